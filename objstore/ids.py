@@ -1,0 +1,22 @@
+"""Identifiers that we make. Names on disk and in metadata are these, never a client's words."""
+
+import os
+from collections.abc import Callable
+
+ID_SIZE = 16  # Bytes: 128 bits cannot be guessed and do not collide.
+
+Randomness = Callable[[int], bytes]  # size in bytes -> that many random bytes; os.urandom in production
+
+
+def random_id(randomness: Randomness = os.urandom) -> bytes:
+    """16 random bytes."""
+    return randomness(ID_SIZE)
+
+
+def ordered_id(now_us: int, randomness: Randomness = os.urandom) -> bytes:
+    """16 bytes that sort by time of making: 7 bytes of microseconds, 9 random ones.
+
+    For upload ids, which S3 lists in order of initiation within one key.
+    """
+    assert 0 <= now_us < 1 << 56
+    return now_us.to_bytes(7, "big") + randomness(ID_SIZE - 7)

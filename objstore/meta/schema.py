@@ -1,0 +1,306 @@
+"""Every key and record of the metadata, on one page. docs/formats.md draws them byte by byte.
+
+A key is one ASCII letter, then fixed-width big-endian ids, then the client's own bytes. A record
+is a MessagePack array whose first element is its format number; fields are only ever added at
+the end, with a default, so that every later release reads every earlier record.
+
+    b <bucket name>                         BucketRecord
+    i <tenant> 00 <bucket name>             empty; the buckets of a tenant, in order of name
+    c <bucket id 8> o|s|u                   counters: objects, bytes, uploads under way
+    o <bucket id 8> <key>                   ObjectRecord: the current version, never a delete marker,
+                                            so a listing costs O(page) whatever lies beside it
+    v <bucket id 8> <key, escaped> 00 01 <~order 8>
+                                            noncurrent versions and delete markers, newest first
+                                            (reserved for the versioning API; none is written yet)
+    x <blob id 16> <page 2>                 ExtentPage: extents that do not fit an object's or part's record
+    m <bucket id 8> <key, escaped> 00 01 <upload id 16>
+                                            UploadRecord
+    p <upload id 16> <part number 2>        PartRecord; stays the home of its bytes after Complete
+    q <upload id 16> <page 2>               PartsPage: the part list of a completed multipart object
+    V <volume 8>                            blobs.volumes.VolumeRecord (opaque here)
+    L <volume 8>                            counter: length in bytes of each fragment file, as committed
+    G <volume 8>                            counter: live bytes (extent lengths that a home points at)
+    R <volume 8> <fragment index 1>         repair intent: this fragment file lacks acknowledged stripes
+    D <disk number 2>                       DiskRecord
+    N <name>                                serial numbers: volumes, buckets
+    C <name>                                claims
+    S <name>                                settings of the cluster
+    t <tenant>                              TenantRecord
+    u <user>                                UserRecord
+    k <access key id>                       AccessKeyRecord
+
+One home: bytes are live if the record whose key their stripe's directory names (o... or p...)
+holds their address, itself or in its x pages, and for no other reason.
+"""
+
+from typing import Final, TypeVar
+
+import msgspec
+
+from objstore.extents import Extent
+
+FORMAT: Final = 1
+INLINE_EXTENTS_MAX: Final = 40  # About 20 bytes each: the record stays under 1 KB.
+PAGE_EXTENTS_MAX: Final = 90  # About 20 bytes each: a page stays under 2 KB.
+PAGE_PARTS_MAX: Final = 40  # PartEntry of up to about 48 bytes: a page stays under 2 KB.
+
+_encoder = msgspec.msgpack.Encoder()
+
+
+class Record(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
+    format: int = FORMAT
+
+
+class BucketRecord(Record, frozen=True, array_like=True, kw_only=True):
+    id: int
+    tenant: str
+    owner: str  # The user who created it.
+    created_us: int
+    region: str = ""
+    settings: dict[str, bytes] | None = None  # Later features, by name; unknown names are kept.
+
+
+class Multipart(msgspec.Struct, frozen=True, array_like=True):
+    """What a completed multipart object has instead of extents."""
+
+    upload: bytes  # 16 bytes: its parts are p <upload> <number>, its part list q <upload> <page>.
+    count: int  # Parts.
+    manifest: Extent | None = None  # The small stripe with the part list, for salvage.
+
+
+class Extra(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The rare fields of an object: a map, so that an absent one costs nothing.
+
+    The one-letter names are the format; never reuse one.
+    """
+
+    content_type: str = msgspec.field(default="", name="t")
+    headers: dict[str, str] = msgspec.field(default_factory=dict, name="h")
+    """System headers as given: cache-control, content-disposition, content-encoding,
+    content-language, expires, x-amz-website-redirect-location, x-amz-storage-class."""
+    metadata: dict[str, str] = msgspec.field(default_factory=dict, name="m")
+    """x-amz-meta-*, names in lower case without the prefix."""
+    multipart: Multipart | None = msgspec.field(default=None, name="p")
+    blob: bytes = msgspec.field(default=b"", name="x")  # 16 bytes: the rest of the extents are in x pages.
+    pages: int = msgspec.field(default=0, name="n")  # Count of x pages.
+    salvaged: bool = msgspec.field(default=False, name="s")  # Rebuilt from fragments: may be doubtful.
+
+
+class ObjectRecord(msgspec.Struct, frozen=True, array_like=True):
+    """One version. Positional and small: a simple object is one key and at most about 100 bytes."""
+
+    format: int
+    order: int  # Microseconds since 1970 by the writer's clock, never below its predecessor's: Last-Modified.
+    version: bytes  # b"" is the null version; otherwise 16 bytes.
+    size: int  # Bytes.
+    etag: bytes  # Raw MD5 (16); of a multipart object MD5 of MD5s, then the part count in 2 bytes (18).
+    checksum: bytes  # Checksum.pack(); b"" if none.
+    extents: list[Extent]  # All, or the first ones if extra.pages.
+    extra: Extra | None = None
+    owner: str = ""  # Only if it is not the bucket's owner.
+
+
+class ExtentPage(Record, frozen=True, array_like=True, kw_only=True):
+    extents: list[Extent]
+
+
+class UploadRecord(Record, frozen=True, array_like=True, kw_only=True):
+    order: int  # Microseconds: Initiated.
+    generation: int  # Part commits add one; Complete and Abort expect it unchanged.
+    extra: Extra | None = None
+    checksum_algorithm: str = ""  # "CRC32", ... as S3 spells it; "" if the client named none.
+    checksum_type: str = ""  # FULL_OBJECT or COMPOSITE.
+    owner: str = ""
+
+
+class PartRecord(Record, frozen=True, array_like=True, kw_only=True):
+    order: int
+    size: int
+    etag: bytes  # Raw MD5 (16).
+    checksum: bytes  # Checksum.pack(), may be b"".
+    extents: list[Extent]
+    blob: bytes = b""
+    pages: int = 0
+    home: bytes = b""  # The m key of the upload, then the o key of the object once completed.
+
+
+class PartEntry(msgspec.Struct, frozen=True, array_like=True):
+    number: int
+    size: int
+    etag: bytes
+    checksum: bytes = b""
+
+
+class PartsPage(Record, frozen=True, array_like=True, kw_only=True):
+    parts: list[PartEntry]
+
+
+class DiskRecord(Record, frozen=True, array_like=True, kw_only=True):
+    uuid: bytes  # 16 bytes, as in the disk's identity file.
+    path: str
+    state: str  # healthy | suspect | failed | retired: see node/disk.py.
+    reason: str = ""  # In plain words, for people.
+    since_us: int = 0
+
+
+class TenantRecord(Record, frozen=True, array_like=True, kw_only=True):
+    name: str
+    created_us: int
+    disabled: bool = False
+
+
+class UserRecord(Record, frozen=True, array_like=True, kw_only=True):
+    tenant: str
+    name: str
+    created_us: int
+    disabled: bool = False
+    root: bool = False
+    email: str = ""
+
+
+class AccessKeyRecord(Record, frozen=True, array_like=True, kw_only=True):
+    user: str
+    secret: bytes  # AES-256-GCM: nonce 12, ciphertext, tag 16; AAD is the access key id.
+    created_us: int
+    disabled: bool = False
+    comment: str = ""
+
+
+class Checksum(msgspec.Struct, frozen=True):
+    """One S3 checksum of an object or part."""
+
+    algorithm: str  # CRC32 | CRC32C | CRC64NVME | SHA1 | SHA256
+    type: str  # FULL_OBJECT | COMPOSITE
+    digest: bytes  # Raw.
+    parts: int = 0  # Of a composite checksum: the N of base64-N.
+
+    def pack(self) -> bytes:
+        """One byte (algorithm, type in the high bit), the digest, then 2 bytes of parts if composite."""
+        code = CHECKSUMS.index(self.algorithm) | (0x80 if self.type == "COMPOSITE" else 0)
+        tail = self.parts.to_bytes(2, "big") if self.type == "COMPOSITE" else b""
+        return bytes([code]) + self.digest + tail
+
+    @classmethod
+    def unpack(cls, packed: bytes) -> "Checksum | None":
+        if not packed:
+            return None
+        algorithm = CHECKSUMS[packed[0] & 0x7F]
+        if packed[0] & 0x80:
+            return cls(algorithm, "COMPOSITE", packed[1:-2], int.from_bytes(packed[-2:], "big"))
+        return cls(algorithm, "FULL_OBJECT", packed[1:])
+
+
+CHECKSUMS: Final = ["CRC32", "CRC32C", "CRC64NVME", "SHA1", "SHA256"]  # The order is the format.
+
+T = TypeVar("T")
+
+
+def encode(record: msgspec.Struct) -> bytes:
+    return _encoder.encode(record)
+
+
+_decoders: dict[type, msgspec.msgpack.Decoder] = {}  # type: ignore[type-arg]
+
+
+def decode(value: bytes, kind: type[T]) -> T:
+    """Raises: msgspec.ValidationError if the value is no such record (the engine has verified its
+    checksum, so this is a bug or a later format)."""
+    decoder = _decoders.get(kind)
+    if decoder is None:
+        decoder = _decoders[kind] = msgspec.msgpack.Decoder(kind)
+    return decoder.decode(value)  # type: ignore[no-any-return]
+
+
+def escape(key: bytes) -> bytes:
+    """Make a key self-delimiting without changing the order: 00 becomes 00 ff; 00 01 ends it."""
+    return key.replace(b"\0", b"\0\xff") + b"\0\x01"
+
+
+def unescape(escaped: bytes) -> tuple[bytes, bytes]:
+    """Split what `escape` made from what follows it."""
+    end = escaped.index(b"\0\x01")
+    return escaped[:end].replace(b"\0\xff", b"\0"), escaped[end + 2 :]
+
+
+def bucket_key(name: str) -> bytes:
+    return b"b" + name.encode()
+
+
+def tenant_bucket_key(tenant: str, name: str) -> bytes:
+    return b"i" + tenant.encode() + b"\0" + name.encode()
+
+
+def bucket_objects_key(bucket: int) -> bytes:
+    return b"c" + bucket.to_bytes(8, "big") + b"o"
+
+
+def bucket_bytes_key(bucket: int) -> bytes:
+    return b"c" + bucket.to_bytes(8, "big") + b"s"
+
+
+def bucket_uploads_key(bucket: int) -> bytes:
+    return b"c" + bucket.to_bytes(8, "big") + b"u"
+
+
+def object_key(bucket: int, key: bytes) -> bytes:
+    return b"o" + bucket.to_bytes(8, "big") + key
+
+
+def extent_page_key(blob: bytes, page: int) -> bytes:
+    return b"x" + blob + page.to_bytes(2, "big")
+
+
+def upload_key(bucket: int, key: bytes, upload: bytes) -> bytes:
+    return b"m" + bucket.to_bytes(8, "big") + escape(key) + upload
+
+
+def part_key(upload: bytes, number: int) -> bytes:
+    return b"p" + upload + number.to_bytes(2, "big")
+
+
+def parts_page_key(upload: bytes, page: int) -> bytes:
+    return b"q" + upload + page.to_bytes(2, "big")
+
+
+def volume_key(volume: int) -> bytes:
+    return b"V" + volume.to_bytes(8, "big")
+
+
+def volume_length_key(volume: int) -> bytes:
+    return b"L" + volume.to_bytes(8, "big")
+
+
+def volume_live_key(volume: int) -> bytes:
+    return b"G" + volume.to_bytes(8, "big")
+
+
+def repair_key(volume: int, index: int) -> bytes:
+    return b"R" + volume.to_bytes(8, "big") + bytes([index])
+
+
+def disk_key(number: int) -> bytes:
+    return b"D" + number.to_bytes(2, "big")
+
+
+def serial_key(name: str) -> bytes:
+    return b"N" + name.encode()
+
+
+def claim_key(name: str) -> bytes:
+    return b"C" + name.encode()
+
+
+def setting_key(name: str) -> bytes:
+    return b"S" + name.encode()
+
+
+def tenant_key(tenant: str) -> bytes:
+    return b"t" + tenant.encode()
+
+
+def user_key(user: str) -> bytes:
+    return b"u" + user.encode()
+
+
+def access_key_key(access_key_id: str) -> bytes:
+    return b"k" + access_key_id.encode()

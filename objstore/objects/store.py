@@ -1,0 +1,23 @@
+"""What every verb needs, in one value: the parts meet in `processes`, nowhere else."""
+
+import os
+from dataclasses import dataclass, field
+
+from objstore.blobs.reader import BlobReader
+from objstore.blobs.writer import BlobWriter
+from objstore.clock import Clock, SystemClock
+from objstore.ids import Randomness
+from objstore.meta.kv import Kv
+from objstore.objects.ledger import MetaLedger
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Store:
+    kv: Kv
+    writer: BlobWriter
+    reader: BlobReader
+    ledger: MetaLedger
+    clock: Clock = field(default_factory=SystemClock)
+    randomness: Randomness = os.urandom
+    region: str = "us-east-1"
+    small_size_max: int = 128 * 1024  # Bytes: up to this a body is packed with others into one stripe.
