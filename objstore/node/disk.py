@@ -29,7 +29,7 @@ class DiskState(StrEnum):
 
 class FragmentFile(NamedTuple):
     volume: int
-    index: int
+    index: int  # type: ignore[assignment]  # Shadows tuple.index, which nobody needs here.
     size: int  # Bytes written (not allocated).
     retired_us: int  # 0, or when it was moved to the trash: a state, it stays readable.
 
