@@ -13,9 +13,7 @@ class BlobReader:
         """
         raise NotImplementedError
 
-    def stream(
-        self, extents: Sequence[Extent], begin: int, length: int
-    ) -> AsyncIterator[list[memoryview]]:
+    def stream(self, extents: Sequence[Extent], begin: int, length: int) -> AsyncIterator[list[memoryview]]:
         """Bytes [begin, begin + length) of the concatenated extents, as lists of verified buffers.
 
         Reads ahead at most one stripe. Memory comes from the reader's budget and is given back when the next
