@@ -53,7 +53,7 @@ class Intent(NamedTuple):
     """A stripe was acknowledged without this fragment: to be recorded in the same commit."""
 
     volume: int
-    index: int
+    index: int  # type: ignore[assignment]  # Shadows tuple.index, which nobody calls.
 
 
 class Stored(NamedTuple):

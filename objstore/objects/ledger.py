@@ -224,7 +224,7 @@ class MetaLedger:
         return records
 
     async def lengths(self, volumes: Sequence[int]) -> list[tuple[int, int]]:
-        """(length, live bytes) of each volume: length in bytes of each fragment file, live in payload bytes."""
+        """(length, live) of each volume: bytes of each fragment file, and live bytes of payload."""
         keys = [key for volume in volumes for key in (volume_length_key(volume), volume_live_key(volume))]
         values = await self._kv.get_many(keys)
         return [(counter(values[at]), counter(values[at + 1])) for at in range(0, len(values), 2)]
