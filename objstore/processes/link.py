@@ -1,0 +1,92 @@
+"""The line between the supervisor and one child: a pair of sockets that keeps message boundaries.
+
+Both ends die with their process, so the line needs no name, no token and no clean-up. Messages are
+MessagePack, small, and never waited for by the child.
+
+Concurrency: the child's end is read by its event loop, so an answered probe proves that the loop turns.
+"""
+
+import asyncio
+import contextlib
+import socket
+
+import msgspec
+
+MESSAGE_SIZE_MAX = 64 * 1024  # Bytes; ours have a few hundred.
+
+
+class Message(msgspec.Struct, omit_defaults=True):
+    """`kind` is one of:
+
+    ready     child -> supervisor: it serves from now on
+    progress  child -> supervisor: `text` for the operator (recovery, verification)
+    notice    child -> supervisor: `text` for the operator, shown as it is (the root key's snippets)
+    probe     supervisor -> child, answered with the same `number` as `alive`
+    """
+
+    kind: str
+    text: str = ""
+    number: int = 0
+
+
+_decoder = msgspec.msgpack.Decoder(Message)
+
+
+def pair() -> tuple[socket.socket, socket.socket]:
+    """The supervisor's end (never blocks) and the child's."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    ours.setblocking(False)
+    theirs.setblocking(False)
+    return ours, theirs
+
+
+def send(end: socket.socket, message: Message) -> bool:
+    """Whether it went out. A full or closed line is no error: the other end is late or gone."""
+    try:
+        end.send(msgspec.msgpack.encode(message))
+    except OSError:
+        return False
+    return True
+
+
+def receive(end: socket.socket) -> list[Message]:
+    """What has arrived, in order; nothing once the other end is gone (`poll` then reports its death)."""
+    messages = []
+    with contextlib.suppress(OSError):
+        while content := end.recv(MESSAGE_SIZE_MAX):
+            messages.append(_decoder.decode(content))
+    return messages
+
+
+class Link:
+    """The child's end."""
+
+    def __init__(self, end: socket.socket) -> None:
+        self._end = end
+
+    def attach(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Answer probes from now on."""
+        loop.add_reader(self._end.fileno(), self._arrived, loop)
+
+    def _arrived(self, loop: asyncio.AbstractEventLoop) -> None:
+        try:
+            content = self._end.recv(MESSAGE_SIZE_MAX)
+        except BlockingIOError:
+            return
+        except OSError:
+            content = b""
+        if not content:  # The supervisor is gone; PR_SET_PDEATHSIG ends us too.
+            loop.remove_reader(self._end.fileno())
+            return
+        message = _decoder.decode(content)
+        if message.kind == "probe":
+            send(self._end, Message("alive", number=message.number))
+
+    def ready(self) -> None:
+        send(self._end, Message("ready"))
+
+    def progress(self, text: str) -> None:
+        send(self._end, Message("progress", text))
+
+    def notice(self, text: str) -> None:
+        send(self._end, Message("notice", text))
