@@ -1,0 +1,143 @@
+"""The admin API from the command line: plain HTTP with the token that the first start left under the data
+directory. Standard library only, so that a command starts quickly."""
+
+import http.client
+import json
+import os
+import ssl
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from objstore.config import ConfigError, host_and_port, load
+
+TIMEOUT_SECONDS = 30.0
+TOKEN_NAME = "admin.token"  # noqa: S105  (A file's name.)
+
+
+class Unreachable(Exception):
+    """The store does not answer."""
+
+
+class Refused(Exception):
+    """The store answered with an error."""
+
+    def __init__(self, status: int, text: str) -> None:
+        super().__init__(text)
+        self.status = status
+
+
+DataOption = Annotated[
+    Path | None,
+    typer.Option("--data", help="Data directory of the store.", show_default=False),
+]
+ConfigOption = Annotated[
+    Path | None, typer.Option("--config", help="Configuration file.", show_default=False)
+]
+AdminOption = Annotated[
+    str | None,
+    typer.Option(
+        "--admin",
+        envvar="OBJSTORE_ADMIN",
+        help="Admin address host:port, for a store elsewhere (token in OBJSTORE_TOKEN).",
+    ),
+]
+
+
+def config_file(given: Path | None) -> Path | None:
+    if given is not None:
+        return given
+    if named := os.environ.get("OBJSTORE_CONFIG"):
+        return Path(named)
+    usual = Path("/etc/objstore/objstore.toml")
+    return usual if usual.exists() else None
+
+
+class AdminClient:
+    """One store. Finds address, token and TLS from the running store's state, else from the configuration."""
+
+    def __init__(self, data: Path | None, config: Path | None, admin: str | None) -> None:
+        flags: dict[str, tuple[str, object]] = (
+            {"server.data": ("--data", str(data))} if data is not None else {}
+        )
+        settings = load(config_file(config), os.environ, flags).config
+        self._directory = Path(settings.server.data)
+        self._listen = settings.server.admin_listen
+        self._tls = settings.tls.admin and bool(settings.tls.admin_certificate or settings.tls.certificate)
+        self._elsewhere = admin is not None
+        if admin is not None:
+            self._listen = admin.removeprefix("https://").removeprefix("http://").rstrip("/")
+            self._tls = admin.startswith("https://")
+            return
+        try:
+            state = json.loads((self._directory / "run" / "state.json").read_text())
+            self._listen, self._tls = state["admin_listen"], state["admin_tls"]
+        except (OSError, ValueError, KeyError):
+            pass  # It is not running, or ran with other settings: the request will say so.
+
+    def token(self) -> str:
+        if token := os.environ.get("OBJSTORE_TOKEN"):
+            return token
+        place = self._directory / TOKEN_NAME
+        try:
+            return place.read_text().strip()
+        except FileNotFoundError:
+            raise ConfigError(
+                f"no admin token at {place}: name the store with --data DIR, or set OBJSTORE_TOKEN"
+            ) from None
+        except PermissionError:
+            raise ConfigError(f"{place} is not yours to read: run this as the store's user") from None
+
+    def get(self, path: str, *, token: bool = True) -> Any:
+        return self.call("GET", path, token=token)[1]
+
+    def post(self, path: str, content: object = None) -> Any:
+        return self.call("POST", path, content)[1]
+
+    def call(
+        self,
+        method: str,
+        path: str,
+        content: object = None,
+        *,
+        token: bool = True,
+        accept_errors: bool = False,
+    ) -> tuple[int, Any]:
+        """Raises: Unreachable, Refused."""
+        host, port = host_and_port(self._listen, "admin address")
+        if host in ("0.0.0.0", "::"):  # noqa: S104  (It listens everywhere; we are one of these places.)
+            host = "127.0.0.1" if host == "0.0.0.0" else "::1"  # noqa: S104
+        connection: http.client.HTTPConnection
+        if self._tls:
+            context = ssl.create_default_context()
+            if not self._elsewhere and host in ("127.0.0.1", "::1", "localhost"):
+                # The token is read from our own disk, the peer is this machine: names do not matter.
+                context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+            connection = http.client.HTTPSConnection(host, port, timeout=TIMEOUT_SECONDS, context=context)
+        else:
+            connection = http.client.HTTPConnection(host, port, timeout=TIMEOUT_SECONDS)
+        headers = {"Authorization": f"Bearer {self.token()}"} if token else {}
+        body = None
+        if content is not None:
+            body = json.dumps(content).encode()
+            headers["Content-Type"] = "application/json"
+        try:
+            connection.request(method, path, body, headers)
+            response = connection.getresponse()
+            answer = response.read()
+        except (OSError, http.client.HTTPException) as failure:
+            raise Unreachable(
+                f"the store does not answer at {self._listen} ({failure}).\n"
+                f"Is it running? objstore serve --data {self._directory}"
+            ) from None
+        finally:
+            connection.close()
+        try:
+            document = json.loads(answer) if answer else None
+        except ValueError:
+            document = answer.decode(errors="replace")
+        if response.status >= 400 and not accept_errors:
+            text = document.get("detail", str(document)) if isinstance(document, dict) else str(document)
+            raise Refused(response.status, text)
+        return response.status, document

@@ -1,0 +1,359 @@
+"""`objstore`: the commands. Each is a few lines: read the options, ask the store, show the answer."""
+
+import os
+import sys
+from typing import Annotated, Any
+
+import typer
+
+from objstore import __version__
+from objstore.cli import output
+from objstore.cli.client import (
+    AdminClient,
+    AdminOption,
+    ConfigOption,
+    DataOption,
+    Refused,
+    Unreachable,
+    config_file,
+)
+from objstore.cli.output import OutputOption, show
+from objstore.config import ConfigError
+
+app = typer.Typer(
+    name="objstore",
+    help="An S3-compatible, erasure-coded object store.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    add_completion=True,
+)
+config_app = typer.Typer(help="Check and show the configuration.", no_args_is_help=True)
+user_app = typer.Typer(help="Users of tenants.", no_args_is_help=True)
+key_app = typer.Typer(help="Access keys of users.", no_args_is_help=True)
+disk_app = typer.Typer(help="The store's disks.", no_args_is_help=True)
+app.add_typer(config_app, name="config")
+app.add_typer(user_app, name="user")
+app.add_typer(key_app, name="key")
+app.add_typer(disk_app, name="disk")
+
+
+def run() -> None:
+    """The entry point: turns what we expect to go wrong into one line and an exit code."""
+    try:
+        app()
+    except ConfigError as failure:
+        fail(str(failure), output.USAGE)
+    except Unreachable as failure:
+        fail(str(failure), output.FAILURE)
+    except Refused as failure:
+        fail(str(failure), output.REFUSED if failure.status in (403, 409) else output.FAILURE)
+    except BrokenPipeError:
+        os._exit(output.FAILURE)  # The reader of our pipe has gone; nothing is left to tell it.
+
+
+def fail(text: str, code: int) -> None:
+    print(f"objstore: {text}", file=sys.stderr)
+    raise SystemExit(code)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"objstore {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def serve(
+    data: DataOption = None,
+    listen: Annotated[
+        str | None, typer.Option(help="host:port of the S3 API.  [127.0.0.1:9000]", show_default=False)
+    ] = None,
+    admin_listen: Annotated[
+        str | None, typer.Option(help="host:port of the admin API.  [127.0.0.1:9001]", show_default=False)
+    ] = None,
+    disk: Annotated[
+        list[str] | None,
+        typer.Option(help="A disk's directory, empty at the first start; once per disk.", show_default=False),
+    ] = None,
+    codec: Annotated[
+        str | None, typer.Option(help="data+parity fragments.  [4+2]", show_default=False)
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(help="Gateway processes.  [one per core]", show_default=False)
+    ] = None,
+    config: ConfigOption = None,
+) -> None:
+    """Run the store. The first start makes it, and prints the root key once."""
+    given: dict[str, tuple[str, object]] = {}
+    for name, flag, value in (
+        ("server.data", "--data", str(data) if data is not None else None),
+        ("server.listen", "--listen", listen),
+        ("server.admin_listen", "--admin-listen", admin_listen),
+        ("disks.paths", "--disk", disk),
+        ("blobs.codec", "--codec", codec),
+        ("server.workers", "--workers", workers),
+    ):
+        if value is not None and value != []:
+            given[name] = (flag, value)
+    from objstore.config import load
+
+    loaded = load(config_file(config), os.environ, given)
+    from objstore.processes.serve import CannotStart
+    from objstore.processes.serve import serve as serve_
+
+    try:
+        code = serve_(loaded.config)
+    except CannotStart as failure:
+        fail(str(failure), output.FAILURE)
+    raise SystemExit(code)
+
+
+# --- configuration --------------------------------------------------------------------------------
+
+
+@config_app.command("check")
+def config_check(config: ConfigOption = None) -> None:
+    """Read the file and the environment, and say what is wrong."""
+    from objstore.config import load
+
+    file = config_file(config)
+    load(file, os.environ)
+    print(f"{file or 'defaults and environment'}: ok")
+
+
+@config_app.command("show")
+def config_show(
+    config: ConfigOption = None,
+    origin: Annotated[bool, typer.Option("--origin", help="Also show where each value comes from.")] = False,
+    format_: OutputOption = None,
+) -> None:
+    """Every option with the value in force."""
+    from objstore.config import load
+
+    loaded = load(config_file(config), os.environ)
+    rows: list[dict[str, Any]] = [
+        {"option": name, "value": loaded.shown(name), "origin": where}
+        for name, where in loaded.origins.items()
+    ]
+    show(rows, ["option", "value", *(["origin"] if origin else [])], format_)
+
+
+@config_app.command("defaults")
+def config_defaults() -> None:
+    """The commented file with every option and its default."""
+    from objstore.config import defaults_text
+
+    print(defaults_text(), end="")
+
+
+# --- users and keys -------------------------------------------------------------------------------
+
+
+@user_app.command("create")
+def user_create(
+    name: Annotated[str, typer.Argument(help="The user's name.")],
+    tenant: Annotated[
+        str | None, typer.Option(help="The tenant; made if it is new.  [the user's name]", show_default=False)
+    ] = None,
+    email: Annotated[str, typer.Option(show_default=False)] = "",
+    data: DataOption = None,
+    config: ConfigOption = None,
+    admin: AdminOption = None,
+    format_: OutputOption = None,
+) -> None:
+    """Create a user. A bucket belongs to its creator's tenant and is closed to all others."""
+    user = AdminClient(data, config, admin).post(
+        "/api/v1/users", {"name": name, "tenant": tenant or name, "email": email}
+    )
+    show([user], ["name", "tenant"], format_)
+
+
+@user_app.command("list")
+def user_list(
+    data: DataOption = None,
+    config: ConfigOption = None,
+    admin: AdminOption = None,
+    format_: OutputOption = None,
+) -> None:
+    """Every user."""
+    users = AdminClient(data, config, admin).get("/api/v1/users")["users"]
+    show(users, ["name", "tenant", "root", "disabled", "created", "email"], format_)
+
+
+@user_app.command("disable")
+def user_disable(
+    name: Annotated[str, typer.Argument(help="The user's name.")],
+    enable: Annotated[bool, typer.Option("--undo", help="Enable again.")] = False,
+    data: DataOption = None,
+    config: ConfigOption = None,
+    admin: AdminOption = None,
+) -> None:
+    """Refuse every request signed with the user's keys."""
+    verb = "enable" if enable else "disable"
+    AdminClient(data, config, admin).post(f"/api/v1/users/{_quoted(name)}/{verb}")
+    print(f"{name}: {verb}d")
+
+
+@key_app.command("create")
+def key_create(
+    user: Annotated[str, typer.Argument(help="The user's name.")],
+    comment: Annotated[str, typer.Option(show_default=False)] = "",
+    print_: Annotated[
+        str | None,
+        typer.Option("--print", help="Also print settings for: aws,rclone,boto3.", show_default=False),
+    ] = None,
+    data: DataOption = None,
+    config: ConfigOption = None,
+    admin: AdminOption = None,
+    format_: OutputOption = None,
+) -> None:
+    """Create an access key. Its secret is shown now and never again."""
+    from objstore.admin.snippets import SNIPPETS
+
+    wanted = [tool for tool in (print_ or "").split(",") if tool]
+    if unknown := [tool for tool in wanted if tool not in SNIPPETS]:
+        raise ConfigError(f"--print {unknown[0]}: one of {', '.join(SNIPPETS)}")
+    key = AdminClient(data, config, admin).post("/api/v1/keys", {"user": user, "comment": comment})
+    show([key], ["access_key", "secret_key", "user"], format_)
+    for tool in wanted:
+        print()
+        print(SNIPPETS[tool](key["endpoint"], key["region"], key["access_key"], key["secret_key"]))
+
+
+@key_app.command("list")
+def key_list(
+    user: Annotated[str | None, typer.Option(help="Only this user's.", show_default=False)] = None,
+    data: DataOption = None,
+    config: ConfigOption = None,
+    admin: AdminOption = None,
+    format_: OutputOption = None,
+) -> None:
+    """Every access key; secrets are never shown."""
+    keys = AdminClient(data, config, admin).get("/api/v1/keys")["keys"]
+    show(
+        [key for key in keys if user is None or key["user"] == user],
+        ["access_key", "user", "disabled", "created", "comment"],
+        format_,
+    )
+
+
+@key_app.command("disable")
+def key_disable(
+    access_key: Annotated[str, typer.Argument(help="The access key id.")],
+    enable: Annotated[bool, typer.Option("--undo", help="Enable again.")] = False,
+    data: DataOption = None,
+    config: ConfigOption = None,
+    admin: AdminOption = None,
+) -> None:
+    """Refuse every request signed with the key."""
+    verb = "enable" if enable else "disable"
+    AdminClient(data, config, admin).post(f"/api/v1/keys/{_quoted(access_key)}/{verb}")
+    print(f"{access_key}: {verb}d")
+
+
+def _quoted(text: str) -> str:
+    from urllib.parse import quote
+
+    return quote(text, safe="")
+
+
+# --- health ---------------------------------------------------------------------------------------
+
+
+@app.command()
+def status(
+    data: DataOption = None,
+    config: ConfigOption = None,
+    admin: AdminOption = None,
+    format_: OutputOption = None,
+) -> None:
+    """The store on one screen. Exit code 3: it serves, but something is not as it should be."""
+    found = AdminClient(data, config, admin).get("/api/v1/status")
+    if format_ in (output.Format.JSON, output.Format.YAML):
+        show([found], [], format_)
+    else:
+        facts = [{"what": what, "value": value} for what, value in found["facts"].items()]
+        show(facts, ["what", "value"], format_)
+        show(found["processes"], ["process", "pid", "ready", "restarts"], format_)
+        show(found["disks"], DISK_COLUMNS, format_)
+    raise SystemExit(output.DEGRADED if found["degraded"] else output.OK)
+
+
+DISK_COLUMNS = ["disk", "path", "state", "free", "total", "reason"]
+
+
+@app.command()
+def doctor(
+    data: DataOption = None,
+    config: ConfigOption = None,
+    admin: AdminOption = None,
+    format_: OutputOption = None,
+) -> None:
+    """Look for what will hurt later, and say what to do. Exit code 3: something was found."""
+    findings = AdminClient(data, config, admin).get("/api/v1/doctor")["findings"]
+    show(findings, ["check", "level", "finding", "remedy"], format_)
+    raise SystemExit(output.DEGRADED if any(finding["level"] != "ok" for finding in findings) else output.OK)
+
+
+@app.command()
+def health(
+    ready: Annotated[bool, typer.Option("--ready", help="Ready to serve, not merely alive.")] = False,
+    cluster: Annotated[bool, typer.Option("--cluster", help="Enough disks to write.")] = False,
+    data: DataOption = None,
+    config: ConfigOption = None,
+    admin: AdminOption = None,
+) -> None:
+    """Exit code 0 if the store is alive (with --ready: serves). For containers and load balancers."""
+    path = "/health/cluster" if cluster else "/health/ready" if ready else "/health/live"
+    code, answer = AdminClient(data, config, admin).call("GET", path, token=False, accept_errors=True)
+    text = answer.get("status", answer) if isinstance(answer, dict) else answer
+    print(text)
+    raise SystemExit(output.OK if code == 200 else output.FAILURE)
+
+
+@app.command()
+def token(data: DataOption = None, config: ConfigOption = None) -> None:
+    """Show the admin token (for Prometheus and for the command line elsewhere)."""
+    print(AdminClient(data, config, None).token())
+
+
+# --- disks ----------------------------------------------------------------------------------------
+
+
+@disk_app.command("list")
+def disk_list(
+    data: DataOption = None,
+    config: ConfigOption = None,
+    admin: AdminOption = None,
+    format_: OutputOption = None,
+) -> None:
+    """Every disk: state, space and why."""
+    show(AdminClient(data, config, admin).get("/api/v1/disks")["disks"], DISK_COLUMNS, format_)
+
+
+@disk_app.command("verify")
+def disk_verify(
+    number: Annotated[int, typer.Argument(help="The disk's number.")],
+    data: DataOption = None,
+    config: ConfigOption = None,
+    admin: AdminOption = None,
+    format_: OutputOption = None,
+) -> None:
+    """Write, sync and read back a probe; a suspect disk that passes takes writes again."""
+    disk = AdminClient(data, config, admin).post(f"/api/v1/disks/{number}/verify")
+    show([disk], DISK_COLUMNS, format_)
+    raise SystemExit(output.OK if disk["state"] == "healthy" else output.DEGRADED)
+
+
+if __name__ == "__main__":
+    run()

@@ -1,0 +1,118 @@
+"""How answers look: a table for people, tab-separated lines for pipes, JSON, YAML or CSV when asked for."""
+
+import csv
+import json
+import sys
+from collections.abc import Sequence
+from enum import StrEnum
+from typing import Annotated, Any
+
+import typer
+
+OK, FAILURE, USAGE, DEGRADED, REFUSED = 0, 1, 2, 3, 4  # Exit codes.
+
+
+class Format(StrEnum):
+    TABLE = "table"
+    TSV = "tsv"
+    JSON = "json"
+    YAML = "yaml"
+    CSV = "csv"
+
+
+OutputOption = Annotated[
+    Format | None,
+    typer.Option("-o", "--output", help="Default: a table on a terminal, TSV in a pipe.", show_default=False),
+]
+
+
+def show(rows: Sequence[dict[str, Any]], columns: Sequence[str], output: Format | None) -> None:
+    """Print the rows; `columns` orders (and for tables chooses) the fields. JSON and YAML show all."""
+    if output is None:
+        output = Format.TABLE if sys.stdout.isatty() else Format.TSV
+    if output is Format.JSON:
+        print(json.dumps(list(rows), indent=2, default=str))
+    elif output is Format.YAML:
+        print("\n".join(_yaml(list(rows), 0)))
+    elif output is Format.TABLE:
+        _table(rows, columns)
+    else:
+        if output is Format.CSV:
+            writer = csv.writer(sys.stdout, lineterminator="\n")
+            writer.writerow(columns)
+            writer.writerows([_cell(row.get(column)) for column in columns] for row in rows)
+        else:
+            print("\t".join(columns))
+            for row in rows:
+                cells = (_cell(row.get(column)) for column in columns)
+                print("\t".join(cell.replace("\t", " ").replace("\n", " ") for cell in cells))
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, (list, tuple)):
+        return " ".join(map(str, value))
+    return str(value)
+
+
+def _table(rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    if not rows:
+        print("none")
+        return
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in columns:
+        numeric = all(
+            isinstance(row.get(column), (int, float)) and not isinstance(row.get(column), bool)
+            for row in rows
+        )
+        table.add_column(column.replace("_", " "), justify="right" if numeric else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(_cell(row.get(column)), style=_style(row.get(column))) for column in columns))
+    Console().print(table)
+
+
+def _style(value: Any) -> str:
+    if value in ("problem", "failed", "missing", "foreign"):
+        return "bold red"
+    if value in ("warning", "suspect", "full", "read-only"):
+        return "yellow"
+    return "green" if value in ("ok", "healthy") else ""
+
+
+def _yaml(value: Any, depth: int) -> list[str]:
+    """JSON scalars in YAML's block form: every JSON string is a YAML string."""
+    pad = "  " * depth
+    if isinstance(value, dict) and value:
+        lines = []
+        for key, inner in value.items():
+            if isinstance(inner, (dict, list)) and inner:
+                lines += [f"{pad}{key}:", *_yaml(inner, depth + 1)]
+            else:
+                lines.append(f"{pad}{key}: {json.dumps(inner, default=str)}")
+        return lines
+    if isinstance(value, list) and value:
+        lines = []
+        for inner in value:
+            first, *rest = (
+                _yaml(inner, depth + 1) if isinstance(inner, (dict, list)) and inner else [json.dumps(inner)]
+            )
+            lines += [f"{pad}- {first.strip()}", *rest]
+        return lines
+    return [pad + json.dumps(value, default=str)]
+
+
+def size_text(size: float) -> str:
+    """Bytes for people: 1.5 GiB."""
+    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
+        if abs(size) < 1024:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:.1f} PiB"
