@@ -1,22 +1,479 @@
-"""Reading blobs: verified, reconstructed when needed. (Signatures agreed; see docs/decisions/0001.)"""
+"""Reading blobs: verified, reconstructed when needed, never wrong bytes.
 
-from collections.abc import AsyncIterator, Sequence
+A small read is one range read of one fragment (two where a boundary cuts the body), verified block by
+block, and sliced. When a fragment is missing, late, short or rotten, the same range of k others is read and
+decoded; a reader that misses a fragment file rereads the volume's record before it counts a failure, since
+repair may have moved the file. What cannot be verified or reconstructed is Corrupt (or Unavailable
+when disks are merely away); a stream that fails in the middle raises, and its consumer must cut.
 
+Memory: streams take their buffers' sizes from one budget, piece by piece; a piece grows while its consumer is
+quick and memory is plentiful, so that a thousand slow readers hold a thousand small pieces. The buffers
+themselves are never reused: whoever sends them may hold them after asking for more.
+
+Concurrency: one event loop; no state between reads but the budget, the counters and the queue of hints.
+"""
+
+import asyncio
+import logging
+import types
+from collections import deque
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Final, NamedTuple, TypeVar
+
+import msgspec
+from xxhash import xxh3_64_intdigest
+
+from objstore.blobs.stripes import slices
+from objstore.blobs.volumes import Ledger, VolumeRecord
+from objstore.clock import Clock, SystemClock
+from objstore.codec.reed_solomon import Codec
+from objstore.errors import Corrupt, DiskMissing, Overloaded, Unavailable
 from objstore.extents import Extent
+from objstore.node.disk import Disk
+from objstore.node.fragments import RangeRead, Seal, block_size
+
+log = logging.getLogger(__name__)
+
+CodecFor = Callable[[int, int], Codec]
+T = TypeVar("T")
+
+KIB: Final = 1024
+MIB: Final = 1024 * KIB
+
+
+class ReaderLimits(NamedTuple):
+    """Every bound of a reader."""
+
+    memory: int = 64 * MIB  # Bytes of pieces that all streams hold together.
+    piece_min: int = 128 * KIB  # Bytes; a stream always gets this much, in the end.
+    piece_first: int = 512 * KIB  # Bytes of a stream's first piece.
+    piece_max: int = 4 * MIB  # Bytes; the largest piece, if memory allows.
+    reserve_part: int = 4  # One part in so many of the memory is for smallest pieces only.
+    quick_s: float = 0.5  # A consumer that asks again within this gets larger pieces.
+    deadline_s: float = 2.0  # Of one disk read; past it the fragment counts as missing.
+    memory_wait_s: float = 30.0
+    inline_max: int = 256 * KIB  # Bytes verified on the event loop: about 30 us.
+    hints: int = 4_096  # Damaged fragments remembered for repair.
+
+
+DEFAULT_LIMITS: Final = ReaderLimits()
+UNREADABLE: Final = (Corrupt, Unavailable, OSError)  # What a fragment's read may raise; the rest is a bug.
+
+
+class Hint(NamedTuple):
+    """A fragment that a read could not use, for repair to look at."""
+
+    volume: int
+    fragment: int  # Index.
+    offset: int  # Of the stripe.
+    reason: str
+
+
+class ReaderCounters(msgspec.Struct):
+    """For the metrics."""
+
+    reads: int = 0  # Small reads.
+    streams: int = 0
+    bytes: int = 0
+    degraded_reads: int = 0  # Ranges that had to be reconstructed.
+    corrupt_fragments: int = 0  # Verified and found wrong.
+    missing_fragments: int = 0  # Not there, not readable or late.
+    failed_reads: int = 0  # Neither verified nor reconstructed.
+    memory_used: int = 0  # Bytes.
 
 
 class BlobReader:
+    """All reads of one process.
+
+    Args:
+        disks: by number; a number that is not in it is a missing disk.
+        cluster, secret: what the checksums are bound to, from the identity file.
+        codec: (k, m) -> codec.
+    """
+
+    def __init__(
+        self,
+        *,
+        disks: Mapping[int, Disk],
+        ledger: Ledger,
+        cluster: bytes,
+        secret: int,
+        codec: CodecFor,
+        clock: Clock | None = None,
+        limits: ReaderLimits = DEFAULT_LIMITS,
+    ) -> None:
+        self.counters = ReaderCounters()
+        self._disks = disks
+        self._ledger = ledger
+        self._seal = Seal(cluster, secret)
+        self._codec = codec
+        self._clock: Clock = clock if clock is not None else SystemClock()
+        self._limits = limits
+        self._hints: deque[Hint] = deque(maxlen=limits.hints)
+        self._waiters: deque[tuple[int, asyncio.Future[None]]] = deque()
+        self._open_streams = 0
+        self._threads = ThreadPoolExecutor(2, thread_name_prefix="verify")
+
+    def close(self) -> None:
+        self._threads.shutdown(wait=False)
+
+    def take_hints(self) -> list[Hint]:
+        """The damaged fragments seen since the last call (the newest, if there were too many)."""
+        hints = list(self._hints)
+        self._hints.clear()
+        return hints
+
+    # Small reads.
+
     async def read(self, extent: Extent) -> bytes | memoryview:
         """All bytes of one small extent (at most 128 KiB, say), verified end to end.
 
         Raises: Corrupt (cannot be verified or reconstructed), Unavailable (too few disks answer).
         """
-        raise NotImplementedError
+        self.counters.reads += 1
+        record = await self._ledger.get(extent.volume)
+        size = extent.fragment_size
+        index, begin = divmod(extent.begin, size)
+        length = extent.length
+        body: bytes | memoryview
+        if begin + length <= size:
+            # The fast path: one read of one disk, without a task or a timer when the page cache has it.
+            disk = self._disks.get(record.disks[index]) if index < record.k else None
+            try:
+                if disk is None:
+                    raise DiskMissing(f"no disk for fragment {index}")
+                plan = RangeRead(self._seal, extent.volume, index, extent.offset, size, begin, length)
+                reading = disk.read(extent.volume, index, plan.position, plan.buffers)
+                body = plan.verified(await self._in_time(reading))
+            except UNREADABLE as failure:
+                body = await self._recover(record, extent, index, begin, length, failure)
+        else:
+            body = b"".join(await self._range(record, extent, 0, length))
+        self.counters.bytes += length
+        if extent.digest and xxh3_64_intdigest(body) != extent.digest:
+            self.counters.failed_reads += 1
+            raise Corrupt(f"the bytes at {extent.volume}:{extent.offset}+{extent.begin} are not the object's")
+        return body
 
-    def stream(self, extents: Sequence[Extent], begin: int, length: int) -> AsyncIterator[list[memoryview]]:
+    # Streams.
+
+    async def stream(
+        self, extents: Sequence[Extent], begin: int, length: int
+    ) -> AsyncGenerator[list[memoryview], None]:
         """Bytes [begin, begin + length) of the concatenated extents, as lists of verified buffers.
 
-        Reads ahead at most one stripe. Memory comes from the reader's budget and is given back when the next
-        list is asked for or the iterator is closed.
+        Reads ahead at most one piece (a stripe at most). Memory comes from the reader's budget and is
+        given back when the next list is asked for or the iterator is closed (aclose it).
+
+        Raises: Corrupt, Unavailable; Overloaded if there is no memory within the limit.
         """
-        raise NotImplementedError
+        self.counters.streams += 1
+        self._open_streams += 1
+        todo = _Pieces(extents, begin, length)
+        limits = self._limits
+        wanted = limits.piece_first
+        held = 0
+        ahead: asyncio.Task[list[memoryview]] | None = None
+        ahead_cost = 0
+        try:
+            while True:
+                if ahead is None:
+                    if todo.done:
+                        return
+                    cost = await self._take_memory(min(wanted, todo.left))
+                    held = cost
+                    piece = todo.next(cost)
+                    current = await self._read_piece(piece)
+                else:
+                    held, ahead_cost = ahead_cost, 0
+                    task, ahead = ahead, None
+                    try:
+                        current = await task
+                    except asyncio.CancelledError:
+                        task.cancel()
+                        raise
+                if not todo.done:
+                    # Only with memory to spare: reading ahead never waits for it.
+                    ahead_cost = self._try_memory(min(wanted, todo.left))
+                    if ahead_cost:
+                        ahead = asyncio.get_running_loop().create_task(
+                            self._read_piece(todo.next(ahead_cost))
+                        )
+                given = self._clock.monotonic()
+                yield current
+                del current
+                if self._clock.monotonic() - given <= limits.quick_s:
+                    wanted = min(2 * wanted, limits.piece_max)
+                else:
+                    wanted = max(wanted // 2, limits.piece_min)
+                self._return_memory(held)
+                held = 0
+        finally:
+            self._open_streams -= 1
+            if ahead is not None:
+                ahead.cancel()
+                await asyncio.wait([ahead])
+                if not ahead.cancelled():
+                    ahead.exception()  # Seen: nobody wants these bytes any more.
+            self._return_memory(held + ahead_cost)
+
+    # Ranges.
+
+    async def _read_piece(self, piece: Sequence[tuple[Extent, int, int]]) -> list[memoryview]:
+        views: list[memoryview] = []
+        for extent, begin, length in piece:
+            record = await self._ledger.get(extent.volume)
+            views += await self._range(record, extent, begin, length)
+            if extent.digest and length == extent.length:
+                # A whole small extent: check it end to end, as a small read does.
+                count = len(slices(extent, 0, length))
+                if xxh3_64_intdigest(b"".join(views[-count:])) != extent.digest:
+                    self.counters.failed_reads += 1
+                    raise Corrupt(f"the bytes at {extent.volume}:{extent.offset} are not the object's")
+            self.counters.bytes += length
+        return views
+
+    async def _range(self, record: VolumeRecord, extent: Extent, begin: int, length: int) -> list[memoryview]:
+        """Bytes [begin, begin + length) of one extent, each data fragment's part read side by side."""
+        parts = slices(extent, begin, length)
+        if len(parts) == 1:
+            return [await self._part(record, extent, *parts[0])]
+        tasks = [asyncio.get_running_loop().create_task(self._part(record, extent, *part)) for part in parts]
+        try:
+            await asyncio.wait(tasks)  # Each has its deadlines.
+        except asyncio.CancelledError:
+            for task in tasks:
+                task.cancel()
+            raise
+        failures = [task.exception() for task in tasks]
+        for failure in failures:
+            if failure is not None:
+                raise failure
+        return [task.result() for task in tasks]
+
+    async def _part(
+        self, record: VolumeRecord, extent: Extent, index: int, begin: int, length: int
+    ) -> memoryview:
+        try:
+            return await self._read_fragment(record, extent, index, begin, length)
+        except UNREADABLE as failure:
+            return await self._recover(record, extent, index, begin, length, failure)
+
+    async def _read_fragment(
+        self, record: VolumeRecord, extent: Extent, index: int, begin: int, length: int
+    ) -> memoryview:
+        """A verified range of one fragment. Raises: UNREADABLE."""
+        disk = self._disks.get(record.disks[index]) if index < record.fragment_count else None
+        if disk is None:
+            raise DiskMissing(f"no disk for fragment {index} of volume {record.id}")
+        plan = RangeRead(self._seal, record.id, index, extent.offset, extent.fragment_size, begin, length)
+        count = await self._in_time(disk.read(record.id, index, plan.position, plan.buffers))
+        if length <= self._limits.inline_max:
+            return plan.verified(count)
+        return await asyncio.get_running_loop().run_in_executor(self._threads, plan.verified, count)
+
+    async def _recover(
+        self,
+        record: VolumeRecord,
+        extent: Extent,
+        index: int,
+        begin: int,
+        length: int,
+        failure: Exception,
+    ) -> memoryview:
+        """A range that could not be read: from where the file is now, or decoded from k others.
+
+        Raises: Corrupt if fragments are rotten beyond repair, Unavailable if they are merely away.
+        """
+        if index >= record.k:
+            raise Corrupt(f"an extent of volume {record.id} points beyond its {record.k} data fragments")
+        if not isinstance(failure, Corrupt):
+            # A cached record may be old: repair may have moved the file.
+            fresh = await self._ledger.get(record.id, fresh=True)
+            if fresh.disks != record.disks:
+                record = fresh
+                try:
+                    return await self._read_fragment(record, extent, index, begin, length)
+                except UNREADABLE as again:
+                    failure = again
+        self._count(record, extent, index, failure)
+        self.counters.degraded_reads += 1
+        # Whole blocks, so that each range is read once whatever is wanted of it.
+        step = block_size(extent.fragment_size)
+        first = begin // step * step
+        span = min(-(-(begin + length) // step) * step, extent.fragment_size) - first
+        survivors: dict[int, memoryview] = {}
+        failures: list[Exception] = [failure]
+        # Data fragments first: fewer to compute; the rest when some of these fail too.
+        others = [other for other in range(record.fragment_count) if other != index]
+        while len(survivors) < record.k and others:
+            batch = others[: record.k - len(survivors)]
+            del others[: len(batch)]
+            results = await asyncio.gather(
+                *(self._read_fragment(record, extent, other, first, span) for other in batch),
+                return_exceptions=True,
+            )
+            for other, result in zip(batch, results, strict=True):
+                if isinstance(result, memoryview):
+                    survivors[other] = result
+                elif isinstance(result, UNREADABLE):
+                    self._count(record, extent, other, result)
+                    failures.append(result)
+                else:
+                    raise result
+        if len(survivors) < record.k:
+            self.counters.failed_reads += 1
+            words = f"volume {record.id} at {extent.offset}: {len(survivors)} of {record.k} fragments"
+            if any(isinstance(each, Unavailable) for each in failures):
+                raise Unavailable(words) from failure  # They may come back.
+            raise Corrupt(words) from failure
+        codec = self._codec(record.k, record.m)
+        if span * record.k <= self._limits.inline_max:
+            rebuilt = codec.rebuild(survivors, [index])
+        else:
+            rebuilt = await asyncio.get_running_loop().run_in_executor(
+                self._threads, codec.rebuild, survivors, [index]
+            )
+        return memoryview(rebuilt[index])[begin - first : begin - first + length]
+
+    def _count(self, record: VolumeRecord, extent: Extent, index: int, failure: Exception) -> None:
+        if isinstance(failure, Corrupt):
+            self.counters.corrupt_fragments += 1
+        else:
+            self.counters.missing_fragments += 1
+        self._hints.append(Hint(record.id, index, extent.offset, str(failure) or type(failure).__name__))
+
+    async def _in_time(self, reading: Coroutine[Any, Any, int]) -> int:
+        """Await a disk read under the deadline; a timer is only made if it does not end at once.
+
+        Raises: Unavailable past the deadline.
+        """
+        try:
+            waits_for = reading.send(None)
+        except StopIteration as done:
+            return done.value  # type: ignore[no-any-return]
+        try:
+            async with asyncio.timeout(self._limits.deadline_s):
+                return await _resume(reading, waits_for)
+        except TimeoutError:
+            raise Unavailable("a disk read is overdue") from None
+
+    # Memory.
+
+    def _share(self) -> int:
+        """What one stream may hold in one piece: half its share, since one piece is read ahead."""
+        return max(self._limits.piece_min, self._limits.memory // (2 * max(1, self._open_streams)))
+
+    def _try_memory(self, wanted: int) -> int:
+        """Bytes granted at once, at most `wanted`; 0 if there are none to spare."""
+        limits = self._limits
+        cost = min(wanted, self._share())
+        if cost > limits.piece_min:
+            general = limits.memory - limits.memory // limits.reserve_part
+        else:
+            general = limits.memory
+        if self._waiters or self.counters.memory_used + cost > general:
+            return 0
+        self.counters.memory_used += cost
+        return cost
+
+    async def _take_memory(self, wanted: int) -> int:
+        """Bytes granted, at most `wanted`; after a wait the smallest piece. Raises: Overloaded."""
+        cost = self._try_memory(wanted)
+        if cost:
+            return cost
+        cost = min(wanted, self._limits.piece_min)
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        entry = (cost, future)
+        self._waiters.append(entry)
+        self._serve_waiters()
+        try:
+            async with asyncio.timeout(self._limits.memory_wait_s):
+                await future
+        except BaseException as failure:
+            if entry in self._waiters:
+                self._waiters.remove(entry)
+            elif future.done() and not future.cancelled():
+                self.counters.memory_used -= cost
+            self._serve_waiters()
+            if isinstance(failure, TimeoutError):
+                raise Overloaded("no memory for a read within the limit") from None
+            raise
+        return cost
+
+    def _return_memory(self, cost: int) -> None:
+        if cost:
+            self.counters.memory_used -= cost
+            self._serve_waiters()
+
+    def _serve_waiters(self) -> None:
+        while self._waiters:
+            cost, future = self._waiters[0]
+            if self.counters.memory_used and self.counters.memory_used + cost > self._limits.memory:
+                return
+            self._waiters.popleft()
+            if not future.done():
+                self.counters.memory_used += cost
+                future.set_result(None)
+
+
+class _Pieces:
+    """What of a list of extents is still to be read."""
+
+    def __init__(self, extents: Sequence[Extent], begin: int, length: int) -> None:
+        assert begin >= 0
+        assert length >= 0
+        self._extents = extents
+        self._at = 0  # Index of the extent.
+        self._inside = begin  # Bytes of it already passed.
+        self.left = length
+        while self._at < len(extents) and self._inside >= extents[self._at].length:
+            self._inside -= extents[self._at].length
+            self._at += 1
+        assert length <= sum(extent.length for extent in extents[self._at :]) - self._inside
+
+    @property
+    def done(self) -> bool:
+        return self.left == 0
+
+    def next(self, size: int) -> list[tuple[Extent, int, int]]:
+        """The next (extent, begin, length)s, `size` bytes at most: a part of one extent, or several small ones."""
+        piece: list[tuple[Extent, int, int]] = []
+        size = wanted = min(size, self.left)
+        while size:
+            extent = self._extents[self._at]
+            rest = extent.length - self._inside
+            take = min(size, rest)
+            if take < rest:
+                step = block_size(extent.fragment_size)
+                position = (extent.begin + self._inside + take) % extent.fragment_size
+                over = position % step  # Ends on a block, so that no block is verified twice.
+                if over < take:
+                    take -= over
+            piece.append((extent, self._inside, take))
+            self._inside += take
+            size -= take
+            self.left -= take
+            if self._inside < extent.length:
+                break
+            self._at += 1
+            self._inside = 0
+            if 2 * size <= wanted:  # Rather a piece that ends with its stripe than a crumb of the next.
+                break
+        return piece
+
+
+@types.coroutine
+def _resume(coroutine: Coroutine[Any, Any, T], waits_for: Any) -> Generator[Any, Any, T]:
+    """Go on awaiting a coroutine that was already stepped once and yielded `waits_for`."""
+    try:
+        while True:
+            try:
+                value = yield waits_for
+            except BaseException as failure:
+                waits_for = coroutine.throw(failure)
+            else:
+                waits_for = coroutine.send(value)
+    except StopIteration as done:
+        return done.value  # type: ignore[no-any-return]

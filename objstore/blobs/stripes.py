@@ -46,9 +46,11 @@ class Piece(NamedTuple):
 
 
 class Packed(NamedTuple):
-    payload: bytes
-    begins: list[int]  # Of each piece, in order.
+    padded: bytes  # The payload and zeros: k x fragment_size bytes, ready to be encoded.
+    payload_size: int  # Bytes before the padding.
     directory_offset: int
+    fragment_size: int
+    begins: list[int]  # Of each piece in the payload, in order.
 
 
 _decode = msgspec.msgpack.Decoder(list[Entry]).decode
@@ -68,7 +70,7 @@ def fragment_size(payload_size: int, k: int) -> int:
     return aligned(div_ceil(payload_size, k))
 
 
-def pack(pieces: Sequence[Piece]) -> Packed:
+def pack(pieces: Sequence[Piece], k: int) -> Packed:
     """Lay the bodies out, each at a multiple of 8, and the directory behind them. One copy of each byte."""
     parts: list[Buffer] = []
     begins: list[int] = []
@@ -83,13 +85,31 @@ def pack(pieces: Sequence[Piece]) -> Packed:
         if padding:
             parts.append(_ZEROS[padding])
         position += length + padding
-    parts.append(_encode(directory))
-    return Packed(b"".join(parts), begins, position)
+    encoded = _encode(directory)
+    parts.append(encoded)
+    payload_size = position + len(encoded)
+    size = fragment_size(payload_size, k)
+    parts.append(bytes(k * size - payload_size))
+    return Packed(b"".join(parts), payload_size, position, size, begins)
 
 
-def directory_of(entries: Sequence[tuple[bytes, int, int, int, bytes]]) -> bytes:
-    """Encode a directory by itself, for a stream that fills its payload in place."""
-    return _encode(entries)
+def finish_in_place(
+    buffer: bytearray, filled: int, k: int, *, home: bytes, blob_offset: int, about: bytes
+) -> Packed | None:
+    """Put the directory behind the `filled` bytes of a stream's buffer, and zeros behind that.
+
+    Returns: the stripe, whose `padded` is empty (the caller cuts its buffer at k x fragment_size), or
+    None if it does not fit.
+    """
+    directory_offset = aligned(filled)
+    encoded = _encode([(home, 0, filled, blob_offset, about)])
+    payload_size = directory_offset + len(encoded)
+    size = fragment_size(payload_size, k)
+    end = k * size
+    if end > len(buffer) or size > FRAGMENT_SIZE_MAX:
+        return None
+    buffer[filled:end] = _ZEROS[directory_offset - filled] + encoded + bytes(end - payload_size)
+    return Packed(b"", payload_size, directory_offset, size, [0])
 
 
 def unpack_directory(directory: Buffer) -> list[Entry]:
@@ -98,23 +118,6 @@ def unpack_directory(directory: Buffer) -> list[Entry]:
         return _decode(directory)
     except msgspec.MsgspecError as failure:
         raise Corrupt(f"a stripe's directory cannot be read: {failure}") from failure
-
-
-def cut(payload: Buffer, k: int) -> tuple[int, list[memoryview]]:
-    """Cut a payload into k data fragments of equal size.
-
-    Returns: the fragment size and k views. Only the fragments that reach beyond the payload are
-    copied, to be zero-padded; the others are views of it.
-    """
-    size = fragment_size(len(payload), k)
-    view = memoryview(payload).cast("B") if isinstance(payload, memoryview) else memoryview(payload)
-    full = len(payload) // size
-    fragments = [view[index * size : (index + 1) * size] for index in range(min(full, k))]
-    if full < k:
-        rest = bytes(view[full * size :])
-        tail = memoryview(rest.ljust((k - full) * size, b"\0"))
-        fragments += [tail[index * size : (index + 1) * size] for index in range(k - full)]
-    return size, fragments
 
 
 class Slice(NamedTuple):
