@@ -1,0 +1,160 @@
+"""The figures the store has promised: each a measurement, a bar and a verdict, as ratios to the floor of
+the same run."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+from bench.rows import KIB, MIB, Row, median_row
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Machine:
+    """What the hardware does by itself, measured in the same run."""
+
+    cores: int
+    md5_rate: float  # Bytes a second, one core.
+    fdatasync_p50_s: float
+    fdatasync_p99_s: float
+    write_rate: float  # Bytes a second, sequential, fdatasync included.
+    filesystem: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Figure:
+    name: str
+    value: float
+    bar: float
+    at_least: bool  # False: at most.
+    unit: str
+    detail: str
+
+    @property
+    def passed(self) -> bool:
+        return self.value >= self.bar if self.at_least else self.value <= self.bar
+
+    def as_json(self) -> dict[str, object]:
+        return {**asdict(self), "passed": self.passed}
+
+
+def find(rows: Sequence[Row], target: str, operation: str, size: int, connections: int) -> Row | None:
+    """The median of the repeated rows of this kind, or None. Rows with errors do not count as measured."""
+    same = [
+        row
+        for row in rows
+        if (row.target, row.operation, row.size, row.connections) == (target, operation, size, connections)
+        and not row.errors
+        and row.operations
+    ]
+    return median_row(same) if same else None
+
+
+def against_bare_aiohttp(rows: Sequence[Row], workers: Sequence[int]) -> list[Figure]:
+    """The rows that are ratios to the bare handler with as many workers."""
+    figures = []
+    kinds = (
+        ("PUT", 4 * KIB, 64, {1: 0.18, 2: 0.12}),
+        ("GET", 4 * KIB, 32, dict.fromkeys(workers, 0.40)),
+        ("GET", 64 * MIB, 4, dict.fromkeys(workers, 0.40)),
+    )
+    for operation, size, connections, bars in kinds:
+        for count in workers:
+            ours = find(rows, f"objstore/{count}", operation, size, connections)
+            bare = find(rows, f"aiohttp/{count}", operation, size, connections)
+            if ours and bare and count in bars:
+                figures.append(
+                    Figure(
+                        name=f"{ours.label}, {count} worker{'s' if count > 1 else ''} each",
+                        value=ours.rate / bare.rate,
+                        bar=bars[count],
+                        at_least=True,
+                        unit="x bare aiohttp",
+                        detail=f"{ours.rate:,.0f}/s against {bare.rate:,.0f}/s",
+                    )
+                )
+    return figures
+
+
+def single_put_latency(rows: Sequence[Row], machine: Machine, workers: Sequence[int]) -> list[Figure]:
+    figures = []
+    for count in workers:
+        row = find(rows, f"objstore/{count}", "PUT", 4 * KIB, 1)
+        if row:
+            figures.append(
+                Figure(
+                    name=f"PUT 4 KiB x1 p50, {count} worker{'s' if count > 1 else ''}",
+                    value=row.p50_ms,
+                    bar=4 * machine.fdatasync_p50_s * 1e3 + 1,
+                    at_least=False,
+                    unit="ms",
+                    detail=f"fdatasync p50 {machine.fdatasync_p50_s * 1e3:.2f} ms, "
+                    f"p99 {machine.fdatasync_p99_s * 1e3:.2f} ms",
+                )
+            )
+    return figures
+
+
+def large_put(rows: Sequence[Row], machine: Machine, workers: Sequence[int]) -> list[Figure]:
+    figures = []
+    for count in workers:
+        row = find(rows, f"objstore/{count}", "PUT", 64 * MIB, 4)
+        if row:
+            by_md5 = 0.35 * machine.md5_rate * machine.cores
+            by_disk = 0.7 * machine.write_rate / 1.5
+            figures.append(
+                Figure(
+                    name=f"PUT 64 MiB x4 unsigned, {count} worker{'s' if count > 1 else ''}",
+                    value=row.rate * 64,
+                    bar=min(by_md5, by_disk) / MIB,
+                    at_least=True,
+                    unit="MiB/s",
+                    detail=f"0.35 x MD5 x cores = {by_md5 / MIB:,.0f}, "
+                    f"0.7 x disk / 1.5 = {by_disk / MIB:,.0f} MiB/s",
+                )
+            )
+    return figures
+
+
+def listing(rows: Sequence[Row], workers: int) -> list[Figure]:
+    """CPU of a page against the CPU of a bare aiohttp GET of 4 KiB (one connection each)."""
+    bare = find(rows, f"aiohttp/{workers}", "GET", 4 * KIB, 1)
+    own = find(rows, f"objstore/{workers}", "GET", 4 * KIB, 1)
+    figures = []
+    for operation, bar in (("LIST", 10.0), ("LIST-DELIMITER", 2.0)):
+        found = [row for row in rows if row.operation == operation and row.target == f"objstore/{workers}"]
+        for row in found:
+            if not (bare and bare.cpu_us and row.cpu_us):
+                continue
+            beside = f"; {row.cpu_us / own.cpu_us:.1f} x the store's own GET" if own and own.cpu_us else ""
+            figures.append(
+                Figure(
+                    name=f"{row.label} CPU of a page",
+                    value=row.cpu_us / bare.cpu_us,
+                    bar=bar,
+                    at_least=False,
+                    unit="x bare GET",
+                    detail=f"{row.cpu_us:,.0f} us against {bare.cpu_us:,.0f} us{beside}",
+                )
+            )
+    return figures
+
+
+def space(name: str, allocated: int, stored: int, bar: float) -> Figure:
+    return Figure(
+        name=name,
+        value=allocated / stored,
+        bar=bar,
+        at_least=False,
+        unit="bytes/byte",
+        detail=f"{allocated / MIB:,.0f} MiB allocated for {stored / MIB:,.0f} MiB",
+    )
+
+
+def memory(name: str, peak: int) -> Figure:
+    return Figure(
+        name=name,
+        value=peak / MIB,
+        bar=400.0,
+        at_least=False,
+        unit="MiB RssAnon",
+        detail="the hungriest worker",
+    )
