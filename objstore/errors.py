@@ -9,7 +9,7 @@ StoreError
 │   ├── NotModified             a conditional read found nothing new
 │   ├── ConditionalConflict     the object changed under a conditional write
 │   ├── BadRange, BadPartNumber the request asks for bytes or a part that are not there
-│   ├── BadPart, BadPartOrder, PartTooSmall, NoParts
+│   ├── BadPart, BadPartOrder, PartTooSmall, NoParts, ChecksumMismatch
 │   ├── BadArgument, BadRequest, BadName, KeyTooLong, TooLarge, MetadataTooLarge
 │   ├── CopyToSelf
 │   ├── QuotaExceeded
@@ -146,6 +146,14 @@ class PartTooSmall(Rejected):
 
 
 class NoParts(Rejected): ...
+
+
+class ChecksumMismatch(Rejected):
+    """A checksum that the client named for the whole object is not the one of its parts."""
+
+    def __init__(self, algorithm: str) -> None:
+        super().__init__(f"the {algorithm} of the whole object is another one")
+        self.algorithm = algorithm
 
 
 class BadArgument(Rejected):

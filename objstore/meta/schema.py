@@ -17,6 +17,8 @@ the end, with a default, so that every later release reads every earlier record.
                                             UploadRecord
     p <upload id 16> <part number 2>        PartRecord; stays the home of its bytes after Complete
     q <upload id 16> <page 2>               PartsPage: the part list of a completed multipart object
+    g <upload id 16> n|s                    counters of an upload under way: part commits (its generation), bytes
+    d <blob or upload id 16>                DoomedRecord: its x, p and q keys wait to be swept
     V <volume 8>                            blobs.volumes.VolumeRecord (opaque here)
     L <volume 8>                            counter: length in bytes of each fragment file, as committed
     G <volume 8>                            counter: live bytes (extent lengths that a home points at)
@@ -102,15 +104,18 @@ class ObjectRecord(msgspec.Struct, frozen=True, array_like=True):
 
 class ExtentPage(Record, frozen=True, array_like=True, kw_only=True):
     extents: list[Extent]
+    begin: int = 0  # Bytes of the object or part before this page: what a binary search compares.
 
 
 class UploadRecord(Record, frozen=True, array_like=True, kw_only=True):
     order: int  # Microseconds: Initiated.
-    generation: int  # Part commits add one; Complete and Abort expect it unchanged.
+    generation: int = 0  # Unused: part commits add one to the counter g <upload> n, which Complete and
+    # Abort expect unchanged, so that parts sent side by side do not conflict.
     extra: Extra | None = None
     checksum_algorithm: str = ""  # "CRC32", ... as S3 spells it; "" if the client named none.
     checksum_type: str = ""  # FULL_OBJECT or COMPOSITE.
     owner: str = ""
+    seen: int = 0  # xxh3-64 of the object record that the upload's start found; 0: there was none.
 
 
 class PartRecord(Record, frozen=True, array_like=True, kw_only=True):
@@ -121,7 +126,7 @@ class PartRecord(Record, frozen=True, array_like=True, kw_only=True):
     extents: list[Extent]
     blob: bytes = b""
     pages: int = 0
-    home: bytes = b""  # The m key of the upload, then the o key of the object once completed.
+    home: bytes = b""  # The m key of the upload: it names bucket and key, before and after Complete.
 
 
 class PartEntry(msgspec.Struct, frozen=True, array_like=True):
@@ -133,6 +138,17 @@ class PartEntry(msgspec.Struct, frozen=True, array_like=True):
 
 class PartsPage(Record, frozen=True, array_like=True, kw_only=True):
     parts: list[PartEntry]
+    begin: int = 0  # Bytes of the object before this page.
+
+
+class DoomedRecord(Record, frozen=True, array_like=True, kw_only=True):
+    """The p, q and x keys of this id are no longer part of any object; live bytes leave with them.
+
+    Written by the commit that dropped them, so that this commit stays small however many parts there were.
+    """
+
+    since_us: int  # Swept after a grace: whoever began to read earlier can finish.
+    unlisted: bool = False  # Only parts that are in no q page: Complete left them out.
 
 
 class DiskRecord(Record, frozen=True, array_like=True, kw_only=True):
@@ -260,6 +276,18 @@ def part_key(upload: bytes, number: int) -> bytes:
 
 def parts_page_key(upload: bytes, page: int) -> bytes:
     return b"q" + upload + page.to_bytes(2, "big")
+
+
+def upload_generation_key(upload: bytes) -> bytes:
+    return b"g" + upload + b"n"
+
+
+def upload_bytes_key(upload: bytes) -> bytes:
+    return b"g" + upload + b"s"
+
+
+def doomed_key(blob: bytes) -> bytes:
+    return b"d" + blob
 
 
 def volume_key(volume: int) -> bytes:

@@ -1,18 +1,123 @@
-"""Buckets: create, find, list, delete. (Signatures agreed; bodies to come.)"""
+"""Buckets: create, find, list, delete.
 
-from objstore.meta.schema import BucketRecord
+A bucket is known by its id: a name deleted and made again is another bucket, and whatever was under way in
+the old one ends with NoSuchBucket. Every commit inside a bucket expects its record.
+"""
+
+import re
+from typing import Final
+
+from objstore.errors import (
+    BadName,
+    BucketExists,
+    BucketNotEmpty,
+    BucketOwnedByCaller,
+    Conflict,
+    Denied,
+    NoSuchBucket,
+    Overloaded,
+)
+from objstore.meta.kv import Transaction, counter, counter_value, prefix_end
+from objstore.meta.schema import (
+    BucketRecord,
+    bucket_bytes_key,
+    bucket_key,
+    bucket_objects_key,
+    bucket_uploads_key,
+    decode,
+    encode,
+    serial_key,
+    tenant_bucket_key,
+)
+from objstore.objects.doomed import abort_all
 from objstore.objects.store import Store
 from objstore.objects.values import Principal
+
+ATTEMPTS_MAX: Final = 64  # Of a conditional commit; every lost round means that someone else won one.
+CACHED_BUCKETS_MAX: Final = 16_384
+BUCKET_SERIAL: Final = "buckets"
+
+_NAME = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]", re.ASCII)
+_IP_ADDRESS = re.compile(r"[0-9]+\.[0-9]+\.[0-9]+\.[0-9]+", re.ASCII)
+_RESERVED_PREFIXES = ("xn--", "sthree-")
+_RESERVED_SUFFIXES = ("-s3alias", "--ol-s3", "--x-s3")
+
+
+def check_bucket_name(name: str) -> None:
+    """Raises: BadName if S3's rules for general purpose buckets forbid the name."""
+    if (
+        not _NAME.fullmatch(name)
+        or ".." in name
+        or ".-" in name
+        or "-." in name
+        or _IP_ADDRESS.fullmatch(name)
+        or name.startswith(_RESERVED_PREFIXES)
+        or name.endswith(_RESERVED_SUFFIXES)
+    ):
+        raise BadName(name)
+
+
+def remember(store: Store, name: str, value: bytes) -> BucketRecord:
+    """Decode a bucket's record, through the cache of those already decoded."""
+    cached = store.buckets.get(name)
+    if cached is not None and cached[0] == value:
+        return cached[1]
+    record = decode(value, BucketRecord)
+    if len(store.buckets) >= CACHED_BUCKETS_MAX:
+        store.buckets.clear()
+    store.buckets[name] = (value, record)
+    return record
+
+
+async def read_bucket(store: Store, who: Principal, name: str) -> tuple[bytes, BucketRecord]:
+    """The record as it stands, encoded (what a commit expects) and decoded.
+
+    Raises: BadName, NoSuchBucket, Denied.
+    """
+    value = await store.kv.get(b"b" + name.encode())
+    if value is None:
+        check_bucket_name(name)
+        raise NoSuchBucket(name)
+    record = remember(store, name, value)
+    if record.tenant != who.tenant:
+        raise Denied(f"bucket {name!r} belongs to another tenant")
+    return value, record
 
 
 async def create_bucket(store: Store, who: Principal, name: str, *, region: str) -> BucketRecord:
     """Raises: BadName, BucketOwnedByCaller, BucketExists."""
-    raise NotImplementedError
+    check_bucket_name(name)
+    key, serial = bucket_key(name), serial_key(BUCKET_SERIAL)
+    for _ in range(ATTEMPTS_MAX):
+        existing, newest = await store.kv.get_many([key, serial])
+        if existing is not None:
+            if decode(existing, BucketRecord).tenant == who.tenant:
+                raise BucketOwnedByCaller(name)
+            raise BucketExists(name)
+        number = counter(newest) + 1
+        record = BucketRecord(
+            id=number, tenant=who.tenant, owner=who.user, created_us=store.clock.now_us(), region=region
+        )
+        try:
+            await store.kv.commit(
+                Transaction(
+                    expect={key: None, serial: newest},
+                    put={
+                        key: encode(record),
+                        tenant_bucket_key(who.tenant, name): b"",
+                        serial: counter_value(number),
+                    },
+                )
+            )
+        except Conflict:
+            continue
+        return record
+    raise Overloaded("too many buckets made at the same time")
 
 
 async def find_bucket(store: Store, who: Principal, name: str) -> BucketRecord:
     """Raises: BadName, NoSuchBucket, Denied (another tenant's)."""
-    raise NotImplementedError
+    return (await read_bucket(store, who, name))[1]
 
 
 async def delete_bucket(store: Store, who: Principal, name: str) -> None:
@@ -20,11 +125,62 @@ async def delete_bucket(store: Store, who: Principal, name: str) -> None:
 
     Raises: NoSuchBucket, Denied, BucketNotEmpty.
     """
-    raise NotImplementedError
+    for _ in range(ATTEMPTS_MAX):
+        value, record = await read_bucket(store, who, name)
+        objects, size, uploads = (
+            bucket_objects_key(record.id),
+            bucket_bytes_key(record.id),
+            bucket_uploads_key(record.id),
+        )
+        object_count, size_value, upload_count = await store.kv.get_many([objects, size, uploads])
+        if counter(object_count):
+            raise BucketNotEmpty(name)
+        if counter(upload_count):
+            await abort_all(store, name, value, record)
+            continue
+        try:
+            await store.kv.commit(
+                Transaction(
+                    expect={
+                        bucket_key(name): value,
+                        objects: object_count,
+                        size: size_value,
+                        uploads: upload_count,
+                    },
+                    delete=[
+                        bucket_key(name),
+                        tenant_bucket_key(record.tenant, name),
+                        objects,
+                        size,
+                        uploads,
+                    ],
+                )
+            )
+        except Conflict:
+            continue
+        store.buckets.pop(name, None)
+        return
+    raise Overloaded(f"bucket {name!r} did not come to rest")
 
 
 async def list_buckets(
     store: Store, who: Principal, *, prefix: str, after: str, limit: int
 ) -> tuple[list[tuple[str, BucketRecord]], bool]:
-    """Names > after, in order, and whether there are more."""
-    raise NotImplementedError
+    """The caller's tenant's buckets: names > after, in order, and whether there are more."""
+    assert limit >= 0
+    start = tenant_bucket_key(who.tenant, prefix)
+    end = prefix_end(start)
+    if after:
+        start = max(start, tenant_bucket_key(who.tenant, after) + b"\0")
+    name_begin = len(tenant_bucket_key(who.tenant, ""))
+    if start >= end or limit == 0:
+        return [], False
+    pairs = await store.kv.scan(start, end, limit + 1)
+    names = [key[name_begin:].decode() for key, _ in pairs[:limit]]
+    values = await store.kv.get_many([bucket_key(name) for name in names])
+    found = [
+        (name, decode(value, BucketRecord))
+        for name, value in zip(names, values, strict=True)
+        if value is not None  # Deleted since the scan.
+    ]
+    return found, len(pairs) > limit

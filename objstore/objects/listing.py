@@ -1,10 +1,25 @@
-"""ListObjects, ListObjectVersions: a page costs O(page). (Signatures agreed; bodies to come.)"""
+"""ListObjects, ListObjectVersions: a page costs O(page), whatever the bucket's size.
 
+A common prefix is skipped by seeking to the first key behind it. How many pairs a scan asks for adapts:
+few where prefixes make it jump, many where keys follow each other.
+"""
+
+from bisect import bisect_left
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from typing import Final
 
-from objstore.meta.schema import BucketRecord, ObjectRecord
+from objstore.meta.kv import prefix_end
+from objstore.meta.schema import BucketRecord, ObjectRecord, decode, object_key
+from objstore.objects.buckets import find_bucket
 from objstore.objects.store import Store
 from objstore.objects.values import Principal
+
+SCAN_FEW: Final = 4  # Pairs of the first scan after a jump.
+SCAN_MANY: Final = 1_001
+
+Pair = tuple[bytes, bytes]
+Scan = Callable[[bytes, bytes, int], Awaitable[list[Pair]]]  # start, end, limit
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,4 +39,85 @@ async def list_objects(
 
     Raises: NoSuchBucket, Denied.
     """
-    raise NotImplementedError
+    assert limit >= 0
+    record = await find_bucket(store, who, bucket)
+    if limit == 0:
+        return Page(bucket=record, objects=[], prefixes=[], truncated=False, next="")
+    base = object_key(record.id, b"")
+    start = base + prefix.encode()
+    end = prefix_end(start)
+    after_raw = after.encode()
+    if after_raw:
+        start = max(start, base + after_raw + b"\0")
+    separator = delimiter.encode()
+    if not separator:
+        pairs = await store.kv.scan(start, end, limit + 1) if start < end else []
+        truncated = len(pairs) > limit
+        del pairs[limit:]
+        at = len(base)
+        return Page(
+            bucket=record,
+            objects=[(key[at:].decode(), decode(value, ObjectRecord)) for key, value in pairs],
+            prefixes=[],
+            truncated=truncated,
+            next=pairs[-1][0][at:].decode() if truncated else "",
+        )
+
+    depth = len(base) + len(prefix.encode())  # Where a delimiter may begin.
+    marker = base + after_raw
+    if start > marker and marker.startswith(base + prefix.encode()):
+        cut = marker.find(separator, depth)
+        if cut >= 0:  # The marker lies in, or is, a common prefix: all of that is behind us.
+            start = prefix_end(marker[: cut + len(separator)])
+    found = await roll_up(store.kv.scan, start, end, depth, separator, limit + 1)
+    truncated = len(found) > limit
+    del found[limit:]
+    at = len(base)
+    return Page(
+        bucket=record,
+        objects=[
+            (key[at:].decode(), decode(value, ObjectRecord)) for key, value in found if value is not None
+        ],
+        prefixes=[key[at:].decode() for key, value in found if value is None],
+        truncated=truncated,
+        next=found[-1][0][at:].decode() if truncated else "",
+    )
+
+
+async def roll_up(
+    scan: Scan, start: bytes, end: bytes, depth: int, separator: bytes, limit: int, *, tail: int = 0
+) -> list[tuple[bytes, bytes | None]]:
+    """At most `limit` entries of [start, end): pairs, or common prefixes (their value is None).
+
+    Args:
+        depth: index in the keys from which on the separator is looked for.
+        tail: bytes at the end of every key that do not belong to the name.
+    """
+    found: list[tuple[bytes, bytes | None]] = []
+    few = SCAN_FEW
+    while len(found) < limit and start < end:
+        wanted = min(few, limit - len(found))
+        pairs = await scan(start, end, wanted)
+        jumped = False
+        index = 0
+        while index < len(pairs):
+            key, value = pairs[index]
+            cut = key.find(separator, depth, len(key) - tail)
+            if cut < 0:
+                found.append((key, value))
+                index += 1
+                continue
+            prefix = key[: cut + len(separator)]
+            found.append((prefix, None))
+            behind = prefix_end(prefix)
+            index = bisect_left(pairs, (behind,), index + 1)
+            if index == len(pairs):
+                start, jumped = behind, True
+        if len(pairs) < wanted:
+            break  # That was the end of the range.
+        if jumped:
+            few = max(SCAN_FEW, few // 2)
+        else:
+            start = pairs[-1][0] + b"\0"
+            few = min(few * 4, SCAN_MANY)
+    return found

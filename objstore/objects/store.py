@@ -8,6 +8,8 @@ from objstore.blobs.writer import BlobWriter
 from objstore.clock import Clock, SystemClock
 from objstore.ids import Randomness
 from objstore.meta.kv import Kv
+from objstore.meta.schema import BucketRecord
+from objstore.objects.chains import Chains
 from objstore.objects.ledger import MetaLedger
 
 
@@ -21,3 +23,9 @@ class Store:
     randomness: Randomness = os.urandom
     region: str = "us-east-1"
     small_size_max: int = 128 * 1024  # Bytes: up to this a body is packed with others into one stripe.
+    chains: Chains = field(init=False)  # This process's own commits under way, by object key.
+    buckets: dict[str, tuple[bytes, BucketRecord]] = field(init=False, repr=False, default_factory=dict)
+    """Bucket records as last read, encoded and decoded: a guess that every use verifies (buckets.py)."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "chains", Chains(self.kv))

@@ -4,19 +4,10 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from objstore.iam.principal import Principal as Principal
 from objstore.meta.schema import BucketRecord, Checksum, ObjectRecord
 
 Buffer = bytes | bytearray | memoryview
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Principal:
-    """Who asks: the result of verifying a request. Anonymous requests never get this far yet."""
-
-    tenant: str
-    user: str
-    access_key_id: str
-    root: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

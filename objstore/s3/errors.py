@@ -289,6 +289,7 @@ ROWS: dict[type[errors.StoreError], Callable[..., S3Fault]] = {
     ),
     errors.PartTooSmall: _part_small,
     errors.NoParts: lambda e: invalid_request("You must specify at least one part"),
+    errors.ChecksumMismatch: lambda e: bad_checksum(e.algorithm),
     errors.BadArgument: _argument,
     errors.BadRequest: lambda e: invalid_request(str(e) or "Invalid Request"),
     errors.BadName: lambda e: S3Fault(

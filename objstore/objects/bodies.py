@@ -1,0 +1,153 @@
+"""From a verified body to durable bytes, and the part of a commit that publishes them.
+
+Small bodies are packed with others into one stripe and stay in memory until their commit stands; large ones
+stream. A commit that finds its volume sealed has its bytes written again in a fresh one: from
+memory, or read back from where they are.
+"""
+
+from collections.abc import Callable, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from objstore.blobs.volumes import Stored
+from objstore.errors import TooLarge
+from objstore.extents import Extent
+from objstore.ids import random_id
+from objstore.meta.schema import (
+    INLINE_EXTENTS_MAX,
+    PAGE_EXTENTS_MAX,
+    ExtentPage,
+    encode,
+    extent_page_key,
+)
+from objstore.objects.checksums import Hasher
+from objstore.objects.store import Store
+from objstore.objects.values import Body, Buffer, Digests
+
+GIB: Final = 1 << 30
+PUT_SIZE_MAX: Final = 5 * GIB  # Bytes, of one PUT, one part, one copied source.
+OBJECT_SIZE_MAX: Final = 5 * 1024 * GIB  # Bytes.
+NOTHING: Final = Stored([], {}, [])  # What an empty body is stored as.
+
+Describe = Callable[[Digests], bytes]  # The record without extents, encoded: for salvage.
+
+
+@dataclass(slots=True)
+class Kept:
+    """Durable bytes that no commit has published yet."""
+
+    home: bytes
+    about: bytes
+    stored: Stored
+    data: Buffer | None  # The body, if it was small.
+    size: int
+    blob: bytes = b""  # 16 bytes if the extents need pages of their own.
+    inline: Sequence[Extent] = field(default_factory=list)
+    pages: dict[bytes, bytes] = field(default_factory=dict)
+
+    def lay_out(self, store: Store) -> None:
+        """Split the extents into those of the record and pages."""
+        extents = self.stored.extents
+        if len(extents) <= INLINE_EXTENTS_MAX:
+            self.inline, self.blob, self.pages = extents, b"", {}
+            return
+        self.inline = extents[:INLINE_EXTENTS_MAX]
+        self.blob = random_id(store.randomness)
+        begin = sum(extent.length for extent in self.inline)
+        self.pages = {}
+        for at in range(INLINE_EXTENTS_MAX, len(extents), PAGE_EXTENTS_MAX):
+            some = extents[at : at + PAGE_EXTENTS_MAX]
+            key = extent_page_key(self.blob, len(self.pages))
+            self.pages[key] = encode(ExtentPage(extents=some, begin=begin))
+            begin += sum(extent.length for extent in some)
+
+    async def write_again(self, store: Store) -> None:
+        """The volume was sealed before the commit: the same bytes, in a fresh one.
+
+        Raises: Unavailable, Corrupt (they cannot be read back).
+        """
+        if self.data is not None:
+            self.stored = await store.writer.put(self.data, self.home, self.about)
+        elif self.size:
+            stream = store.writer.stream(self.home)
+            try:
+                source: Any = store.reader.stream(self.stored.extents, 0, self.size)
+                async with aclosing(source):
+                    async for buffers in source:
+                        for buffer in buffers:
+                            await stream.write(buffer)
+                self.stored = await stream.finish(self.about)
+            except BaseException:
+                stream.abort()
+                raise
+        self.lay_out(store)
+
+
+async def keep_small(store: Store, home: bytes, data: Buffer, about: bytes) -> Kept:
+    if not len(data):
+        return Kept(home, about, NOTHING, b"", 0)
+    stored = await store.writer.put(data, home, about)
+    kept = Kept(home, about, stored, data, len(data))
+    kept.inline = stored.extents
+    return kept
+
+
+async def keep_body(
+    store: Store,
+    home: bytes,
+    body: Body,
+    describe: Describe,
+    *,
+    size_max: int = PUT_SIZE_MAX,
+    beside: Hasher | None = None,
+) -> tuple[Kept, Digests]:
+    """Make a body's bytes durable. Nothing is durable as an object before a commit publishes it.
+
+    Args:
+        home: the key of the record that will hold the extents.
+        beside: a hasher that is to see every byte too.
+
+    Raises: TooLarge, Unavailable, and whatever the body raises.
+    """
+    if body.size is not None and body.size > size_max:
+        raise TooLarge(size=body.size, maximum=size_max)
+    small_max = store.small_size_max
+    chunks: list[bytes] = []
+    size = 0
+    source = body.__aiter__()
+    async for chunk in source:
+        size += len(chunk)
+        if beside is not None:
+            beside.update(chunk)
+        chunks.append(chunk if type(chunk) is bytes else bytes(chunk))  # The edge may use its buffer again.
+        if size > small_max:
+            break
+    else:
+        digests = await body.digests()
+        data = chunks[0] if len(chunks) == 1 else b"".join(chunks)
+        assert digests.size == size
+        return await keep_small(store, home, data, describe(digests)), digests
+
+    stream = store.writer.stream(home)
+    try:
+        for chunk in chunks:
+            await stream.write(chunk)
+        chunks.clear()
+        async for chunk in source:
+            size += len(chunk)
+            if size > size_max:
+                raise TooLarge(size=size, maximum=size_max)
+            if beside is not None:
+                beside.update(chunk)
+            await stream.write(chunk)
+        digests = await body.digests()
+        assert digests.size == size
+        about = describe(digests)
+        stored = await stream.finish(about)
+    except BaseException:
+        stream.abort()
+        raise
+    kept = Kept(home, about, stored, None, size)
+    kept.lay_out(store)
+    return kept, digests

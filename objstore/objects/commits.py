@@ -1,0 +1,223 @@
+"""The one commit behind every change of an object: decide on what was read, expect it all, or decide again.
+
+    read the bucket and the object's record (or its newest commit under way in this process: chains.py)
+    -> check the conditions -> build the new record
+    -> commit: expects bucket, old record, volumes; puts the record and its pages; adds to the counters
+    -> on Conflict: whatever changed is read again, and all is decided again, a bounded number of times
+
+What an overwritten or deleted object leaves: its own extents leave the live bytes in this commit; parts and
+pages are doomed by one key and swept later in bounded steps (doomed.py).
+"""
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from objstore.errors import BadArgument, Conflict, KeyTooLong, NoSuchBucket, Overloaded, Rejected
+from objstore.extents import Extent
+from objstore.meta.kv import Add, Transaction
+from objstore.meta.schema import (
+    BucketRecord,
+    DoomedRecord,
+    ObjectRecord,
+    bucket_bytes_key,
+    bucket_key,
+    bucket_objects_key,
+    decode,
+    doomed_key,
+    encode,
+    object_key,
+)
+from objstore.objects.bodies import Kept
+from objstore.objects.buckets import read_bucket
+from objstore.objects.ledger import live_adds, publish
+from objstore.objects.store import Store
+from objstore.objects.values import Principal
+
+KEY_SIZE_MAX: Final = 1_024  # Bytes of UTF-8.
+ATTEMPTS_MAX: Final = 64  # Decisions for one change; every lost round means that another commit won.
+REWRITES_MAX: Final = 4  # Times that the bytes are written again because their volume was sealed.
+PATIENT_ATTEMPTS: Final = 3  # Conflicts after which a loser waits a little, so that not all lose together.
+WAIT_MAX_S: Final = 0.025
+
+
+def key_bytes(key: str) -> bytes:
+    """Raises: KeyTooLong, BadArgument (empty)."""
+    raw = key.encode()
+    if not 0 < len(raw) <= KEY_SIZE_MAX:
+        if not raw:
+            raise BadArgument("A key must be specified", name="Key")
+        raise KeyTooLong(size=len(raw), maximum=KEY_SIZE_MAX)
+    return raw
+
+
+@dataclass(slots=True)
+class Place:
+    """Where an object is or will be: its bucket as last read, and its key."""
+
+    bucket_name: str
+    key: str
+    raw_key: bytes
+    bucket_key: bytes
+    bucket_value: bytes
+    bucket: BucketRecord
+    home: bytes  # The o key.
+
+
+async def open_place(store: Store, who: Principal, bucket: str, key: str) -> Place:
+    """Raises: BadName, NoSuchBucket, Denied, KeyTooLong, BadArgument (no key)."""
+    raw = key_bytes(key)
+    value, record = await read_bucket(store, who, bucket)
+    return Place(bucket, key, raw, bucket_key(bucket), value, record, object_key(record.id, raw))
+
+
+async def reopen(store: Store, who: Principal, place: Place) -> None:
+    """Read the bucket again after a conflict. Raises: NoSuchBucket (also: another one of this name)."""
+    value, record = await read_bucket(store, who, place.bucket_name)
+    if record.id != place.bucket.id:
+        raise NoSuchBucket(place.bucket_name)
+    place.bucket_value, place.bucket = value, record
+
+
+@dataclass(slots=True)
+class Change:
+    """What a decision came to: the object's new record (None: deleted), and what else the commit does."""
+
+    record: ObjectRecord | None
+    kept: Kept | None = None  # Bytes that the record (or `also`) publishes.
+    drops_old: bool = True  # False: the new record holds the old one's bytes (a copy onto itself).
+    bytes_delta: int = 0  # Added to the bucket's bytes beside the sizes of the two records.
+    expect: Mapping[bytes, bytes | None] | None = None
+    put: Mapping[bytes, bytes] | None = None
+    delete: Sequence[bytes] = ()
+    add: Mapping[bytes, Add] | None = None
+
+
+Build = Callable[[ObjectRecord | None, int], Change]  # (old record, order of the new one) -> change
+Check = Callable[[ObjectRecord | None, bytes | None, bool], None]
+"""(old record, its encoding, whether an object was seen that is gone): raises what the conditions demand."""
+
+
+def held(record: ObjectRecord) -> Sequence[Extent]:
+    """The extents in the record itself: it is their home, and they leave the live bytes with it."""
+    extra = record.extra
+    if extra is None or extra.multipart is None or extra.multipart.manifest is None:
+        return record.extents
+    return [*record.extents, extra.multipart.manifest]
+
+
+def doom(record: ObjectRecord, now_us: int) -> dict[bytes, bytes]:
+    """The keys that hand a dropped object's parts and pages over to the sweep."""
+    extra = record.extra
+    if extra is None:
+        return {}
+    ids = [extra.blob] if extra.blob else []
+    if extra.multipart is not None:
+        ids.append(extra.multipart.upload)
+    return {doomed_key(one): encode(DoomedRecord(since_us=now_us)) for one in ids}
+
+
+async def change_object(
+    store: Store,
+    who: Principal,
+    place: Place,
+    check: Check | None,
+    build: Build,
+    *,
+    absent_is_done: bool = False,
+) -> tuple[ObjectRecord | None, bool]:
+    """Change one object. Returns its new record and whether anything was committed.
+
+    Args:
+        absent_is_done: a delete: nothing to do if there is no object.
+
+    Raises: NoSuchBucket, Denied; what `check` raises; Conflict on a key of the change's own `expect` (the
+        caller knows what it means); Overloaded after too many lost rounds; Unavailable.
+    """
+    chains, kv, home = store.chains, store.kv, place.home
+    rewrites = 0
+    seen = False
+    for attempt in range(ATTEMPTS_MAX):
+        link = chains.tail(home)
+        if link is None:
+            value = await kv.get(home)
+            link = chains.tail(home)  # Begun while we read.
+        if link is not None:
+            value = link.value
+        old = None if value is None else decode(value, ObjectRecord)
+        if check is not None:
+            try:
+                check(old, value, seen)
+            except Rejected:
+                if link is None or await link.stood():
+                    raise
+                continue  # Decided on a record that never came to be.
+        if old is None:
+            if absent_is_done:
+                if link is None or await link.stood():
+                    return None, False
+                continue
+            order = store.clock.now_us()
+            object_delta, bytes_delta = 1, 0
+        else:
+            seen = True
+            order = max(store.clock.now_us(), old.order + 1)
+            object_delta, bytes_delta = 0, -old.size
+        change = build(old, order)
+        record, kept = change.record, change.kept
+
+        expect: dict[bytes, bytes | None] = {place.bucket_key: place.bucket_value, home: value}
+        put: dict[bytes, bytes] = {}
+        delete: list[bytes] = list(change.delete)
+        new_value: bytes | None = None
+        if record is not None:
+            new_value = put[home] = encode(record)
+            bytes_delta += record.size
+        else:
+            delete.append(home)
+            object_delta = -1
+        lost = held(old) if old is not None and change.drops_old else ()
+        if kept is not None:
+            fences, intents, add = publish(kept.stored)
+            expect.update(fences)
+            if intents:
+                put.update(intents)
+            if kept.pages:
+                put.update(kept.pages)
+            if lost:
+                add = live_adds(kept.stored.extents, lost)
+        else:
+            add = live_adds((), lost)
+        if old is not None and change.drops_old and old.extra is not None:
+            put.update(doom(old, store.clock.now_us()))
+        bytes_delta += change.bytes_delta
+        if object_delta:
+            add[bucket_objects_key(place.bucket.id)] = Add(object_delta)
+        if bytes_delta:
+            add[bucket_bytes_key(place.bucket.id)] = Add(bytes_delta)
+        if change.expect:
+            expect.update(change.expect)
+        if change.put:
+            put.update(change.put)
+        if change.add:
+            add.update(change.add)
+        try:
+            await chains.commit(home, new_value, Transaction(expect, put, delete, add))
+        except Conflict as conflict:
+            if conflict.key == place.bucket_key:
+                await reopen(store, who, place)
+            elif conflict.key == home:
+                seen = seen or value is None  # Something was there when the expectation of nothing failed.
+            elif conflict.key[:1] == b"V" and kept is not None:
+                rewrites += 1
+                if rewrites > REWRITES_MAX:
+                    raise Overloaded("every volume was sealed before the commit") from conflict
+                await kept.write_again(store)
+            else:
+                raise
+        else:
+            return record, True
+        if attempt >= PATIENT_ATTEMPTS:
+            await asyncio.sleep(store.randomness(1)[0] / 255 * WAIT_MAX_S)
+    raise Overloaded(f"{ATTEMPTS_MAX} rounds lost against other writes of one key")
