@@ -31,10 +31,15 @@ T = TypeVar("T")
 
 def document(text: str, headers: dict[str, str] | None = None) -> web.Response:
     """200 with an XML document; `text` comes without declaration."""
+    return whole_document(DECLARATION + text, headers)
+
+
+def whole_document(text: str, headers: dict[str, str] | None = None) -> web.Response:
+    """As `document`, with the declaration."""
     all_headers = {"Content-Type": "application/xml"}
     if headers:
         all_headers.update(headers)
-    return web.Response(body=(DECLARATION + text).encode(), headers=all_headers)
+    return web.Response(body=text.encode(), headers=all_headers)
 
 
 def empty(status: int = 200, headers: dict[str, str] | CIMultiDict[str] | None = None) -> web.Response:

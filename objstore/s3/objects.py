@@ -172,7 +172,7 @@ def check_size(call: Call) -> None:
 
 
 def _only_the_key(call: Call) -> None:
-    """A PUT that names a part without an upload, or a version, must not overwrite the key. Raises: S3Fault."""
+    """A PUT that names a version, or a part without an upload, must not overwrite the key."""
     for name in ("versionId", "partNumber"):
         if name in call.query:
             raise invalid_argument(f"This operation does not accept {name}.", name, call.query[name])
