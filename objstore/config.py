@@ -96,10 +96,10 @@ class Disks(Section, frozen=True, kw_only=True):
         int,
         Meta(
             ge=0,
-            description="A disk with less free space is full: no new objects on it, but deletes and the"
-            " metadata journal go on.",
+            description="A disk with less free space is full: no new objects on it, but reads, deletes and"
+            " the metadata journal go on. 0: 2% of the file system, at most 1 GiB.",
         ),
-    ] = 1 * GIB
+    ] = 0
 
 
 class Blobs(Section, frozen=True, kw_only=True):
@@ -130,17 +130,20 @@ class Blobs(Section, frozen=True, kw_only=True):
             " larger ones stream in stripes of their own.",
         ),
     ] = 128 * KIB
-    memory_bytes: Annotated[
+    write_memory_bytes: Annotated[
         int,
         Meta(
-            ge=32 * MIB,
-            description="Bytes of stripes in flight per worker, divided among its uploads and"
-            " downloads. It bounds a worker's memory, not the number of requests.",
+            ge=16 * MIB,
+            description="Bytes of stripes that a worker's uploads hold together. It bounds memory, not the"
+            " number of uploads: they share it.",
         ),
-    ] = 128 * MIB
+    ] = 96 * MIB
+    read_memory_bytes: Annotated[
+        int, Meta(ge=16 * MIB, description="Bytes that a worker's downloads hold together.")
+    ] = 64 * MIB
     volume_size_max: Annotated[
         int, Meta(ge=1 * MIB, le=1 << 40, description="Bytes of one fragment file before a volume is sealed.")
-    ] = 1 * GIB
+    ] = 256 * MIB
 
 
 class MetaSection(Section, frozen=True, kw_only=True):

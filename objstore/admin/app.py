@@ -1,0 +1,226 @@
+"""The admin port: health, metrics and the API that the command line uses.
+
+It says who may (the token; health is open, metrics if the operator wants it so) and turns requests into
+calls of what it was given. It knows no process and no socket file: `processes/upkeep.py` hands it functions.
+
+Concurrency: one event loop, the upkeep process's. Every answer is small; no request holds a lock.
+"""
+
+import hmac
+import json
+import logging
+import re
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from aiohttp import web
+
+from objstore.errors import BadArgument, Rejected, StoreError, Unavailable
+
+log = logging.getLogger(__name__)
+
+BODY_SIZE_MAX = 64 * 1024  # Bytes; ours have a few hundred.
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Admin:
+    """What the port is made of."""
+
+    token: str
+    metrics_public: bool
+    ready: Callable[[], Awaitable[Json]]  # {"ready": bool, "status": words, ...}
+    cluster: Callable[[], Awaitable[Json]]  # {"writable": bool, "readable": bool, "status": words, ...}
+    metrics: Callable[[], Awaitable[bytes]]
+    status: Callable[[], Awaitable[Json]]
+    doctor: Callable[[], Awaitable[list[Json]]]
+    disks: Callable[[], Awaitable[list[Json]]]
+    verify_disk: Callable[[int], Awaitable[Json]]
+    users: Callable[[], Awaitable[list[Json]]]
+    create_user: Callable[[str, str, str], Awaitable[Json]]  # Name, tenant, email.
+    disable_user: Callable[[str, bool], Awaitable[Json]]
+    keys: Callable[[], Awaitable[list[Json]]]
+    create_key: Callable[[str, str], Awaitable[Json]]  # User, comment.
+    disable_key: Callable[[str, bool], Awaitable[Json]]
+
+
+class Problem(Exception):
+    """An answer that is an error: status and words."""
+
+    def __init__(self, status: int, detail: str) -> None:
+        super().__init__(detail)
+        self.status = status
+        self.detail = detail
+
+
+def handler(admin: Admin) -> Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]:
+    """The port's one request handler, for `web.Server`."""
+    routes = _routes(admin)
+
+    async def handle(request: web.BaseRequest) -> web.StreamResponse:
+        try:
+            return await _dispatch(admin, routes, request)
+        except Problem as problem:
+            return _problem(problem.status, problem.detail)
+        except Rejected as failure:
+            return _problem(400 if isinstance(failure, BadArgument) else 409, str(failure))
+        except Unavailable as failure:
+            return _problem(503, str(failure))
+        except StoreError as failure:
+            log.error("admin request failed", extra={"path": request.path, "failure": repr(failure)})
+            return _problem(500, str(failure))
+        except Exception:
+            log.exception("admin request failed", extra={"path": request.path})
+            return _problem(500, "a bug; see the store's log")
+
+    return handle
+
+
+Verb = Callable[[web.BaseRequest, Sequence[str]], Awaitable[web.StreamResponse]]
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    method: str
+    path: re.Pattern[str]
+    open: bool  # Needs no token.
+    verb: Verb
+
+
+def _routes(admin: Admin) -> list[Route]:
+    async def live(request: web.BaseRequest, parts: Sequence[str]) -> web.StreamResponse:
+        return _json({"status": "alive"})
+
+    async def ready(request: web.BaseRequest, parts: Sequence[str]) -> web.StreamResponse:
+        found = await admin.ready()
+        return _json(found, 200 if found["ready"] else 503)
+
+    async def cluster(request: web.BaseRequest, parts: Sequence[str]) -> web.StreamResponse:
+        found = await admin.cluster()
+        fine = found["readable"] if "read" in request.query else found["writable"]
+        return _json(found, 200 if fine else 503)
+
+    async def metrics(request: web.BaseRequest, parts: Sequence[str]) -> web.StreamResponse:
+        return web.Response(
+            body=await admin.metrics(), headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"}
+        )
+
+    async def status(request: web.BaseRequest, parts: Sequence[str]) -> web.StreamResponse:
+        return _json(await admin.status())
+
+    async def doctor(request: web.BaseRequest, parts: Sequence[str]) -> web.StreamResponse:
+        return _json({"findings": await admin.doctor()})
+
+    async def disks(request: web.BaseRequest, parts: Sequence[str]) -> web.StreamResponse:
+        return _json({"disks": await admin.disks()})
+
+    async def verify_disk(request: web.BaseRequest, parts: Sequence[str]) -> web.StreamResponse:
+        return _json(await admin.verify_disk(int(parts[0])))
+
+    async def users(request: web.BaseRequest, parts: Sequence[str]) -> web.StreamResponse:
+        return _json({"users": await admin.users()})
+
+    async def create_user(request: web.BaseRequest, parts: Sequence[str]) -> web.StreamResponse:
+        given = await _body(request, required=("name", "tenant"), optional=("email",))
+        return _json(await admin.create_user(given["name"], given["tenant"], given.get("email", "")), 201)
+
+    async def disable_user(request: web.BaseRequest, parts: Sequence[str]) -> web.StreamResponse:
+        return _json(await admin.disable_user(parts[0], parts[1] == "disable"))
+
+    async def keys(request: web.BaseRequest, parts: Sequence[str]) -> web.StreamResponse:
+        return _json({"keys": await admin.keys()})
+
+    async def create_key(request: web.BaseRequest, parts: Sequence[str]) -> web.StreamResponse:
+        given = await _body(request, required=("user",), optional=("comment",))
+        return _json(await admin.create_key(given["user"], given.get("comment", "")), 201)
+
+    async def disable_key(request: web.BaseRequest, parts: Sequence[str]) -> web.StreamResponse:
+        return _json(await admin.disable_key(parts[0], parts[1] == "disable"))
+
+    def route(method: str, path: str, verb: Verb, *, open_: bool = False) -> Route:
+        return Route(method, re.compile(path, re.ASCII), open_, verb)
+
+    name = r"([A-Za-z0-9._@+-]{1,128})"
+    return [
+        # The second names are MinIO's, so that probes survive a migration.
+        route("GET", "/health/live|/minio/health/live", live, open_=True),
+        route("GET", "/health/ready|/minio/health/ready", ready, open_=True),
+        route("GET", "/health/cluster|/minio/health/cluster", cluster, open_=True),
+        route("GET", "/metrics", metrics, open_=admin.metrics_public),
+        route("GET", "/api/v1/status", status),
+        route("GET", "/api/v1/doctor", doctor),
+        route("GET", "/api/v1/disks", disks),
+        route("POST", "/api/v1/disks/([0-9]{1,5})/verify", verify_disk),
+        route("GET", "/api/v1/users", users),
+        route("POST", "/api/v1/users", create_user),
+        route("POST", f"/api/v1/users/{name}/(disable|enable)", disable_user),
+        route("GET", "/api/v1/keys", keys),
+        route("POST", "/api/v1/keys", create_key),
+        route("POST", f"/api/v1/keys/{name}/(disable|enable)", disable_key),
+    ]
+
+
+async def _dispatch(admin: Admin, routes: Sequence[Route], request: web.BaseRequest) -> web.StreamResponse:
+    found = False
+    allowed = _has_token(admin, request)
+    for route in routes:
+        match = route.path.fullmatch(request.path)
+        if match is None or not (route.open or allowed):
+            continue
+        found = True
+        if request.method == route.method or (request.method == "HEAD" and route.method == "GET"):
+            return await route.verb(request, match.groups())
+    if not found and not allowed:  # Whether the path exists is not for strangers.
+        raise Problem(401, "the admin token is needed: Authorization: Bearer TOKEN (objstore token shows it)")
+    raise Problem(405 if found else 404, f"no {request.method} {request.path} here")
+
+
+def _has_token(admin: Admin, request: web.BaseRequest) -> bool:
+    scheme, _, given = request.headers.get("Authorization", "").partition(" ")
+    # Bytes, since compare_digest raises on text beyond ASCII.
+    same = hmac.compare_digest(given.strip().encode(errors="surrogateescape"), admin.token.encode())
+    return same and scheme.lower() == "bearer"
+
+
+async def _body(
+    request: web.BaseRequest, *, required: Sequence[str], optional: Sequence[str]
+) -> dict[str, str]:
+    if request.content_length is not None and request.content_length > BODY_SIZE_MAX:
+        raise Problem(413, "the request's body is too large")
+    content = await request.content.read(BODY_SIZE_MAX + 1)
+    while len(content) <= BODY_SIZE_MAX and (more := await request.content.read(BODY_SIZE_MAX + 1)):
+        content += more
+    if len(content) > BODY_SIZE_MAX:
+        raise Problem(413, "the request's body is too large")
+    try:
+        given = json.loads(content)
+    except ValueError:
+        raise Problem(400, "the request's body is not JSON") from None
+    if not isinstance(given, dict) or not all(isinstance(value, str) for value in given.values()):
+        raise Problem(400, "the request's body must be a JSON object of strings")
+    for name in required:
+        if not given.get(name):
+            raise Problem(400, f"{name} is missing")
+    for name in given:
+        if name not in required and name not in optional:
+            raise Problem(400, f"unknown field {name}")
+    return given
+
+
+def _json(content: Json, status: int = 200) -> web.Response:
+    return web.Response(
+        status=status,
+        body=json.dumps(content, default=str).encode(),
+        headers={"Content-Type": "application/json", "Cache-Control": "no-store"},
+    )
+
+
+def _problem(status: int, detail: str) -> web.Response:
+    """RFC 9457."""
+    headers = {"Content-Type": "application/problem+json", "Cache-Control": "no-store"}
+    if status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
+    return web.Response(
+        status=status, body=json.dumps({"status": status, "detail": detail}).encode(), headers=headers
+    )

@@ -1,0 +1,362 @@
+"""Which disks belong to this store, where they are, and what is wrong with those that are not there.
+
+The identity files on the disks are the truth. `cluster.json` under the data directory remembers where the
+disks were last seen, so that a later start needs no `--disk`, and a path that has lost its disk (not
+mounted, say) is never taken for an empty one: once the store is formed, nothing is ever formatted by a start.
+
+A first start writes `cluster.json` with `formed: false` and every id, formats each disk under
+its id, and then sets `formed`. A crash in between leaves a store that has acknowledged nothing;
+the next start goes on where it stopped.
+"""
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import msgspec
+
+from objstore.config import Config
+from objstore.errors import Corrupt, DiskFailed, DiskMissing, StoreError
+from objstore.ids import random_id
+from objstore.node.disk import DiskState
+from objstore.node.identity import Identity, Peer, make_identity, read_identity
+from objstore.node.local import Expected, format_disk, lock_disk, open_disk
+from objstore.node.syscalls import RealSyscalls
+
+RECORD_NAME = "cluster.json"
+OS = RealSyscalls()
+LOCK_WAIT_S = 3.0  # After kill -9 of the last supervisor its children are just ending.
+DEFAULT_DISKS = 6  # The default codec's k+m: a convenience to begin with, all on one device.
+
+
+class CannotStart(Exception):
+    """In plain words: what is wrong and what to do."""
+
+
+class KnownDisk(msgspec.Struct, kw_only=True):
+    number: int
+    uuid: str  # 32 hex digits.
+    path: str  # Where it was last seen.
+
+
+class ClusterRecord(msgspec.Struct, kw_only=True):
+    """cluster.json. A hint where to look; the identity files decide."""
+
+    cluster: str  # 32 hex digits.
+    formed: bool
+    disks: list[KnownDisk]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FoundDisk:
+    number: int
+    uuid: bytes
+    path: str
+    state: DiskState  # HEALTHY: the identity was read; what else is wrong shows when the disk is opened.
+    reason: str = ""
+    device: int = 0  # st_dev.
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cluster:
+    """What the children need to know of the store."""
+
+    cluster_id: bytes
+    checksum_secret: int
+    master_key: bytes
+    disks: list[FoundDisk]  # By number.
+    first_start: bool
+    epoch: int  # Newest journal epoch that any disk knows of.
+    locks: list[int] = field(
+        repr=False, default_factory=list
+    )  # File descriptors, one per disk that is there.
+
+
+def open_cluster(config: Config, data: Path, announce: Callable[[str], None]) -> Cluster:
+    """Find the store's disks, or make a store. Takes a lock on every disk that is there.
+
+    Raises: CannotStart.
+    """
+    record = _read_record(data)
+    named = [str(Path(path).absolute()) for path in config.disks.paths]
+    first_start = False
+    if record is None:
+        paths = named or [str(data / f"disk{number}") for number in range(1, DEFAULT_DISKS + 1)]
+        record = _adopt(paths)
+        if record is None:
+            record, first_start = _plan(paths, config), True
+        _write_record(data, record)
+    if not record.formed:
+        first_start = True
+        _form(record, config, announce)
+        record.formed = True
+        _write_record(data, record)
+
+    found, identities = _look(record, named)
+    good = [identity for identity in identities if identity is not None]
+    if not good:
+        reasons = "\n".join(f"  disk {disk.number}: {disk.reason}" for disk in found)
+        raise CannotStart(
+            f"none of the store's {len(found)} disks is there:\n{reasons}\n"
+            "Are they mounted? Nothing was changed; a disk that is not there is never formatted anew."
+        )
+    for disk in record.disks:  # Remember where they are now.
+        disk.path = next(place.path for place in found if place.number == disk.number)
+    _write_record(data, record)
+    master = bytes.fromhex(next((one.master_key for one in good if one.master_key), ""))
+    if not master:
+        raise CannotStart("no disk holds the master key that the users' secrets are encrypted under")
+    return Cluster(
+        cluster_id=good[0].cluster_id,
+        checksum_secret=good[0].secret,
+        master_key=master,
+        disks=found,
+        first_start=first_start,
+        epoch=max(identity.epoch for identity in good),
+        locks=[
+            _lock_and_sweep(good[0].cluster_id, disk) for disk in found if disk.state is DiskState.HEALTHY
+        ],
+    )
+
+
+def _read_record(data: Path) -> ClusterRecord | None:
+    place = data / RECORD_NAME
+    try:
+        return msgspec.json.decode(place.read_bytes(), type=ClusterRecord)
+    except FileNotFoundError:
+        return None
+    except (OSError, msgspec.MsgspecError) as failure:
+        raise CannotStart(
+            f"{place} cannot be read ({failure}). It only remembers where the disks are: move it away and"
+            " name every disk with --disk."
+        ) from None
+
+
+def _write_record(data: Path, record: ClusterRecord) -> None:
+    place = data / RECORD_NAME
+    content = msgspec.json.format(msgspec.json.encode(record), indent=2) + b"\n"
+    try:
+        if place.exists() and place.read_bytes() == content:
+            return
+        temporary = place.with_name(RECORD_NAME + ".new")
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, place)
+        _sync_directory(data)
+    except OSError as failure:
+        raise CannotStart(f"cannot write {place}: {failure.strerror}") from None
+
+
+def _sync_directory(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _adopt(paths: list[str]) -> ClusterRecord | None:
+    """The record of a store whose disks lie at `paths` although the data directory knows nothing of it:
+    moved to another machine, say. None if no path holds an identity."""
+    identities = [identity for path in paths if (identity := _identity_or_none(path)) is not None]
+    if not identities:
+        return None
+    clusters = {identity.cluster for identity in identities}
+    if len(clusters) > 1:
+        raise CannotStart(
+            f"the --disk paths belong to {len(clusters)} different stores: name one store's disks"
+        )
+    places = {identity.uuid: path for path in paths if (identity := _identity_or_none(path)) is not None}
+    newest = max(identities, key=lambda identity: identity.epoch)
+    known = {peer.uuid: peer for identity in (*identities, newest) for peer in identity.peers}
+    for identity in identities:
+        known[identity.uuid] = Peer(number=identity.number, uuid=identity.uuid, path=places[identity.uuid])
+    return ClusterRecord(
+        cluster=newest.cluster,
+        formed=True,
+        disks=[
+            KnownDisk(number=peer.number, uuid=peer.uuid, path=places.get(peer.uuid, peer.path))
+            for peer in sorted(known.values(), key=lambda peer: peer.number)
+        ],
+    )
+
+
+def _identity_or_none(path: str) -> Identity | None:
+    try:
+        return read_identity(path, OS)
+    except StoreError:
+        return None
+
+
+def _plan(paths: list[str], config: Config) -> ClusterRecord:
+    """A new store's record. Every path must be free to take: checked before anything is made."""
+    k, m = config.codec
+    if len(set(map(os.path.realpath, paths))) != len(paths):
+        raise CannotStart("--disk names the same directory twice")
+    if len(paths) < 1 + m:
+        raise CannotStart(
+            f"{len(paths)} disks are too few for codec {k}+{m}: it needs at least {1 + m}, and {k + m} to be"
+            " used in full. Name more with --disk, or choose a smaller --codec"
+        )
+    for path in paths:
+        _must_be_free(path)
+    return ClusterRecord(
+        cluster=random_id().hex(),
+        formed=False,
+        disks=[
+            KnownDisk(number=number, uuid=random_id().hex(), path=path)
+            for number, path in enumerate(paths, start=1)
+        ],
+    )
+
+
+def _must_be_free(path: str) -> None:
+    """Raises: CannotStart unless `path` is absent or an empty directory (lost+found does not count)."""
+    try:
+        content = sorted(set(os.listdir(path)) - {"lost+found"})
+    except FileNotFoundError:
+        return
+    except NotADirectoryError:
+        raise CannotStart(f"--disk {path} is not a directory") from None
+    except OSError as failure:
+        raise CannotStart(f"--disk {path}: {failure.strerror}") from None
+    if content:
+        raise CannotStart(
+            f"--disk {path} holds something else ({', '.join(content[:3])}{', ...' if content[3:] else ''})"
+            " and is left alone: name an empty directory"
+        )
+
+
+def _form(record: ClusterRecord, config: Config, announce: Callable[[str], None]) -> None:
+    """Format every disk that is not yet. Only ever called before the store has acknowledged anything."""
+    announce(f"First start: making a store of {len(record.disks)} disks (codec {config.blobs.codec}).")
+    peers = [Peer(number=disk.number, uuid=disk.uuid, path=disk.path) for disk in record.disks]
+    # An interrupted first start: the disks already made have the secrets that the others must share.
+    done = {
+        disk.number: identity
+        for disk in record.disks
+        if (identity := _identity_or_none(disk.path)) is not None
+    }
+    for number, identity in done.items():
+        if identity.cluster != record.cluster:
+            raise CannotStart(f"disk {number} belongs to another store: name an empty directory")
+    example = next(iter(done.values()), None)
+    secret = example.secret if example else int.from_bytes(os.urandom(8), "big")
+    master = bytes.fromhex(example.master_key) if example else os.urandom(32)
+    for disk in record.disks:
+        if disk.number in done:
+            continue
+        identity = make_identity(
+            cluster=bytes.fromhex(record.cluster),
+            uuid=bytes.fromhex(disk.uuid),
+            number=disk.number,
+            checksum_secret=secret,
+            master_key=master,
+            peers=[peer for peer in peers if peer.number != disk.number],
+            created_us=time.time_ns() // 1000,
+        )
+        try:
+            format_disk(disk.path, identity)
+        except (OSError, StoreError) as failure:
+            raise CannotStart(f"cannot format {disk.path}: {failure}") from None
+
+
+def _look(record: ClusterRecord, named: list[str]) -> tuple[list[FoundDisk], list[Identity | None]]:
+    """Every disk of the record with what lies at its place now."""
+    candidates = list(dict.fromkeys([*named, *(disk.path for disk in record.disks)]))
+    at: dict[str, Identity] = {}
+    wrong: dict[str, tuple[DiskState, str]] = {}
+    for path in candidates:
+        try:
+            at[path] = read_identity(path, OS)
+        except DiskMissing as failure:
+            wrong[path] = (DiskState.MISSING, str(failure))
+        except (Corrupt, DiskFailed) as failure:
+            wrong[path] = (DiskState.FAILED, str(failure))
+    by_uuid = {identity.uuid: path for path, identity in at.items() if identity.cluster == record.cluster}
+    known = {disk.uuid for disk in record.disks}
+    for path in named:
+        if path in wrong and path not in {disk.path for disk in record.disks}:
+            raise CannotStart(
+                f"--disk {path} is not a disk of this store: {wrong[path][1]}. The store is formed; disks"
+                " cannot be added by a start."
+            )
+        if path in at and (at[path].cluster != record.cluster or at[path].uuid not in known):
+            raise CannotStart(
+                f"--disk {path} belongs to another store ({at[path].cluster[:8]}...): not touched"
+            )
+    found: list[FoundDisk] = []
+    identities: list[Identity | None] = []
+    for disk in record.disks:
+        if disk.uuid in by_uuid:
+            place = by_uuid[disk.uuid]
+            found.append(
+                FoundDisk(
+                    number=disk.number,
+                    uuid=bytes.fromhex(disk.uuid),
+                    path=place,
+                    state=DiskState.HEALTHY,
+                    device=os.stat(place).st_dev,
+                )
+            )
+            identities.append(at[place])
+            continue
+        if disk.path in at:  # Something lies there, but not this disk.
+            other = at[disk.path]
+            whose = "of another store" if other.cluster != record.cluster else f"{other.number}"
+            state, reason = DiskState.FOREIGN, f"disk {whose} lies at {disk.path}: swapped?"
+        else:
+            state, reason = wrong[disk.path]
+        found.append(
+            FoundDisk(
+                number=disk.number, uuid=bytes.fromhex(disk.uuid), path=disk.path, state=state, reason=reason
+            )
+        )
+        identities.append(None)
+    return found, identities
+
+
+def _lock_and_sweep(cluster: bytes, disk: FoundDisk) -> int:
+    """Held by every process of the store through inheritance, for as long as one of them lives."""
+    try:
+        lock = lock_disk(disk.path, wait_s=LOCK_WAIT_S)
+    except StoreError as failure:
+        raise CannotStart(f"disk {disk.number}: {failure}") from None
+    opened = open_disk(disk.path, expected=Expected(cluster, disk.uuid, disk.number))
+    try:
+        opened.sweep()
+    except OSError:
+        pass  # A read-only or failing disk: it shows when it is used.
+    finally:
+        opened.close()
+    return lock
+
+
+def warnings_of(cluster: Cluster) -> list[str]:
+    """What an operator should hear at every start."""
+    lines = [
+        f"Disk {disk.number} ({disk.path}) is {disk.state.value}: {disk.reason}. Its bytes are"
+        " reconstructed from the others; new ones go elsewhere."
+        for disk in cluster.disks
+        if disk.state is not DiskState.HEALTHY
+    ]
+    lines += shared_devices(cluster.disks)
+    return lines
+
+
+def shared_devices(disks: list[FoundDisk]) -> list[str]:
+    """Disk directories that share a device, named as what they are."""
+    by_device: dict[int, list[int]] = {}
+    for disk in disks:
+        if disk.state is DiskState.HEALTHY:
+            by_device.setdefault(disk.device, []).append(disk.number)
+    return [
+        f"Disks {', '.join(map(str, numbers))} are directories on one device: a convenience that survives no"
+        " disk. Its capacity counts once. For real data give each --disk a device of its own."
+        for numbers in by_device.values()
+        if len(numbers) > 1
+    ]

@@ -1,0 +1,75 @@
+"""A socket in every process that says what it has counted. The upkeep process asks when it is scraped.
+
+`run/<process>.sock`: who connects gets one MessagePack value, `[incarnation, families]`, and the end. The
+directory is closed to other users, so there is nothing to ask for and no one to refuse.
+"""
+
+import asyncio
+import contextlib
+import os
+from pathlib import Path
+
+import msgspec
+
+from objstore.ids import random_id
+from objstore.metrics import Family, Registry
+
+SNAPSHOT_SIZE_MAX = 16 * 1024 * 1024  # Bytes; a worker has about 20 KB.
+ASK_SECONDS = 2.0
+
+
+class Snapshot(msgspec.Struct, array_like=True):
+    incarnation: str  # Changes when the process is another one.
+    families: list[Family]
+
+
+_decoder = msgspec.msgpack.Decoder(Snapshot)
+
+
+def _path(run_directory: str, process: str) -> str:
+    return f"{run_directory}/{process}.sock"
+
+
+async def serve_metrics(run_directory: str, process: str, registry: Registry) -> asyncio.Server:
+    """Answer until the server is closed."""
+    incarnation = random_id().hex()
+    path = _path(run_directory, process)
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)
+
+    async def answer(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            writer.write(msgspec.msgpack.encode(Snapshot(incarnation, registry.families())))
+            async with asyncio.timeout(ASK_SECONDS):
+                await writer.drain()
+        except (OSError, TimeoutError):
+            pass
+        finally:
+            writer.close()
+
+    return await asyncio.start_unix_server(answer, path)
+
+
+async def ask(run_directory: str, process: str) -> Snapshot | None:
+    """What the process has counted; None if it does not answer in time."""
+    try:
+        async with asyncio.timeout(ASK_SECONDS):
+            reader, writer = await asyncio.open_unix_connection(_path(run_directory, process))
+            try:
+                content = bytearray()
+                while len(content) <= SNAPSHOT_SIZE_MAX and (chunk := await reader.read(1 << 16)):
+                    content += chunk
+            finally:
+                writer.close()
+        return _decoder.decode(content)
+    except (OSError, TimeoutError, msgspec.MsgspecError):
+        return None
+
+
+def processes(run_directory: str) -> list[str]:
+    """Those that have a socket, alive or not."""
+    return sorted(
+        path.name.removesuffix(".sock")
+        for path in Path(run_directory).glob("*.sock")
+        if path.name != "committer.sock"
+    )

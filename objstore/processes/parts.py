@@ -1,0 +1,123 @@
+"""The parts that a worker and the upkeep process are both made of: here they meet.
+
+Everything below takes its parts as arguments; nothing below reads the configuration.
+"""
+
+import asyncio
+import signal
+from dataclasses import dataclass
+
+from objstore.blobs.reader import BlobReader, ReaderLimits
+from objstore.blobs.writer import BlobWriter, WriterLimits
+from objstore.codec.backend import Backend
+from objstore.config import Config
+from objstore.ids import random_id
+from objstore.meta.client import MetaClient
+from objstore.metrics import Registry
+from objstore.node.local import DiskOptions, Expected, LocalDisk, open_disk
+from objstore.objects.ledger import MetaLedger
+from objstore.objects.store import Store
+from objstore.processes.cluster import Cluster
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spec:
+    """What every child is told. Inherited by fork, never written anywhere."""
+
+    config: Config
+    data: str
+    run_directory: str  # Short enough for Unix sockets.
+    token: str
+    endpoint: str
+    cluster: Cluster
+    backend: Backend
+
+    @property
+    def committer_socket(self) -> str:
+        return f"{self.run_directory}/committer.sock"
+
+
+def disk_options(config: Config) -> DiskOptions:
+    return DiskOptions(
+        limit_s=config.disks.progress_seconds,
+        log_limit_s=config.meta.copy_seconds,
+        low_water=config.disks.reserve_bytes or None,
+    )
+
+
+def open_disks(spec: Spec) -> dict[int, LocalDisk]:
+    """Every disk of the store; one that is not there is opened in that state, and looks again by itself."""
+    options = disk_options(spec.config)
+    return {
+        disk.number: open_disk(
+            disk.path, expected=Expected(spec.cluster.cluster_id, disk.uuid, disk.number), options=options
+        )
+        for disk in spec.cluster.disks
+    }
+
+
+@dataclass(slots=True, kw_only=True)
+class Parts:
+    """A store opened for reading and writing by one process."""
+
+    spec: Spec
+    disks: dict[int, LocalDisk]
+    kv: MetaClient
+    store: Store
+    registry: Registry
+
+    async def close(self) -> None:
+        """Flush, seal, hang up. The disks last."""
+        await self.store.writer.close()
+        self.store.reader.close()
+        await self.kv.close()
+        for disk in self.disks.values():
+            disk.close()
+
+
+async def open_parts(spec: Spec, registry: Registry) -> Parts:
+    """Raises: MetaUnavailable if no committer answers."""
+    config = spec.config
+    kv = MetaClient(spec.committer_socket)
+    await kv.start()
+    disks = open_disks(spec)
+    ledger = MetaLedger(kv)
+    k, m = config.codec
+    limits = WriterLimits(memory=config.blobs.write_memory_bytes, volume_size=config.blobs.volume_size_max)
+    if config.disks.reserve_bytes:
+        limits = limits._replace(disk_free_min=config.disks.reserve_bytes)
+    writer = BlobWriter(
+        disks=disks,
+        ledger=ledger,
+        k=k,
+        m=m,
+        writer=random_id(),
+        cluster=spec.cluster.cluster_id,
+        secret=spec.cluster.checksum_secret,
+        codec=spec.backend.codec,
+        limits=limits,
+    )
+    reader = BlobReader(
+        disks=disks,
+        ledger=ledger,
+        cluster=spec.cluster.cluster_id,
+        secret=spec.cluster.checksum_secret,
+        codec=spec.backend.codec,
+        limits=ReaderLimits(memory=config.blobs.read_memory_bytes),
+    )
+    store = Store(
+        kv=kv,
+        writer=writer,
+        reader=reader,
+        ledger=ledger,
+        region=config.server.region,
+        small_size_max=config.blobs.small_size_max,
+    )
+    return Parts(spec=spec, disks=disks, kv=kv, store=store, registry=registry)
+
+
+async def until_stopped() -> None:
+    """Wait for SIGTERM."""
+    stopped = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopped.set)
+    await stopped.wait()
