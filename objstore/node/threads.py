@@ -4,8 +4,8 @@ One pool a disk, so that a hung disk hangs only itself. Threads are daemons: one
 must not keep the process from ending. (concurrent.futures joins its threads at exit, and costs twice as
 much a call.)
 
-Concurrency: `run` is called on the event loop; the functions run in the pool's threads; results come back to
-the loop in batches (one wake-up for all that end together). A call that misses its deadline raises
+Concurrency: `run` is called on the event loop; the functions run in the pool's threads; results come back
+to the loop in batches (one wake-up for all that end together). A call that misses its deadline raises
 Overdue at its caller, and its thread is left to finish or hang; `hung` counts those not yet back.
 """
 
@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Callable
 from queue import SimpleQueue
 from typing import Any, Protocol, TypeVar
+from weakref import WeakKeyDictionary, ref
 
 from objstore.errors import Overloaded
 
@@ -33,24 +34,85 @@ class Overdue(Exception):
 
 
 class _Job:
-    __slots__ = ("arguments", "failure", "function", "future", "holder", "loop", "overdue", "result")
+    __slots__ = (
+        "arguments",
+        "ends",
+        "failure",
+        "function",
+        "future",
+        "holder",
+        "overdue",
+        "pool",
+        "result",
+    )
 
     def __init__(
         self,
         function: Callable[..., Any],
         arguments: tuple[Any, ...],
         future: "asyncio.Future[Any] | None",
-        loop: asyncio.AbstractEventLoop | None,
         holder: Holder | None,
+        pool: "DiskThreads",
+        ends: "_Ends | None",
     ) -> None:
         self.function = function
         self.arguments = arguments
         self.future = future
-        self.loop = loop
         self.holder = holder
+        self.pool = pool
+        self.ends = ends  # None: posted, nobody waits.
         self.result: Any = None
         self.failure: BaseException | None = None
         self.overdue = False
+
+
+class _Ends:
+    """Calls that have ended, on their way to one event loop: from all pools, with as few wake-ups as can be.
+
+    A wake-up is a write to a pipe and a turn of the loop. Appends to the k+m disks of a stripe tend to end
+    together, since one journal commit of the file system ends them all.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = ref(loop)  # Weak: this is kept in a dictionary under the loop.
+        self._jobs: deque[_Job] = deque()
+        self._waking = False  # A wake-up is on its way.
+
+    def add(self, job: _Job) -> None:
+        """From a thread."""
+        self._jobs.append(job)
+        # Seen as True: the loop has yet to empty the deque, and will find this job there. Two threads that
+        # both see False cost a second, empty wake-up, no more.
+        if not self._waking:
+            self._waking = True
+            loop = self._loop()
+            try:
+                if loop is not None:
+                    loop.call_soon_threadsafe(self._deliver)
+            except RuntimeError:
+                pass  # The loop is closed: nobody waits any more.
+
+    def _deliver(self) -> None:
+        self._waking = False  # First: a job that ends from here on wakes the loop again.
+        jobs = self._jobs
+        while jobs:
+            job = jobs.popleft()
+            pool = job.pool
+            pool.busy -= 1
+            if job.overdue:
+                pool.hung -= 1
+            if job.holder is not None:
+                job.holder.release()
+            future = job.future
+            if future is None or future.done():
+                continue
+            if job.failure is not None:
+                future.set_exception(job.failure)
+            else:
+                future.set_result(job.result)
+
+
+_ends: WeakKeyDictionary[asyncio.AbstractEventLoop, _Ends] = WeakKeyDictionary()
 
 
 class DiskThreads:
@@ -60,10 +122,10 @@ class DiskThreads:
         self._queue_max = queue_max
         self._queue: SimpleQueue[_Job | None] = SimpleQueue()
         self._threads = 0
-        self._busy = 0  # Jobs queued or running, hung ones included.
-        self._done: deque[_Job] = deque()
-        self._waking = False  # A wake-up is on its way to the loop.
+        self.busy = 0  # Jobs queued or running, hung ones included.
         self._closed = False
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._ends: _Ends | None = None
         self.hung = 0  # Overdue and not yet back.
 
     async def run(
@@ -79,15 +141,18 @@ class DiskThreads:
             whatever the function raises. A cancelled caller leaves the function running.
         """
         assert not self._closed
-        if self._busy >= self._queue_max:
-            raise Overloaded(f"{self._busy} calls wait for {self._name}")
+        if self.busy >= self._queue_max:
+            raise Overloaded(f"{self.busy} calls wait for {self._name}")
         loop = asyncio.get_running_loop()
+        if loop is not self._loop:
+            self._loop = loop
+            self._ends = _ends.setdefault(loop, _Ends(loop))
         future: asyncio.Future[T] = loop.create_future()
-        job = _Job(function, arguments, future, loop, holder)
-        self._busy += 1
+        job = _Job(function, arguments, future, holder, self, self._ends)
+        self.busy += 1
         if holder is not None:
             holder.acquire()
-        if self._threads < self._threads_max and self._busy > self._threads:
+        if self._threads < self._threads_max and self.busy > self._threads:
             self._threads += 1
             threading.Thread(target=self._work, name=f"{self._name}-{self._threads}", daemon=True).start()
         self._queue.put(job)
@@ -108,7 +173,7 @@ class DiskThreads:
             except OSError:
                 pass
             return
-        self._queue.put(_Job(function, arguments, None, None, None))
+        self._queue.put(_Job(function, arguments, None, None, self, None))
 
     def close(self) -> None:
         """End the threads when what is queued is done. Does not wait."""
@@ -130,33 +195,6 @@ class DiskThreads:
                 job.result = job.function(*job.arguments)
             except BaseException as failure:
                 job.failure = failure
-            if job.loop is None:
-                continue  # Posted: nobody waits.
-            self._done.append(job)
-            # Seen as True: the loop has yet to empty the deque, and will find this job there. Two threads
-            # that both see False cost a second, empty wake-up, no more.
-            if not self._waking:
-                self._waking = True
-                try:
-                    job.loop.call_soon_threadsafe(self._deliver)
-                except RuntimeError:
-                    return  # The loop is closed: nobody waits any more, and the process ends.
+            if job.ends is not None:
+                job.ends.add(job)
             del job
-
-    def _deliver(self) -> None:
-        self._waking = False  # First: a job that ends from here on wakes the loop again.
-        done = self._done
-        while done:
-            job = done.popleft()
-            self._busy -= 1
-            if job.overdue:
-                self.hung -= 1
-            if job.holder is not None:
-                job.holder.release()
-            future = job.future
-            if future is None or future.done():
-                continue
-            if job.failure is not None:
-                future.set_exception(job.failure)
-            else:
-                future.set_result(job.result)
