@@ -113,9 +113,9 @@ class Server:
         while True:
             with contextlib.suppress(OSError, ValueError, KeyError):
                 state = self.state
-                if state["pid"] == self.pid and state["ready"]:
-                    if all(child["ready"] for child in state["children"].values()):
-                        return
+                children = state["children"].values()
+                if state["pid"] == self.pid and state["ready"] and all(child["ready"] for child in children):
+                    return
             if self.process.poll() is not None:
                 raise AssertionError(
                     f"the store ended with {self.process.returncode}:\n{self.text()[-8000:]}"
