@@ -438,7 +438,7 @@ class _Pieces:
         return self.left == 0
 
     def next(self, size: int) -> list[tuple[Extent, int, int]]:
-        """The next (extent, begin, length)s, `size` bytes at most: a part of one extent, or several small ones."""
+        """The next (extent, begin, length)s, `size` bytes at most: a part of one extent, or small ones whole."""
         piece: list[tuple[Extent, int, int]] = []
         size = wanted = min(size, self.left)
         while size:

@@ -16,7 +16,7 @@ CLUSTER = b"cluster-of-tests"
 SECRET = 0x5EC4E7
 BACKEND = choose()
 
-FAST: WriterLimits = DEFAULT_LIMITS._replace(linger_s=0.0, disk_free_min=0, tick_s=0.001)
+FAST: WriterLimits = DEFAULT_LIMITS._replace(linger_s=1.0, disk_free_min=0, tick_s=0.001)
 
 
 class StepClock:

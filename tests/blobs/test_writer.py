@@ -1,0 +1,608 @@
+"""The writer: what it acknowledges is durable, whatever the disks do."""
+
+import asyncio
+import random
+from itertools import combinations
+
+import pytest
+
+from objstore.blobs.stripes import unpack_directory
+from objstore.blobs.volumes import Lane, Stored, VolumeState
+from objstore.blobs.writer import MIB, BlobWriter
+from objstore.errors import Conflict, DiskFailed, Overloaded, TooFewDisks, Unavailable, WriteQuorumNotMet
+from objstore.extents import Extent
+from objstore.node.fragments import FileScan, Seal
+from tests.blobs.rig import CLUSTER, FAST, MOODS, SECRET, Rig
+
+SEAL = Seal(CLUSTER, SECRET)
+
+
+async def ends(rig: Rig, volume: int) -> dict[int, tuple[int, str]]:
+    """Per fragment index: where its last whole record ends, and what lies behind."""
+    record = await rig.ledger.get(volume, fresh=True)
+    found = {}
+    for index, number in enumerate(record.disks):
+        disk = rig.disks[number]
+        if (volume, index) in disk.fragments:
+            scan = FileScan(SEAL, disk.read, volume, index)
+            async for _ in scan.records(verify=True, stop=record.length or None):
+                pass
+            found[index] = (scan.end, scan.tail)
+    return found
+
+
+async def settled(rig: Rig) -> None:
+    """Let the writer's housekeeping run until it has nothing to seal."""
+    rig.clock.advance(2)
+    for _ in range(200):
+        await asyncio.sleep(0.002)
+        if not rig.writer._closing:
+            return
+    raise AssertionError("volumes were not sealed")
+
+
+async def test_bodies_that_arrive_during_a_flush_share_the_next_stripe() -> None:
+    rig = await Rig().start()
+    bodies = [bytes([number]) * (number + 1) for number in range(100)]
+    stored = await asyncio.gather(*(rig.writer.put(body, b"o%d" % at, b"") for at, body in enumerate(bodies)))
+    assert rig.writer.counters.stripes <= 2
+    assert rig.writer.counters.bodies == 100
+    for body, one in zip(bodies, stored, strict=True):
+        assert await rig.reader.read(one.extents[0]) == body
+
+
+async def test_a_lone_body_is_flushed_at_once() -> None:
+    rig = await Rig().start()
+    await rig.put(b"first")
+    before = [disk.calls["append"] for disk in rig.disks.values()]
+    await rig.put(b"second")
+    assert [disk.calls["append"] for disk in rig.disks.values()] == [count + 1 for count in before]
+
+
+@pytest.mark.parametrize(
+    ("moods", "k", "intents"),
+    [
+        # Six disks, 4+2, in the middle of a volume: how the next stripe stands.
+        ("++++++", 4, 0),
+        ("x+++++", 4, 1),  # One lost: k+1 stand; an intent, and a fresh volume for what follows.
+        ("+++++!", 4, 1),
+        ("++~+++", 4, 1),
+        ("+++/++", 4, 1),
+        ("+#++++", 4, 1),
+        ("++++?+", 4, 1),
+        ("xx++++", 2, 0),  # Two lost: below the quorum, written again as 2+2.
+        ("+!+~++", 2, 0),
+        ("++++xx", 2, 0),
+        ("xxx+++", 1, 0),  # Three left: 1+2.
+    ],
+)
+async def test_a_write_survives_what_the_disks_do_to_it(moods: str, k: int, intents: int) -> None:
+    rig = await Rig().start()
+    first = await rig.put(b"before" * 100)
+    rig.moods(moods)
+    stored = await rig.writer.put(b"during" * 100, b"o-during", b"")
+    record = await rig.ledger.get(stored.extents[0].volume)
+    assert record.k == k
+    assert len(stored.intents) == intents
+    bad = [number for number, mood in enumerate(moods, 1) if mood != "+"]
+    for intent in stored.intents:
+        assert record.disks[intent.index] in bad
+    after = await rig.writer.put(b"after", b"o-after", b"")
+    if bad:
+        assert not set((await rig.ledger.get(after.extents[0].volume)).disks) & set(bad)
+        assert set(await rig.ledger.usable_disks()) >= {1, 2, 3, 4, 5, 6} - set(bad)
+        if "#" not in moods:  # A full disk is full, not suspect.
+            assert not set(await rig.ledger.usable_disks()) & set(bad)
+    for extents, body in ((first, b"before" * 100), (stored.extents, b"during" * 100)):
+        if len(bad) <= 2:
+            assert await rig.reader.read(extents[0]) == body
+
+
+@pytest.mark.parametrize("moods", ["xxxx++", "!!!!!!", "~~~~~~", "######", "??????"])
+async def test_a_write_below_one_and_m_disks_is_refused_and_nothing_hangs(moods: str) -> None:
+    rig = await Rig().start()
+    await rig.put(b"before")
+    rig.moods(moods)
+    with pytest.raises(Unavailable):
+        await rig.writer.put(b"during", b"o-during", b"")
+    rig.wake()
+    for number in rig.disks:
+        await rig.ledger.set_disk_state(number, "healthy")
+    rig.clock.advance(60)
+    extents = await rig.put(b"after")
+    assert await rig.reader.read(extents[0]) == b"after"
+
+
+@pytest.mark.parametrize("k", [1, 2, 4])
+async def test_with_m_four_two_fragments_to_spare_are_asked_for(k: int) -> None:
+    count = k + 4
+    rig = await Rig("+" * count, k=k, m=4).start()
+    await rig.put(b"before")
+    rig.moods("x" * 3 + "+" * (count - 3))  # k+1 left: enough for m < 4 only.
+    try:
+        stored = await rig.writer.put(b"during", b"o", b"")
+    except TooFewDisks:
+        assert count - 3 < 5
+    else:
+        assert (await rig.ledger.get(stored.extents[0].volume)).id == 2, "written again elsewhere"
+        assert stored.intents == []
+
+
+async def test_a_failed_append_seals_the_volume_at_its_offset_and_leaves_no_hole() -> None:
+    rig = await Rig().start()
+    for _ in range(3):
+        await rig.put(b"x" * 1000)
+    end = rig.writer._current[Lane.SMALL].end
+    rig.moods("//++++")
+    extents = await rig.put(b"y" * 1000)
+    assert extents[0].volume == 2
+    await settled(rig)
+    record = await rig.ledger.get(1, fresh=True)
+    assert (record.state, record.length) == (VolumeState.SEALED, end)
+    assert all(found[0] == end for found in (await ends(rig, 1)).values())
+
+
+async def test_a_writer_that_was_paused_cannot_publish_into_a_sealed_volume() -> None:
+    rig = await Rig().start()
+    stored = await rig.writer.put(b"late", b"o-late", b"")
+    volume = stored.extents[0].volume
+    await rig.ledger.seal(volume, 64)  # Another process took it for dead.
+    with pytest.raises(Conflict):
+        await rig.commit(stored, b"o-late", b"record")
+    assert await rig.kv.get(b"o-late") is None
+    assert await rig.ledger.lengths([volume]) == [(64, 0)]
+    await rig.writer.close()
+    assert (await rig.ledger.get(volume, fresh=True)).length == 64
+
+
+async def test_a_volume_with_a_long_stream_stays_open_until_the_stream_has_ended() -> None:
+    rig = await Rig(limits=FAST._replace(volume_size=2 * MIB)).start()
+    stream = rig.writer.stream(b"o-stream")
+    await stream.write(bytes(20 * MIB))
+    for _ in range(50):
+        await asyncio.sleep(0.002)
+    assert {record.state for record in await rig.ledger.volumes()} == {VolumeState.OPEN}
+    stored = await stream.finish(b"about")
+    assert len(stored.fences) >= 2
+    await rig.commit(stored, b"o-stream", b"record")
+    await settled(rig)
+    assert VolumeState.SEALED in {record.state for record in await rig.ledger.volumes()}
+
+
+async def test_a_full_volume_is_followed_by_another() -> None:
+    rig = await Rig(limits=FAST._replace(volume_size=40_000)).start()
+    bodies = [random.Random(seed).randbytes(20_000) for seed in range(30)]
+    extents = [await rig.put(body) for body in bodies]
+    assert len({extent[0].volume for extent in extents}) > 3
+    for body, extent in zip(bodies, extents, strict=True):
+        assert await rig.reader.read(extent[0]) == body
+    await settled(rig)
+    for record in await rig.ledger.volumes():
+        if record.state == VolumeState.SEALED:
+            assert set((await ends(rig, record.id)).values()) == {(record.length, "")}
+
+
+async def test_an_idle_volume_is_sealed() -> None:
+    rig = await Rig().start()
+    await rig.put(b"x")
+    rig.clock.advance(3_601)
+    await asyncio.sleep(0.01)
+    await settled(rig)
+    assert (await rig.ledger.get(1, fresh=True)).state == VolumeState.SEALED
+    assert (await rig.put(b"y"))[0].volume == 2
+
+
+async def test_the_length_is_noted_while_the_volume_is_open() -> None:
+    rig = await Rig().start()
+    await rig.put(b"x" * 999)
+    rig.clock.advance(2)
+    for _ in range(100):
+        await asyncio.sleep(0.002)
+        if (await rig.ledger.lengths([1]))[0][0]:
+            break
+    assert await rig.ledger.lengths([1]) == [(rig.writer._current[Lane.SMALL].end, 999)]
+
+
+async def test_close_flushes_seals_and_takes_no_more() -> None:
+    rig = await Rig().start()
+    waiting = asyncio.ensure_future(rig.put(b"last words"))
+    await asyncio.sleep(0)
+    await rig.writer.close()
+    extents = await waiting
+    assert await rig.reader.read(extents[0]) == b"last words"
+    assert {record.state for record in await rig.ledger.volumes()} == {VolumeState.SEALED}
+    with pytest.raises(Overloaded):
+        await rig.writer.put(b"x", b"o", b"")
+    with pytest.raises(Overloaded):
+        rig.writer.stream(b"o")
+
+
+async def test_the_queue_of_small_bodies_is_bounded() -> None:
+    rig = await Rig(limits=FAST._replace(queue_bytes=10_000)).start()
+    puts = [asyncio.ensure_future(rig.put(bytes(1_000))) for _ in range(20)]
+    outcomes = await asyncio.gather(*puts, return_exceptions=True)
+    assert sum(isinstance(outcome, Overloaded) for outcome in outcomes) >= 10
+    assert sum(isinstance(outcome, list) for outcome in outcomes) >= 5
+    assert rig.writer.counters.queue_bytes == 0
+
+
+async def test_a_client_that_leaves_takes_no_one_along() -> None:
+    rig = await Rig().start()
+    puts = [asyncio.ensure_future(rig.put(b"%d" % number)) for number in range(10)]
+    await asyncio.sleep(0)
+    puts[3].cancel()
+    outcomes = await asyncio.gather(*puts, return_exceptions=True)
+    assert [isinstance(outcome, list) for outcome in outcomes] == [number != 3 for number in range(10)]
+
+
+async def test_a_bug_in_one_append_is_never_taken_for_a_failed_disk() -> None:
+    rig = await Rig().start()
+
+    def buggy(call: str, volume: int, index: int) -> None:
+        if call == "append":
+            raise TypeError("a bug")
+
+    rig.disks[3].before = buggy
+    with pytest.raises(TypeError):
+        await rig.writer.put(b"x", b"o", b"")
+    assert await rig.ledger.usable_disks() == [1, 2, 3, 4, 5, 6]
+
+
+async def test_a_disk_that_hangs_is_given_up_after_the_deadline() -> None:
+    rig = await Rig(limits=FAST._replace(deadline_s=0.05)).start()
+    await rig.put(b"before")
+    hung = asyncio.Event()
+
+    async def hang(*args: object, **kwargs: object) -> None:
+        hung.set()
+        await asyncio.Event().wait()
+
+    rig.disks[2].append = hang  # type: ignore[method-assign]
+    stored = await rig.writer.put(b"during", b"o", b"")
+    assert hung.is_set()
+    assert len(stored.intents) == 1
+    assert 2 not in await rig.ledger.usable_disks()
+
+
+async def test_placement_fails_over_when_a_file_cannot_be_created() -> None:
+    rig = await Rig("+++++++").start()
+    rig.disks[4].mood = "sync-error"
+    rig.disks[5].before = lambda call, volume, index: fail() if call == "create" else None
+
+    def fail() -> None:
+        raise DiskFailed("no inode")
+
+    extents = [await rig.put(b"body %d" % number) for number in range(5)]
+    assert await rig.reader.read(extents[4][0]) == b"body 4"
+    for record in await rig.ledger.volumes():
+        assert record.id == 1 or 5 not in record.disks or record.state != VolumeState.OPEN
+
+
+# Streams.
+
+
+@pytest.mark.parametrize("size", [1, 8, 65_536, 65_537, 4 * MIB - 16 * 1024, 4 * MIB, 4 * MIB + 1, 13_000_001])
+async def test_a_stream_reads_back_as_it_was_written(size: int) -> None:
+    rig = await Rig().start()
+    rng = random.Random(size)
+    body = rng.randbytes(size)
+    stream = rig.writer.stream(b"o-home")
+    at = 0
+    while at < size:
+        step = rng.randint(1, 3_000_000)
+        await stream.write(body[at : at + step])
+        at += step
+    stored = await stream.finish(b"about")
+    await rig.commit(stored, b"o-home", b"record")
+    assert sum(extent.length for extent in stored.extents) == size
+    assert await rig.read_all(stored.extents) == body
+    for _ in range(5):
+        begin = rng.randrange(size)
+        length = rng.randint(1, size - begin)
+        assert await rig.read_all(stored.extents, begin, length) == body[begin : begin + length]
+    assert rig.writer.counters.memory_used == 0
+
+
+async def test_the_last_stripe_of_a_stream_carries_about_and_every_one_its_place() -> None:
+    rig = await Rig().start()
+    stored = await rig.put_stream(bytes(9 * MIB))
+    entries = []
+    for extent in stored.extents:
+        scan = FileScan(SEAL, rig.disks[(await rig.ledger.get(extent.volume)).disks[0]].read, extent.volume, 0)
+        async for header, _ in scan.records():
+            if header.offset == extent.offset:
+                start = header.directory_offset
+                where = Extent(
+                    extent.volume, extent.offset, extent.fragment_size, start, header.payload_size - start
+                )
+                entries += unpack_directory(await rig.reader.read(where))
+    assert [entry.about for entry in entries] == [b"", b"", b"about"]
+    offset = 0
+    for entry, extent in zip(entries, stored.extents, strict=True):
+        assert (entry.home, entry.blob_offset, entry.length) == (b"o-home", offset, extent.length)
+        offset += extent.length
+
+
+@pytest.mark.parametrize("about", [b"", b"a" * 40_000])
+async def test_an_about_too_long_for_its_stripe_goes_into_one_of_its_own(about: bytes) -> None:
+    rig = await Rig().start()
+    stream = rig.writer.stream(b"o-home")
+    await stream.write(b"body" * 1000)
+    stored = await stream.finish(about)
+    assert await rig.read_all(stored.extents) == b"body" * 1000
+    assert rig.writer.counters.bodies == (1 if about else 0)
+
+
+@pytest.mark.parametrize("moods", ["x+++++", "++/+++", "++++++/"[:6], "#+++++", "xx++++", "//++++", "+~!+++"])
+async def test_a_stream_goes_on_when_disks_fail_under_it(moods: str) -> None:
+    rig = await Rig().start()
+    body = random.Random(moods).randbytes(30_000_000)
+    stream = rig.writer.stream(b"o-home")
+    failed = None
+    try:
+        for at in range(0, len(body), 1_000_000):
+            if at == 11_000_000:
+                rig.moods(moods)
+            await stream.write(body[at : at + 1_000_000])
+        stored = await stream.finish(b"about")
+    except WriteQuorumNotMet as failure:
+        failed = failure
+    finally:
+        stream.abort()
+    bad = {number for number, mood in enumerate(moods, 1) if mood != "+"}
+    if failed is not None:
+        # Two disks failed before the first volume was synced: its bytes had left memory.
+        assert len(bad) == 2
+        return
+    await rig.commit(stored, b"o-home", b"record")
+    assert await rig.read_all(stored.extents) == body
+    rig.wake()
+    for disk in rig.disks.values():
+        disk.lose_power()  # Only what was synced is left.
+    assert await rig.read_all(stored.extents) == body
+    for volume in {extent.volume for extent in stored.extents}:
+        assert {intent.index for intent in stored.intents if intent.volume == volume} == {
+            index for index, number in enumerate((await rig.ledger.get(volume)).disks) if number in bad
+        }
+    await rig.writer.close()
+    for record in await rig.ledger.volumes():
+        good = [index for index, number in enumerate(record.disks) if number not in bad]
+        found = await ends(rig, record.id)
+        assert all(found[index][0] == record.length for index in good if record.length)
+
+
+async def test_two_failed_syncs_refuse_a_stream_whose_bytes_have_left_memory() -> None:
+    rig = await Rig().start()
+    stream = rig.writer.stream(b"o-home")
+    await stream.write(bytes(10 * MIB))
+    rig.moods("!!++++")
+    with pytest.raises(WriteQuorumNotMet, match="4 of 5 fragments durable"):
+        await stream.finish(b"")
+    assert rig.writer.counters.memory_used == 0
+    stored = await rig.put_stream(b"next" * 100_000)
+    assert await rig.read_all(stored.extents) == b"next" * 100_000
+
+
+async def test_streams_that_end_together_share_their_sync() -> None:
+    rig = await Rig().start()
+    for disk in rig.disks.values():
+        sync = disk.sync
+
+        async def slow(volume: int, index: int, sync=sync) -> None:  # type: ignore[no-untyped-def]
+            for _ in range(200):  # Many turns of the loop: the appends of all others end meanwhile.
+                await asyncio.sleep(0)
+            await sync(volume, index)
+
+        disk.sync = slow  # type: ignore[method-assign]
+    streams = [rig.writer.stream(b"o%d" % number) for number in range(20)]
+    for stream in streams:
+        await stream.write(bytes(100_000))
+    stored = await asyncio.gather(*(stream.finish(b"") for stream in streams))
+    assert len(stored) == 20
+    assert rig.writer.counters.syncs <= 3
+
+
+async def test_a_stream_is_not_acknowledged_before_its_sync() -> None:
+    rig = await Rig().start()
+    stored = await rig.put_stream(bytes(range(256)) * 40_000)
+    for disk in rig.disks.values():
+        disk.lose_power()
+    assert await rig.read_all(stored.extents) == bytes(range(256)) * 40_000
+
+
+async def test_64_streams_stay_within_the_memory_and_all_end() -> None:
+    limits = FAST._replace(memory=24 * MIB)
+    rig = await Rig(limits=limits).start()
+    peak = 0
+    body = random.Random(64).randbytes(3 * MIB)
+
+    async def upload(number: int) -> Stored:
+        nonlocal peak
+        stream = rig.writer.stream(b"o%d" % number)
+        try:
+            for at in range(0, len(body), 300_000):
+                await stream.write(body[at : at + 300_000])
+                peak = max(peak, rig.writer.counters.memory_used + rig.writer._pooled)
+            return await stream.finish(b"")
+        finally:
+            stream.abort()
+
+    stored = await asyncio.gather(*(upload(number) for number in range(64)))
+    assert 0 < peak <= limits.memory
+    assert rig.writer.counters.memory_used == 0
+    assert await rig.read_all(stored[17].extents) == body
+
+
+async def test_clients_that_dribble_do_not_hold_the_memory() -> None:
+    rig = await Rig(limits=FAST._replace(memory=3 * 384 * 1024, pressure_s=2.0)).start()
+    slow = [rig.writer.stream(b"o-slow%d" % number) for number in range(3)]
+    for stream in slow:
+        await stream.write(b"a drop")
+    quick = asyncio.ensure_future(rig.put_stream(bytes(2 * MIB)))
+    await asyncio.sleep(0.01)
+    assert not quick.done()
+    rig.clock.advance(3)
+    stored = await asyncio.wait_for(quick, 10)
+    assert sum(extent.length for extent in stored.extents) == 2 * MIB
+    assert rig.writer.counters.pressure_flushes >= 1
+    for stream in slow:
+        await stream.write(b", and another")
+        one = await stream.finish(b"about")
+        assert await rig.read_all(one.extents) == b"a drop, and another"
+
+
+async def test_no_memory_within_the_limit_is_a_clear_refusal() -> None:
+    rig = await Rig(limits=FAST._replace(memory=400 * 1024, memory_wait_s=0.02, pressure_s=3600)).start()
+    slow = rig.writer.stream(b"o-slow")
+    await slow.write(b"a drop")
+    with pytest.raises(Overloaded, match="memory"):
+        await rig.writer.stream(b"o").write(b"x")
+    slow.abort()
+    assert rig.writer.counters.memory_used == 0
+
+
+async def test_an_aborted_stream_gives_everything_back() -> None:
+    rig = await Rig().start()
+    stream = rig.writer.stream(b"o")
+    await stream.write(bytes(9 * MIB))
+    stream.abort()
+    stream.abort()
+    for _ in range(200):
+        await asyncio.sleep(0.002)
+        if not rig.writer.counters.memory_used:
+            break
+    assert rig.writer.counters.memory_used == 0
+    assert all(volume.pins == 0 for volume in rig.writer._current.values())
+
+
+# Every acknowledged byte, under random failures.
+
+
+@pytest.mark.parametrize("seed", range(12))
+async def test_no_acknowledged_byte_is_lost_under_random_failures_of_m_disks(seed: int) -> None:
+    print(f"seed {seed}")
+    rng = random.Random(seed)
+    rig = await Rig("+" * 8, limits=FAST._replace(volume_size=200_000), seed=seed).start()
+    kept: dict[bytes, tuple[list[Extent], bytes]] = {}
+    refused = 0
+    for step in range(60):
+        if rng.random() < 0.25:  # A new state of the world: at most m disks are not well.
+            rig.wake()
+            for number in rig.disks:
+                await rig.ledger.set_disk_state(number, "healthy")
+            rig.clock.advance(60)
+            for number in rng.sample(range(1, 9), rng.randint(0, 2)):
+                rig.disks[number].mood = MOODS[rng.choice("x?~!#/")]
+        jobs = []
+        for part in range(rng.randint(1, 5)):
+            home = b"o%d-%d" % (step, part)
+            body = rng.randbytes(rng.choice([1, 100, 4096, 30_000, 700_000]))
+            jobs.append((home, body))
+
+        async def store(home: bytes, body: bytes) -> Stored:
+            return await (rig.put_stream(body, home) if len(body) > 100_000 else rig.writer.put(body, home, b""))
+
+        outcomes = await asyncio.gather(*(store(*job) for job in jobs), return_exceptions=True)
+        for (home, body), outcome in zip(jobs, outcomes, strict=True):
+            if isinstance(outcome, Stored):
+                await rig.commit(outcome, home, b"record")
+                kept[home] = (outcome.extents, body)
+                assert await rig.read_all(outcome.extents) == body
+            else:
+                assert isinstance(outcome, Unavailable), outcome
+                refused += 1
+    assert len(kept) > 100
+    rig.wake()
+    for disk in rig.disks.values():
+        disk.lose_power(rng)
+    for extents, body in kept.values():
+        assert await rig.read_all(extents) == body
+
+
+def writer_points() -> list[str]:
+    return [
+        "volume-recorded",
+        "volume-created",
+        "stripe-encoded",
+        "stripe-appended",
+        "stripe-synced",
+        "volume-sealed",
+    ]
+
+
+class Crash(BaseException):
+    """The process is gone: nothing catches it."""
+
+
+@pytest.mark.parametrize("point", writer_points())
+@pytest.mark.parametrize("nth", [1, 2, 3])
+async def test_a_crash_at_any_point_loses_nothing_that_was_acknowledged(point: str, nth: int) -> None:
+    seen = 0
+
+    def crash(name: str) -> None:
+        nonlocal seen
+        if name == point:
+            seen += 1
+            if seen >= nth:
+                raise Crash(name)
+
+    rig = await Rig(limits=FAST._replace(volume_size=300_000), crash_point=crash).start()
+    rng = random.Random(nth)
+    kept: dict[bytes, tuple[list[Extent], bytes]] = {}
+
+    async def work() -> None:
+        for number in range(30):
+            home = b"o%d" % number
+            body = rng.randbytes(rng.choice([100, 5_000, 400_000]))
+            stored = await (
+                rig.put_stream(body, home) if len(body) > 100_000 else rig.writer.put(body, home, b"")
+            )
+            await rig.commit(stored, home, b"record")
+            kept[home] = (stored.extents, body)
+
+    task = asyncio.ensure_future(work())
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(lambda loop, context: None)
+    for _ in range(4_000):
+        await asyncio.sleep(0)
+        if task.done() or seen >= nth:
+            break
+    task.cancel()
+    await asyncio.wait([task])
+    assert seen >= nth or point == "volume-sealed"
+    for disk in rig.disks.values():
+        disk.lose_power(rng)
+    rig.crash_point = lambda name: None
+    rig.writer = rig.new_writer()
+    for extents, body in kept.values():
+        assert await rig.read_all(extents) == body
+    later = await rig.put(b"life goes on")
+    assert await rig.reader.read(later[0]) == b"life goes on"
+
+
+@pytest.mark.parametrize("lost", list(combinations(range(6), 2)))
+async def test_any_m_disks_may_go_after_the_answer(lost: tuple[int, int]) -> None:
+    rig = await Rig().start()
+    bodies = [random.Random(seed).randbytes(3_000) for seed in range(10)]
+    extents = await asyncio.gather(*(rig.put(body) for body in bodies))
+    stored = await rig.put_stream(b"large" * 400_000)
+    for number, disk in rig.disks.items():
+        if number - 1 in lost:
+            disk.mood = "missing"
+    for body, found in zip(bodies, extents, strict=True):
+        assert await rig.reader.read(found[0]) == body
+    assert await rig.read_all(stored.extents) == b"large" * 400_000
+
+
+def test_a_writer_refuses_nonsense() -> None:
+    with pytest.raises(AssertionError):
+        BlobWriter(
+            disks={},
+            ledger=None,  # type: ignore[arg-type]
+            k=4,
+            m=2,
+            writer=b"short",
+            cluster=CLUSTER,
+            secret=1,
+            codec=None,  # type: ignore[arg-type]
+        )
