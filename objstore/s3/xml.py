@@ -103,7 +103,7 @@ def parse(document: bytes, root: str) -> Element:
     parser.ExternalEntityRefHandler = refuse
     parser.ProcessingInstructionHandler = refuse
     try:
-        parser.Parse(document, True)
+        parser.Parse(document.decode(), True)
     except (expat.ExpatError, ValueError) as failure:  # ValueError: bytes that are not UTF-8.
         raise malformed_xml() from failure
     if len(top.children) != 1 or top.children[0].name != root:
