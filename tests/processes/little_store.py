@@ -1,0 +1,68 @@
+"""A supervisor with children that do nothing but live: run as a program by test_supervisor.py.
+
+    python -m tests.processes.little_store DIRECTORY MOOD
+
+MOOD: well | deaf (worker-1 stops answering once ready) | broken (worker-1 never starts).
+Each child notes what happens to it in DIRECTORY/events, one word a line.
+"""
+
+import asyncio
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+from objstore.processes import supervisor
+from objstore.processes.link import Link
+
+
+def note(directory: Path, event: str) -> None:
+    with (directory / "events").open("a") as file:
+        file.write(event + "\n")
+
+
+def child(directory: Path, name: str, mood: str) -> supervisor.ChildMain:
+    async def live(link: Link) -> None:
+        loop = asyncio.get_running_loop()
+        link.attach(loop)
+        stopped = asyncio.Event()
+        loop.add_signal_handler(signal.SIGTERM, stopped.set)
+        note(directory, f"start-{name}")
+        link.ready()
+        if mood == "deaf" and name == "worker-1" and not (directory / "was-deaf").exists():
+            (directory / "was-deaf").touch()
+            time.sleep(600)
+        await stopped.wait()
+        note(directory, f"stop-{name}")
+
+    def main(link: Link) -> None:
+        if mood == "broken" and name == "worker-1":
+            raise RuntimeError("does not start")
+        asyncio.run(live(link))
+
+    return main
+
+
+def run(directory: Path, mood: str) -> int:
+    supervisor.PROBE_SECONDS = 0.05
+    supervisor.SILENT_SECONDS = 0.5
+    names = ["upkeep", "worker-1", "worker-2"]
+    return supervisor.Supervisor(
+        run_directory=directory,
+        committer=child(directory, "committer", mood),
+        others={name: child(directory, name, mood) for name in names},
+        drain_seconds=5,
+        announce=lambda line: print(line, flush=True),
+        log=lambda event, **fields: print(
+            event, {k: v for k, v in fields.items() if k != "trace"}, flush=True
+        ),
+        on_ready=lambda: print("READY", flush=True),
+        on_stop=lambda: None,
+        close_in_child=lambda name: None,
+        facts={"ours": os.getpid()},
+    ).run()
+
+
+if __name__ == "__main__":
+    sys.exit(run(Path(sys.argv[1]), sys.argv[2]))
