@@ -4,13 +4,14 @@ A long body is sent from the reader's own buffers, so each list of them is on th
 asked for (a transport keeps what the kernel did not take, and does not copy it). A body that cannot be
 finished cuts the connection: a response never ends short as a success.
 
-Every wait for a client is bounded: one that takes nothing for STALL_S is cut off.
+Waiting for a client that does not read is bounded by the edge, which looks at every connection that is paused
+and cuts off the one that takes nothing (server.py, `sweep`).
 """
 
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
-from typing import Any, Final, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 from aiohttp import web
 from aiohttp.http_writer import StreamWriter
@@ -21,7 +22,6 @@ from objstore.s3.call import Call
 from objstore.s3.errors import S3Fault, fault_of, internal_error, render
 from objstore.s3.xml import DECLARATION
 
-STALL_S: Final = 60.0  # A reader that takes not one byte for so long is gone.
 PATIENCE_S = 5.0  # Work that takes longer answers 200 early and keeps the connection alive.
 PULSE_S = 10.0  # Seconds between the spaces; the SDKs' read timeout is 60.
 
@@ -46,24 +46,6 @@ def empty(status: int = 200, headers: dict[str, str] | CIMultiDict[str] | None =
     return web.Response(status=status, headers=headers)
 
 
-async def _flush(request: web.BaseRequest) -> None:
-    """Wait until the kernel has taken everything. Raises: ConnectionResetError (gone, or stalled)."""
-    transport = request.transport
-    if transport is None:
-        raise ConnectionResetError("the client is gone")
-    left = transport.get_write_buffer_size()
-    while left:
-        try:
-            async with asyncio.timeout(STALL_S):
-                await request.writer.drain()
-            return
-        except TimeoutError:
-            now = transport.get_write_buffer_size()
-            if now >= left:
-                raise ConnectionResetError(f"the client took nothing for {STALL_S:.0f} s") from None
-            left = now
-
-
 async def stream(
     call: Call, status: int, headers: CIMultiDict[str], blocks: AsyncIterator[list[memoryview]], size: int
 ) -> web.StreamResponse:
@@ -76,7 +58,6 @@ async def stream(
         views = await anext(blocks, None)  # The beginning cannot be read: that is still an honest error.
         response = web.StreamResponse(status=status, headers=headers)
         response.headers["Content-Length"] = str(size)
-        response.headers["x-amz-request-id"] = call.request_id
         request = call.request
         transport = request.transport
         left = size
@@ -85,13 +66,14 @@ async def stream(
             if transport is None:
                 raise ConnectionResetError("the client is gone")
             transport.set_write_buffer_limits(high=0)  # drain() then means: all of it is gone.
-            write = cast(StreamWriter, request.writer).write
+            writer = cast(StreamWriter, request.writer)
+            write, drain = writer.write, writer.drain
             while views is not None:
                 for view in views:
                     left -= view.nbytes
                     assert left >= 0, "more bytes than promised"
                     await write(view, drain=False)
-                await _flush(request)
+                await drain()
                 views = await anext(blocks, None)
             assert left == 0, f"{left} bytes fewer than promised"
             transport.set_write_buffer_limits()
@@ -121,7 +103,6 @@ async def eventually(
             text, headers = show(task.result())
             return document(text, headers)
         response = web.StreamResponse(headers={"Content-Type": "application/xml"})
-        response.headers["x-amz-request-id"] = call.request_id
         listening = True
         pulse = DECLARATION.encode()
         while not done:
