@@ -1,7 +1,7 @@
 """What dropped uploads and long objects leave behind, and how it goes: in bounded steps, every byte counted.
 
 A commit that drops an upload, a multipart object or an object with pages of extents does not touch its
-thousands of keys: it puts one `d` key. The sweep removes the parts, pages and part lists of a doomed id later,
+thousands of keys: it puts one `d` key. The sweep removes parts, pages and part lists of a doomed id later,
 a hundred keys a commit, and the live bytes of their volumes go down in the same commits. Until then they
 are homes like any other: compaction keeps their bytes, and a reader that began before the drop can finish.
 

@@ -1,28 +1,285 @@
-"""The multipart family. (Signatures agreed; bodies to come.)"""
+"""The multipart family.
 
+An upload is an m record; its parts are p records of their own, each the home of its bytes before and after
+Complete. A part's commit expects the upload's record and adds one to the upload's generation, a counter that
+Complete and Abort expect: parts sent side by side do not conflict, and what Complete has read is what it
+completes. Complete moves no bytes: it puts the object's record, with the part list in pages, in one commit.
+"""
+
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
+from typing import Final
 
-from objstore.meta.schema import BucketRecord, Checksum, PartRecord, UploadRecord
+import xxhash
+
+from objstore.errors import (
+    BadArgument,
+    BadPart,
+    BadPartOrder,
+    BadRequest,
+    ChecksumMismatch,
+    Conflict,
+    NoParts,
+    NoSuchKey,
+    NoSuchUpload,
+    Overloaded,
+    PartTooSmall,
+    TooLarge,
+)
+from objstore.extents import Extent
+from objstore.ids import ordered_id
+from objstore.meta.kv import Add, Transaction, counter, prefix_end
+from objstore.meta.schema import (
+    FORMAT,
+    PAGE_PARTS_MAX,
+    BucketRecord,
+    Checksum,
+    DoomedRecord,
+    Extra,
+    Multipart,
+    ObjectRecord,
+    PartEntry,
+    PartRecord,
+    PartsPage,
+    UploadRecord,
+    bucket_bytes_key,
+    bucket_uploads_key,
+    decode,
+    doomed_key,
+    encode,
+    escape,
+    part_key,
+    parts_page_key,
+    unescape,
+    upload_bytes_key,
+    upload_generation_key,
+    upload_key,
+)
+from objstore.objects import checksums, doomed
+from objstore.objects.bodies import OBJECT_SIZE_MAX, Kept, keep_body, keep_small
+from objstore.objects.buckets import find_bucket
+from objstore.objects.commits import Change, Place, change_object, open_place, reopen
+from objstore.objects.conditions import check_complete
+from objstore.objects.ledger import live_adds, publish
+from objstore.objects.listing import roll_up
+from objstore.objects.reads import page_of_part, read_record
 from objstore.objects.store import Store
-from objstore.objects.values import NO_CONDITIONS, About, Body, Conditions, Principal, Written
+from objstore.objects.values import (
+    NO_CONDITIONS,
+    About,
+    Body,
+    Conditions,
+    Digests,
+    Principal,
+    Written,
+    etag_text,
+)
+from objstore.objects.writes import extra_of, owner_of
+
+PART_NUMBER_MAX: Final = 10_000
+PART_SIZE_MIN: Final = 5 * 1024 * 1024  # Bytes, of all parts but the last.
+ATTEMPTS_MAX: Final = 64
+REWRITES_MAX: Final = 4
+PARTS_AT_ONCE: Final = 1_000
+UPLOAD_ID_SIZE: Final = 16
+NAME_TAIL: Final = 2 + UPLOAD_ID_SIZE  # Bytes behind the escaped key in an m key: its end mark and the id.
+
+
+def upload_bytes(upload: str) -> bytes:
+    """Raises: NoSuchUpload if this is no id of ours."""
+    if len(upload) != 2 * UPLOAD_ID_SIZE or not all(c in "0123456789abcdef" for c in upload):
+        raise NoSuchUpload(upload)
+    return bytes.fromhex(upload)
+
+
+def check_part_number(number: int) -> None:
+    """Raises: BadArgument."""
+    if not 1 <= number <= PART_NUMBER_MAX:
+        raise BadArgument(
+            f"Part number must be an integer between 1 and {PART_NUMBER_MAX}, inclusive",
+            name="partNumber",
+            value=str(number),
+        )
+
+
+async def open_upload(
+    store: Store, who: Principal, bucket: str, key: str, upload: str
+) -> tuple[Place, bytes, bytes, UploadRecord]:
+    """The place, and the upload's key, record as encoded, and record. Raises: NoSuchUpload, ..."""
+    place = await open_place(store, who, bucket, key)
+    name = upload_key(place.bucket.id, place.raw_key, upload_bytes(upload))
+    value = await store.kv.get(name)
+    if value is None:
+        raise NoSuchUpload(upload)
+    return place, name, value, decode(value, UploadRecord)
 
 
 async def create_upload(
-    store: Store, who: Principal, bucket: str, key: str, about: About, *, checksum_algorithm: str, checksum_type: str
+    store: Store,
+    who: Principal,
+    bucket: str,
+    key: str,
+    about: About,
+    *,
+    checksum_algorithm: str,
+    checksum_type: str,
 ) -> tuple[str, UploadRecord]:
     """Returns the upload id (32 hex digits) and the record. The edge has validated the combination."""
-    raise NotImplementedError
+    place = await open_place(store, who, bucket, key)
+    extra = extra_of(about)
+    for _ in range(ATTEMPTS_MAX):
+        present = await store.kv.get(place.home)
+        now_us = store.clock.now_us()
+        upload = ordered_id(now_us, store.randomness)
+        record = UploadRecord(
+            order=now_us,
+            extra=extra,
+            checksum_algorithm=checksum_algorithm,
+            checksum_type=checksum_type,
+            owner=owner_of(who, place),
+            seen=_seen(present),
+        )
+        name = upload_key(place.bucket.id, place.raw_key, upload)
+        try:
+            await store.kv.commit(
+                Transaction(
+                    expect={place.bucket_key: place.bucket_value, name: None},
+                    put={name: encode(record)},
+                    add={bucket_uploads_key(place.bucket.id): Add(1)},
+                )
+            )
+        except Conflict:
+            await reopen(store, who, place)
+            continue
+        return upload.hex(), record
+    raise Overloaded("the bucket's record kept changing")
+
+
+def _seen(value: bytes | None) -> int:
+    return 0 if value is None else xxhash.xxh3_64_intdigest(value) | 1
 
 
 async def find_upload(store: Store, who: Principal, bucket: str, key: str, upload: str) -> UploadRecord:
     """Raises: NoSuchUpload (also: right id, wrong key; another bucket's)."""
-    raise NotImplementedError
+    return (await open_upload(store, who, bucket, key, upload))[3]
 
 
 async def put_part(
     store: Store, who: Principal, bucket: str, key: str, upload: str, number: int, body: Body
 ) -> Written:
-    raise NotImplementedError
+    """Sent again, a part replaces its predecessor.
+
+    Raises: NoSuchUpload, BadArgument (number), BadRequest (another checksum algorithm than the upload's),
+    TooLarge, Unavailable, and whatever the body raises.
+    """
+    check_part_number(number)
+    place, name, value, record = await open_upload(store, who, bucket, key, upload)
+    home = part_key(name[-UPLOAD_ID_SIZE:], number)
+    algorithm = record.checksum_algorithm or checksums.DEFAULT
+    beside = checksums.hasher(algorithm) if checksums.is_crc(algorithm) else None
+    began_us = store.clock.now_us()
+    packed = b""
+
+    def describe(digests: Digests) -> bytes:
+        nonlocal packed
+        packed = _part_checksum(record, digests, beside)
+        return encode(
+            PartRecord(
+                order=began_us,
+                size=digests.size,
+                etag=digests.md5,
+                checksum=packed,
+                extents=[],
+                home=name,
+            )
+        )
+
+    kept, digests = await keep_body(store, home, body, describe, beside=beside)
+    order = await publish_part(store, who, place, name, value, number, kept, digests.md5, packed)
+    return Written(etag=digests.md5.hex(), order=order, checksum=digests.checksum, size=digests.size)
+
+
+def _part_checksum(record: UploadRecord, digests: Digests, beside: checksums.Hasher | None) -> bytes:
+    """The checksum that the upload needs of each of its parts, packed."""
+    given = digests.checksum
+    wanted = record.checksum_algorithm
+    if wanted and given is not None and given.algorithm not in (wanted, checksums.DEFAULT):
+        raise _other_algorithm(wanted, given.algorithm)
+    if beside is not None:
+        return Checksum(wanted or checksums.DEFAULT, "FULL_OBJECT", beside.digest()).pack()
+    if given is None or given.algorithm != wanted:
+        raise _other_algorithm(wanted, "null" if given is None else given.algorithm)
+    return Checksum(wanted, "FULL_OBJECT", given.digest).pack()
+
+
+def _other_algorithm(wanted: str, given: str) -> BadRequest:
+    return BadRequest(
+        f"Checksum Type mismatch occurred, expected checksum Type: {wanted.lower()}, "
+        f"actual checksum Type: {given.lower()}"
+    )
+
+
+async def publish_part(
+    store: Store,
+    who: Principal,
+    place: Place,
+    name: bytes,
+    value: bytes,
+    number: int,
+    kept: Kept,
+    etag: bytes,
+    checksum: bytes,
+) -> int:
+    """Commit a part; returns its order. Raises: NoSuchUpload, NoSuchBucket, Overloaded, Unavailable."""
+    upload = name[-UPLOAD_ID_SIZE:]
+    home = part_key(upload, number)
+    rewrites = 0
+    for _ in range(ATTEMPTS_MAX):
+        old_value = await store.kv.get(home)
+        old = None if old_value is None else decode(old_value, PartRecord)
+        order = store.clock.now_us() if old is None else max(store.clock.now_us(), old.order + 1)
+        part = PartRecord(
+            order=order,
+            size=kept.size,
+            etag=etag,
+            checksum=checksum,
+            extents=list(kept.inline),
+            blob=kept.blob,
+            pages=len(kept.pages),
+            home=name,
+        )
+        expect, put, add = publish(kept.stored)
+        expect[place.bucket_key] = place.bucket_value
+        expect[name] = value
+        expect[home] = old_value
+        put[home] = encode(part)
+        put.update(kept.pages)
+        delta = kept.size
+        if old is not None:
+            add = live_adds(kept.stored.extents, old.extents)
+            delta -= old.size
+            if old.blob:
+                put[doomed_key(old.blob)] = encode(DoomedRecord(since_us=store.clock.now_us()))
+        add[upload_generation_key(upload)] = Add(1)
+        if delta:
+            add[upload_bytes_key(upload)] = Add(delta)
+            add[bucket_bytes_key(place.bucket.id)] = Add(delta)
+        try:
+            await store.kv.commit(Transaction(expect, put, (), add))
+        except Conflict as conflict:
+            if conflict.key == place.bucket_key:
+                await reopen(store, who, place)
+            elif conflict.key == name:
+                raise NoSuchUpload(upload.hex()) from conflict  # Its record only ever goes away.
+            elif conflict.key[:1] == b"V":
+                rewrites += 1
+                if rewrites > REWRITES_MAX:
+                    raise Overloaded("every volume was sealed before the commit") from conflict
+                await kept.write_again(store)
+            continue
+        return order
+    raise Overloaded(f"{ATTEMPTS_MAX} rounds lost against other writes of one part")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,22 +304,264 @@ async def complete_upload(
     checksum: Checksum | None = None,
     checksum_type: str = "",
 ) -> Written:
-    """Idempotent: the same upload and parts again give the same answer.
+    """Idempotent: the same upload and parts again give the same answer, while the object is what it made.
 
-    Raises: NoSuchUpload, NoParts, BadPartOrder, BadPart, PartTooSmall, BadRequest, ConditionFailed,
-    ConditionalConflict, NoSuchKey.
+    Args:
+        object_size: what the client says the whole has (x-amz-mp-object-size).
+        checksum: what the client says the whole has, of the upload's algorithm.
+
+    Raises: NoSuchUpload, NoParts, BadPartOrder, BadPart, PartTooSmall, BadRequest, ChecksumMismatch,
+    TooLarge, ConditionFailed, ConditionalConflict, NoSuchKey.
     """
-    raise NotImplementedError
+    place = await open_place(store, who, bucket, key)
+    name = upload_key(place.bucket.id, place.raw_key, upload_bytes(upload))
+    for _ in range(ATTEMPTS_MAX):
+        generation, size = (
+            upload_generation_key(name[-UPLOAD_ID_SIZE:]),
+            upload_bytes_key(name[-UPLOAD_ID_SIZE:]),
+        )
+        value, part_count, part_bytes = await store.kv.get_many([name, generation, size])
+        if value is None:
+            return await _completed_before(store, place, upload, parts)
+        record = decode(value, UploadRecord)
+        if checksum_type and record.checksum_type and checksum_type != record.checksum_type:
+            raise BadRequest(
+                f"The upload was created using the {record.checksum_type} checksum mode. "
+                "The complete request must use the same checksum mode."
+            )
+        made = await _assemble(store, name[-UPLOAD_ID_SIZE:], record, parts)
+        if object_size is not None and object_size != made.size:
+            raise BadRequest(
+                f"The provided 'x-amz-mp-object-size' header value {object_size} does not match what was "
+                f"computed: {made.size}"
+            )
+        if checksum is not None and not _agrees(checksum, made.checksum):
+            raise ChecksumMismatch(checksum.algorithm)
+        try:
+            return await _complete(
+                store,
+                who,
+                place,
+                name,
+                record,
+                made,
+                conditions,
+                expect={name: value, generation: part_count, size: part_bytes},
+                uploaded_bytes=counter(part_bytes),
+            )
+        except Conflict:
+            continue  # A part arrived, or another Complete or Abort was faster.
+    raise Overloaded("parts of the upload kept arriving")
+
+
+@dataclass(slots=True)
+class _Made:
+    """What the claimed parts amount to."""
+
+    entries: list[PartEntry]
+    size: int
+    etag: bytes
+    checksum: Checksum | None
+    unlisted: bool  # There are parts that were not claimed.
+
+
+def _agrees(claimed: Checksum, made: Checksum | None) -> bool:
+    if made is None or claimed.algorithm != made.algorithm or claimed.digest != made.digest:
+        return False
+    return not claimed.parts or claimed.parts == made.parts
+
+
+async def _assemble(store: Store, upload: bytes, record: UploadRecord, claimed: Sequence[Claimed]) -> _Made:
+    """Check the claimed parts against the uploaded ones.
+
+    Raises: NoParts, BadPartOrder, BadPart, PartTooSmall, TooLarge.
+    """
+    if not claimed:
+        raise NoParts("You must specify at least one part")
+    if any(one.number >= following.number for one, following in pairwise(claimed)):
+        raise BadPartOrder(upload.hex())
+    uploaded: dict[int, PartRecord] = {}
+    start = part_key(upload, 0)
+    end = prefix_end(b"p" + upload)
+    while pairs := await store.kv.scan(start, end, PARTS_AT_ONCE):
+        uploaded.update((int.from_bytes(key[-2:], "big"), decode(value, PartRecord)) for key, value in pairs)
+        start = pairs[-1][0] + b"\0"
+    entries: list[PartEntry] = []
+    digests: list[bytes] = []
+    size = 0
+    for index, claim in enumerate(claimed):
+        part = uploaded.get(claim.number)
+        if part is None or claim.etag.strip('"') != part.etag.hex():
+            raise BadPart(upload=upload.hex(), number=claim.number, etag=claim.etag)
+        stored = Checksum.unpack(part.checksum)
+        if (
+            claim.checksum is not None
+            and stored is not None
+            and (record.checksum_algorithm or claim.checksum[0] == stored.algorithm)
+            and claim.checksum != (stored.algorithm, stored.digest)
+        ):
+            raise BadPart(upload=upload.hex(), number=claim.number, etag=claim.etag)
+        if part.size < PART_SIZE_MIN and index < len(claimed) - 1:
+            raise PartTooSmall(number=claim.number, etag=claim.etag, size=part.size, minimum=PART_SIZE_MIN)
+        if stored is not None:
+            digests.append(stored.digest)
+        size += part.size
+        entries.append(PartEntry(number=claim.number, size=part.size, etag=part.etag, checksum=part.checksum))
+    if size > OBJECT_SIZE_MAX:
+        raise TooLarge(size=size, maximum=OBJECT_SIZE_MAX)
+    md5 = checksums.md5()
+    md5.update(b"".join(entry.etag for entry in entries))
+    whole: Checksum | None = None
+    if len(digests) == len(entries):
+        algorithm = record.checksum_algorithm or checksums.DEFAULT
+        if record.checksum_type == "COMPOSITE":
+            whole = checksums.composite(algorithm, digests)
+        elif checksums.is_crc(algorithm):
+            sizes = [entry.size for entry in entries]
+            whole = checksums.full_object(algorithm, zip(digests, sizes, strict=True))
+    return _Made(
+        entries, size, md5.digest() + len(entries).to_bytes(2, "big"), whole, len(uploaded) > len(entries)
+    )
+
+
+async def _complete(
+    store: Store,
+    who: Principal,
+    place: Place,
+    name: bytes,
+    record: UploadRecord,
+    made: _Made,
+    conditions: Conditions,
+    *,
+    expect: dict[bytes, bytes | None],
+    uploaded_bytes: int,
+) -> Written:
+    upload = name[-UPLOAD_ID_SIZE:]
+    packed = made.checksum.pack() if made.checksum is not None else b""
+    check = None
+    if conditions.if_match is not None or conditions.if_none_match is not None:
+
+        def check_seen(old: ObjectRecord | None, value: bytes | None, vanished: bool) -> None:
+            check_complete(conditions, old, place.key, seen=record.seen, present=_seen(value))
+
+        check = check_seen
+        present = await store.kv.get(place.home)  # Refused early if refused already: before the manifest.
+        check_seen(None if present is None else decode(present, ObjectRecord), present, False)
+
+    pages: dict[bytes, bytes] = {}
+    begin = 0
+    for index, at in enumerate(range(0, len(made.entries), PAGE_PARTS_MAX)):
+        some = made.entries[at : at + PAGE_PARTS_MAX]
+        pages[parts_page_key(upload, index)] = encode(PartsPage(parts=some, begin=begin))
+        begin += sum(entry.size for entry in some)
+
+    def object_record(order: int, manifest: Extent | None) -> ObjectRecord:
+        base = record.extra or Extra()
+        return ObjectRecord(
+            FORMAT,
+            order,
+            b"",
+            made.size,
+            made.etag,
+            packed,
+            [],
+            Extra(
+                content_type=base.content_type,
+                headers=base.headers,
+                metadata=base.metadata,
+                multipart=Multipart(upload, len(made.entries), manifest),
+            ),
+            record.owner,
+        )
+
+    kept = await _keep_manifest(
+        store, place.home, made.entries, encode(object_record(store.clock.now_us(), None))
+    )
+    put = pages
+    if made.unlisted:
+        put[doomed_key(upload)] = encode(DoomedRecord(since_us=store.clock.now_us(), unlisted=True))
+
+    def build(old: ObjectRecord | None, order: int) -> Change:
+        return Change(
+            object_record(order, kept.stored.extents[0]),
+            kept,
+            bytes_delta=-uploaded_bytes,
+            expect=expect,
+            put=put,
+            delete=list(expect),
+            add={bucket_uploads_key(place.bucket.id): Add(-1)},
+        )
+
+    new, _ = await change_object(store, who, place, check, build)
+    assert new is not None
+    return Written(etag=etag_text(new.etag), order=new.order, checksum=made.checksum, size=new.size)
+
+
+async def _keep_manifest(store: Store, home: bytes, entries: list[PartEntry], about: bytes) -> Kept:
+    """The part list as a small stripe: with the metadata lost, it says which parts the object is made of."""
+    data = encode(PartsPage(parts=entries))
+    if len(data) <= store.small_size_max:
+        return await keep_small(store, home, data, about)
+    stream = store.writer.stream(home)
+    try:
+        await stream.write(data)
+        stored = await stream.finish(about)
+    except BaseException:
+        stream.abort()
+        raise
+    if len(stored.extents) != 1:  # Half-filled stripes are flushed when memory is short: 600 KB are not.
+        raise Overloaded("the part list did not fit one stripe")
+    return Kept(home, about, stored, None, len(data), inline=stored.extents)
+
+
+async def _completed_before(store: Store, place: Place, upload: str, parts: Sequence[Claimed]) -> Written:
+    """The answer to a Complete that has been answered. Raises: NoSuchUpload."""
+    value = await store.kv.get(place.home)
+    record = None if value is None else decode(value, ObjectRecord)
+    multipart = record.extra.multipart if record is not None and record.extra is not None else None
+    if record is None or multipart is None or multipart.upload.hex() != upload:
+        raise NoSuchUpload(upload)
+    start = parts_page_key(multipart.upload, 0)
+    pages = await store.kv.scan(start, prefix_end(b"q" + multipart.upload), 1 + multipart.count)
+    entries = [entry for _, page in pages for entry in decode(page, PartsPage).parts]
+    if [(entry.number, entry.etag.hex()) for entry in entries] != [
+        (part.number, part.etag.strip('"')) for part in parts
+    ]:
+        raise NoSuchUpload(upload)
+    return Written(
+        etag=etag_text(record.etag),
+        order=record.order,
+        checksum=Checksum.unpack(record.checksum),
+        size=record.size,
+    )
 
 
 async def abort_upload(store: Store, who: Principal, bucket: str, key: str, upload: str) -> None:
-    raise NotImplementedError
+    """Raises: NoSuchUpload, NoSuchBucket, Denied."""
+    place = await open_place(store, who, bucket, key)
+    name = upload_key(place.bucket.id, place.raw_key, upload_bytes(upload))
+    for _ in range(ATTEMPTS_MAX):
+        try:
+            await doomed.abort(store, bucket, place.bucket_value, place.bucket, name)
+        except Conflict:
+            await reopen(store, who, place)
+            continue
+        return
+    raise Overloaded("the bucket's record kept changing")
 
 
 async def list_parts(
     store: Store, who: Principal, bucket: str, key: str, upload: str, *, after: int, limit: int
 ) -> tuple[UploadRecord, list[tuple[int, PartRecord]], bool]:
-    raise NotImplementedError
+    """Parts with numbers > after, in order, and whether there are more."""
+    assert limit >= 0
+    _, name, _, record = await open_upload(store, who, bucket, key, upload)
+    one = name[-UPLOAD_ID_SIZE:]
+    if after >= PART_NUMBER_MAX:
+        return record, [], False
+    pairs = await store.kv.scan(part_key(one, max(after, 0) + 1), prefix_end(b"p" + one), limit + 1)
+    listed = [(int.from_bytes(key[-2:], "big"), decode(value, PartRecord)) for key, value in pairs[:limit]]
+    return record, listed, limit > 0 and len(pairs) > limit
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,13 +575,97 @@ class UploadsPage:
 
 
 async def list_uploads(
-    store: Store, who: Principal, bucket: str, *, prefix: str, delimiter: str, after_key: str, after_upload: str, limit: int
+    store: Store,
+    who: Principal,
+    bucket: str,
+    *,
+    prefix: str,
+    delimiter: str,
+    after_key: str,
+    after_upload: str,
+    limit: int,
 ) -> UploadsPage:
-    raise NotImplementedError
+    """Uploads behind (after_key, after_upload) in order of key, then of initiation.
+
+    Without after_upload: those of keys > after_key. A common prefix counts as an upload does.
+    """
+    assert limit >= 0
+    record = await find_bucket(store, who, bucket)
+    base = upload_key(record.id, b"", b"")[:-2]
+    start = base + _escaped(prefix)
+    end = prefix_end(start)
+    depth = len(start)
+    separator = _escaped(delimiter)
+    if after_key:
+        behind = base + _escaped(after_key)
+        if after_upload and len(after_upload) == 2 * UPLOAD_ID_SIZE:
+            start = max(start, behind + b"\0\x01" + upload_bytes(after_upload) + b"\0")
+        else:
+            start = max(start, behind + b"\0\x02")
+        if separator and behind.startswith(base + _escaped(prefix)):
+            cut = behind.find(separator, depth)
+            if cut >= 0:  # The marker lies in, or is, a common prefix.
+                start = max(start, prefix_end(behind[: cut + len(separator)]))
+    found: list[tuple[bytes, bytes | None]] = []
+    if limit and start < end:
+        if separator:
+            found = await roll_up(store.kv.scan, start, end, depth, separator, limit + 1, tail=NAME_TAIL)
+        else:
+            found = list(await store.kv.scan(start, end, limit + 1))
+    truncated = len(found) > limit
+    del found[limit:]
+    uploads: list[tuple[str, str, UploadRecord]] = []
+    prefixes: list[str] = []
+    at = len(base)
+    next_key = next_upload = ""
+    for key, value in found:
+        if value is None:
+            next_key, next_upload = key[at:].replace(b"\0\xff", b"\0").decode(), ""
+            prefixes.append(next_key)
+        else:
+            raw, one = unescape(key[at:])
+            next_key, next_upload = raw.decode(), one.hex()
+            uploads.append((next_key, next_upload, decode(value, UploadRecord)))
+    return UploadsPage(
+        bucket=record,
+        uploads=uploads,
+        prefixes=prefixes,
+        truncated=truncated,
+        next_key=next_key if truncated else "",
+        next_upload=next_upload if truncated else "",
+    )
+
+
+def _escaped(text: str) -> bytes:
+    """As `escape`, without the mark at the end: the prefix of the escaped keys that begin with the text."""
+    return escape(text.encode())[:-2]
 
 
 async def object_parts(
     store: Store, who: Principal, bucket: str, key: str, *, after: int, limit: int
 ) -> tuple[list[tuple[int, int, Checksum | None]], int, bool]:
-    """For GetObjectAttributes: (number, size, checksum) of a completed object's parts, their count, and whether there are more."""
-    raise NotImplementedError
+    """For GetObjectAttributes: a completed object's parts with numbers > after, as (number, size, checksum);
+    the count of all its parts, 0 if it is not a multipart object; and whether there are more.
+
+    Raises: NoSuchKey.
+    """
+    _, record = await read_record(store, who, bucket, key)
+    if record is None:
+        raise NoSuchKey(key)
+    multipart = record.extra.multipart if record.extra is not None else None
+    if multipart is None:
+        return [], 0, False
+    listed: list[PartEntry] = []
+    index, page = await page_of_part(store, multipart, max(after, 0) + 1)
+    pages = -(-multipart.count // PAGE_PARTS_MAX)
+    while True:
+        listed += [entry for entry in page.parts if entry.number > after]
+        index += 1
+        if len(listed) > limit or index >= pages:
+            break
+        value = await store.kv.get(parts_page_key(multipart.upload, index))
+        if value is None:
+            raise NoSuchKey(key)  # Dropped and swept meanwhile.
+        page = decode(value, PartsPage)
+    parts = [(entry.number, entry.size, Checksum.unpack(entry.checksum)) for entry in listed[:limit]]
+    return parts, multipart.count, len(listed) > limit
