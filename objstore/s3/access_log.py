@@ -1,0 +1,112 @@
+"""One JSON line per request, buffered. No secret ever stands in it: credentials of queries are redacted.
+
+Concurrency: lines are added by the event loop's thread. A flush takes all of them to one thread that writes
+them; while one flush is under way lines wait, up to a bound, and beyond it they are dropped and counted: a
+full log disk never stops the store. `close` writes what is left.
+"""
+
+import asyncio
+import os
+import re
+from concurrent.futures import ThreadPoolExecutor
+from typing import Final
+
+import msgspec
+
+FLUSH_SECONDS: Final = 1.0
+FLUSH_LINES: Final = 512  # About 200 KiB.
+WAITING_LINES_MAX: Final = 100_000  # About 40 MiB: a log disk that hangs for some seconds loses nothing.
+
+_SECRET_IN_QUERY = re.compile(
+    r"(?i)(^|[&?])(X-Amz-Signature|X-Amz-Credential|X-Amz-Security-Token|Signature|AWSAccessKeyId)=[^&]*"
+)
+
+
+class Line(msgspec.Struct, omit_defaults=True, kw_only=True):
+    """One request. Times in milliseconds, `time` in seconds since 1970, sizes in bytes of bodies."""
+
+    time: float
+    request_id: str
+    remote: str
+    method: str
+    operation: str
+    status: int
+    duration_ms: float
+    ttfb_ms: float = 0.0
+    bucket: str = ""
+    key: str = ""
+    query: str = ""  # As sent, credentials redacted.
+    tenant: str = ""
+    user: str = ""
+    bytes_in: int = 0
+    bytes_out: int = 0
+    error: str = ""  # S3's code.
+    agent: str = ""
+
+
+def redact(query: str) -> str:
+    """A raw query without the values of its credentials."""
+    return _SECRET_IN_QUERY.sub(r"\1\2=REDACTED", query) if query else query
+
+
+class AccessLog:
+    """Collects lines and writes them to a file descriptor.
+
+    Args:
+        fd: open for appending; not closed here.
+    """
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+        self.dropped = 0  # Lines, since the start.
+        self._lines: list[bytes] = []
+        self._encode = msgspec.json.Encoder(decimal_format="number").encode
+        self._writer = ThreadPoolExecutor(1, "access-log")
+        self._timer: asyncio.TimerHandle | None = None
+        self._flushing = False
+
+    def add(self, line: Line) -> None:
+        lines = self._lines
+        if len(lines) >= WAITING_LINES_MAX:
+            self.dropped += 1
+            return
+        lines.append(self._encode(line))
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(FLUSH_SECONDS, self._flush)
+        elif len(lines) == FLUSH_LINES:
+            self._timer.cancel()
+            self._flush()
+
+    def _flush(self) -> None:
+        self._timer = None
+        if not self._lines or self._flushing:
+            return
+        lines, self._lines = self._lines, []
+        self._flushing = True
+        asyncio.get_running_loop().run_in_executor(self._writer, self._write, lines).add_done_callback(
+            self._flushed
+        )
+
+    def _flushed(self, done: "asyncio.Future[None]") -> None:
+        self._flushing = False
+        done.exception()  # _write raises nothing; this marks the future as seen.
+        if self._lines and self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(FLUSH_SECONDS, self._flush)
+
+    def _write(self, lines: list[bytes]) -> None:
+        data = memoryview(b"\n".join([*lines, b""]))
+        try:
+            while data:
+                data = data[os.write(self.fd, data) :]
+        except OSError:
+            self.dropped += len(lines)  # The disk is full or gone: the store goes on.
+
+    async def close(self) -> None:
+        """Write what is left. Lines added afterwards are lost."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        lines, self._lines = self._lines, []
+        if lines:
+            await asyncio.get_running_loop().run_in_executor(self._writer, self._write, lines)
+        self._writer.shutdown(wait=True)

@@ -1,0 +1,426 @@
+"""The S3 face of one worker: every request comes in here, and every answer goes out from here.
+
+    aiohttp's parser -> EdgeProtocol (server.py) -> App.handle -> target -> sigv4 -> route -> body -> handler
+
+No router, no middleware, no Application: one handler on a low-level `web.Server`. Default deny stands in
+`_serve`: the signature is verified before a route is even chosen, and there is no second way to a handler.
+
+What may be relied on:
+- a request gets exactly one answer, in S3's XML when it is an error (none on HEAD), with x-amz-request-id;
+- an answer that has begun and fails is cut off, never ended as if it were whole;
+- an unread body is read away if it is small, otherwise the connection closes: never a desync or a hang;
+- a bug is logged once with its traceback and answered 500; a client's fault is not logged beyond its line.
+
+Concurrency: one App per worker, used by its event loop only.
+"""
+
+import asyncio
+import base64
+import logging
+import os
+import random
+import time
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Executor, ThreadPoolExecutor
+from typing import Any, Protocol
+
+from aiohttp import web
+from aiohttp.http import HttpVersion11
+from aiohttp.http_exceptions import BadHttpMethod, InvalidURLError, LineTooLong
+
+from objstore.errors import StoreError
+from objstore.objects.store import Store
+from objstore.objects.values import Principal
+from objstore.s3.access_log import AccessLog, Line, redact
+from objstore.s3.body import NoBody, RequestBody, open_body
+from objstore.s3.call import Call, Route
+from objstore.s3.errors import (
+    S3Fault,
+    bad_http,
+    fault_of,
+    internal_error,
+    invalid_uri,
+    not_implemented,
+    render,
+    slow_down,
+)
+from objstore.s3.limits import Admission, Limits, weight
+from objstore.s3.sigv4 import Directory, Verifier
+from objstore.s3.target import parse_target
+
+_log = logging.getLogger("objstore.s3")
+
+SERVER = "objstore"
+RULES = frozenset({"tenant", "any-user"})
+CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+_OBJECT_PUTS = frozenset({"PutObject", "UploadPart"})  # Their bodies need a length.
+_HASH_THREADS = min(8, (os.cpu_count() or 1) + 1)
+
+Chooser = Callable[[str, str, str, Mapping[str, str], Mapping[str, str]], Route]
+
+
+class Observer(Protocol):
+    """What counts requests: objstore/metrics.py `RequestMetrics`, or nothing."""
+
+    in_flight: int
+    connections: int
+
+    def finished(
+        self,
+        operation: str,
+        status: int,
+        seconds: float,
+        received: int = 0,
+        sent: int = 0,
+        error_code: str = "",
+        first_byte_seconds: float | None = None,
+    ) -> None: ...
+
+
+class Nobody:
+    """Counts nothing."""
+
+    in_flight = 0
+    connections = 0
+
+    def finished(self, *_: Any, **__: Any) -> None:
+        pass
+
+
+class EdgeRequest(web.BaseRequest):
+    """A request on its way through `App.handle`; what the access log will say of it."""
+
+    app: "App"
+    request_id = ""
+    operation = "Unknown"
+    bucket = ""
+    key = ""
+    who: Principal | None = None
+    body: RequestBody | NoBody | None = None
+    first_byte_at = 0.0
+    waits_for_100 = False
+
+    async def _prepare_hook(self, response: web.StreamResponse) -> None:
+        """The last moment before the head is written; aiohttp calls it for every answer."""
+        self.first_byte_at = time.monotonic()
+        headers = response.headers
+        headers["Server"] = SERVER
+        headers["x-amz-request-id"] = self.request_id
+        headers["x-amz-id-2"] = self.app.host_id
+        if self.app.draining or not self._body_is_dealt_with():
+            response.force_close()
+            headers["Connection"] = "close"
+
+    def _body_is_dealt_with(self) -> bool:
+        """Whether the connection can go on after this answer. If not, set how long it lingers."""
+        protocol: Any = self._protocol
+        if protocol.half_closed:
+            return False
+        payload = self._payload
+        if payload.is_eof():
+            return True
+        limits = self.app.limits
+        if self.waits_for_100 or payload.exception() is not None:
+            # It was never told to go on, or what it sends makes no sense: nothing to wait for.
+            protocol._lingering_time = 0.0
+            return False
+        protocol._lingering_time = limits.linger_seconds
+        size = self._message.headers.get("Content-Length", "")
+        return size.isascii() and size.isdigit() and len(size) < 10 and int(size) <= limits.drain_bytes
+
+    def send_continue(self) -> None:
+        self.waits_for_100 = False
+        transport = self._protocol.transport
+        if transport is not None:
+            transport.write(CONTINUE)
+
+
+class App:
+    """Everything between a parsed HTTP request and its handler.
+
+    Args:
+        store: given to handlers, not touched here.
+        directory: access keys.
+        routes: the whole route table, checked here: a row without a rule makes construction fail.
+        choose: finds the row of a request (s3/routes.py `choose`).
+        domains: base domains of virtual-host style.
+        now: wall clock in seconds, for signatures.
+        hash_pool: threads that hash large bodies; made here if not given.
+
+    Raises: ValueError for a route without a rule that we know.
+    """
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        directory: Directory,
+        routes: Iterable[Route],
+        choose: Chooser,
+        region: str = "us-east-1",
+        domains: Iterable[str] = (),
+        limits: Limits | None = None,
+        access_log: AccessLog | None = None,
+        observer: Observer | None = None,
+        now: Callable[[], float] = time.time,
+        hash_pool: Executor | None = None,
+        randomness: random.Random | None = None,
+    ) -> None:
+        for route in routes:
+            if route.rule not in RULES:
+                raise ValueError(f"route {route.operation} has no authorisation rule ({route.rule!r})")
+        self.store = store
+        self.verifier = Verifier(directory, region, now)
+        self.choose = choose
+        self.domains = tuple(domain.lower().strip(".") for domain in domains)
+        self.limits = limits or Limits()
+        self.admission = Admission(self.limits)
+        self.access_log = access_log
+        self.observer: Observer = observer or Nobody()
+        self.now = now
+        self.hash_pool = hash_pool or ThreadPoolExecutor(_HASH_THREADS, "hash")
+        self.draining = False
+        self._random = randomness or random.Random(os.urandom(16))  # noqa: S311 # Names requests, guards nothing.
+        self.host_id = base64.b64encode(self._random.randbytes(24)).decode()
+
+    def use_limits(self, limits: Limits) -> None:
+        """Before the first request."""
+        assert self.admission.requests == 0
+        self.limits = limits
+        self.admission = Admission(limits)
+
+    def new_request_id(self) -> str:
+        return f"{self._random.getrandbits(64):016X}"
+
+    async def handle(self, request: EdgeRequest) -> web.StreamResponse:
+        """Serve one request to its last byte. Raises: ConnectionError: the connection is of no more use."""
+        began = time.monotonic()
+        request.app = self
+        request.request_id = self.new_request_id()
+        protocol: Any = request._protocol
+        protocol.request_began(request)
+        headers = request._message.headers
+        length = headers.get("Content-Length")
+        body_weight = 0
+        if length is not None:
+            body_weight = weight(
+                int(length) if length.isascii() and length.isdigit() and len(length) < 20 else None
+            )
+        elif not request._payload.is_eof():
+            body_weight = weight(None)
+
+        fault: S3Fault | None = None
+        admitted = self.admission.enter(body_weight)
+        observer = self.observer
+        observer.in_flight += 1
+        response: web.StreamResponse | None = None
+        try:
+            try:
+                if not admitted:
+                    raise slow_down()
+                response = await self._serve(request)
+                await response.prepare(request)
+                await response.write_eof()
+                self._check_whole(request, response)
+            except (S3Fault, StoreError) as error:
+                fault = fault_of(error)
+            except (ConnectionError, asyncio.CancelledError):
+                raise
+            except Exception:
+                _log.exception("bug while serving %s, request %s", request.operation, request.request_id)
+                fault = internal_error()
+            if fault is not None:
+                response = await self._answer_fault(request, fault)
+        except ConnectionError:
+            fault = fault or S3Fault("ClientDisconnected", 499, "")
+            raise
+        finally:
+            observer.in_flight -= 1
+            if admitted:
+                self.admission.leave(body_weight)
+            self._note(request, response, fault, began)
+        assert response is not None
+        if protocol.half_closed:
+            response._keep_alive = False
+        return response
+
+    async def _serve(self, request: EdgeRequest) -> web.StreamResponse:
+        message = request._message
+        method = message.method
+        expect = message.headers.get("Expect")
+        if expect is not None:
+            if expect.lower() != "100-continue":
+                raise S3Fault("ExpectationFailed", 417, "Only 100-continue can be expected")
+            request.waits_for_100 = message.version >= HttpVersion11 and not request._payload.is_eof()
+        host = message.headers.get("Host", "")
+        target = parse_target(message.path, host, self.domains)
+        request.bucket, request.key = target.bucket, target.key
+
+        verified = await self.verifier.verify(
+            method, target, message.headers
+        )  # Default deny: nothing before it.
+        request.who = verified.who
+
+        route = self.choose(method, target.bucket, target.key, target.query, verified.headers)
+        request.operation = operation = route.operation
+        if route.handler is None:
+            raise not_implemented(operation)
+        body = request.body = open_body(
+            payload=request._payload,
+            headers=verified.headers,
+            verified=verified,
+            chunked=message.chunked,
+            pool=self.hash_pool,
+            go_on=request.send_continue if request.waits_for_100 else None,
+            object_put=operation in _OBJECT_PUTS,
+            checksum_in_body=operation != "CompleteMultipartUpload",
+        )
+        scheme = "https" if request._transport_sslcontext is not None else "http"
+        return await route.handler(
+            Call(
+                request=request,
+                store=self.store,
+                who=verified.who,
+                operation=operation,
+                method=method,
+                bucket=target.bucket,
+                key=target.key,
+                query=target.query,
+                headers=message.headers,
+                request_id=request.request_id,
+                body=body,
+                presigned=verified.presigned,
+                base_url=f"{scheme}://{host}",
+            )
+        )
+
+    @staticmethod
+    def _check_whole(request: EdgeRequest, response: web.StreamResponse) -> None:
+        """A streamed answer that is shorter than its Content-Length is a bug: never let it pass as whole."""
+        missing = request._payload_writer.length
+        if missing and not isinstance(response, web.Response) and not response._must_be_empty_body:
+            raise AssertionError(f"{request.operation} answered {missing} bytes too few")
+
+    async def _answer_fault(self, request: EdgeRequest, fault: S3Fault) -> web.StreamResponse:
+        """Send an error, or cut the connection if an answer has already begun.
+
+        Raises: ConnectionResetError after a cut.
+        """
+        writer = request._payload_writer
+        if writer.output_size > 0:
+            transport = request._protocol.transport
+            if transport is not None:
+                transport.abort()
+            raise ConnectionResetError("the answer was cut off")
+        writer.length = None
+        response = self.fault_response(request.request_id, fault, request.method, request.bucket, request.key)
+        await response.prepare(request)
+        await response.write_eof()
+        return response
+
+    def fault_response(
+        self, request_id: str, fault: S3Fault, method: str = "GET", bucket: str = "", key: str = ""
+    ) -> web.Response:
+        body = None
+        if method != "HEAD" and fault.status != 304:
+            resource = f"/{bucket}/{key}" if key else f"/{bucket}"
+            body = render(fault, resource=resource, request_id=request_id, host_id=self.host_id)
+        response = web.Response(status=fault.status, body=body, headers=fault.headers)
+        if fault.status != 304:
+            response.headers["Content-Type"] = "application/xml"
+        if fault.headers.get("Connection") == "close":
+            response.force_close()
+        return response
+
+    def parse_fault(self, error: BaseException) -> S3Fault:
+        """What the HTTP parser refused, in S3's words."""
+        if isinstance(error, LineTooLong):
+            return S3Fault(
+                "RequestHeaderSectionTooLarge",
+                400,
+                "Your request header section exceeds the maximum allowed size",
+                {"MaxSizeAllowed": str(self.limits.head_bytes)},
+                {"Connection": "close"},
+            )
+        if isinstance(error, InvalidURLError):
+            fault = invalid_uri()
+            fault.headers["Connection"] = "close"
+            return fault
+        if isinstance(error, BadHttpMethod):
+            return bad_http("The request line is not HTTP")
+        return bad_http("An error occurred when parsing the HTTP request")
+
+    async def refuse_unparsed(self, request: EdgeRequest, error: BaseException) -> web.StreamResponse:
+        """Answer what the HTTP parser refused: 400, XML, close. One access log line, no traceback."""
+        began = time.monotonic()
+        request.app = self
+        request.request_id = self.new_request_id()
+        request._version = HttpVersion11  # The parser's placeholder says 1.0.
+        fault = self.parse_fault(error)
+        response = self.fault_response(request.request_id, fault)
+        try:
+            await response.prepare(request)
+            await response.write_eof()
+        finally:
+            self._note(request, response, fault, began)
+        return response
+
+    def _note(
+        self, request: EdgeRequest, response: web.StreamResponse | None, fault: S3Fault | None, began: float
+    ) -> None:
+        """Count and log one finished request."""
+        ended = time.monotonic()
+        code = ""
+        if fault is not None:
+            status, code = fault.status, fault.code
+        else:
+            status = response.status if response is not None else 499
+        body = request.body
+        received = body.received if body is not None else 0
+        writer = request._payload_writer
+        sent = writer.output_size
+        if sent and response is not None:
+            known = response.content_length
+            if known is not None:
+                sent = 0 if response._must_be_empty_body else known - (writer.length or 0 if fault else 0)
+        first = request.first_byte_at
+        self.observer.finished(
+            request.operation,
+            status,
+            ended - began,
+            received,
+            sent,
+            code,
+            first - began if first else None,
+        )
+        log = self.access_log
+        if log is None:
+            return
+        who = request.who
+        message = request._message
+        _, _, query = message.path.partition("?")
+        log.add(
+            Line(
+                time=self.now(),
+                request_id=request.request_id,
+                remote=request.remote or "",
+                method=message.method,
+                operation=request.operation,
+                status=status,
+                duration_ms=round((ended - began) * 1000, 3),
+                ttfb_ms=round((first - began) * 1000, 3) if first else 0.0,
+                bucket=request.bucket,
+                key=request.key,
+                query=redact(query),
+                tenant=who.tenant if who is not None else "",
+                user=who.user if who is not None else "",
+                bytes_in=received,
+                bytes_out=sent,
+                error=code,
+                agent=(message.headers.get("User-Agent", "") if message.headers else "")[:256],
+            )
+        )
+
+    def close(self) -> None:
+        """Release the threads. After the server has drained."""
+        self.hash_pool.shutdown(wait=True, cancel_futures=True)

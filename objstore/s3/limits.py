@@ -1,0 +1,86 @@
+"""The edge's bounds, and the counters that hold it to them.
+
+The figures that operators may change come from the configuration; the rest are constants with their
+arithmetic. Past a bound the answer is 503 SlowDown with Retry-After, before the request's signature is looked
+at: refusing must cost less than serving.
+"""
+
+from dataclasses import dataclass
+
+from objstore import config
+
+KIB = 1024
+MIB = 1024 * KIB
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """Seconds and bytes. Defaults as in the configuration."""
+
+    connections: int = 4096  # Per worker.
+    requests: int = 1024  # In flight, per worker.
+    body_bytes: int = 256 * MIB  # Of request bodies in flight, per worker, as `weight` counts them.
+    header_seconds: float = 10.0  # From the first byte of a head to its last.
+    idle_seconds: float = 60.0  # A connection without a request.
+    body_seconds: float = 30.0  # Longest pause of a sender in a body, and of a reader in an answer.
+    body_rate: int = 1024  # Bytes a second that a body averages after its first `rate_after_seconds`.
+    rate_after_seconds: float = 10.0
+    head_bytes: int = 64 * KIB  # Of one request's head: eight times what AWS takes.
+    line_bytes: int = 16 * KIB  # The request line: a 1,024-byte key, escaped, and a long presigned query fit.
+    field_bytes: int = 8 * KIB  # One header.
+    fields: int = 128  # Headers of a request.
+    read_bytes: int = 128 * KIB  # Receive buffer of a body; reading pauses at twice this.
+    drain_bytes: int = 1 * MIB  # An unread body up to this is read away, to keep the connection.
+    linger_seconds: float = 5.0  # Reading away what a refused client still sends, so that it sees the answer.
+    sweep_seconds: float = 1.0  # How often connections are looked at: the accuracy of the times above.
+
+    @classmethod
+    def from_config(cls, limits: config.Limits) -> "Limits":
+        return cls(
+            connections=limits.connections,
+            requests=limits.requests,
+            body_bytes=limits.body_bytes,
+            header_seconds=limits.header_seconds,
+            idle_seconds=limits.idle_seconds,
+            body_seconds=limits.body_seconds,
+            body_rate=limits.body_rate,
+        )
+
+
+# What one large upload can pin at the edge: twice the receive buffer, one read, two batches of hashing.
+BODY_WEIGHT_MAX = 1 * MIB
+
+
+def weight(size: int | None) -> int:
+    """Bytes that a body of this declared size can hold in memory at the edge (None: unknown)."""
+    return BODY_WEIGHT_MAX if size is None or size > BODY_WEIGHT_MAX else size
+
+
+class Admission:
+    """Requests and body bytes in flight in this worker. Belongs to the event loop."""
+
+    __slots__ = ("body_bytes", "body_bytes_max", "refused", "requests", "requests_max")
+
+    def __init__(self, limits: Limits) -> None:
+        self.requests = 0
+        self.requests_max = limits.requests
+        self.body_bytes = 0
+        self.body_bytes_max = limits.body_bytes
+        self.refused = 0
+
+    def enter(self, body_weight: int) -> bool:
+        """Count a request in, or refuse it. One request alone always fits."""
+        if self.requests >= self.requests_max or (
+            self.body_bytes + body_weight > self.body_bytes_max and self.body_bytes
+        ):
+            self.refused += 1
+            return False
+        self.requests += 1
+        self.body_bytes += body_weight
+        return True
+
+    def leave(self, body_weight: int) -> None:
+        self.requests -= 1
+        self.body_bytes -= body_weight
+        assert self.requests >= 0
+        assert self.body_bytes >= 0

@@ -1,0 +1,379 @@
+"""The S3 port: connections, their time limits, their bounds, and a graceful end.
+
+aiohttp has no limit on the time a head or a body may take, answers malformed requests in HTML with a logged
+traceback, and takes any number of connections. EdgeProtocol mends that on top of aiohttp's own handler: it
+counts bytes as they come, and one sweep a second looks at all connections.
+
+| a connection that | is |
+|---|---|
+| sends a head for longer than `header_seconds` | answered 400 RequestTimeout and closed |
+| sends a head larger than `head_bytes` | answered 400 RequestHeaderSectionTooLarge and closed |
+| has no request for `idle_seconds` | closed |
+| pauses in a body, or sends it slower than `body_rate` | answered 400 RequestTimeout and closed |
+| does not take its answer | cut |
+| is one too many | answered 503 SlowDown and closed |
+
+Concurrency: all of it runs on one event loop. A connection's request runs as aiohttp's own task; the sweep
+only ends waits, it never awaits.
+"""
+
+import array
+import asyncio
+import fcntl
+import logging
+import ssl
+import termios
+import time
+from collections.abc import Awaitable, Callable
+from email.utils import formatdate
+from http import HTTPStatus
+from typing import Any
+
+from aiohttp import StreamReader, web
+from aiohttp.abc import AbstractStreamWriter
+from aiohttp.http_parser import RawRequestMessage
+from aiohttp.web_protocol import RequestHandler, RequestPayloadError
+
+from objstore.s3.app import SERVER, App, EdgeRequest
+from objstore.s3.errors import S3Fault, render, request_timeout, slow_down
+from objstore.s3.limits import Limits
+
+_log = logging.getLogger("objstore.s3")
+
+_REFUSED_LINGER_S = 1.0  # So long a refused connection may read its answer.
+_REFUSED_MAX = 256  # Refused connections that linger; more are cut at once.
+TLS_HANDSHAKE_S = 10.0
+BACKLOG = 1024
+
+
+class EdgeProtocol(RequestHandler):
+    """One connection."""
+
+    __slots__ = (
+        "app", "bytes_in", "edge", "half_closed", "head_bytes", "head_since", "read_from", "read_last",
+        "read_paused", "read_waited", "refused", "watched", "write_last", "write_paused",
+    )  # fmt: skip
+
+    def __init__(self, edge: "EdgeServer", **settings: Any) -> None:
+        super().__init__(edge, access_log=None, **settings)  # type: ignore[arg-type] # None is documented.
+        self.edge = edge
+        self.app = edge.app
+        self.bytes_in = 0
+        self.half_closed = False  # The client has said that it sends no more.
+        self.refused = False
+        self.head_since = 0.0  # When the first bytes of an unfinished head came; 0: none.
+        self.head_bytes = 0
+        self.watched: object = None  # The request that the following speak of.
+        self.read_waited = 0.0  # Seconds that a reader has waited for the body,
+        self.read_from = 0  # since this many bytes had come;
+        self.read_last = 0  # as many had come at the last sweep;
+        self.read_paused = 0.0  # seconds without any.
+        self.write_last = -1
+        self.write_paused = 0.0
+
+    # --- Coming and going ------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        if self.edge.is_full():
+            self._refuse_connection(transport)
+            return
+        super().connection_made(transport)
+        self.app.observer.connections += 1
+
+    def _refuse_connection(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self.refused = True
+        self._force_close = True  # data_received ignores what comes.
+        self._manager = None
+        if len(self.edge.lingering) >= _REFUSED_MAX:
+            transport.abort()
+            return
+        transport.write(self.raw_answer(slow_down("Too many connections.")))
+        if transport.can_write_eof():
+            transport.write_eof()
+        self.edge.lingering.add(transport)
+        self._loop.call_later(_REFUSED_LINGER_S, self.edge.end_lingering, transport)
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        if self.refused:
+            self._parser = None
+            return
+        if self._manager is not None:
+            self.app.observer.connections -= 1
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        self.bytes_in += len(data)
+        super().data_received(data)
+        waiter = self._waiter
+        if waiter is not None and data and not waiter.done():  # Nobody was woken: a head is unfinished.
+            if not self.head_since:
+                self.head_since = time.monotonic()
+                self.head_bytes = 0
+            self.head_bytes += len(data)
+            if self.head_bytes > self.app.limits.head_bytes:
+                self.end_with(
+                    S3Fault(
+                        "RequestHeaderSectionTooLarge",
+                        400,
+                        "Your request header section exceeds the maximum allowed size",
+                        {"MaxSizeAllowed": str(self.app.limits.head_bytes)},
+                    )
+                )
+
+    def eof_received(self) -> bool | None:  # type: ignore[override]
+        """The client sends no more. It still gets the answer to what it has sent (not over TLS)."""
+        request = self._current_request
+        if (request is None and not self._messages) or self.ssl_context is not None:
+            return None
+        self.half_closed = True
+        if request is not None:
+            self._end_payload(request)
+        return True
+
+    def request_began(self, request: EdgeRequest) -> None:
+        """A whole head has come and is being served."""
+        self.head_since = 0.0
+        self._lingering_time = self.app.limits.linger_seconds
+        if self.half_closed:
+            self._end_payload(request)
+
+    @staticmethod
+    def _end_payload(request: web.BaseRequest) -> None:
+        if not request._payload.is_eof():
+            request._payload.set_exception(RequestPayloadError("the client stopped sending"))
+
+    # --- Errors, in S3's words and without tracebacks --------------------------------------------------
+
+    def _make_error_handler(
+        self, err_info: Any
+    ) -> Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]:
+        async def handler(request: web.BaseRequest) -> web.StreamResponse:
+            assert isinstance(request, EdgeRequest)
+            self.request_began(request)
+            return await self.app.refuse_unparsed(request, err_info.exc)
+
+        return handler
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        """What App.handle let through: the connection is of no further use."""
+        if not isinstance(exc, ConnectionError):
+            _log.error("unforeseen failure at the edge: %r", exc, exc_info=exc)
+        raise ConnectionResetError("connection given up")
+
+    def log_exception(self, *args: Any, **kw: Any) -> None:
+        """aiohttp logs here what ends a connection; only what we did not foresee is worth a traceback."""
+        error = kw.get("exc_info")
+        if isinstance(error, (ConnectionError, RequestPayloadError, S3Fault, web.PayloadAccessError)):
+            return
+        _log.error(*args, **kw)
+
+    def raw_answer(self, fault: S3Fault) -> bytes:
+        """A whole answer, head and body, for a connection that has no request."""
+        request_id = self.app.new_request_id()
+        body = render(fault, resource="/", request_id=request_id, host_id=self.app.host_id)
+        lines = [
+            f"HTTP/1.1 {fault.status} {HTTPStatus(fault.status).phrase}",
+            f"Server: {SERVER}",
+            f"Date: {formatdate(usegmt=True)}",
+            "Content-Type: application/xml",
+            f"Content-Length: {len(body)}",
+            f"x-amz-request-id: {request_id}",
+            f"x-amz-id-2: {self.app.host_id}",
+            *(f"{name}: {value}" for name, value in fault.headers.items() if name != "Connection"),
+            "Connection: close",
+        ]
+        return "\r\n".join([*lines, "", ""]).encode() + body
+
+    def end_with(self, fault: S3Fault) -> None:
+        """Answer a connection that has no whole request, and close it."""
+        if self.transport is not None and not self._force_close:
+            self.transport.write(self.raw_answer(fault))
+            self.app.observer.finished("Unknown", fault.status, 0.0, 0, 0, fault.code)
+        self.force_close()
+
+    # --- The sweep -------------------------------------------------------------------------------------
+
+    def sweep(self, now: float, passed: float) -> None:
+        """Look at the clock. `passed`: seconds since the last sweep."""
+        limits = self.app.limits
+        if self.head_since and now - self.head_since > limits.header_seconds:
+            self.end_with(request_timeout())
+            return
+        request = self._current_request
+        if request is None:
+            return
+        if self.watched is not request:
+            self.watched = request
+            self.read_waited = self.read_paused = self.write_paused = 0.0
+            self.read_from = self.read_last = self.bytes_in
+            self.write_last = -1
+            return
+        payload = request._payload
+        if getattr(payload, "_waiter", None) is not None:
+            self.read_waited += passed
+            self.read_paused = self.read_paused + passed if self.bytes_in == self.read_last else 0.0
+            self.read_last = self.bytes_in
+            too_slow = (
+                self.read_waited > limits.rate_after_seconds
+                and self.bytes_in - self.read_from < limits.body_rate * self.read_waited
+            )
+            if too_slow or self.read_paused > limits.body_seconds:
+                fault = request_timeout()
+                fault.headers["Connection"] = "close"
+                payload.set_exception(fault)
+        if self._paused and self.transport is not None:
+            taken = request._payload_writer.output_size - _unsent(self.transport)
+            if taken != self.write_last:
+                self.write_last, self.write_paused = taken, 0.0
+            else:
+                self.write_paused += passed
+                if self.write_paused > limits.body_seconds:
+                    self.transport.abort()
+
+
+def _unsent(transport: asyncio.Transport) -> int:
+    """Bytes that the client has not taken: ours and the kernel's."""
+    size = transport.get_write_buffer_size()
+    sock = transport.get_extra_info("socket")
+    if sock is not None:
+        queued = array.array("i", [0])
+        try:
+            fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, queued)
+            size += queued[0]
+        except OSError:
+            pass  # Not TCP, or closing: our own buffer alone is judged.
+    return size
+
+
+class EdgeServer(web.Server):
+    """The factory of connections, and their list."""
+
+    def __init__(self, app: App) -> None:
+        super().__init__(app.handle, request_factory=self._new_request)  # type: ignore[arg-type]
+        self.app = app
+        self.lingering: set[asyncio.Transport] = set()
+        limits = app.limits
+        self._settings: dict[str, Any] = {
+            "loop": self._loop,
+            "keepalive_timeout": limits.idle_seconds,
+            "lingering_time": limits.linger_seconds,
+            "max_line_size": limits.line_bytes,
+            "max_field_size": limits.field_bytes,
+            "max_headers": limits.fields,
+            "read_bufsize": limits.read_bytes,
+            "auto_decompress": False,  # A stored gzip object is its bytes.
+            "logger": _log,
+        }
+
+    def __call__(self) -> RequestHandler:
+        return EdgeProtocol(self, **self._settings)
+
+    def _new_request(
+        self,
+        message: RawRequestMessage,
+        payload: StreamReader,
+        protocol: RequestHandler,
+        writer: AbstractStreamWriter,
+        task: "asyncio.Task[None]",
+    ) -> EdgeRequest:
+        return EdgeRequest(message, payload, protocol, writer, task, self._loop)
+
+    def is_full(self) -> bool:
+        return len(self._connections) >= self.app.limits.connections
+
+    def end_lingering(self, transport: asyncio.Transport) -> None:
+        self.lingering.discard(transport)
+        transport.abort()
+
+    def sweep(self, now: float, passed: float) -> None:
+        for connection in list(self._connections):
+            if isinstance(connection, EdgeProtocol):
+                connection.sweep(now, passed)
+
+
+class Runner:
+    """A listening S3 port. `stop` ends it gracefully."""
+
+    def __init__(self, app: App, server: EdgeServer, listener: asyncio.Server) -> None:
+        self.app = app
+        self.server = server
+        self.listener = listener
+        self._loop = asyncio.get_running_loop()
+        self._swept_at = time.monotonic()
+        self._timer = self._loop.call_later(app.limits.sweep_seconds, self._sweep)
+
+    @property
+    def port(self) -> int:
+        port: int = self.listener.sockets[0].getsockname()[1]
+        return port
+
+    def _sweep(self) -> None:
+        self._timer = self._loop.call_later(self.app.limits.sweep_seconds, self._sweep)
+        now = time.monotonic()
+        passed, self._swept_at = now - self._swept_at, now
+        self.server.sweep(now, passed)
+
+    def stop_listening(self) -> None:
+        self.listener.close()
+
+    async def stop(self, drain_seconds: float = 30.0) -> None:
+        """Take no more connections, let requests end for up to `drain_seconds`, then cut what is left."""
+        self.app.draining = True
+        self.listener.close()
+        deadline = self._loop.time() + drain_seconds
+        while True:
+            busy = False
+            for connection in self.server.connections:
+                if connection._current_request is None and not connection._messages:
+                    connection.force_close()
+                else:
+                    busy = True
+            if not busy or self._loop.time() >= deadline:
+                break
+            await asyncio.sleep(0.02)
+        self._timer.cancel()
+        await self.server.shutdown(1.0)
+        for transport in list(self.server.lingering):
+            self.server.end_lingering(transport)
+        if self.app.access_log is not None:
+            await self.app.access_log.close()
+
+
+async def serve_s3(
+    app: App,
+    host: str,
+    port: int,
+    *,
+    reuse_port: bool = False,
+    ssl_context: ssl.SSLContext | None = None,
+    limits: Limits | None = None,
+) -> Runner:
+    """Listen. Returns when the port is open; `Runner.stop` ends it.
+
+    Args:
+        reuse_port: several workers share the port.
+        limits: replaces the app's own.
+
+    Raises: OSError if the port cannot be had.
+    """
+    if limits is not None:
+        app.use_limits(limits)
+    loop = asyncio.get_running_loop()
+    server = EdgeServer(app)
+    listener = await loop.create_server(
+        server,
+        host,
+        port,
+        reuse_port=reuse_port,
+        ssl=ssl_context,
+        ssl_handshake_timeout=TLS_HANDSHAKE_S if ssl_context is not None else None,
+        backlog=BACKLOG,
+    )
+    return Runner(app, server, listener)

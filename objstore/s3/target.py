@@ -1,0 +1,140 @@
+"""What a request's target names: bucket, key and query, decoded exactly once, strictly.
+
+aiohttp's own `path`, `query` and `match_info` decode so that distinct keys collide; nothing here uses them.
+The input is the raw request target as it stood in the request line. Percent-escapes decode to bytes,
+the bytes must be UTF-8, and a broken escape is an error, never literal text. No path is normalised:
+`//`, `.` and `..` are parts of keys.
+
+Pure functions; it may not know: aiohttp, the store.
+"""
+
+import re
+from urllib.parse import quote, unquote_to_bytes
+
+from objstore.s3.errors import S3Fault, bad_http, invalid_uri
+
+_PLAIN = re.compile(r"[A-Za-z0-9_.~/-]*", re.ASCII).fullmatch  # Its own canonical form.
+_PLAIN_WORD = re.compile(r"[A-Za-z0-9_.~-]*", re.ASCII).fullmatch
+_BROKEN_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})").search
+_ABSOLUTE = re.compile(r"https?://([^/?#]*)", re.ASCII | re.IGNORECASE).match
+_PORT = re.compile(r":[0-9]{1,5}\Z", re.ASCII)
+
+Pairs = list[tuple[str, str]]
+
+
+class Target:
+    """A request target, split and decoded. `canonical_path` is SigV4's: encoded once, never normalised."""
+
+    __slots__ = ("bucket", "canonical_path", "key", "pairs", "query", "raw_query")
+
+    def __init__(
+        self, bucket: str, key: str, canonical_path: str, raw_query: str, pairs: Pairs, query: dict[str, str]
+    ) -> None:
+        self.bucket = bucket
+        self.key = key
+        self.canonical_path = canonical_path
+        self.raw_query = raw_query
+        self.pairs = pairs  # Decoded, in order, duplicates kept.
+        self.query = query  # The first value of each.
+
+
+def decode(text: str) -> str:
+    """Percent-decode once. Raises: S3Fault InvalidURI for a broken escape or bytes that are not UTF-8."""
+    if "%" not in text:
+        if text.isascii():
+            return text
+    elif _BROKEN_ESCAPE(text) is not None:
+        raise invalid_uri()
+    try:
+        # aiohttp keeps undecodable bytes of the request line as surrogates: back to bytes first.
+        return unquote_to_bytes(text.encode("utf-8", "surrogateescape")).decode("utf-8", "strict")
+    except UnicodeError:
+        raise invalid_uri() from None
+
+
+def encode(text: str, safe: str = "-_.~") -> str:
+    """SigV4's URI encoding of one word: everything but A-Z a-z 0-9 - _ . ~ becomes %XX."""
+    if _PLAIN_WORD(text):
+        return text
+    return quote(text, safe=safe)
+
+
+def split_query(raw: str) -> Pairs:
+    """`a=1&b` -> [("a", "1"), ("b", "")]. `+` is a space, as in forms and in AWS."""
+    pairs = []
+    for piece in raw.split("&"):
+        if not piece:
+            continue
+        name, _, value = piece.partition("=")
+        if "+" in piece:
+            name, value = name.replace("+", " "), value.replace("+", " ")
+        pairs.append((decode(name), decode(value)))
+    return pairs
+
+
+def canonical_query(pairs: Pairs, *, leave_out: str = "") -> str:
+    """SigV4: encoded, then sorted by encoded name and value; empty values kept."""
+    words = [(encode(name), encode(value)) for name, value in pairs if name != leave_out]
+    words.sort()
+    return "&".join([f"{name}={value}" for name, value in words])
+
+
+def host_name(host: str) -> str:
+    """The Host header without its port, lower case."""
+    if host[-1:].isdigit() and ":" in host and not host.endswith("]"):
+        host = _PORT.sub("", host)
+    return host.lower()
+
+
+def parse_target(raw: str, host: str, domains: tuple[str, ...] = ()) -> Target:
+    """Split and decode a raw request target.
+
+    Args:
+        raw: the target of the request line, "/bucket/key?query", or absolute with `host` as its authority.
+        host: the Host header.
+        domains: base domains of virtual-host style, lower case, without leading dot.
+
+    Raises: S3Fault (400) for anything that is not such a target.
+    """
+    path, _, raw_query = raw.partition("?")
+    if path[:1] != "/":
+        absolute = _ABSOLUTE(raw)
+        if absolute is None:
+            raise invalid_uri()
+        if absolute[1].lower() != host.lower():
+            raise bad_http("The authority of the request target differs from the Host header")
+        path, _, raw_query = raw[absolute.end() :].partition("?")
+        path = path or "/"
+    if "#" in raw:
+        raise invalid_uri()
+
+    bucket = ""
+    if domains:
+        name = host_name(host)
+        for domain in domains:
+            if name.endswith(domain) and name[-len(domain) - 1 : -len(domain)] == ".":
+                bucket = name[: -len(domain) - 1]
+                break
+    if _PLAIN(path):
+        canonical = path
+        if bucket:
+            key = path[1:]
+        else:
+            bucket, _, key = path[1:].partition("/")
+    else:
+        if bucket:
+            key = decode(path[1:])
+            canonical = "/" + quote(key, safe="/-_.~")
+        else:
+            raw_bucket, slash, raw_key = path[1:].partition("/")
+            bucket, key = decode(raw_bucket), decode(raw_key)
+            canonical = "/" + quote(bucket, safe="-_.~") + slash + quote(key, safe="/-_.~")
+    if key and not bucket:
+        raise S3Fault("InvalidBucketName", 400, "The specified bucket is not valid.", {"BucketName": ""})
+    if not raw_query:
+        return Target(bucket, key, canonical, "", [], {})
+    pairs = split_query(raw_query)
+    query: dict[str, str] = {}
+    for name, value in pairs:
+        query.setdefault(name, value)
+    return Target(bucket, key, canonical, raw_query, pairs, query)
