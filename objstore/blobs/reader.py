@@ -46,8 +46,7 @@ class ReaderLimits(NamedTuple):
     """Every bound of a reader."""
 
     memory: int = 64 * MIB  # Bytes of pieces that all streams hold together.
-    piece_min: int = 128 * KIB  # Bytes; a stream always gets this much, in the end.
-    piece_first: int = 512 * KIB  # Bytes of a stream's first piece.
+    piece_min: int = 128 * KIB  # Bytes: a stream's first piece; doubled while its consumer is quick.
     piece_max: int = 4 * MIB  # Bytes; the largest piece, if memory allows.
     reserve_part: int = 4  # One part in so many of the memory is for smallest pieces only.
     quick_s: float = 0.5  # A consumer that asks again within this gets larger pieces.
@@ -172,7 +171,8 @@ class BlobReader:
         self._open_streams += 1
         todo = _Pieces(extents, begin, length)
         limits = self._limits
-        wanted = limits.piece_first
+        wanted = limits.piece_min
+        first = True
         held = 0
         ahead: asyncio.Task[list[memoryview]] | None = None
         ahead_cost = 0
@@ -193,13 +193,15 @@ class BlobReader:
                     except asyncio.CancelledError:
                         task.cancel()
                         raise
-                if not todo.done:
-                    # Only with memory to spare: reading ahead never waits for it.
+                if not todo.done and not first:
+                    # Only with memory to spare (reading ahead never waits for it), and only for those who
+                    # have come back for more: a stalled reader holds one small piece.
                     ahead_cost = self._try_memory(min(wanted, todo.left))
                     if ahead_cost:
                         ahead = asyncio.get_running_loop().create_task(
                             self._read_piece(todo.next(ahead_cost))
                         )
+                first = False
                 given = self._clock.monotonic()
                 yield current
                 del current
@@ -438,7 +440,7 @@ class _Pieces:
         return self.left == 0
 
     def next(self, size: int) -> list[tuple[Extent, int, int]]:
-        """The next (extent, begin, length)s, `size` bytes at most: a part of one extent, or small ones whole."""
+        """The next (extent, begin, length)s: `size` bytes at most, of one extent or of several small ones."""
         piece: list[tuple[Extent, int, int]] = []
         size = wanted = min(size, self.left)
         while size:

@@ -24,7 +24,12 @@ def test_every_body_is_where_the_directory_says(k: int) -> None:
     rng = random.Random(k)
     for _ in range(50):
         pieces = [
-            Piece(rng.randbytes(rng.choice([0, 1, 7, 8, 9, 4096, 5000])), rng.randbytes(20), rng.randbytes(30), 5)
+            Piece(
+                rng.randbytes(rng.choice([0, 1, 7, 8, 9, 4096, 5000])),
+                rng.randbytes(20),
+                rng.randbytes(30),
+                5,
+            )
             for _ in range(rng.randint(1, 12))
         ]
         packed = pack(pieces, k)
@@ -57,7 +62,12 @@ def test_a_directory_that_does_not_fit_is_refused_not_cut() -> None:
 
 def test_slices_cover_exactly_the_wanted_bytes_in_order() -> None:
     extent = Extent(volume=1, offset=64, fragment_size=1000, begin=900, length=2500)
-    assert slices(extent, 0, 2500) == [Slice(0, 900, 100), Slice(1, 0, 1000), Slice(2, 0, 1000), Slice(3, 0, 400)]
+    assert slices(extent, 0, 2500) == [
+        Slice(0, 900, 100),
+        Slice(1, 0, 1000),
+        Slice(2, 0, 1000),
+        Slice(3, 0, 400),
+    ]
     assert slices(extent, 50, 10) == [Slice(0, 950, 10)]
     assert slices(extent, 99, 2) == [Slice(0, 999, 1), Slice(1, 0, 1)]
 

@@ -281,7 +281,9 @@ async def test_placement_fails_over_when_a_file_cannot_be_created() -> None:
 # Streams.
 
 
-@pytest.mark.parametrize("size", [1, 8, 65_536, 65_537, 4 * MIB - 16 * 1024, 4 * MIB, 4 * MIB + 1, 13_000_001])
+@pytest.mark.parametrize(
+    "size", [1, 8, 65_536, 65_537, 4 * MIB - 16 * 1024, 4 * MIB, 4 * MIB + 1, 13_000_001]
+)
 async def test_a_stream_reads_back_as_it_was_written(size: int) -> None:
     rig = await Rig().start()
     rng = random.Random(size)
@@ -308,7 +310,9 @@ async def test_the_last_stripe_of_a_stream_carries_about_and_every_one_its_place
     stored = await rig.put_stream(bytes(9 * MIB))
     entries = []
     for extent in stored.extents:
-        scan = FileScan(SEAL, rig.disks[(await rig.ledger.get(extent.volume)).disks[0]].read, extent.volume, 0)
+        scan = FileScan(
+            SEAL, rig.disks[(await rig.ledger.get(extent.volume)).disks[0]].read, extent.volume, 0
+        )
         async for header, _ in scan.records():
             if header.offset == extent.offset:
                 start = header.directory_offset
@@ -500,7 +504,9 @@ async def test_no_acknowledged_byte_is_lost_under_random_failures_of_m_disks(see
             jobs.append((home, body))
 
         async def store(home: bytes, body: bytes) -> Stored:
-            return await (rig.put_stream(body, home) if len(body) > 100_000 else rig.writer.put(body, home, b""))
+            return await (
+                rig.put_stream(body, home) if len(body) > 100_000 else rig.writer.put(body, home, b"")
+            )
 
         outcomes = await asyncio.gather(*(store(*job) for job in jobs), return_exceptions=True)
         for (home, body), outcome in zip(jobs, outcomes, strict=True):

@@ -1,0 +1,294 @@
+"""The reader: right bytes or an error, never wrong bytes."""
+
+import asyncio
+import random
+from itertools import combinations
+
+import pytest
+
+from objstore.blobs.reader import MIB, ReaderLimits
+from objstore.errors import Corrupt, Overloaded, Unavailable
+from objstore.extents import Extent
+from tests.blobs.rig import Rig
+
+
+async def test_a_small_read_is_one_read_of_one_disk() -> None:
+    rig = await Rig().start()
+    extents = await asyncio.gather(*(rig.put(bytes([number]) * 4096) for number in range(64)))
+    reads = 0
+    for number, (extent,) in enumerate(extents):
+        before = sum(disk.calls["read"] for disk in rig.disks.values())
+        assert await rig.reader.read(extent) == bytes([number]) * 4096
+        reads += sum(disk.calls["read"] for disk in rig.disks.values()) - before
+    assert 64 <= reads <= 64 + 3 + 3, "one each, and one more for each of the boundaries"
+
+
+async def test_every_flipped_byte_of_a_small_objects_records_is_detected_and_read_right() -> None:
+    rig = await Rig(yields=False).start()
+    body = b"do not touch me!" * 20
+    extent = (await rig.put(body))[0]
+    record = await rig.ledger.get(extent.volume)
+    flips = 0
+    for index, number in enumerate(record.disks):
+        disk = rig.disks[number]
+        for position in range(len(disk.fragments[extent.volume, index].content)):
+            mask = 1 << (position % 8)
+            disk.flip(extent.volume, index, position, mask)
+            assert await rig.reader.read(extent) == body, f"fragment {index}, byte {position}"
+            disk.flip(extent.volume, index, position, mask)
+            flips += 1
+    assert flips > 6 * 120
+    assert rig.reader.counters.corrupt_fragments > 4 * 80, "each flip of a data block was seen"
+
+
+@pytest.mark.parametrize("seed", range(5))
+async def test_random_rot_in_up_to_m_fragments_is_read_right_and_beyond_it_refused(seed: int) -> None:
+    print(f"seed {seed}")
+    rng = random.Random(seed)
+    rig = await Rig(yields=False).start()
+    bodies = [rng.randbytes(rng.randint(1, 20_000)) for _ in range(20)]
+    extents = await asyncio.gather(*(rig.put(body) for body in bodies))
+    volume = extents[0][0].volume
+    record = await rig.ledger.get(volume)
+    for count in (1, 2, 3):
+        for _ in range(15):
+            flipped = []
+            for index in rng.sample(range(6), count):
+                disk = rig.disks[record.disks[index]]
+                for _ in range(rng.randint(1, 20)):
+                    at = rng.randrange(len(disk.fragments[volume, index].content))
+                    mask = rng.randint(1, 255)
+                    disk.flip(volume, index, at, mask)
+                    flipped.append((disk, index, at, mask))
+            for body, (extent,) in zip(bodies, extents, strict=True):
+                try:
+                    assert await rig.reader.read(extent) == body
+                except Corrupt:
+                    assert count > 2
+            for disk, index, at, mask in flipped:
+                disk.flip(volume, index, at, mask)
+
+
+@pytest.mark.parametrize("lost", list(combinations(range(6), 2)))
+async def test_small_and_large_are_read_without_any_two_fragments(lost: tuple[int, int]) -> None:
+    rig = await Rig(yields=False).start()
+    bodies = [random.Random(seed).randbytes(5_000) for seed in range(20)]
+    extents = await asyncio.gather(*(rig.put(body) for body in bodies))
+    large = random.Random(0).randbytes(5 * MIB)
+    stored = await rig.put_stream(large)
+    for disk in rig.disks.values():
+        for volume, index in list(disk.fragments):
+            if index in lost:
+                disk.lose(volume, index)
+    for body, (extent,) in zip(bodies, extents, strict=True):
+        assert await rig.reader.read(extent) == body
+    assert await rig.read_all(stored.extents) == large
+    assert await rig.read_all(stored.extents, 3_000_000, 1_500_000) == large[3_000_000:4_500_000]
+
+
+@pytest.mark.parametrize(
+    ("moods", "outcome"),
+    [
+        ("++++++", "right"),
+        ("xx++++", "right"),
+        ("++?x++", "right"),
+        ("xxx+++", "unavailable"),
+        ("xxxxxx", "unavailable"),
+        ("~~~~~~", "right"),  # Slow writes do not hinder reads.
+    ],
+)
+async def test_reads_follow_the_number_of_disks_that_answer(moods: str, outcome: str) -> None:
+    rig = await Rig().start()
+    extent = (await rig.put(b"body" * 5_000))[0]
+    rig.moods(moods)
+    if outcome == "right":
+        assert await rig.reader.read(extent) == b"body" * 5_000
+    else:
+        with pytest.raises(Unavailable, match="of 4 fragments"):
+            await rig.reader.read(extent)
+        rig.wake()
+        assert await rig.reader.read(extent) == b"body" * 5_000, "the disks came back"
+
+
+async def test_a_moved_fragment_file_is_found_by_rereading_the_record() -> None:
+    rig = await Rig("+++++++").start()
+    extent = (await rig.put(b"body" * 1_000))[0]
+    await rig.writer.close()
+    record = await rig.ledger.get(extent.volume, fresh=True)
+    reader_ledger_cache = rig.ledger._cache[extent.volume]
+    spare = next(number for number in rig.disks if number not in record.disks)
+    for index in range(2):
+        old = rig.disks[record.disks[index]]
+        file = old.fragments.pop((extent.volume, index))
+        if index == 0:
+            rig.disks[spare].fragments[extent.volume, index] = file
+            await rig.ledger.repaired(record, index, spare)
+    rig.ledger._cache[extent.volume] = reader_ledger_cache  # As another process would still have it.
+    assert await rig.reader.read(extent) == b"body" * 1_000
+    assert rig.reader.counters.missing_fragments == 1, "index 1 is gone, index 0 only moved"
+    assert [hint.fragment for hint in rig.reader.take_hints()] == [1]
+    assert rig.reader.take_hints() == []
+
+
+async def test_a_disk_that_does_not_answer_a_read_counts_as_missing_after_the_deadline() -> None:
+    rig = await Rig(reader_limits=ReaderLimits(deadline_s=0.05)).start()
+    extent = (await rig.put(b"body" * 1_000))[0]
+    record = await rig.ledger.get(extent.volume)
+
+    async def hang(*args: object) -> int:
+        await asyncio.Event().wait()
+        return 0
+
+    rig.disks[record.disks[0]].read = hang  # type: ignore[method-assign,assignment]
+    assert await rig.reader.read(extent) == b"body" * 1_000
+    assert rig.reader.counters.degraded_reads == 1
+
+
+async def test_a_swapped_record_of_another_stripe_is_never_taken_for_this_one() -> None:
+    rig = await Rig().start()
+    one = (await rig.put(b"A" * 4_000))[0]
+    two = (await rig.put(b"B" * 4_000))[0]
+    record = await rig.ledger.get(one.volume)
+    size = two.offset - one.offset
+    for index, number in enumerate(record.disks[:2]):  # A misdirected write: valid, but elsewhere.
+        content = rig.disks[number].fragments[one.volume, index].content
+        content[one.offset : one.offset + size] = content[two.offset : two.offset + size]
+    assert await rig.reader.read(one) == b"A" * 4_000
+    assert rig.reader.counters.corrupt_fragments >= 2
+
+
+async def test_an_extent_whose_digest_does_not_fit_its_bytes_is_corrupt() -> None:
+    rig = await Rig().start()
+    good = (await rig.put(b"C" * 4_000))[0]
+    other = (await rig.put(b"D" * 4_000))[0]
+    rotten = Extent(other.volume, other.offset, other.fragment_size, other.begin, other.length, good.digest)
+    with pytest.raises(Corrupt, match="not the object's"):
+        await rig.reader.read(rotten)
+    with pytest.raises(Corrupt, match="not the object's"):
+        await rig.read_all([rotten])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"volume": 99}, {"offset": 72}, {"offset": 1 << 40}, {"fragment_size": 8}, {"begin": 1 << 30}],
+)
+async def test_an_extent_that_points_nowhere_is_an_error_and_not_a_crash(change: dict[str, int]) -> None:
+    rig = await Rig().start()
+    extent = (await rig.put(b"E" * 100))[0]
+    fields = {
+        name: getattr(extent, name) for name in ("volume", "offset", "fragment_size", "begin", "length")
+    }
+    with pytest.raises(Corrupt):
+        await rig.reader.read(Extent(**{**fields, **change}))
+
+
+async def test_a_stream_that_breaks_in_the_middle_raises_after_right_bytes_only() -> None:
+    rig = await Rig().start()
+    body = random.Random(5).randbytes(12 * MIB)
+    stored = await rig.put_stream(body)
+    last = stored.extents[-1]
+    record = await rig.ledger.get(last.volume)
+    for index in (0, 1, 2):
+        rig.disks[record.disks[index]].flip(last.volume, index, last.offset + 100)
+    got = bytearray()
+
+    async def read() -> None:
+        async for views in rig.reader.stream(stored.extents, 0, len(body)):
+            for view in views:
+                got.extend(view)
+
+    with pytest.raises(Corrupt):
+        await read()
+    assert body.startswith(got)
+    assert len(got) >= len(body) - last.length - 1
+    assert rig.reader.counters.memory_used == 0
+
+
+async def test_many_small_extents_stream_as_one() -> None:
+    rig = await Rig().start()
+    bodies = [random.Random(seed).randbytes(seed * 37 + 1) for seed in range(100)]
+    extents = [(await rig.put(body))[0] for body in bodies]
+    whole = b"".join(bodies)
+    assert await rig.read_all(extents) == whole
+    for begin, length in ((0, 1), (1, len(whole) - 2), (5_000, 100_000), (len(whole) - 1, 1)):
+        assert await rig.read_all(extents, begin, length) == whole[begin : begin + length]
+
+
+async def test_an_empty_range_yields_nothing() -> None:
+    rig = await Rig().start()
+    extents = await rig.put(b"x")
+    assert [views async for views in rig.reader.stream(extents, 0, 0)] == []
+    assert [views async for views in rig.reader.stream([], 0, 0)] == []
+
+
+async def test_64_slow_readers_stay_within_the_memory() -> None:
+    limits = ReaderLimits(memory=16 * MIB, quick_s=0.0)
+    rig = await Rig(reader_limits=limits).start()
+    body = random.Random(1).randbytes(9 * MIB)
+    stored = await rig.put_stream(body)
+    readers = [rig.reader.stream(stored.extents, 0, len(body)) for _ in range(64)]
+    held = [await asyncio.wait_for(anext(reader), 10) for reader in readers]  # And now they stop reading.
+    assert all(held)
+    for _ in range(50):
+        await asyncio.sleep(0)
+    assert rig.reader.counters.memory_used <= limits.memory
+    real = sum(len(view) for views in held for view in views)
+    assert real <= limits.memory
+    for reader in readers[1:]:
+        await reader.aclose()
+    got = b"".join(bytes(view) for view in held[0])
+    async for views in readers[0]:
+        got += b"".join(views)
+    assert got == body
+    assert rig.reader.counters.memory_used == 0
+
+
+async def test_a_quick_reader_gets_larger_pieces_and_a_slow_one_smaller_ones() -> None:
+    rig = await Rig().start()
+    stored = await rig.put_stream(bytes(40 * MIB))
+    quick = rig.reader.stream(stored.extents, 0, 40 * MIB)
+    sizes = [sum(len(view) for view in views) async for views in quick]
+    assert max(sizes) > 3 * MIB
+    slow = []
+    async for views in rig.reader.stream(stored.extents, 0, 10 * MIB):
+        slow.append(sum(len(view) for view in views))
+        rig.clock.advance(1)
+    assert slow[-2] <= 128 * 1024
+
+
+async def test_readers_beyond_the_memory_wait_and_are_refused_at_the_limit() -> None:
+    limits = ReaderLimits(memory=256 * 1024, memory_wait_s=0.02)
+    rig = await Rig(reader_limits=limits).start()
+    stored = await rig.put_stream(bytes(2 * MIB))
+    readers = [rig.reader.stream(stored.extents, 0, 2 * MIB) for _ in range(3)]
+    await anext(readers[0])
+    await anext(readers[1])
+    with pytest.raises(Overloaded):
+        await anext(readers[2])
+    for reader in readers:
+        await reader.aclose()
+    assert rig.reader.counters.memory_used == 0
+    assert len(await rig.read_all(stored.extents)) == 2 * MIB
+
+
+async def test_a_stream_closed_early_gives_everything_back() -> None:
+    rig = await Rig().start()
+    stored = await rig.put_stream(bytes(20 * MIB))
+    for steps in range(4):
+        reader = rig.reader.stream(stored.extents, 0, 20 * MIB)
+        for _ in range(steps):
+            await anext(reader)
+        await reader.aclose()
+        assert rig.reader.counters.memory_used == 0
+        assert rig.reader._open_streams == 0
+
+
+async def test_hints_are_bounded() -> None:
+    rig = await Rig(reader_limits=ReaderLimits(hints=3)).start()
+    extents = [(await rig.put(b"%d" % number * 500))[0] for number in range(10)]
+    record = await rig.ledger.get(1)
+    rig.disks[record.disks[0]].mood = "dead"
+    for extent in extents:
+        await rig.reader.read(extent)
+    hints = rig.reader.take_hints()
+    assert [hint.offset for hint in hints] == [extent.offset for extent in extents[-3:]]
