@@ -1,0 +1,190 @@
+"""The directory of tenants, users and access keys: who a signature's key belongs to, and may it be used.
+
+Concurrency: one instance a process, on its event loop. Opened secrets are cached with the very records they
+came from; every look-up compares those with metadata, so that whatever an operator changes holds from the
+next request on, in every process.
+"""
+
+import os
+from dataclasses import dataclass, field
+from typing import Final
+
+from objstore.clock import Clock, SystemClock
+from objstore.errors import BadArgument
+from objstore.iam import keys, tenants, users
+from objstore.iam.principal import Principal
+from objstore.iam.secrets import SecretBox
+from objstore.ids import Randomness
+from objstore.meta.kv import Kv
+from objstore.meta.schema import (
+    AccessKeyRecord,
+    TenantRecord,
+    UserRecord,
+    access_key_key,
+    decode,
+    tenant_key,
+    user_key,
+)
+
+CACHED_CREDENTIALS_MAX: Final = 10_000
+ID_SIZE_MAX: Final = 128  # Characters: a longer id is nobody's, and is not looked up.
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Credential:
+    """An access key, resolved through its user and tenant."""
+
+    secret: str = field(repr=False)
+    principal: Principal
+    key_disabled: bool
+    user_disabled: bool
+    tenant_disabled: bool
+
+    @property
+    def disabled(self) -> bool:
+        return self.key_disabled or self.user_disabled or self.tenant_disabled
+
+
+class Directory:
+    def __init__(
+        self,
+        kv: Kv,
+        master_key: bytes,
+        *,
+        clock: Clock | None = None,
+        randomness: Randomness = os.urandom,
+    ) -> None:
+        self._kv = kv
+        self._box = SecretBox(master_key, randomness)
+        self._clock = clock if clock is not None else SystemClock()
+        self._randomness = randomness
+        self._cache: dict[str, tuple[tuple[bytes, ...], list[bytes | None], Credential]] = {}
+
+    async def credential(self, access_key_id: str) -> Credential | None:
+        """The credential behind an access key's id; None if there is no such key.
+
+        Look at `disabled` before you trust it. Raises: Corrupt (the secret does not open), MetaUnavailable.
+        """
+        cached = self._cache.get(access_key_id)
+        if cached is not None:
+            names, values, credential = cached
+            if await self._kv.get_many(names) == values:
+                return credential
+            del self._cache[access_key_id]
+        return await self._resolve(access_key_id)
+
+    async def _resolve(self, access_key_id: str) -> Credential | None:
+        if len(access_key_id) > ID_SIZE_MAX or not access_key_id.isascii():
+            return None
+        key_name = access_key_key(access_key_id)
+        key_value = await self._kv.get(key_name)
+        if key_value is None:
+            return None
+        key = decode(key_value, AccessKeyRecord)
+        user_name = user_key(key.user)
+        user_value = await self._kv.get(user_name)
+        if user_value is None:
+            return None
+        user = decode(user_value, UserRecord)
+        tenant_name = tenant_key(user.tenant)
+        tenant_value = await self._kv.get(tenant_name)
+        if tenant_value is None:
+            return None
+        tenant = decode(tenant_value, TenantRecord)
+        credential = Credential(
+            secret=self._box.open(access_key_id, key.secret),
+            principal=Principal(
+                tenant=tenant.name, user=user.name, access_key_id=access_key_id, root=user.root
+            ),
+            key_disabled=key.disabled,
+            user_disabled=user.disabled,
+            tenant_disabled=tenant.disabled,
+        )
+        if len(self._cache) >= CACHED_CREDENTIALS_MAX:
+            self._cache.clear()
+        self._cache[access_key_id] = (
+            (key_name, user_name, tenant_name),
+            [key_value, user_value, tenant_value],
+            credential,
+        )
+        return credential
+
+    async def bootstrap(
+        self, access_key_id: str | None = None, secret: str | None = None
+    ) -> tuple[str, str | None]:
+        """Make sure of tenant "default", user "root" and a key of root's: the one given, or a made one.
+
+        Returns the key's id, and its secret if it was made just now: show it once, it is not shown again.
+        Idempotent; a given key that differs from what is stored replaces it.
+
+        Raises: BadArgument (only one of the two given, not an id or a secret, or another user's key).
+        """
+        now_us = self._clock.now_us()
+        if await self._kv.get(tenant_key(tenants.DEFAULT_TENANT)) is None:
+            await tenants.create_tenant(self._kv, tenants.DEFAULT_TENANT, now_us=now_us)
+        if await self._kv.get(user_key(users.ROOT_USER)) is None:
+            await users.create_user(
+                self._kv, users.ROOT_USER, tenant=tenants.DEFAULT_TENANT, now_us=now_us, root=True
+            )
+        if access_key_id is not None and secret is not None:
+            await keys.give_key(self._kv, self._box, users.ROOT_USER, access_key_id, secret, now_us=now_us)
+            return access_key_id, None
+        if access_key_id is not None or secret is not None:
+            raise BadArgument("give both the root access key and its secret, or neither", name="root")
+        for one, record in await keys.list_keys(self._kv, user=users.ROOT_USER):
+            if not record.disabled:
+                return one, None
+        return await self.create_key(users.ROOT_USER, comment="made at the first start")
+
+    # What the command line and the admin API ask for.
+
+    async def create_tenant(self, name: str) -> TenantRecord:
+        return await tenants.create_tenant(self._kv, name, now_us=self._clock.now_us())
+
+    async def list_tenants(self, *, after: str = "", limit: int = 1_000) -> list[TenantRecord]:
+        return await tenants.list_tenants(self._kv, after=after, limit=limit)
+
+    async def set_tenant_disabled(self, name: str, disabled: bool = True) -> TenantRecord:
+        return await tenants.set_tenant_disabled(self._kv, name, disabled)
+
+    async def create_user(
+        self, name: str, *, tenant: str = tenants.DEFAULT_TENANT, email: str = ""
+    ) -> UserRecord:
+        return await users.create_user(
+            self._kv, name, tenant=tenant, now_us=self._clock.now_us(), email=email
+        )
+
+    async def list_users(
+        self, *, tenant: str | None = None, after: str = "", limit: int = 1_000
+    ) -> list[UserRecord]:
+        return await users.list_users(self._kv, tenant=tenant, after=after, limit=limit)
+
+    async def set_user_disabled(self, name: str, disabled: bool = True) -> UserRecord:
+        return await users.set_user_disabled(self._kv, name, disabled)
+
+    async def create_key(
+        self,
+        user: str,
+        *,
+        access_key_id: str | None = None,
+        secret: str | None = None,
+        comment: str = "",
+    ) -> tuple[str, str]:
+        return await keys.create_key(
+            self._kv,
+            self._box,
+            user,
+            now_us=self._clock.now_us(),
+            randomness=self._randomness,
+            access_key_id=access_key_id,
+            secret=secret,
+            comment=comment,
+        )
+
+    async def list_keys(
+        self, *, user: str | None = None, after: str = "", limit: int = 1_000
+    ) -> list[tuple[str, AccessKeyRecord]]:
+        return await keys.list_keys(self._kv, user=user, after=after, limit=limit)
+
+    async def set_key_disabled(self, access_key_id: str, disabled: bool = True) -> AccessKeyRecord:
+        return await keys.set_key_disabled(self._kv, access_key_id, disabled)

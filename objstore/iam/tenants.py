@@ -1,0 +1,51 @@
+"""Tenants: who rents. A bucket belongs to one, a user to one; nothing crosses between two."""
+
+from typing import Final
+
+import msgspec
+
+from objstore.errors import BadArgument, Conflict, Overloaded
+from objstore.iam.names import check_tenant
+from objstore.meta.kv import Kv, Transaction, prefix_end
+from objstore.meta.schema import TenantRecord, decode, encode, tenant_key
+
+DEFAULT_TENANT: Final = "default"  # Root's.
+ATTEMPTS_MAX: Final = 64
+
+
+def no_such_tenant(name: str) -> BadArgument:
+    return BadArgument(f"there is no tenant {name!r}", name="tenant", value=name)
+
+
+async def create_tenant(kv: Kv, name: str, *, now_us: int) -> TenantRecord:
+    """Raises: BadArgument (not a name, or it exists)."""
+    record = TenantRecord(name=check_tenant(name), created_us=now_us)
+    key = tenant_key(name)
+    try:
+        await kv.commit(Transaction(expect={key: None}, put={key: encode(record)}))
+    except Conflict as conflict:
+        raise BadArgument(f"tenant {name!r} exists", name="tenant", value=name) from conflict
+    return record
+
+
+async def list_tenants(kv: Kv, *, after: str = "", limit: int = 1_000) -> list[TenantRecord]:
+    """Names > after, in order."""
+    start = tenant_key(after) + b"\0" if after else b"t"
+    pairs = await kv.scan(start, prefix_end(b"t"), limit)
+    return [decode(value, TenantRecord) for _, value in pairs]
+
+
+async def set_tenant_disabled(kv: Kv, name: str, disabled: bool) -> TenantRecord:
+    """A disabled tenant's keys are refused from the next request on. Raises: BadArgument (no such tenant)."""
+    key = tenant_key(name)
+    for _ in range(ATTEMPTS_MAX):
+        value = await kv.get(key)
+        if value is None:
+            raise no_such_tenant(name)
+        record = msgspec.structs.replace(decode(value, TenantRecord), disabled=disabled)
+        try:
+            await kv.commit(Transaction(expect={key: value}, put={key: encode(record)}))
+        except Conflict:
+            continue
+        return record
+    raise Overloaded(f"tenant {name!r} kept changing")

@@ -1,0 +1,83 @@
+"""Users of tenants. A user's name is unique in the whole store; its tenant never changes."""
+
+from typing import Final
+
+import msgspec
+
+from objstore.errors import BadArgument, Conflict, Denied, Overloaded
+from objstore.iam.names import check_email, check_user
+from objstore.iam.tenants import no_such_tenant
+from objstore.meta.kv import Kv, Transaction, prefix_end
+from objstore.meta.schema import UserRecord, decode, encode, tenant_key, user_key
+
+ATTEMPTS_MAX: Final = 64
+ROOT_USER: Final = "root"
+
+
+def no_such_user(name: str) -> BadArgument:
+    return BadArgument(f"there is no user {name!r}", name="user", value=name)
+
+
+async def create_user(
+    kv: Kv, name: str, *, tenant: str, now_us: int, email: str = "", root: bool = False
+) -> UserRecord:
+    """Raises: BadArgument (not a name, it exists, or there is no such tenant)."""
+    record = UserRecord(
+        tenant=tenant, name=check_user(name), created_us=now_us, root=root, email=check_email(email)
+    )
+    key, owner = user_key(name), tenant_key(tenant)
+    for _ in range(ATTEMPTS_MAX):
+        tenant_value = await kv.get(owner)
+        if tenant_value is None:
+            raise no_such_tenant(tenant)
+        try:
+            await kv.commit(Transaction(expect={key: None, owner: tenant_value}, put={key: encode(record)}))
+        except Conflict as conflict:
+            if conflict.key == key:
+                raise BadArgument(f"user {name!r} exists", name="user", value=name) from conflict
+            continue
+        return record
+    raise Overloaded(f"tenant {tenant!r} kept changing")
+
+
+async def find_user(kv: Kv, name: str) -> UserRecord:
+    """Raises: BadArgument (no such user)."""
+    value = await kv.get(user_key(name))
+    if value is None:
+        raise no_such_user(name)
+    return decode(value, UserRecord)
+
+
+async def list_users(
+    kv: Kv, *, tenant: str | None = None, after: str = "", limit: int = 1_000
+) -> list[UserRecord]:
+    """Names > after, in order; of one tenant or of all. `limit` bounds what is returned."""
+    found: list[UserRecord] = []
+    start = user_key(after) + b"\0" if after else b"u"
+    while len(found) < limit and (pairs := await kv.scan(start, prefix_end(b"u"), 1_000)):
+        records = [decode(value, UserRecord) for _, value in pairs]
+        found += [record for record in records if tenant is None or record.tenant == tenant]
+        start = pairs[-1][0] + b"\0"
+    return found[:limit]
+
+
+async def set_user_disabled(kv: Kv, name: str, disabled: bool) -> UserRecord:
+    """A disabled user's keys are refused from the next request on.
+
+    Raises: BadArgument (no such user), Denied (root would lock itself out).
+    """
+    key = user_key(name)
+    for _ in range(ATTEMPTS_MAX):
+        value = await kv.get(key)
+        if value is None:
+            raise no_such_user(name)
+        record = decode(value, UserRecord)
+        if record.root and disabled:
+            raise Denied("the root user cannot be disabled; disable its access keys instead")
+        record = msgspec.structs.replace(record, disabled=disabled)
+        try:
+            await kv.commit(Transaction(expect={key: value}, put={key: encode(record)}))
+        except Conflict:
+            continue
+        return record
+    raise Overloaded(f"user {name!r} kept changing")
