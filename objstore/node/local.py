@@ -581,7 +581,7 @@ class LocalDisk:
     async def _read_in_thread(
         self, volume: int, index: int, position: int, buffers: Sequence[memoryview]
     ) -> int:
-        if time.monotonic() > self._next_look:
+        if self._absent is None and time.monotonic() > self._next_look:
             self._start_look()
         file = self._files.get((volume, index))
         if file is None:
@@ -686,22 +686,24 @@ class LocalDisk:
         return file
 
     def _evict(self) -> None:
-        """Close one idle, clean file: the oldest that was not touched since it was last passed over.
+        """Close idle, clean files down to the bound, those first that were not touched since the last pass.
 
-        If every file is in use or dirty the cache grows by one; the bound is then that of the callers.
+        If every file is in use or dirty the cache grows; its bound is then that of the callers.
         """
-        for key in list(self._files):
-            file = self._files[key]
-            if file.users or file.dirty:
-                continue
-            if file.touched:
-                file.touched = False
-                del self._files[key]
-                self._files[key] = file  # To the end.
+        excess = len(self._files) - self.options.open_files_max
+        for key in [*self._files, *self._files]:  # A second chance for each.
+            file = self._files.get(key)
+            if excess <= 0:
+                return
+            if file is None or file.users or file.dirty:
                 continue
             del self._files[key]
+            if file.touched:
+                file.touched = False
+                self._files[key] = file  # To the end.
+                continue
+            excess -= 1
             self._doom(file)
-            return
 
     def _forget(self, volume: int, index: int) -> None:
         file = self._files.pop((volume, index), None)
