@@ -1,0 +1,684 @@
+"""The committer: the one process that changes metadata.
+
+It owns LMDB's write side and the journal. Clients (workers, upkeep) send batches of
+mini-transactions over a Unix socket; it takes what has arrived from all of them, checks each
+mini-transaction in order against LMDB and what the earlier ones of the same round change, appends
+the resolved round to the journal, waits until every copy is synced, commits LMDB without sync, and
+answers. So every acknowledged change is on m+1 disks, and visible to every process.
+
+Each client's last applied batch and its failures are part of the same round, in the journal and in
+LMDB: after a death the next committer tells a client what became of a batch, and applies none twice.
+
+Concurrency: one event loop. `_rounds` alone touches the journal and LMDB's write side; the
+background steps (fdatasync of LMDB, folding, disks that come back) only set flags for it. A client
+that stops reading or sending holds up nobody: its messages are whole before they are looked at, and
+answers are buffered up to its window. Ends: on SIGTERM (drain, sync, clean mark), when LMDB fails or
+is lost, when no disk takes the journal. It never goes on in doubt: the next start recovers.
+"""
+
+import asyncio
+import logging
+import os
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+import msgspec
+
+from objstore.clock import Clock, SystemClock
+from objstore.errors import MetaUnavailable, StoreError
+from objstore.ids import Randomness
+from objstore.meta.journal import (
+    APPEND_TIMEOUT_S,
+    KIND_BATCH,
+    KIND_CLEAN,
+    ClientOutcome,
+    CopyFailed,
+    CrashPoint,
+    Journal,
+    Resolved,
+    Snapshot,
+    encode,
+    no_crash,
+    snapshot_name,
+    together,
+    writable,
+)
+from objstore.meta.kv import counter, counter_value
+from objstore.meta.kv_lmdb import BatchFailures, ClientRecord, Failure, LmdbState
+from objstore.meta.messages import (
+    CONFLICT,
+    FORMAT,
+    LIMIT,
+    REMEMBERED_BATCHES,
+    Answer,
+    FrameReader,
+    Hello,
+    ReceivedBatch,
+    ReceivedTransaction,
+    Welcome,
+    advanced,
+    decode_batch,
+    decode_hello,
+    frame,
+    narrow,
+    packed,
+)
+from objstore.meta.messages import encode as encode_message
+from objstore.meta.recovery import Progress, recover
+from objstore.meta.snapshot import FoldFailed, FoldPlan
+from objstore.node.disk import Disk
+
+log = logging.getLogger(__name__)
+
+ROUND_COUNT_MAX = 2_048  # Transactions in a round: about 40 ms of work, so that latency stays bounded.
+ROUND_SIZE_MAX = 16 * 1024 * 1024  # Bytes of messages in a round; its journal record is smaller.
+HOT_COUNT_MAX = 20_000  # Recently read or written records kept in memory: about 5 MB.
+CLIENT_KEPT_US = 3_600_000_000  # An hour, as in snapshots.
+CLIENTS_MAX = 1_024  # Connections.
+ANSWERS_SIZE_MAX = 1024 * 1024  # Bytes of unread answers; a client within its window has far less.
+
+Folder = Callable[[FoldPlan], Awaitable[Snapshot]]
+"""Makes a snapshot by the plan, in another process. Raises: FoldFailed, Corrupt."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CommitterOptions:
+    append_timeout_s: float = APPEND_TIMEOUT_S
+    sync_interval_s: float = 30.0  # Between two fdatasyncs of LMDB.
+    sync_timeout_s: float = 60.0  # For one; past it the state is lost.
+    fold_size_min: int = 64 * 1024 * 1024  # Bytes of journal below which nothing is folded.
+    fold_share: float = 0.25  # Fold when the journal exceeds this share of the snapshot.
+    fold_segments_max: int = 64  # Each start leaves one: bounds the header, and recovery.
+    housekeeping_s: float = 5.0  # Between two looks at disks, fold and dead readers.
+    verify_interval_s: float = 60.0  # Before a disk that failed is tried again.
+
+
+@dataclass(slots=True)
+class CommitterStats:
+    """Plain counters for the metrics."""
+
+    transactions: int = 0
+    refused: int = 0
+    rounds: int = 0
+    journal_size: int = 0  # Bytes appended, once per round, whatever the copies.
+    rolls: int = 0
+    folds: int = 0
+    clients: int = 0
+
+
+class StateLost(MetaUnavailable):
+    """LMDB's file can no longer be trusted: the next start builds another."""
+
+
+async def run_committer(
+    *,
+    socket_path: Path | str,
+    disks: Sequence[Disk],
+    copies: int,
+    cluster: bytes,
+    state_directories: Sequence[Path],
+    ready: Callable[[], None],
+    stop: asyncio.Event,
+    folder: Folder | None = None,
+    clock: Clock | None = None,
+    randomness: Randomness = os.urandom,
+    options: CommitterOptions | None = None,
+    trust_state: bool = True,
+    boot: str | None = None,
+    progress: Progress | None = None,
+    crash: CrashPoint = no_crash,
+    stats: CommitterStats | None = None,
+) -> None:
+    """Recover, serve until `stop` is set, then drain and leave a clean mark.
+
+    Args:
+        socket_path: where clients connect; an old socket there is removed.
+        disks: every disk of the cluster, the missing ones too. This process alone opens the logs.
+        copies: m+1 journal copies; with fewer healthy disks there are fewer, and a warning.
+        cluster: the cluster's id, 16 bytes.
+        state_directories: where LMDB may live, the preferred first; normally `meta` on each disk.
+            The parent of each must exist: an unmounted disk is never taken for an empty one.
+        ready: called once, when clients can connect.
+        stop: set by SIGTERM's handler.
+        folder: makes snapshots, in another process (see fold.py); None: the journal only grows.
+        trust_state: False after a death by SIGBUS.
+
+    Raises: MetaUnavailable, StateLost, Corrupt, TooFewDisks; lmdb.Error when a commit fails. In
+        each case nothing that was acknowledged is lost, and the process must end: a new one recovers.
+    """
+    options = options or CommitterOptions()
+    clock = clock or SystemClock()
+    journal, state, rebuilt, reason = await recover(
+        disks,
+        copies=copies,
+        cluster=cluster,
+        state_directories=state_directories,
+        clock=clock,
+        randomness=randomness,
+        trust_state=trust_state,
+        boot=boot,
+        progress=progress,
+        crash=crash,
+        append_timeout_s=options.append_timeout_s,
+    )
+    log.info(
+        "metadata recovered",
+        extra={"epoch": journal.header.epoch, "state": str(state.path), "rebuilt": rebuilt, "why": reason},
+    )
+    committer = Committer(
+        journal, state, folder=folder, clock=clock, options=options, crash=crash, stats=stats
+    )
+    await committer.serve(str(socket_path), ready, stop)
+
+
+class _Message:
+    """One batch of one client, as it arrived."""
+
+    __slots__ = ("batch", "client", "size")
+
+    def __init__(self, client: "_Client", batch: ReceivedBatch, size: int) -> None:
+        self.client = client
+        self.batch = batch
+        self.size = size
+
+
+class Committer:
+    """See the module. `serve` once."""
+
+    def __init__(
+        self,
+        journal: Journal,
+        state: LmdbState,
+        *,
+        folder: Folder | None,
+        clock: Clock,
+        options: CommitterOptions,
+        crash: CrashPoint = no_crash,
+        stats: CommitterStats | None = None,
+    ) -> None:
+        self.stats = stats or CommitterStats()
+        self._journal = journal
+        self._state = state
+        self._folder = folder
+        self._clock = clock
+        self._options = options
+        self._crash = crash
+        self._applied: dict[bytes, ClientRecord] = state.clients()
+        self._hot: dict[bytes, bytes | None] = {}
+        self._arrived: deque[_Message] = deque()
+        self._wake = asyncio.Event()
+        self._clients: dict[bytes, _Client] = {}
+        self._connections: set[_Client] = set()
+        self._stopping = False
+        # Set by the background steps, consumed by `_rounds`.
+        self._folded: Snapshot | None = None
+        self._want_roll = ""
+        self._fold_wanted: FoldPlan | None = None
+        self._failure: BaseException | None = None
+        self._fold_task: asyncio.Task[None] | None = None
+        self._fold_after = 0.0
+        self._verify_after: dict[int, float] = {}
+
+    async def serve(self, socket_path: str, ready: Callable[[], None], stop: asyncio.Event) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            os.unlink(socket_path)
+        except FileNotFoundError:
+            pass
+        await asyncio.to_thread(self._state.read_ahead)
+        server = await loop.create_unix_server(lambda: _Client(self), socket_path)
+        os.chmod(socket_path, 0o600)
+        background = [
+            loop.create_task(self._watch(step))
+            for step in (self._sync_regularly(), self._keep_house(), self._await_stop(stop))
+        ]
+        try:
+            ready()
+            await self._rounds()
+            server.close()
+            await self._leave_clean_mark()
+        finally:
+            server.close()
+            for task in [*background, self._fold_task]:
+                if task is not None:
+                    task.cancel()
+            await asyncio.gather(*background, return_exceptions=True)
+            if self._fold_task is not None:
+                await asyncio.gather(self._fold_task, return_exceptions=True)
+            for client in list(self._connections):
+                client.close()
+            self._state.close()
+
+    # Rounds: the only place where anything changes.
+
+    async def _rounds(self) -> None:
+        while True:
+            if not self._arrived and not self._stopping:
+                await self._wake.wait()
+            self._wake.clear()
+            if self._failure is not None:
+                if isinstance(self._failure, StateLost):
+                    await self._disown_state()
+                raise self._failure
+            if self._want_roll or self._folded is not None:
+                await self._roll(self._want_roll)
+            messages = self._gather()
+            if messages:
+                await self._round(messages)
+            elif self._stopping:
+                return
+
+    def _gather(self) -> list[_Message]:
+        messages: list[_Message] = []
+        count = size = 0
+        arrived = self._arrived
+        while arrived and count < ROUND_COUNT_MAX and size < ROUND_SIZE_MAX:
+            message = arrived.popleft()
+            messages.append(message)
+            count += len(message.batch.transactions)
+            size += message.size
+        return messages
+
+    async def _round(self, messages: list[_Message]) -> None:
+        overlay: dict[bytes, bytes | None] = {}
+        answers: list[tuple[_Client, Answer]] = []
+        outcomes: dict[bytes, tuple[int, list[BatchFailures]]] = {}
+        for message in messages:
+            client, (number, transactions) = message.client, message.batch
+            last, failures = outcomes.get(client.id, (0, []))
+            applied = self._applied.get(client.id)
+            if last == 0 and applied is not None:
+                last = applied.number
+            if number <= last:
+                answers.append((client, self._looked_up(client.id, number, last, failures)))
+                continue
+            refused = self._resolve(transactions, overlay)
+            if refused:
+                failures = [*failures, BatchFailures(number, refused)]
+                self.stats.refused += len(refused)
+            outcomes[client.id] = number, failures
+            self.stats.transactions += len(transactions)
+            answers.append((client, Answer(number, True, refused)))
+        if outcomes:
+            await self._make_durable(overlay, outcomes)
+        for client, answer in answers:
+            client.answer(answer)
+
+    def _looked_up(self, client: bytes, number: int, last: int, fresh: list[BatchFailures]) -> Answer:
+        """The outcome of a batch that was applied before."""
+        if number <= last - REMEMBERED_BATCHES:
+            return Answer(number, False, [])
+        record = self._applied.get(client)
+        for one in [*(record.failures if record else []), *fresh]:
+            if one.number == number:
+                return Answer(number, True, one.failures)
+        return Answer(number, True, [])
+
+    def _resolve(
+        self, transactions: list[ReceivedTransaction], overlay: dict[bytes, bytes | None]
+    ) -> list[Failure]:
+        """Check each in order; what passes goes into `overlay` (None: deleted). Returns the refusals."""
+        refused: list[Failure] = []
+        hot = self._hot
+        read = self._state.get
+        for index, (expect, put, delete, add) in enumerate(transactions):
+            failure: Failure | None = None
+            for key, expected in expect.items():
+                if key in overlay:
+                    value = overlay[key]
+                elif key in hot:
+                    value = hot[key]
+                else:
+                    value = hot[key] = read(key)
+                if value != expected:
+                    failure = Failure(index, CONFLICT, key)
+                    break
+            sums: list[tuple[bytes, bytes]] = []
+            if failure is None:
+                for key, (delta, at_most) in add.items():
+                    if key in overlay:
+                        value = overlay[key]
+                    elif key in hot:
+                        value = hot[key]
+                    else:
+                        value = hot[key] = read(key)
+                    held = counter(value)
+                    change = delta if delta.__class__ is int else narrow(delta)
+                    if at_most is not None and change > 0 and held + change > narrow(at_most):
+                        failure = Failure(index, LIMIT, key, packed(held), at_most)
+                        break
+                    sums.append((key, counter_value(held + change)))
+            if failure is not None:
+                refused.append(failure)
+                continue
+            for key in delete:
+                overlay[key] = None
+            if put:
+                overlay.update(put)
+            if sums:
+                overlay.update(sums)
+        return refused
+
+    async def _make_durable(
+        self,
+        overlay: dict[bytes, bytes | None],
+        outcomes: dict[bytes, tuple[int, list[BatchFailures]]],
+    ) -> None:
+        put = {key: value for key, value in overlay.items() if value is not None}
+        delete = [key for key, value in overlay.items() if value is None] if len(put) < len(overlay) else []
+        payload = encode(
+            Resolved(
+                [ClientOutcome(client, number, fail) for client, (number, fail) in outcomes.items()],
+                put,
+                delete,
+            )
+        )
+        # 1. The journal: synced on every member, or on every member of a new epoch.
+        while True:
+            try:
+                await self._journal.append(KIND_BATCH, payload)
+                break
+            except CopyFailed as failure:
+                await self._roll(str(failure))
+        self.stats.journal_size += self._journal.position.offset - self._journal.position.start
+
+        # 2. The state. It need not be synced: the journal is the truth.
+        if not self._state.in_place():
+            self._failure = StateLost(f"the file at {self._state.path} is no longer the one that was opened")
+            await self._disown_state()
+            raise self._failure
+        now_us = self._clock.now_us()
+        records = {
+            client: advanced(self._applied.get(client), number, now_us, failures)
+            for client, (number, failures) in outcomes.items()
+        }
+        self._crash("committer.commit.before")
+        self._state.commit(put, delete, self._journal.end(), records)
+        self._crash("committer.commit.after")
+        self._applied.update(records)
+
+        # 3. Memory, now that it is true.
+        hot = self._hot
+        if len(hot) > HOT_COUNT_MAX:
+            hot.clear()
+        hot.update(overlay)
+        self.stats.rounds += 1
+
+    # Epochs.
+
+    async def _roll(self, why: str) -> None:
+        """Open a new epoch and record it in LMDB before its first batch."""
+        snapshot, self._folded, self._want_roll = self._folded, None, ""
+        await self._journal.roll(state=self._state.state_id(), snapshot=snapshot)
+        self._state.commit({}, (), self._journal.end(), {})
+        self.stats.rolls += 1
+        log.info(
+            "journal epoch opened",
+            extra={
+                "epoch": self._journal.header.epoch,
+                "disks": self._journal.header.members,
+                "why": why or "snapshot",
+            },
+        )
+        if snapshot is not None:
+            self.stats.folds += 1
+            self._journal.keep.discard(snapshot.name)
+            await self._journal.clean_up()
+        plan, self._fold_wanted = self._fold_wanted, None
+        if plan is not None and self._folder is not None and self._fold_task is None:
+            self._start_fold()
+
+    async def _disown_state(self) -> None:
+        """Say in the journal that no state is to be trusted: a failed fdatasync is reported once only."""
+        try:
+            await self._journal.roll(state=b"")
+        except StoreError as failure:
+            log.error("the loss of the state could not be recorded", extra={"failure": repr(failure)})
+
+    async def _leave_clean_mark(self) -> None:
+        """The state synced, then a mark in the journal that says so and voids itself by what follows."""
+        try:
+            async with asyncio.timeout(self._options.sync_timeout_s):
+                await asyncio.to_thread(self._state.sync)
+        except (OSError, TimeoutError) as failure:
+            log.error("the metadata state could not be synced", extra={"failure": repr(failure)})
+            await self._disown_state()
+            return
+        self._crash("committer.clean.synced")
+        try:
+            await self._journal.append(KIND_CLEAN, b"")
+        except CopyFailed as failure:
+            log.warning("no clean mark", extra={"failure": str(failure)})
+
+    # Background steps. They set flags, and wake `_rounds`.
+
+    async def _watch(self, step: Awaitable[None]) -> None:
+        """A background step that fails ends the committer, as a bug in `_rounds` would."""
+        try:
+            await step
+        except asyncio.CancelledError:
+            raise
+        except BaseException as failure:
+            self._failure = failure
+            self._wake.set()
+
+    async def _await_stop(self, stop: asyncio.Event) -> None:
+        await stop.wait()
+        self._stopping = True
+        for client in self._connections:
+            client.pause()
+        self._wake.set()
+
+    async def _sync_regularly(self) -> None:
+        """Learn every 30 s whether the kernel could write LMDB's pages back."""
+        while True:
+            await asyncio.sleep(self._options.sync_interval_s)
+            try:
+                async with asyncio.timeout(self._options.sync_timeout_s):
+                    await asyncio.to_thread(self._state.sync)
+            except (OSError, TimeoutError) as failure:
+                raise StateLost(f"{self._state.path} could not be synced: {failure!r}") from failure
+
+    async def _keep_house(self) -> None:
+        while True:
+            await asyncio.sleep(self._options.housekeeping_s)
+            if not self._state.in_place():
+                raise StateLost(f"the file at {self._state.path} is no longer the one that was opened")
+            self._state.drop_dead_readers()
+            self._forget_clients()
+            await self._try_failed_disks()
+            journal = self._journal
+            if len(journal.members) < min(journal.copies, len(journal.eligible())):
+                self._ask_for_roll("more copies are possible again")
+            elif journal.eligible() and any(not writable(disk) for disk in journal.members):
+                self._ask_for_roll("a member is no longer healthy")
+            self._consider_fold()
+
+    def _ask_for_roll(self, why: str) -> None:
+        self._want_roll = why
+        self._wake.set()
+
+    async def _try_failed_disks(self) -> None:
+        """A disk that failed the journal is used again only after it passed a verification."""
+        now = self._clock.monotonic()
+        for number in list(self._journal.failed):
+            due = self._verify_after.setdefault(number, now + self._options.verify_interval_s)
+            disk = next(disk for disk in self._journal.disks if disk.number == number)
+            if due > now:
+                continue
+            del self._verify_after[number]
+            if not await together([disk], lambda disk: disk.verify(), 10.0) and writable(disk):
+                self._journal.failed.pop(number, None)
+                log.info("a disk passed its verification", extra={"disk": number})
+
+    def _forget_clients(self) -> None:
+        oldest_us = self._clock.now_us() - CLIENT_KEPT_US
+        gone = [
+            client
+            for client, record in self._applied.items()
+            if record.time_us < oldest_us and client not in self._clients
+        ]
+        if gone:
+            for client in gone:
+                del self._applied[client]
+            self._state.commit({}, (), self._state.end(), {}, forget=gone)
+
+    # Folding.
+
+    def _consider_fold(self) -> None:
+        journal, options = self._journal, self._options
+        if self._folder is None or self._fold_task is not None or self._folded is not None:
+            return
+        if self._clock.monotonic() < self._fold_after:
+            return
+        snapshot_size = journal.header.snapshot.size if journal.header.snapshot else 0
+        due = journal.unfolded_size > max(options.fold_size_min, options.fold_share * snapshot_size)
+        if not due and len(journal.header.segments) <= options.fold_segments_max:
+            return
+        # Close the present file first, so that the fold reads only what changes no more.
+        self._fold_wanted = FoldPlan(b"", "", None, [], [], [], 0)
+        self._ask_for_roll("the journal is to be folded")
+
+    def _start_fold(self) -> None:
+        journal = self._journal
+        segments = journal.header.segments
+        if not segments:
+            return
+        targets = [disk.number for disk in journal.eligible()][: journal.copies]
+        targets.sort(key=lambda number: number not in journal.header.members)
+        plan = FoldPlan(
+            cluster=journal.cluster,
+            name=snapshot_name(segments[-1].sequence, journal.header.epoch),
+            snapshot=journal.header.snapshot,
+            segments=segments,
+            sources=[disk.number for disk in journal.disks],
+            targets=targets,
+            created_us=self._clock.now_us(),
+        )
+        journal.keep.add(plan.name)
+        self._fold_task = asyncio.get_running_loop().create_task(self._fold(plan))
+
+    async def _fold(self, plan: FoldPlan) -> None:
+        assert self._folder is not None
+        try:
+            self._folded = await self._folder(plan)
+            self._ask_for_roll("")
+        except FoldFailed as failure:
+            # Nothing has changed. Avoid those disks, and try again in a while.
+            log.warning("a fold failed", extra={"failure": str(failure)})
+            for number, why in failure.failures.items():
+                self._journal.avoid(number, why)
+            self._fold_after = self._clock.monotonic() + 30.0
+            self._journal.keep.discard(plan.name)
+        except (StoreError, OSError) as failure:
+            log.error("a fold failed", extra={"failure": repr(failure)})
+            self._fold_after = self._clock.monotonic() + 300.0
+            self._journal.keep.discard(plan.name)
+        except BaseException as failure:
+            self._failure = failure
+            self._wake.set()
+            raise
+        finally:
+            self._fold_task = None
+
+    # Clients.
+
+    def _greet(self, client: "_Client", hello: Hello) -> None:
+        if hello.format != FORMAT or len(hello.client) != 16 or len(self._connections) > CLIENTS_MAX:
+            client.close()
+            return
+        before = self._clients.get(hello.client)
+        if before is not None:
+            # The client has connected again. What it sent on the old connection it sends again.
+            self._arrived = deque(message for message in self._arrived if message.client is not before)
+            before.close()
+        client.id = hello.client
+        self._clients[hello.client] = client
+        self.stats.clients = len(self._clients)
+        applied = self._applied.get(hello.client)
+        device, inode = self._state.inode
+        client.send(
+            frame(
+                encode_message(
+                    Welcome(
+                        FORMAT,
+                        str(self._state.path),
+                        device,
+                        inode,
+                        self._journal.header.epoch,
+                        os.getpid(),
+                        applied.number if applied else 0,
+                    )
+                )
+            )
+        )
+
+    def _receive(self, client: "_Client", payload: bytes) -> None:
+        self._arrived.append(_Message(client, decode_batch(payload), len(payload)))
+        client.unanswered += 1
+        self._wake.set()
+
+    def _gone(self, client: "_Client") -> None:
+        self._connections.discard(client)
+        if client.id and self._clients.get(client.id) is client:
+            del self._clients[client.id]
+        self.stats.clients = len(self._clients)
+
+
+class _Client(asyncio.Protocol):
+    """One connection."""
+
+    def __init__(self, committer: Committer) -> None:
+        self.id = b""  # Empty until greeted.
+        self.unanswered = 0
+        self._committer = committer
+        self._frames = FrameReader()
+        self._transport: asyncio.Transport | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's is no subclass.
+        self._committer._connections.add(self)
+        if self._committer._stopping:
+            self.close()
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            for payload in self._frames.feed(data):
+                if self.id:
+                    self._committer._receive(self, payload)
+                    if self.unanswered > REMEMBERED_BATCHES:
+                        raise ValueError("more unanswered batches than are remembered")
+                else:
+                    self._committer._greet(self, decode_hello(payload))
+        except (ValueError, msgspec.MsgspecError) as failure:
+            log.error("a client was cut off", extra={"failure": repr(failure)})
+            self.close()
+
+    def answer(self, answer: Answer) -> None:
+        self.unanswered -= 1
+        self.send(frame(encode_message(answer)))
+
+    def send(self, data: bytes) -> None:
+        transport = self._transport
+        if transport is None:
+            return
+        if transport.get_write_buffer_size() > ANSWERS_SIZE_MAX:
+            log.warning("a client does not read its answers and was cut off")
+            self.close()
+            return
+        transport.write(data)
+
+    def pause(self) -> None:
+        if self._transport is not None:
+            self._transport.pause_reading()
+
+    def close(self) -> None:
+        if self._transport is not None:
+            self._transport.close()
+
+    def connection_lost(self, failure: Exception | None) -> None:
+        self._transport = None
+        self._committer._gone(self)

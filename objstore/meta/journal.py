@@ -1,0 +1,785 @@
+"""The journal: the truth about metadata, as epochs of append-only files on several disks.
+
+An *epoch* is a file `journal.<number>` on its members, m+1 disks: a header, then batches. Nothing
+in it is ever overwritten, and a file whose write or sync failed or took too long is never touched
+again: the next epoch goes on elsewhere. The header says where everything begins: the snapshot, the
+earlier files (*segments*) that follow it with the offset at which each ends, and the sequence after
+which this epoch goes on. What lies in an earlier file beyond that offset belongs to nobody.
+
+    epoch file    0   8   magic OSJRNL1 and a zero byte
+                  8   4   size of the header with its padding, a multiple of 512
+                 12   4   size of its MessagePack (EpochHeader)
+                 16   8   xxh3-64 of bytes 0..16 and the MessagePack
+                 24  ..   MessagePack, then zeros
+    batch         0   4   magic OSJB
+                  4   1   format 1
+                  5   1   kind: 0 batch, 1 clean mark
+                  6   2   zero
+                  8   8   epoch
+                 16   8   sequence: the predecessor's plus one, over all epochs
+                 24   8   the predecessor's checksum
+                 32   8   the committer's clock, microseconds
+                 40   4   size of the MessagePack (Resolved)
+                 44   4   zero
+                 48   8   xxh3-64 of bytes 0..48 and the MessagePack
+                 56  ..   MessagePack, then zeros to a multiple of 512
+
+All integers are little-endian. A batch stands when every member has synced it.
+
+To open an epoch, in this order: the snapshot and every earlier segment are present on m+1 healthy
+disks; its header is synced on its members; its number is synced into the identity of every
+reachable disk; then its first batch. A number is used for one attempt only: the next one is greater
+than any that a reachable disk names or holds a file of. Why that suffices: an epoch that served a
+batch is named by all its members, of which at least one is reachable when at most m disks are away.
+
+Concurrency: one `Journal` per store, in the committer; its calls are issued one at a time.
+"""
+
+import asyncio
+import logging
+import re
+import struct
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple, TypeVar
+
+import msgspec
+import xxhash
+
+from objstore.clock import Clock
+from objstore.errors import Corrupt, StoreError, TooFewDisks
+from objstore.meta.kv_lmdb import BatchFailures, End
+from objstore.node.disk import Disk, DiskState
+
+log = logging.getLogger(__name__)
+
+FORMAT = 1
+BLOCK_SIZE = 512  # Bytes: batches and headers are padded to it, so that none shares a sector.
+PAYLOAD_SIZE_MAX = 64 * 1024 * 1024  # Bytes of one batch; the committer gathers far less.
+APPEND_TIMEOUT_S = 2.0  # A copy that takes longer is left behind (DESIGN section 5).
+STEP_TIMEOUT_S = 5.0  # For one step of opening an epoch on one disk: a create, a note, a chunk.
+READ_SIZE = 4 * 1024 * 1024  # Bytes read at a time.
+
+KIND_BATCH = 0
+KIND_CLEAN = 1
+
+_EPOCH_HEAD = struct.Struct("<8sIIQ")
+_EPOCH_MAGIC = b"OSJRNL1\0"
+_BATCH_HEAD = struct.Struct("<4sBBHQQQQII")
+_BATCH_MAGIC = b"OSJB"
+_CHECKSUM = struct.Struct("<Q")
+BATCH_HEAD_SIZE = _BATCH_HEAD.size + _CHECKSUM.size
+assert BATCH_HEAD_SIZE == 56
+
+_JOURNAL_NAME = re.compile(r"journal\.([0-9]{16})(?:\.[0-9]{16})?", re.ASCII)
+_SNAPSHOT_NAME = re.compile(r"snapshot\.([0-9]{20})\.([0-9]{16})", re.ASCII)
+
+CrashPoint = Callable[[str], None]
+"""Called with a name between two durable steps; a test raises there. In production it does nothing."""
+
+T = TypeVar("T")
+
+
+def no_crash(name: str) -> None:
+    pass
+
+
+class Snapshot(msgspec.Struct, frozen=True, array_like=True):
+    name: str
+    sequence: int  # It covers every batch up to this one.
+    checksum: int  # Of that batch.
+    size: int  # Bytes.
+    digest: int  # The chained checksum of its last block: covers every byte.
+    count: int  # Keys.
+
+
+class Segment(msgspec.Struct, frozen=True, array_like=True):
+    """A closed epoch file that is not yet folded."""
+
+    name: str
+    epoch: int
+    start: int  # Bytes: where its first batch begins.
+    end: int  # Bytes: what lies beyond belongs to nobody.
+    after_sequence: int  # It follows this batch,
+    after_checksum: int
+    sequence: int  # and ends with this one.
+    checksum: int
+
+
+class EpochHeader(msgspec.Struct, frozen=True, array_like=True):
+    format: int
+    cluster: bytes
+    epoch: int
+    members: list[int]  # Disk numbers.
+    after_sequence: int
+    after_checksum: int
+    state: bytes  # Id of the LMDB state that goes with it; b"" if none is to be trusted.
+    snapshot: Snapshot | None
+    segments: list[Segment]
+    created_us: int
+
+
+class ClientOutcome(msgspec.Struct, frozen=True, array_like=True):
+    client: bytes
+    number: int  # The client's last batch within this one.
+    failures: list[BatchFailures]
+
+
+class Resolved(msgspec.Struct, frozen=True, array_like=True):
+    """A batch as applied: counters are sums, and each key is written once."""
+
+    clients: list[ClientOutcome]
+    put: dict[bytes, bytes]
+    delete: list[bytes]
+
+
+class Batch(NamedTuple):
+    kind: int
+    epoch: int
+    sequence: int
+    predecessor: int
+    time_us: int
+    checksum: int
+    payload: bytes
+    size: int  # Bytes in the file, padding included.
+
+    def resolved(self) -> Resolved:
+        return _decode_resolved(self.payload)
+
+
+encode = msgspec.msgpack.Encoder().encode
+_decode_header = msgspec.msgpack.Decoder(EpochHeader).decode
+_decode_resolved = msgspec.msgpack.Decoder(Resolved).decode
+
+
+def journal_name(epoch: int, repaired_by: int = 0) -> str:
+    """A segment that had to be put together from several copies gets a name of its own."""
+    return f"journal.{epoch:016d}" + (f".{repaired_by:016d}" if repaired_by else "")
+
+
+def snapshot_name(sequence: int, attempt: int) -> str:
+    """`attempt` is the newest epoch: a name is never used twice, whatever a dead fold left behind."""
+    return f"snapshot.{sequence:020d}.{attempt:016d}"
+
+
+def epoch_of_name(name: str) -> int:
+    """0 if it is not a journal file."""
+    found = _JOURNAL_NAME.fullmatch(name)
+    return int(found[1]) if found else 0
+
+
+def is_ours(name: str) -> bool:
+    return _JOURNAL_NAME.fullmatch(name) is not None or _SNAPSHOT_NAME.fullmatch(name) is not None
+
+
+def encode_header(header: EpochHeader) -> bytes:
+    payload = encode(header)
+    size = -(-(_EPOCH_HEAD.size + len(payload)) // BLOCK_SIZE) * BLOCK_SIZE
+    front = struct.pack("<8sII", _EPOCH_MAGIC, size, len(payload))
+    checksum = xxhash.xxh3_64_intdigest(front + payload)
+    return (front + _CHECKSUM.pack(checksum) + payload).ljust(size, b"\0")
+
+
+def decode_header(content: bytes) -> tuple[EpochHeader, int] | None:
+    """The header and its size; None unless it is whole. `content` may go on behind it."""
+    if len(content) < _EPOCH_HEAD.size:
+        return None
+    magic, size, payload_size, checksum = _EPOCH_HEAD.unpack_from(content)
+    payload = content[_EPOCH_HEAD.size : _EPOCH_HEAD.size + payload_size]
+    if magic != _EPOCH_MAGIC or len(payload) != payload_size or len(content) < size:
+        return None
+    if xxhash.xxh3_64_intdigest(content[:16] + payload) != checksum:
+        return None
+    return _decode_header(payload), size
+
+
+def encode_batch(
+    kind: int, epoch: int, sequence: int, predecessor: int, time_us: int, payload: bytes
+) -> tuple[bytes, int]:
+    """The padded record and its checksum."""
+    assert len(payload) <= PAYLOAD_SIZE_MAX
+    front = _BATCH_HEAD.pack(
+        _BATCH_MAGIC, FORMAT, kind, 0, epoch, sequence, predecessor, time_us, len(payload), 0
+    )
+    checksum = xxhash.xxh3_64_intdigest(front + payload)
+    size = batch_size(len(payload))
+    return b"".join((front, _CHECKSUM.pack(checksum), payload)).ljust(size, b"\0"), checksum
+
+
+def batch_size(payload_size: int) -> int:
+    return -(-(BATCH_HEAD_SIZE + payload_size) // BLOCK_SIZE) * BLOCK_SIZE
+
+
+def decode_batch(content: bytes, epoch: int, sequence: int, predecessor: int) -> Batch | int:
+    """The batch at the start of `content`, if it is whole and is this very one.
+
+    Returns:
+        The batch; or how many bytes are needed to judge (more than `content` has); or 0 if it is
+        another, or none.
+    """
+    if len(content) < BATCH_HEAD_SIZE:
+        return BATCH_HEAD_SIZE
+    magic, form, kind, _, its_epoch, its_sequence, its_predecessor, time_us, payload_size, _ = (
+        _BATCH_HEAD.unpack_from(content)
+    )
+    if magic != _BATCH_MAGIC or form != FORMAT or payload_size > PAYLOAD_SIZE_MAX:
+        return 0
+    if (its_epoch, its_sequence, its_predecessor) != (epoch, sequence, predecessor):
+        return 0
+    size = batch_size(payload_size)
+    if len(content) < size:
+        return size
+    payload = bytes(content[BATCH_HEAD_SIZE : BATCH_HEAD_SIZE + payload_size])
+    (checksum,) = _CHECKSUM.unpack_from(content, _BATCH_HEAD.size)
+    if xxhash.xxh3_64_intdigest(bytes(content[: _BATCH_HEAD.size]) + payload) != checksum:
+        return 0
+    return Batch(kind, epoch, sequence, predecessor, time_us, checksum, payload, size)
+
+
+def batch_checksum(content: bytes) -> int | None:
+    """The checksum of the whole batch that `content` begins with; None if it is none."""
+    if len(content) < BATCH_HEAD_SIZE:
+        return None
+    payload_size = _BATCH_HEAD.unpack_from(content)[8]
+    (checksum,) = _CHECKSUM.unpack_from(content, _BATCH_HEAD.size)
+    payload = content[BATCH_HEAD_SIZE : BATCH_HEAD_SIZE + payload_size]
+    if len(payload) != payload_size:
+        return None
+    found = xxhash.xxh3_64_intdigest(content[: _BATCH_HEAD.size] + payload)
+    return int(found) if found == checksum else None
+
+
+class Copy:
+    """One disk's copy of a file, read ahead in chunks."""
+
+    def __init__(self, disk: Disk, name: str) -> None:
+        self.disk = disk
+        self.whole = True
+        self._name = name
+        self._offset = 0  # Of the first byte held.
+        self._held = b""
+
+    async def at(self, offset: int, size: int) -> bytes:
+        """Up to `size` bytes at `offset`, or more; empty if the disk cannot say."""
+        skip = offset - self._offset
+        if skip < 0 or skip + size > len(self._held):
+            try:
+                async with asyncio.timeout(STEP_TIMEOUT_S):
+                    self._held = await self.disk.log_read(self._name, offset, max(size, READ_SIZE))
+            except (StoreError, OSError, TimeoutError):
+                return b""
+            self._offset, skip = offset, 0
+        return self._held[skip : skip + size]
+
+    async def batch(self, offset: int, epoch: int, sequence: int, predecessor: int) -> Batch | None:
+        size = BATCH_HEAD_SIZE
+        while True:
+            content = await self.at(offset, size)
+            found = decode_batch(content, epoch, sequence, predecessor)
+            if isinstance(found, Batch):
+                return found
+            if found <= len(content) or len(content) < size:
+                return None
+            size = found
+
+
+async def read_batches(
+    copies: Sequence[Copy],
+    *,
+    epoch: int,
+    offset: int,
+    sequence: int,
+    checksum: int,
+    thorough: bool,
+) -> AsyncIterator[tuple[int, Batch]]:
+    """(offset, batch) of one epoch file from `offset` on, each from any copy that has it whole.
+
+    Copies are equal byte for byte where they are whole, so one offset fits all. A copy that lacks a
+    batch another has is marked (`whole` becomes False). `thorough`: every copy is looked at, not
+    only the first good one.
+    """
+    ranked = list(copies)
+    while True:
+        found: Batch | None = None
+        lacking: list[Copy] = []
+        for copy in ranked:
+            batch = await copy.batch(offset, epoch, sequence + 1, checksum)
+            if batch is None:
+                lacking.append(copy)
+            elif found is None:
+                found = batch
+            if found is not None and not thorough:
+                break
+        if found is None:
+            return
+        for copy in lacking:
+            copy.whole = False
+        if lacking and not thorough:
+            ranked = [copy for copy in ranked if copy not in lacking] + lacking
+        yield offset, found
+        offset += found.size
+        sequence, checksum = found.sequence, found.checksum
+
+
+async def read_segment(
+    disks: Sequence[Disk], segment: Segment, bad: "set[tuple[int, str]]"
+) -> AsyncIterator[Batch]:
+    """Every batch of a closed segment, from whichever disk has it whole.
+
+    Adds (disk number, name) of copies found damaged to `bad`. Raises: Corrupt if no copy has one.
+    """
+    copies = [Copy(disk, segment.name) for disk in disks if (disk.number, segment.name) not in bad]
+    offset, checksum = segment.start, segment.after_checksum
+    if segment.start < segment.end:
+        async for offset, batch in read_batches(
+            copies,
+            epoch=segment.epoch,
+            offset=segment.start,
+            sequence=segment.after_sequence,
+            checksum=segment.after_checksum,
+            thorough=False,
+        ):
+            offset, checksum = offset + batch.size, batch.checksum
+            yield batch
+            if offset >= segment.end:
+                break
+    bad.update((copy.disk.number, segment.name) for copy in copies if not copy.whole)
+    if offset != segment.end or checksum != segment.checksum:
+        raise Corrupt(
+            f"{segment.name} ends at byte {offset} of {segment.end} on every disk that is here"
+            f" ({numbers(disks)})"
+        )
+
+
+def numbers(disks: Iterable[Disk]) -> str:
+    return ", ".join(str(disk.number) for disk in disks) or "none"
+
+
+def writable(disk: Disk) -> bool:
+    """Full is no obstacle: the journal goes on when fragment data is refused."""
+    return disk.state in (DiskState.HEALTHY, DiskState.FULL)
+
+
+@dataclass(slots=True)
+class Position:
+    """Where the next batch goes, and what it follows."""
+
+    epoch: int
+    sequence: int
+    checksum: int
+    start: int  # Bytes: where the last batch of this epoch begins; `offset` if it has none.
+    offset: int
+
+
+class CopyFailed(Exception):
+    """Some copies were not written in time. Nothing is known about the batch: open a new epoch."""
+
+    def __init__(self, failures: dict[int, str]) -> None:
+        super().__init__(", ".join(f"disk {number}: {why}" for number, why in failures.items()))
+        self.failures = failures
+
+
+@dataclass(slots=True)
+class Journal:
+    """The journal of a running committer.
+
+    Invariants:
+        `header` is synced on every disk of `members`, and every reachable disk names its epoch;
+        every batch up to `position` is on every member, or in a segment of the header.
+    Not an invariant:
+        len(members) == copies. With fewer healthy disks there are fewer copies, and a warning.
+    """
+
+    disks: Sequence[Disk]  # Of the whole cluster, unreachable ones included.
+    copies: int  # m+1.
+    cluster: bytes
+    clock: Clock
+    position: Position
+    header: EpochHeader
+    members: list[Disk] = field(default_factory=list)
+    failed: dict[int, str] = field(default_factory=dict)  # Disks to avoid, and why.
+    bad: set[tuple[int, str]] = field(default_factory=set)  # Copies known to be damaged.
+    keep: set[str] = field(default_factory=set)  # Files that a fold is writing.
+    crash: CrashPoint = no_crash
+    append_timeout_s: float = APPEND_TIMEOUT_S
+    highest: int = 0  # The highest number seen anywhere.
+
+    def end(self) -> End:
+        position = self.position
+        return End(position.epoch, position.sequence, position.checksum, position.start, position.offset)
+
+    @property
+    def unfolded_size(self) -> int:
+        """Bytes in all files that the snapshot does not cover."""
+        return sum(s.end - s.start for s in self.header.segments) + self.position.offset
+
+    def segments_with_current(self) -> list[Segment]:
+        """Every segment since the snapshot, the current epoch as closed now; empty ones left out."""
+        segments = list(self.header.segments)
+        if self.members and self.position.sequence > self.header.after_sequence:
+            segments.append(
+                Segment(
+                    name=journal_name(self.header.epoch),
+                    epoch=self.header.epoch,
+                    start=len(encode_header(self.header)),
+                    end=self.position.offset,
+                    after_sequence=self.header.after_sequence,
+                    after_checksum=self.header.after_checksum,
+                    sequence=self.position.sequence,
+                    checksum=self.position.checksum,
+                )
+            )
+        return segments
+
+    async def append(self, kind: int, payload: bytes) -> None:
+        """Write and sync one batch on every member; `position` moves only if all have it.
+
+        Raises: CopyFailed. The batch may or may not be on some members: after `roll`, append it
+            again; it must not be forgotten in between by one who goes on in this epoch.
+        """
+        position = self.position
+        record, checksum = encode_batch(
+            kind,
+            position.epoch,
+            position.sequence + 1,
+            position.checksum,
+            self.clock.now_us(),
+            payload,
+        )
+        self.crash("journal.append.before")
+        failures = await together(
+            self.members,
+            lambda disk: disk.log_append(journal_name(position.epoch), position.offset, record),
+            self.append_timeout_s,
+        )
+        if failures:
+            for number, why in failures.items():
+                self.avoid(number, why)
+            raise CopyFailed(failures)
+        self.crash("journal.append.after")
+        self.position = Position(
+            position.epoch,
+            position.sequence + 1,
+            checksum,
+            position.offset,
+            position.offset + len(record),
+        )
+
+    def avoid(self, number: int, why: str) -> None:
+        if number not in self.failed:
+            log.warning("journal copy lost", extra={"disk": number, "failure": why})
+        self.failed[number] = why
+
+    def eligible(self) -> list[Disk]:
+        return [disk for disk in self.disks if writable(disk) and disk.number not in self.failed]
+
+    async def roll(self, *, state: bytes, snapshot: Snapshot | None = None) -> None:
+        """Open a new epoch after the present position; the current one is closed for good.
+
+        Args:
+            state: id of the LMDB state that goes with it; b"" if none is to be trusted.
+            snapshot: a newer one, already on disks; the segments it covers are dropped.
+
+        Raises: TooFewDisks when no disk is left; Corrupt when a file is on none of them.
+        """
+        segments = self.segments_with_current()
+        snapshot = snapshot or self.header.snapshot
+        if snapshot is not None:
+            assert snapshot.sequence <= self.position.sequence
+            segments = [segment for segment in segments if segment.sequence > snapshot.sequence]
+        # Each failed attempt adds a disk to `failed`, so that the loop ends.
+        for _ in range(len(self.disks) + 1):
+            if await self._attempt(segments, snapshot, state):
+                return
+        raise TooFewDisks(wanted=1, usable=0)
+
+    async def _attempt(self, segments: list[Segment], snapshot: Snapshot | None, state: bytes) -> bool:
+        listings = await self.listings()
+        for disk in self.eligible():
+            if disk.number not in listings:
+                self.avoid(disk.number, "it does not list its logs")
+        usable = [disk for disk in self.eligible() if disk.number in listings]
+        if not usable:
+            raise TooFewDisks(wanted=self.copies, usable=0)
+        await self._learn_highest(listings)
+        epoch = self.highest + 1
+        self.highest = epoch
+
+        # 1. Everything since the last snapshot, and the snapshot, on m+1 healthy disks.
+        ensured = await self._ensure(segments, snapshot, usable, listings, epoch)
+        if ensured is None:
+            return False
+        self.crash("journal.open.present")
+
+        # 2. The header, on the members. Those that hold most of the rest already come first.
+        held = [segment.name for segment in ensured] + ([snapshot.name] if snapshot else [])
+        usable = [disk for disk in usable if disk.number not in self.failed]
+        usable.sort(key=lambda disk: (-sum(n in listings[disk.number] for n in held), disk.number))
+        members = usable[: self.copies]
+        if not members:
+            return False
+        header = EpochHeader(
+            format=FORMAT,
+            cluster=self.cluster,
+            epoch=epoch,
+            members=[disk.number for disk in members],
+            after_sequence=self.position.sequence,
+            after_checksum=self.position.checksum,
+            state=state,
+            snapshot=snapshot,
+            segments=ensured,
+            created_us=self.clock.now_us(),
+        )
+        content = encode_header(header)
+        self.crash("journal.open.before-header")
+        failures = await together(
+            members, lambda disk: disk.log_create(journal_name(epoch), content), STEP_TIMEOUT_S
+        )
+        if failures:
+            for number, why in failures.items():
+                self.avoid(number, why)
+            return False
+        self.crash("journal.open.header")
+
+        # 3. The number, into every reachable disk's identity. A member that does not take it is none.
+        reachable = [disk for disk in self.disks if disk.number in listings]
+        failures = await together(reachable, lambda disk: disk.note_epoch(epoch), STEP_TIMEOUT_S)
+        for number, why in failures.items():
+            self.avoid(number, why)
+        if any(disk.number in failures for disk in members):
+            return False
+        self.crash("journal.open.noted")
+
+        # 4. In force: the first batch may come.
+        self.header = header
+        self.members = members
+        self.position = Position(
+            epoch, self.position.sequence, self.position.checksum, len(content), len(content)
+        )
+        if len(members) < self.copies:
+            log.warning(
+                "the journal has fewer copies than the store's promise needs",
+                extra={"copies": len(members), "wanted": self.copies, "avoided": dict(self.failed)},
+            )
+        return True
+
+    async def listings(self) -> dict[int, dict[str, int]]:
+        """Disk number -> log name -> size, of every disk that answers."""
+        found: dict[int, dict[str, int]] = {}
+
+        async def listing(disk: Disk) -> None:
+            found[disk.number] = {entry.name: entry.size for entry in await disk.logs()}
+
+        await together([disk for disk in self.disks if readable(disk)], listing, STEP_TIMEOUT_S)
+        return found
+
+    async def _learn_highest(self, listings: dict[int, dict[str, int]]) -> None:
+        noted: list[int] = []
+
+        async def learn(disk: Disk) -> None:
+            noted.append(await disk.noted_epoch())
+
+        await together([disk for disk in self.disks if disk.number in listings], learn, STEP_TIMEOUT_S)
+        named = [epoch_of_name(name) for listing in listings.values() for name in listing]
+        self.highest = max([self.highest, self.header.epoch, *noted, *named])
+
+    async def _ensure(
+        self,
+        segments: list[Segment],
+        snapshot: Snapshot | None,
+        usable: list[Disk],
+        listings: dict[int, dict[str, int]],
+        epoch: int,
+    ) -> list[Segment] | None:
+        """Bring every file to min(m+1, usable) disks; the segments, some perhaps under new names.
+
+        None if a disk failed meanwhile (try again without it). Raises: Corrupt.
+        """
+        ensured: list[Segment] = []
+        for segment in segments:
+            holders = self._holders(segment.name, segment.end, listings)
+            if not holders:
+                # No copy is whole, but together they are: the result gets a name of its own, since
+                # each of the damaged ones may hold what the others lack.
+                renamed = msgspec.structs.replace(segment, name=journal_name(segment.epoch, epoch))
+                sources = [disk for disk in self.disks if segment.name in listings.get(disk.number, {})]
+                if not await self._copy(renamed, segment, sources, [], usable, listings):
+                    return None
+                ensured.append(renamed)
+                continue
+            if not await self._copy(segment, segment, holders, holders, usable, listings):
+                return None
+            ensured.append(segment)
+        if snapshot is not None:
+            holders = self._holders(snapshot.name, snapshot.size, listings)
+            if not holders:
+                raise Corrupt(f"{snapshot.name} is whole on none of the disks that are here")
+            if not await self._copy(snapshot, snapshot, holders, holders, usable, listings):
+                return None
+        return ensured
+
+    def _holders(self, name: str, size: int, listings: dict[int, dict[str, int]]) -> list[Disk]:
+        return [
+            disk
+            for disk in self.disks
+            if listings.get(disk.number, {}).get(name, -1) >= size and (disk.number, name) not in self.bad
+        ]
+
+    async def _copy(
+        self,
+        wanted: Segment | Snapshot,
+        source: Segment | Snapshot,
+        sources: list[Disk],
+        holders: list[Disk],
+        usable: list[Disk],
+        listings: dict[int, dict[str, int]],
+    ) -> bool:
+        """Write the file to as many usable disks as it lacks. False if one failed."""
+        good = [disk for disk in usable if disk in holders]
+        missing = min(self.copies, len(usable)) - len(good)
+        if missing <= 0:
+            return True
+        # A disk with a damaged copy of that name comes last: its copy has to go first.
+        targets = sorted(
+            (disk for disk in usable if disk not in good),
+            key=lambda disk: (wanted.name in listings[disk.number], disk.number),
+        )
+        for target in targets[:missing]:
+            self.crash("journal.copy.before")
+            try:
+                if wanted.name in listings[target.number]:
+                    async with asyncio.timeout(STEP_TIMEOUT_S):
+                        await target.log_remove(wanted.name)
+                    del listings[target.number][wanted.name]
+                size = await self._write_copy(wanted.name, source, sources, target)
+            except (StoreError, OSError, TimeoutError) as failure:
+                if isinstance(failure, Corrupt):
+                    raise
+                self.avoid(target.number, repr(failure))
+                return False
+            listings[target.number][wanted.name] = size
+            self.bad.discard((target.number, wanted.name))
+            self.crash("journal.copy.after")
+        return True
+
+    async def _write_copy(
+        self, name: str, source: Segment | Snapshot, sources: list[Disk], target: Disk
+    ) -> int:
+        offset = 0
+        held = bytearray()
+
+        async def flush() -> None:
+            nonlocal offset
+            async with asyncio.timeout(STEP_TIMEOUT_S):
+                if offset == 0:
+                    await target.log_create(name)
+                await target.log_append(name, offset, bytes(held))
+            offset += len(held)
+            held.clear()
+
+        async for piece in raw_pieces(source, sources, self.bad):
+            held += piece
+            if len(held) >= READ_SIZE:
+                await flush()
+        if held:
+            await flush()
+        return offset
+
+    async def clean_up(self) -> int:
+        """Remove the files that the header no longer names; returns how many went.
+
+        Call it only while this epoch is in force. A disk that was away keeps its old files until it
+        is back: they do no harm, since the highest named epoch decides.
+        """
+        named = {segment.name for segment in self.header.segments} | self.keep
+        named.add(journal_name(self.header.epoch))
+        if self.header.snapshot is not None:
+            named.add(self.header.snapshot.name)
+        removed = 0
+        for disk in self.disks:
+            if not writable(disk) or disk.number in self.failed:
+                continue
+            try:
+                async with asyncio.timeout(STEP_TIMEOUT_S):
+                    if await disk.noted_epoch() != self.header.epoch:
+                        continue
+                    for entry in await disk.logs():
+                        late = epoch_of_name(entry.name) > self.header.epoch
+                        if is_ours(entry.name) and entry.name not in named and not late:
+                            self.crash("journal.clean-up")
+                            await disk.log_remove(entry.name)
+                            removed += 1
+            except (StoreError, OSError, TimeoutError) as failure:
+                log.warning("old journal files stay", extra={"disk": disk.number, "failure": repr(failure)})
+        return removed
+
+
+async def raw_pieces(
+    source: Segment | Snapshot, sources: Sequence[Disk], bad: set[tuple[int, str]]
+) -> AsyncIterator[bytes]:
+    """A file's bytes, every one verified, from whichever copy has each piece whole."""
+    if isinstance(source, Segment):
+        header = await _read_header(sources, source)
+        yield header
+        async for batch in read_segment(sources, source, bad):
+            record, _ = encode_batch(
+                batch.kind, batch.epoch, batch.sequence, batch.predecessor, batch.time_us, batch.payload
+            )
+            yield record
+    else:
+        from objstore.meta.snapshot import read_blocks  # Late: snapshot.py imports this module.
+
+        async for block in read_blocks(sources, source, bad):
+            yield block.raw
+
+
+async def _read_header(sources: Sequence[Disk], segment: Segment) -> bytes:
+    for disk in sources:
+        found = await read_header(disk, segment.name)
+        if found is not None and found[0].epoch == segment.epoch and found[1] == segment.start:
+            return encode_header(found[0])
+    # The header of a closed segment is for people; its batches are found by offset.
+    return b"\0" * segment.start
+
+
+async def read_header(disk: Disk, name: str) -> tuple[EpochHeader, int] | None:
+    """The header of an epoch file and its size; None if it is not there, or not whole."""
+    size = 4096
+    try:
+        while True:
+            async with asyncio.timeout(STEP_TIMEOUT_S):
+                content = await disk.log_read(name, 0, size)
+            found = decode_header(content)
+            if found is not None or len(content) < size or size > PAYLOAD_SIZE_MAX:
+                return found
+            size *= 8
+    except (StoreError, OSError, TimeoutError):
+        return None
+
+
+def readable(disk: Disk) -> bool:
+    return disk.state not in (DiskState.FAILED, DiskState.MISSING, DiskState.FOREIGN)
+
+
+async def together(
+    disks: Sequence[Disk], step: Callable[[Disk], Awaitable[object]], timeout_s: float
+) -> dict[int, str]:
+    """Do one step on every disk side by side; disk number -> failure, of those that failed or were late.
+
+    Nothing waits longer than `timeout_s`, whatever hangs. A bug in a step is raised.
+    """
+
+    async def one(disk: Disk) -> str | None:
+        try:
+            async with asyncio.timeout(timeout_s):
+                await step(disk)
+        except TimeoutError:
+            return f"no answer within {timeout_s:g} s"
+        except (StoreError, OSError) as failure:
+            return repr(failure)
+        return None
+
+    outcomes = await asyncio.gather(*(one(disk) for disk in disks))
+    return {
+        disk.number: outcome for disk, outcome in zip(disks, outcomes, strict=True) if outcome is not None
+    }

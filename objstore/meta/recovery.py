@@ -1,0 +1,465 @@
+"""What the committer does before it serves: find the truth, and a state that shows it.
+
+The truth is the highest epoch that any disk's identity names: the snapshot its header names, the
+segments, and its own batches, each from any member that has it whole. It refuses to start when none
+of that epoch's members is here, and says which disks it needs.
+
+LMDB is trusted only if all of this holds, and otherwise built again from snapshot and journal:
+
+1. it is the state that the epoch's header names (a state that returns with its disk is not);
+2. its fdatasync succeeds;
+3. it ends where the journal ends, but for one batch that was never acknowledged;
+4. either the note beside it names this boot, device, inode and mount (then the page cache is all
+   there), or the journal's last record is a clean mark that follows its end.
+
+Either way a new epoch is opened, which cuts off what lies beyond the end, and brings everything to
+m+1 disks, before anything is served. On disk, in a directory of one disk:
+
+    state-<id>/data.mdb, lock.mdb     the LMDB environment, `id` in hexadecimal
+    state-<id>/note                   JSON: boot, device, inode, mount
+
+Crashes: nothing here changes an old file before the new epoch is in force; a half-built state is
+named by no header, and the next start removes it.
+"""
+
+import asyncio
+import json
+import logging
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from objstore.clock import Clock
+from objstore.errors import Corrupt, MetaUnavailable, StoreError
+from objstore.ids import Randomness, random_id
+from objstore.meta.journal import (
+    FORMAT,
+    KIND_CLEAN,
+    Batch,
+    Copy,
+    CrashPoint,
+    EpochHeader,
+    Journal,
+    Position,
+    batch_checksum,
+    journal_name,
+    no_crash,
+    numbers,
+    read_batches,
+    read_header,
+    readable,
+    together,
+)
+from objstore.meta.kv_lmdb import ClientRecord, End, LmdbState
+from objstore.meta.snapshot import Changes, Pairs, collect, merged
+from objstore.node.disk import Disk
+
+log = logging.getLogger(__name__)
+
+NOTE_NAME = "note"
+STATE_PREFIX = "state-"
+SYNC_TIMEOUT_S = 60.0  # For the fdatasync of a whole state; a disk that takes longer has lost it.
+STEP_TIMEOUT_S = 5.0
+BOOT_ID_PATH = Path("/proc/sys/kernel/random/boot_id")
+
+Progress = Callable[[int, int], None]
+"""(keys loaded, keys expected): called about once in 20,000 keys while a state is built."""
+
+
+class Recovered(NamedTuple):
+    journal: Journal  # Its new epoch is in force.
+    state: LmdbState
+    rebuilt: bool
+    reason: str  # Why the state was not trusted; "" if it was.
+
+
+def boot_id() -> str:
+    """Of the running kernel; "" where there is none, and then no note is ever trusted."""
+    try:
+        return BOOT_ID_PATH.read_text().strip()
+    except OSError:
+        return ""
+
+
+async def recover(
+    disks: Sequence[Disk],
+    *,
+    copies: int,
+    cluster: bytes,
+    state_directories: Sequence[Path],
+    clock: Clock,
+    randomness: Randomness = os.urandom,
+    trust_state: bool = True,
+    boot: str | None = None,
+    progress: Progress | None = None,
+    crash: CrashPoint = no_crash,
+    append_timeout_s: float | None = None,
+) -> Recovered:
+    """Find or rebuild the state and open a new epoch.
+
+    Args:
+        disks: every disk of the cluster, those that are missing too.
+        copies: m+1.
+        state_directories: where LMDB may live, the preferred first; normally `meta` on each disk.
+        trust_state: False if the last committer died in a way that casts doubt on LMDB (SIGBUS).
+        boot: the boot id, for tests.
+
+    Raises: MetaUnavailable (the newest epoch is on none of the disks that are here), Corrupt,
+        TooFewDisks.
+    """
+    boot = boot_id() if boot is None else boot
+    found = await _newest_epoch(disks, cluster)
+    journal = Journal(
+        disks=disks,
+        copies=copies,
+        cluster=cluster,
+        clock=clock,
+        position=Position(0, 0, 0, 0, 0),
+        header=EpochHeader(FORMAT, cluster, 0, [], 0, 0, b"", None, [], 0),
+        crash=crash,
+    )
+    if append_timeout_s is not None:
+        journal.append_timeout_s = append_timeout_s
+    if found is None:
+        _refuse_forgotten_state(state_directories)
+        state = _new_state(state_directories, randomness)
+        reason = "a new store"
+    else:
+        header, header_size, members = found
+        journal.header = header
+        trusted, reason = None, "the last committer's death casts doubt on it"
+        if trust_state:
+            trusted, reason = await _trusted(
+                header, header_size, members, state_directories, boot, journal.bad
+            )
+        if trusted is not None:
+            state, journal.position, reason = trusted, _position(trusted.end(), header, header_size), ""
+        else:
+            log.warning("the metadata state is built again from the journal", extra={"reason": reason})
+            crash("recovery.rebuild")
+            state = await _rebuild(
+                journal, header_size, members, state_directories, randomness, progress, crash
+            )
+        # As the members of the epoch that is about to be closed: `roll` makes a segment of it.
+        journal.members = members
+    crash("recovery.state")
+    try:
+        await journal.roll(state=state.state_id())
+        crash("recovery.opened")
+        state.commit({}, (), journal.end(), {})
+        crash("recovery.recorded")
+        _write_note(state, boot)
+    except BaseException:
+        state.close()
+        raise
+    crash("recovery.noted")
+    _remove_other_states(state_directories, state.path)
+    await journal.clean_up()
+    return Recovered(journal, state, bool(reason) and found is not None, reason if found else "")
+
+
+async def _newest_epoch(disks: Sequence[Disk], cluster: bytes) -> tuple[EpochHeader, int, list[Disk]] | None:
+    """The header of the highest epoch any identity names, and the disks here that hold it.
+
+    None for a store that never had one. Raises: MetaUnavailable.
+    """
+    noted: dict[int, int] = {}
+    named: dict[int, list[str]] = {}
+
+    async def look(disk: Disk) -> None:
+        noted[disk.number] = await disk.noted_epoch()
+        named[disk.number] = [entry.name for entry in await disk.logs()]
+
+    failures = await together([disk for disk in disks if readable(disk)], look, STEP_TIMEOUT_S)
+    for number in failures:
+        noted.pop(number, None)
+        named.pop(number, None)
+    here = [disk for disk in disks if disk.number in noted]
+    away = [disk for disk in disks if disk.number not in noted]
+    if not here:
+        raise MetaUnavailable(f"none of the disks can be read ({numbers(disks)})")
+    epoch = max(noted.values())
+    if epoch == 0:
+        if away:
+            raise MetaUnavailable(
+                "no disk that is here names a journal epoch: is this store new? A first start needs"
+                f" every disk; missing: {numbers(away)}"
+            )
+        return None
+    name = journal_name(epoch)
+    holders: list[Disk] = []
+    header: EpochHeader | None = None
+    size = 0
+    for disk in here:
+        if name not in named[disk.number]:
+            continue
+        read = await read_header(disk, name)
+        if read is None or read[0].epoch != epoch or read[0].cluster != cluster:
+            continue
+        header, size = read
+        if disk.number in header.members:
+            holders.append(disk)
+    if header is None or not holders:
+        raise MetaUnavailable(
+            f"the newest journal epoch is {epoch}, and none of the disks that are here"
+            f" ({numbers(here)}) holds it: bring back one of {numbers(away)}"
+        )
+    if header.format != FORMAT:
+        raise Corrupt(f"{name} has format {header.format}, this release reads {FORMAT}")
+    return header, size, holders
+
+
+def _position(end: End, header: EpochHeader, header_size: int) -> Position:
+    if end.epoch == header.epoch:
+        return Position(end.epoch, end.sequence, end.checksum, end.start, end.offset)
+    return Position(header.epoch, end.sequence, end.checksum, header_size, header_size)
+
+
+# Is it to be trusted?
+
+
+async def _trusted(
+    header: EpochHeader,
+    header_size: int,
+    members: Sequence[Disk],
+    directories: Sequence[Path],
+    boot: str,
+    bad: set[tuple[int, str]],
+) -> tuple[LmdbState | None, str]:
+    """The open state, or None and why not. Adds members whose file lacks its last batch to `bad`."""
+    if not header.state:
+        return None, "the journal says that the last state was lost"
+    name = STATE_PREFIX + header.state.hex()
+    path = next((directory / name for directory in directories if _exists(directory / name)), None)
+    if path is None:
+        return None, f"no {name} on any disk that is here"
+    try:
+        state = LmdbState.open(path)
+    except (StoreError, OSError) as failure:
+        return None, f"it cannot be opened: {failure}"
+    try:
+        why_not = await _why_not(state, header, header_size, members, boot, bad)
+    except (StoreError, OSError, TimeoutError) as failure:
+        why_not = repr(failure)
+    if why_not:
+        state.close()
+        return None, why_not
+    return state, ""
+
+
+async def _why_not(
+    state: LmdbState,
+    header: EpochHeader,
+    header_size: int,
+    members: Sequence[Disk],
+    boot: str,
+    bad: set[tuple[int, str]],
+) -> str:
+    if state.state_id() != header.state:
+        return "it is another state than the journal names"
+    async with asyncio.timeout(SYNC_TIMEOUT_S):
+        await asyncio.to_thread(state.sync)
+    end = state.end()
+    if end.epoch != header.epoch and (
+        end.epoch > header.epoch
+        or (end.sequence, end.checksum) != (header.after_sequence, header.after_checksum)
+    ):
+        return "it does not end where the journal ends"
+    position = _position(end, header, header_size)
+    name = journal_name(header.epoch)
+
+    # Its last batch must be on at least one member, and shows that the two belong together.
+    holders: list[Disk] = []
+    for disk in members:
+        if position.start == position.offset:
+            holders.append(disk)  # No batch yet in this epoch; the header was read.
+            continue
+        record = await _batch_ending_at(disk, name, position)
+        if record:
+            holders.append(disk)
+        else:
+            bad.add((disk.number, name))
+    if not holders:
+        return "its last batch is on none of the journal's disks"
+
+    beyond: list[Batch] = []
+    async for _, batch in read_batches(
+        [Copy(disk, name) for disk in holders],
+        epoch=header.epoch,
+        offset=position.offset,
+        sequence=position.sequence,
+        checksum=position.checksum,
+        thorough=True,
+    ):
+        beyond.append(batch)
+        if len(beyond) > 1:
+            return "the journal goes on beyond it"
+    if [batch.kind for batch in beyond] == [KIND_CLEAN]:
+        return ""
+    return _note_differs(state, boot)
+
+
+async def _batch_ending_at(disk: Disk, name: str, position: Position) -> bool:
+    """Whether the disk's file has the batch of `position.checksum` between start and offset."""
+    try:
+        async with asyncio.timeout(STEP_TIMEOUT_S):
+            content = await disk.log_read(name, position.start, position.offset - position.start)
+    except (StoreError, OSError, TimeoutError):
+        return False
+    return batch_checksum(content) == position.checksum
+
+
+def _note(state: LmdbState, boot: str) -> dict[str, str]:
+    device, inode = state.inode
+    return {"boot": boot, "device": str(device), "inode": str(inode), "mount": state.mount_id()}
+
+
+def _note_differs(state: LmdbState, boot: str) -> str:
+    try:
+        note = json.loads((state.path / NOTE_NAME).read_text())
+    except (OSError, ValueError):
+        return "it has no note, and the journal no clean mark"
+    wanted = _note(state, boot)
+    if not boot:
+        return "this system has no boot id, and the journal no clean mark"
+    different = [name for name in wanted if note.get(name) != wanted[name]]
+    if different:
+        return f"it was left under another {' and '.join(different)}, without a clean mark"
+    return ""
+
+
+def _write_note(state: LmdbState, boot: str) -> None:
+    path = state.path / NOTE_NAME
+    temporary = path.with_suffix(".tmp")
+    with open(temporary, "w", encoding="utf-8") as file:
+        json.dump(_note(state, boot), file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError:
+        return False
+
+
+# Building it again.
+
+
+async def _rebuild(
+    journal: Journal,
+    header_size: int,
+    members: Sequence[Disk],
+    directories: Sequence[Path],
+    randomness: Randomness,
+    progress: Progress | None,
+    crash: CrashPoint,
+) -> LmdbState:
+    """Load snapshot and journal, in order, into a new state; sets the journal's position."""
+    header = journal.header
+    state = _new_state(directories, randomness)
+    changes = Changes(state.path)
+    try:
+        sources = [disk for disk in journal.disks if readable(disk)]
+        await collect(sources, header.segments, changes, journal.bad)
+        journal.position = await _last_epoch(journal, header_size, members, changes)
+        expected = header.snapshot.count if header.snapshot else 0
+        loaded = 0
+        chunk: Pairs = []
+        async for pairs in merged(sources, header.snapshot, changes, journal.bad):
+            chunk += pairs
+            if len(chunk) >= 20_000:
+                loaded += state.load(chunk)
+                chunk = []
+                crash("recovery.load")
+                if progress is not None:
+                    progress(loaded, max(expected, loaded))
+        loaded += state.load(chunk)
+        if progress is not None:
+            progress(loaded, loaded)
+        clients: dict[bytes, ClientRecord] = dict(changes.recent_clients())
+        position = journal.position
+        end = End(position.epoch, position.sequence, position.checksum, position.start, position.offset)
+        state.commit({}, (), end, clients)
+    except BaseException:
+        state.close()
+        raise
+    finally:
+        changes.close()
+    return state
+
+
+async def _last_epoch(
+    journal: Journal, header_size: int, members: Sequence[Disk], changes: Changes
+) -> Position:
+    """Every batch of the newest epoch that any member has whole; where it ends."""
+    header = journal.header
+    name = journal_name(header.epoch)
+    copies = [Copy(disk, name) for disk in members]
+    position = Position(header.epoch, header.after_sequence, header.after_checksum, header_size, header_size)
+    async for offset, batch in read_batches(
+        copies,
+        epoch=header.epoch,
+        offset=header_size,
+        sequence=position.sequence,
+        checksum=position.checksum,
+        thorough=True,
+    ):
+        if batch.kind == KIND_CLEAN:
+            break  # Nothing follows it; the next epoch cuts it off.
+        changes.add(batch.resolved(), batch.time_us)
+        position = Position(header.epoch, batch.sequence, batch.checksum, offset, offset + batch.size)
+    journal.bad.update((copy.disk.number, name) for copy in copies if not copy.whole)
+    return position
+
+
+def _new_state(directories: Sequence[Path], randomness: Randomness) -> LmdbState:
+    """An empty state in the first directory that takes one. Raises: MetaUnavailable."""
+    failures = []
+    state_id = random_id(randomness)
+    for directory in directories:
+        try:
+            if not directory.parent.is_dir():
+                raise FileNotFoundError(f"no directory {directory.parent}")  # An unmounted disk.
+            directory.mkdir(mode=0o700, exist_ok=True)
+            return LmdbState.create(directory / (STATE_PREFIX + state_id.hex()), state_id)
+        except OSError as failure:
+            failures.append(str(failure))
+    raise MetaUnavailable(f"no disk takes the metadata state: {'; '.join(failures)}")
+
+
+def _refuse_forgotten_state(directories: Sequence[Path]) -> None:
+    """A state that has served, but no disk names an epoch: the journal was taken away. Raises."""
+    for directory in directories:
+        for path in _states(directory):
+            try:
+                state = LmdbState.open(path)
+            except (StoreError, OSError):
+                continue
+            try:
+                served = state.end().epoch
+            finally:
+                state.close()
+            if served:
+                raise MetaUnavailable(
+                    f"{path} has served journal epoch {served}, but no disk names any epoch: were the"
+                    " disks replaced? Nothing is overwritten"
+                )
+
+
+def _states(directory: Path) -> list[Path]:
+    try:
+        return sorted(directory.glob(STATE_PREFIX + "*"))
+    except OSError:
+        return []
+
+
+def _remove_other_states(directories: Sequence[Path], kept: Path) -> None:
+    for directory in directories:
+        for path in _states(directory):
+            if path.name != kept.name:
+                shutil.rmtree(path, ignore_errors=True)
