@@ -215,10 +215,14 @@ class Log(Section, frozen=True, kw_only=True):
     access: Annotated[
         str,
         Meta(
-            description='One JSON line per request: a file\'s path, "stdout", "stderr", or "off".'
-            " A relative path lies in server.data."
+            pattern="^(files|stdout|stderr|off)$",
+            description="Where each request leaves a JSON line. files: log/access-N.log under server.data, one"
+            " per worker, the last one kept when it is full.",
         ),
-    ] = "access.log"
+    ] = "files"
+    access_size_max: Annotated[
+        int, Meta(ge=64 * KIB, description="Bytes of such a file before it is set aside as access-N.log.1.")
+    ] = 64 * MIB
 
 
 class Upkeep(Section, frozen=True, kw_only=True):

@@ -19,6 +19,7 @@ class Message(msgspec.Struct, omit_defaults=True):
     """`kind` is one of:
 
     ready     child -> supervisor: it serves from now on
+    note      child -> supervisor: `text` stands beside the child in state.json (a worker's writer id)
     progress  child -> supervisor: `text` for the operator (recovery, verification)
     notice    child -> supervisor: `text` for the operator, shown as it is (the root key's snippets)
     probe     supervisor -> child, answered with the same `number` as `alive`
@@ -84,6 +85,9 @@ class Link:
 
     def ready(self) -> None:
         send(self._end, Message("ready"))
+
+    def note(self, text: str) -> None:
+        send(self._end, Message("note", text))
 
     def progress(self, text: str) -> None:
         send(self._end, Message("progress", text))

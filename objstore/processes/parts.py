@@ -11,9 +11,10 @@ from objstore.blobs.reader import BlobReader, ReaderLimits
 from objstore.blobs.writer import BlobWriter, WriterLimits
 from objstore.codec.backend import Backend
 from objstore.config import Config
+from objstore.iam.directory import Directory
 from objstore.ids import random_id
 from objstore.meta.client import MetaClient
-from objstore.metrics import Registry
+from objstore.metrics import Family, Labels, Registry
 from objstore.node.local import DiskOptions, Expected, LocalDisk, open_disk
 from objstore.objects.ledger import MetaLedger
 from objstore.objects.store import Store
@@ -65,6 +66,7 @@ class Parts:
     kv: MetaClient
     store: Store
     registry: Registry
+    writer_id: bytes  # 16 bytes: this incarnation, as its volumes name it.
 
     async def close(self) -> None:
         """Flush, seal, hang up. The disks last."""
@@ -86,12 +88,13 @@ async def open_parts(spec: Spec, registry: Registry) -> Parts:
     limits = WriterLimits(memory=config.blobs.write_memory_bytes, volume_size=config.blobs.volume_size_max)
     if config.disks.reserve_bytes:
         limits = limits._replace(disk_free_min=config.disks.reserve_bytes)
+    writer_id = random_id()
     writer = BlobWriter(
         disks=disks,
         ledger=ledger,
         k=k,
         m=m,
-        writer=random_id(),
+        writer=writer_id,
         cluster=spec.cluster.cluster_id,
         secret=spec.cluster.checksum_secret,
         codec=spec.backend.codec,
@@ -113,7 +116,7 @@ async def open_parts(spec: Spec, registry: Registry) -> Parts:
         region=config.server.region,
         small_size_max=config.blobs.small_size_max,
     )
-    return Parts(spec=spec, disks=disks, kv=kv, store=store, registry=registry)
+    return Parts(spec=spec, disks=disks, kv=kv, store=store, registry=registry, writer_id=writer_id)
 
 
 async def until_stopped() -> None:
@@ -121,3 +124,50 @@ async def until_stopped() -> None:
     stopped = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopped.set)
     await stopped.wait()
+
+
+def directory_of(parts: Parts) -> Directory:
+    """Users and access keys, as this process sees them."""
+    return Directory(parts.kv, parts.spec.cluster.master_key)
+
+
+def part_families(parts: Parts) -> list[Family]:
+    """What the parts of a process have counted; the same names in every process, so that they add up."""
+    writer, reader, client = parts.store.writer.counters, parts.store.reader.counters, parts.kv.stats
+
+    def counter(name: str, doc: str, value: float) -> Family:
+        return Family(name, "counter", doc, (), (), [((), [value])])
+
+    operations: list[tuple[Labels, list[float]]] = []
+    seconds: list[tuple[Labels, list[float]]] = []
+    transferred: list[tuple[Labels, list[float]]] = []
+    errors: list[tuple[Labels, list[float]]] = []
+    for number, disk in parts.disks.items():
+        failures = 0
+        for operation, count in disk.counts.items():
+            labels = (str(number), operation)
+            operations.append((labels, [count.count]))
+            seconds.append((labels, [count.seconds]))
+            transferred.append((labels, [count.bytes]))
+            failures += count.errors
+        errors.append(((str(number),), [failures]))
+    per_operation = ("disk", "op")
+    return [
+        Family("disk_operations", "counter", "Calls to a disk's threads.", per_operation, (), operations),
+        Family("disk_io_duration_seconds", "counter", "Time in a disk's calls.", per_operation, (), seconds),
+        Family("disk_io_bytes", "counter", "Bytes read and written.", per_operation, (), transferred),
+        Family("disk_io_errors", "counter", "Calls to a disk that failed.", ("disk",), (), errors),
+        counter("blob_stripes", "Stripes written.", writer.stripes),
+        counter("blob_bodies", "Small bodies packed into stripes.", writer.bodies),
+        counter("blob_payload_bytes", "Bytes of bodies in the stripes written.", writer.payload_bytes),
+        counter("blob_syncs", "Group commits to fragment files.", writer.syncs),
+        counter(
+            "degraded_writes", "Stripes acknowledged on fewer than all fragments.", writer.degraded_stripes
+        ),
+        counter("rewritten_stripes", "Stripes written again elsewhere.", writer.rewritten_stripes),
+        counter("volumes_opened", "Volumes made.", writer.volumes_opened),
+        counter("blob_reads", "Extents read.", reader.reads),
+        counter("meta_commits", "Commits answered by the committer.", client.commits),
+        counter("meta_commit_timeouts", "Commits whose outcome stayed unknown.", client.timeouts),
+        counter("meta_connections", "Times a process connected to the committer.", client.connections),
+    ]

@@ -10,6 +10,7 @@ import fcntl
 import json
 import logging
 import os
+import resource
 import secrets
 import socket
 import stat
@@ -19,10 +20,13 @@ import traceback
 from pathlib import Path
 
 from objstore import __version__
+from objstore.codec.backend import choose as choose_backend
 from objstore.config import Config, host_and_port
-from objstore.processes.children import Spec, committer_main, upkeep_main, worker_main
+from objstore.processes import tls
+from objstore.processes.children import committer_main, upkeep_main, worker_main
 from objstore.processes.cluster import CannotStart, open_cluster, warnings_of
-from objstore.processes.supervisor import Supervisor
+from objstore.processes.parts import Spec
+from objstore.processes.supervisor import ChildMain, Supervisor
 
 __all__ = ["CannotStart", "serve"]
 
@@ -48,6 +52,11 @@ def serve(config: Config) -> int:
     endpoint = _url(listeners[0][0], bool(config.tls.certificate))
     admin_tls = config.tls.admin and bool(config.tls.admin_certificate or config.tls.certificate)
     admin = _url(admin_sockets[0], admin_tls)
+    _check_certificates(config)
+    _raise_limits()
+    backend = choose_backend(accelerate=config.blobs.accelerator != "zfec")
+    if config.blobs.accelerator == "isal" and not backend.accelerated:
+        raise CannotStart(f"blobs.accelerator is isal, but {backend.note}: apt-get install libisal2")
     cluster = open_cluster(config, data, announce)
     for line in warnings_of(cluster):
         announce(line)
@@ -59,9 +68,13 @@ def serve(config: Config) -> int:
         token=token,
         endpoint=endpoint,
         cluster=cluster,
+        backend=backend,
     )
     names = [f"worker-{number}" for number in range(1, worker_count + 1)]
     worker_sockets = dict(zip(names, listeners, strict=True))
+
+    def worker(name: str) -> ChildMain:
+        return lambda link, died: worker_main(link, died, spec, name, worker_sockets[name])
 
     def close_in_child(name: str) -> None:
         for other, sockets in worker_sockets.items():
@@ -83,13 +96,10 @@ def serve(config: Config) -> int:
 
     return Supervisor(
         run_directory=run_directory,
-        committer=lambda link: committer_main(link, spec),
+        committer=lambda link, died: committer_main(link, died, spec),
         others={
-            "upkeep": lambda link: upkeep_main(link, spec, admin_sockets),
-            **{
-                name: (lambda link, name=name, sockets=sockets: worker_main(link, spec, name, sockets))  # type: ignore[misc]
-                for name, sockets in worker_sockets.items()
-            },
+            "upkeep": lambda link, died: upkeep_main(link, died, spec, admin_sockets),
+            **{name: worker(name) for name in names},
         },
         drain_seconds=config.server.drain_seconds,
         announce=announce,
@@ -107,6 +117,27 @@ def serve(config: Config) -> int:
             "cluster": cluster.cluster_id.hex(),
         },
     ).run()
+
+
+def _check_certificates(config: Config) -> None:
+    pairs = {(config.tls.certificate, config.tls.key), (config.tls.admin_certificate, config.tls.admin_key)}
+    for certificate, key in sorted(pairs):
+        if not certificate:
+            continue
+        try:
+            tls.make_context(certificate, key)
+        except OSError as failure:
+            raise CannotStart(
+                f"the certificate {certificate} with the key {key} is not usable: {failure}"
+            ) from None
+
+
+def _raise_limits() -> None:
+    """As many open files as we may have: connections, and fragment files on every disk."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(OSError, ValueError):
+        wanted = 1 << 20 if hard == resource.RLIM_INFINITY else hard
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(wanted, 1 << 20), hard))
 
 
 def announce(line: str) -> None:

@@ -31,12 +31,14 @@ from objstore.processes.link import Message
 
 PROBE_SECONDS = 1.0
 SILENT_SECONDS = 5.0  # A worker that leaves this many seconds of probes unanswered is killed.
+PATIENCE = 3  # So many times longer for the others: their loops wait for disks now and then.
 START_SECONDS = 60.0  # A worker that is not ready by then is killed. The committer may recover for longer.
 STEADY_SECONDS = 10.0  # A child that lived this long starts again at once when it dies.
 PAUSES = (0.0, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0)  # Seconds before the n-th start in a row.
 COMMITTER_STOP_SECONDS = 20.0
 
-ChildMain = Callable[[link.Link], None]
+ChildMain = Callable[[link.Link, str], None]
+"""Lives until SIGTERM. The text says how its predecessor died; empty for the first."""
 
 
 @dataclass(slots=True)
@@ -45,7 +47,7 @@ class Child:
 
     name: str
     main: ChildMain
-    probed: bool  # Killed when silent.
+    patience: int  # Silence for so many times SILENT_SECONDS is death.
     pid: int = 0  # 0: none runs.
     end: socket.socket | None = None
     started: float = 0.0
@@ -55,7 +57,9 @@ class Child:
     start_at: float | None = None  # When to start it (again); None: runs, or not wanted.
     probe: int = 0
     answered: int = 0
-    died: str = ""  # How, the last time.
+    died: str = ""  # How it is being killed, while that is under way.
+    last_death: str = ""  # How its predecessor died.
+    note: str = ""  # What it said of itself.
 
 
 @dataclass(slots=True)
@@ -91,9 +95,9 @@ class Supervisor:
         gc.collect()
         gc.freeze()  # The children share these pages; a collection there would copy them all.
 
-        self._children["committer"] = Child("committer", self.committer, probed=False)
+        self._children["committer"] = Child("committer", self.committer, PATIENCE)
         for name, main in self.others.items():
-            self._children[name] = Child(name, main, probed=name.startswith("worker"))
+            self._children[name] = Child(name, main, 1 if name.startswith("worker") else PATIENCE)
         self._children["committer"].start_at = 0.0
         last_probe = 0.0
         while not self._stopping:
@@ -161,7 +165,7 @@ class Supervisor:
                 if other.end is not None:
                     other.end.close()
             self.close_in_child(child.name)
-            child.main(link.Link(end))
+            child.main(link.Link(end), child.last_death)
             code = 0
         except SystemExit as ended:
             code = ended.code if isinstance(ended.code, int) else 1
@@ -194,6 +198,9 @@ class Supervisor:
             self.announce(f"{child.name}: {message.text}")
         elif message.kind == "notice":
             self.announce(message.text)
+        elif message.kind == "note":
+            child.note = message.text
+            self._write_state()
         elif message.kind == "ready":
             child.ready = True
             child.probe = child.answered = 0
@@ -214,15 +221,15 @@ class Supervisor:
 
     def _probe(self, now: float) -> None:
         for child in self._children.values():
-            if not child.pid or not child.probed:
+            if not child.pid:
                 continue
             if not child.ready:
-                if now - child.started > START_SECONDS:
+                if child.name != "committer" and now - child.started > START_SECONDS:
                     self._kill(child, f"not ready after {START_SECONDS:.0f} s")
             # Counted in probes that we really sent, so that a supervisor that was itself starved or
             # stopped does not blame its children.
-            elif child.probe - child.answered > SILENT_SECONDS / PROBE_SECONDS:
-                self._kill(child, f"silent for {SILENT_SECONDS:.0f} s")
+            elif child.probe - child.answered > child.patience * SILENT_SECONDS / PROBE_SECONDS:
+                self._kill(child, f"silent for {child.patience * SILENT_SECONDS:.0f} s")
             elif child.end is not None:
                 child.probe += 1
                 link.send(child.end, Message("probe", number=child.probe))
@@ -247,8 +254,8 @@ class Supervisor:
             now = time.monotonic()
             lived = now - child.started
             child.in_a_row = 0 if lived >= STEADY_SECONDS else child.in_a_row + 1
-            child.pid, child.ready = 0, False
-            child.died = f"{child.died}, {how}" if child.died else how
+            child.pid, child.ready, child.note = 0, False, ""
+            child.last_death, child.died = f"{child.died}, {how}" if child.died else how, ""
             if self._stopping:
                 continue
             child.restarts += 1
@@ -258,15 +265,16 @@ class Supervisor:
                 "a process died, starting another",
                 process=child.name,
                 pid=pid,
-                how=child.died,
+                how=child.last_death,
                 lived_seconds=round(lived, 3),
                 pause_seconds=pause,
             )
             if not self._was_ready and child.in_a_row >= 3:
-                self.announce(f"{child.name} does not start ({child.died}); see the log above. Giving up.")
+                self.announce(
+                    f"{child.name} does not start ({child.last_death}); see the log above. Giving up."
+                )
                 self._stopping = 1
                 self._failed = True
-            child.died = ""
             self._write_state()
 
     def _asked_to_stop(self, number: int, _frame: object) -> None:
@@ -313,7 +321,12 @@ class Supervisor:
             "pid": os.getpid(),
             "ready": self._was_ready,
             "children": {
-                child.name: {"pid": child.pid, "ready": child.ready, "restarts": child.restarts}
+                child.name: {
+                    "pid": child.pid,
+                    "ready": child.ready,
+                    "restarts": child.restarts,
+                    "note": child.note,
+                }
                 for child in self._children.values()
             },
         }

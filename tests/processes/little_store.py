@@ -36,7 +36,7 @@ def child(directory: Path, name: str, mood: str) -> supervisor.ChildMain:
         await stopped.wait()
         note(directory, f"stop-{name}")
 
-    def main(link: Link) -> None:
+    def main(link: Link, died: str) -> None:
         if mood == "broken" and name == "worker-1":
             raise RuntimeError("does not start")
         asyncio.run(live(link))

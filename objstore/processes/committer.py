@@ -1,0 +1,81 @@
+"""The committer's process: metadata's only writer. It recovers before it says that it is ready."""
+
+import asyncio
+import logging
+import signal
+from pathlib import Path
+
+import uvloop
+
+from objstore.meta.committer import CommitterOptions, CommitterStats, run_committer
+from objstore.metrics import Family, Registry
+from objstore.processes.control import serve_metrics
+from objstore.processes.link import Link
+from objstore.processes.parts import Spec, open_disks
+
+log = logging.getLogger(__name__)
+
+
+def run(link: Link, died: str, spec: Spec) -> None:
+    """Until SIGTERM.
+
+    Args:
+        died: how the last committer ended; after SIGBUS the state it had mapped is not trusted.
+    """
+    uvloop.run(_serve(link, died, spec))
+
+
+async def _serve(link: Link, died: str, spec: Spec) -> None:
+    loop = asyncio.get_running_loop()
+    link.attach(loop)
+    stop = asyncio.Event()
+    loop.add_signal_handler(signal.SIGTERM, stop.set)
+    config = spec.config
+    _, m = config.codec
+    disks = open_disks(spec)
+    stats = CommitterStats()
+    registry = Registry()
+    registry.include(lambda: _families(stats))
+    metrics = await serve_metrics(spec.run_directory, "committer-metrics", registry)
+
+    def progress(loaded: int, expected: int) -> None:
+        share = f" ({100 * loaded // expected}%)" if expected else ""
+        link.progress(f"rebuilding metadata from the journal: {loaded:,} of {expected:,} keys{share}")
+
+    try:
+        await run_committer(
+            socket_path=spec.committer_socket,
+            disks=list(disks.values()),
+            copies=m + 1,
+            cluster=spec.cluster.cluster_id,
+            state_directories=[Path(disk.path) / "meta" for disk in disks.values()],
+            ready=link.ready,
+            stop=stop,
+            options=CommitterOptions(
+                append_timeout_s=config.meta.copy_seconds, sync_interval_s=config.meta.sync_seconds
+            ),
+            trust_state="SIGBUS" not in died,
+            progress=progress,
+            stats=stats,
+        )
+    finally:
+        metrics.close()
+        for disk in disks.values():
+            disk.close()
+
+
+def _families(stats: CommitterStats) -> list[Family]:
+    def counter(name: str, doc: str, value: float) -> Family:
+        return Family(name, "counter", doc, (), (), [((), [value])])
+
+    return [
+        counter("meta_transactions", "Mini-transactions decided.", stats.transactions),
+        counter("meta_conflicts", "Mini-transactions refused: an expectation or limit.", stats.refused),
+        counter("meta_rounds", "Group commits of metadata.", stats.rounds),
+        counter("meta_journal_bytes", "Bytes appended to the journal, once per round.", stats.journal_size),
+        counter("meta_journal_rolls", "Journal epochs opened while running.", stats.rolls),
+        counter("meta_folds", "Snapshots made.", stats.folds),
+        Family(
+            "meta_clients", "gauge", "Processes connected to the committer.", (), (), [((), [stats.clients])]
+        ),
+    ]

@@ -1,0 +1,213 @@
+"""`objstore doctor`: what will hurt later, found now, each with what to do about it."""
+
+import asyncio
+import os
+import resource
+import time
+from pathlib import Path
+from typing import Any
+
+from objstore.config import Config
+from objstore.errors import StoreError
+from objstore.meta.kv_lmdb import library_version
+from objstore.processes import tls
+from objstore.processes.parts import Parts
+
+FILES_WANTED = 16_384  # Open files per process: connections, and fragment files of every disk.
+EXPIRY_DAYS = 14.0
+KNOWN_LMDB = "0.9."  # Files of LMDB 1.0 differ.
+
+Finding = dict[str, Any]
+
+
+def finding(check: str, level: str, text: str, remedy: str = "") -> Finding:
+    assert level in ("ok", "warning", "problem")
+    return {"check": check, "level": level, "finding": text, "remedy": remedy}
+
+
+async def examine(parts: Parts, disks: list[dict[str, Any]], state: dict[str, Any]) -> list[Finding]:
+    """Args: disks: as the admin port shows them; state: the supervisor's."""
+    return [
+        *_processes(state),
+        *_disks(disks),
+        *_devices(disks),
+        _space(disks),
+        _codec(parts),
+        *_metadata(parts),
+        *_certificates(parts.spec.config),
+        _open_files(),
+        await asyncio.to_thread(_clock),
+    ]
+
+
+def _processes(state: dict[str, Any]) -> list[Finding]:
+    away = [name for name, child in state["children"].items() if not child["ready"]]
+    restarted = {n: child["restarts"] for n, child in state["children"].items() if child["restarts"]}
+    if away:
+        return [finding("processes", "problem", f"not ready: {', '.join(away)}", "look at the store's log")]
+    if restarted:
+        text = ", ".join(f"{name} {count} times" for name, count in restarted.items())
+        return [
+            finding(
+                "processes", "warning", f"started again since the start: {text}", "look at the store's log"
+            )
+        ]
+    return [finding("processes", "ok", f"{len(state['children'])} run, none was started again")]
+
+
+def _disks(disks: list[dict[str, Any]]) -> list[Finding]:
+    remedies = {
+        "suspect": "check the device and its cabling, then: objstore disk verify N",
+        "read-only": "see dmesg; repair the file system, mount it writable, then: objstore disk verify N",
+        "full": "free or add space",
+        "failed": "replace the device",
+        "missing": "mount it; a path without its disk is never taken for an empty one",
+        "foreign": "put the right disk at the path",
+    }
+    bad = [
+        finding(
+            "disks",
+            "problem",
+            f"disk {disk['disk']} ({disk['path']}) is {disk['state']}: {disk['reason']}",
+            remedies.get(disk["state"], "").replace("N", str(disk["disk"])),
+        )
+        for disk in disks
+        if disk["state"] != "healthy"
+    ]
+    return bad or [finding("disks", "ok", f"all {len(disks)} are healthy")]
+
+
+def _devices(disks: list[dict[str, Any]]) -> list[Finding]:
+    shared: dict[str, list[int]] = {}
+    for disk in disks:
+        if disk["device"] is not None:
+            shared.setdefault(disk["device"], []).append(disk["disk"])
+    together = {device: numbers for device, numbers in shared.items() if len(numbers) > 1}
+    if not together:
+        return [finding("devices", "ok", "every disk has a device of its own")]
+    return [
+        finding(
+            "devices",
+            "warning",
+            f"disks {', '.join(map(str, numbers))} are directories on one device ({device}): a convenience"
+            " that survives no disk; its capacity counts once",
+            "for data that matters give each --disk a device of its own",
+        )
+        for device, numbers in together.items()
+    ]
+
+
+def _space(disks: list[dict[str, Any]]) -> Finding:
+    tight = [d for d in disks if d["total"] and d["free"] / d["total"] < 0.1]
+    if tight:
+        text = ", ".join(f"disk {d['disk']} {100 * d['free'] / d['total']:.0f}%" for d in tight)
+        return finding("space", "warning", f"less than a tenth is free: {text}", "add disks or delete data")
+    return finding("space", "ok", "every disk has more than a tenth free")
+
+
+def _codec(parts: Parts) -> Finding:
+    backend = parts.spec.backend
+    if backend.accelerated:
+        return finding("codec", "ok", backend.name)
+    return finding(
+        "codec",
+        "warning",
+        f"{backend.name}: {backend.note}",
+        "apt-get install libisal2: 20 to 40 times faster",
+    )
+
+
+def _metadata(parts: Parts) -> list[Finding]:
+    version = library_version()
+    findings = [
+        finding("lmdb", "ok", f"LMDB {version}")
+        if version.startswith(KNOWN_LMDB)
+        else finding("lmdb", "problem", f"LMDB {version}, written for 0.9", "install the pinned lmdb wheel")
+    ]
+    size, memory = state_size(parts), _memory()
+    text = f"metadata has {size / 2**20:.0f} MiB, the machine {memory / 2**30:.1f} GiB of memory"
+    if size > memory / 2:
+        findings.append(
+            finding("metadata size", "warning", text, "more memory: reads of cold metadata wait for the disk")
+        )
+    else:
+        findings.append(finding("metadata size", "ok", text))
+    return findings
+
+
+def state_size(parts: Parts) -> float:
+    """Bytes that LMDB's file takes on its disk; 0 if it is not there."""
+    try:
+        return float(os.stat(Path(parts.kv.reader.path) / "data.mdb").st_blocks * 512)
+    except (OSError, StoreError):
+        return 0.0
+
+
+def _memory() -> float:
+    return float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+
+
+def certificates(config: Config) -> dict[str, str]:
+    """Port -> its certificate's file."""
+    found = {}
+    if config.tls.certificate:
+        found["s3"] = config.tls.certificate
+    if config.tls.admin and (certificate := config.tls.admin_certificate or config.tls.certificate):
+        found["admin"] = certificate
+    return found
+
+
+def _certificates(config: Config) -> list[Finding]:
+    found = []
+    for place, certificate in certificates(config).items():
+        try:
+            days = (tls.expiry(certificate) - time.time()) / 86400
+        except (OSError, ValueError) as failure:
+            found.append(
+                finding("tls", "problem", f"{place}: {certificate}: {failure}", "put a PEM file there")
+            )
+            continue
+        level = "problem" if days < 0 else "warning" if days < EXPIRY_DAYS else "ok"
+        text = f"{place}: the certificate ends in {days:.0f} days"
+        found.append(finding("tls", level, text, "" if level == "ok" else "renew it; no restart is needed"))
+    if not found and not config.server.listen.startswith(("127.", "[::1]", "localhost")):
+        found.append(
+            finding(
+                "tls",
+                "warning",
+                f"plain HTTP on {config.server.listen}",
+                "set tls.certificate and tls.key, or put a TLS proxy before it",
+            )
+        )
+    return found
+
+
+def _open_files() -> Finding:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < FILES_WANTED:
+        return finding(
+            "limits",
+            "warning",
+            f"{soft} open files per process (at most {hard})",
+            f"raise the limit to {FILES_WANTED}: ulimit -n, LimitNOFILE= or --ulimit nofile=",
+        )
+    return finding("limits", "ok", f"{soft} open files per process")
+
+
+def _clock() -> Finding:
+    """Whether the kernel considers the clock synchronised (adjtimex): signatures allow 15 minutes."""
+    import ctypes
+
+    libc = ctypes.CDLL(None, use_errno=True)
+    buffer = ctypes.create_string_buffer(512)  # struct timex, modes = 0: ask only.
+    state = libc.adjtimex(buffer)
+    if state < 0:
+        return finding("clock", "ok", "the kernel does not say whether the clock is synchronised")
+    if state == 5:  # TIME_ERROR
+        return finding(
+            "clock",
+            "warning",
+            "the clock is not synchronised",
+            "run chrony or systemd-timesyncd: requests more than 15 minutes off are refused",
+        )
+    return finding("clock", "ok", "the clock is synchronised")

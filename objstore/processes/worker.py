@@ -1,0 +1,144 @@
+"""A gateway worker's process: one S3 listener, its own open volumes, metadata read straight from LMDB."""
+
+import asyncio
+import contextlib
+import gc
+import logging
+import os
+import socket
+import ssl
+import sys
+from collections.abc import Sequence
+from typing import cast
+
+import uvloop
+
+from objstore.metrics import Registry, RequestMetrics
+from objstore.processes import tls
+from objstore.processes.control import serve_metrics
+from objstore.processes.link import Link
+from objstore.processes.parts import Spec, directory_of, open_parts, until_stopped
+from objstore.s3.access_log import AccessLog
+from objstore.s3.app import App
+from objstore.s3.limits import Limits
+from objstore.s3.routes import ROUTES, choose
+from objstore.s3.server import BACKLOG, TLS_HANDSHAKE_S, EdgeServer, Runner
+
+log = logging.getLogger(__name__)
+
+LOOK_AT_LOG_SECONDS = 2.0
+
+
+def run(link: Link, died: str, spec: Spec, name: str, sockets: Sequence[socket.socket]) -> None:
+    """Until SIGTERM; then drain, flush, seal, end."""
+    uvloop.run(_serve(link, spec, name, sockets))
+
+
+async def _serve(link: Link, spec: Spec, name: str, sockets: Sequence[socket.socket]) -> None:
+    loop = asyncio.get_running_loop()
+    link.attach(loop)
+    config = spec.config
+    registry = Registry()
+    parts = await open_parts(spec, registry)
+    link.note(
+        parts.writer_id.hex()
+    )  # Before the first volume: upkeep seals those of writers it does not know.
+    access_log = _access_log(spec, name)
+    limits = Limits.from_config(config.limits)
+    app = App(
+        store=parts.store,
+        directory=directory_of(parts),
+        routes=ROUTES,
+        choose=choose,
+        region=config.server.region,
+        domains=config.server.domains,
+        limits=limits,
+        access_log=access_log,
+        observer=RequestMetrics(registry, name.removeprefix("worker-")),
+    )
+    tasks: list[asyncio.Task[None]] = []
+    context: ssl.SSLContext | None = None
+    if config.tls.certificate:
+        context = tls.make_context(config.tls.certificate, config.tls.key)
+        tasks.append(loop.create_task(tls.watch(context, config.tls.certificate, config.tls.key)))
+    if access_log is not None and config.log.access == "files":
+        tasks.append(loop.create_task(_rotate(access_log, _log_path(spec, name), config.log.access_size_max)))
+    server = EdgeServer(app)
+    timeout = TLS_HANDSHAKE_S if context is not None else None
+    listeners = [
+        await loop.create_server(
+            server, sock=listener, ssl=context, backlog=BACKLOG, ssl_handshake_timeout=timeout
+        )
+        for listener in sockets
+    ]
+    runner = Runner(app, server, cast(asyncio.Server, _Listeners(listeners)))
+    metrics = await serve_metrics(spec.run_directory, name, registry)
+    # What is here now stays: the collector need not look at it again. Young garbage is collected less
+    # often than by default, since requests leave next to no cycles.
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 50)
+    link.ready()
+    await until_stopped()
+    for task in tasks:
+        task.cancel()
+    await runner.stop(config.server.drain_seconds)
+    metrics.close()
+    await parts.close()
+
+
+class _Listeners:
+    """Several listening servers as one: a host name may stand for several addresses."""
+
+    def __init__(self, servers: Sequence[asyncio.Server]) -> None:
+        self._servers = servers
+
+    @property
+    def sockets(self) -> list[socket.socket]:
+        return [listener for server in self._servers for listener in server.sockets]
+
+    def close(self) -> None:
+        for server in self._servers:
+            server.close()
+
+
+def _log_path(spec: Spec, name: str) -> str:
+    return f"{spec.data}/log/access-{name.removeprefix('worker-')}.log"
+
+
+def _access_log(spec: Spec, name: str) -> AccessLog | None:
+    kind = spec.config.log.access
+    if kind == "off":
+        return None
+    if kind != "files":
+        return AccessLog(sys.stdout.fileno() if kind == "stdout" else sys.stderr.fileno())
+    path = _log_path(spec, name)
+    try:
+        os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+        return AccessLog(_open_log(path))
+    except OSError as failure:  # A log that cannot be written does not stop the store.
+        log.error("no access log", extra={"file": path, "failure": str(failure)})
+        return None
+
+
+def _open_log(path: str) -> int:
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+
+
+async def _rotate(access_log: AccessLog, path: str, size_max: int) -> None:
+    """Set a full file aside, and follow one that was renamed or removed by others (logrotate)."""
+    while True:
+        await asyncio.sleep(LOOK_AT_LOG_SECONDS)
+        with contextlib.suppress(OSError):
+            ours = os.fstat(access_log.fd)
+            try:
+                there = os.stat(path)
+            except FileNotFoundError:
+                there = None
+            if there is not None and there.st_ino == ours.st_ino:
+                if ours.st_size < size_max:
+                    continue
+                os.replace(path, path + ".1")
+            fresh = _open_log(path)
+            os.dup2(fresh, access_log.fd, inheritable=False)  # The writer's descriptor keeps its number.
+            os.close(fresh)
