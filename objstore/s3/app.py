@@ -117,7 +117,7 @@ class EdgeRequest(web.BaseRequest):
         if protocol.half_closed:
             return False
         payload = self._payload
-        if payload.is_eof():
+        if payload.is_eof() and not self.waits_for_100:
             return True
         limits = self.app.limits
         if self.waits_for_100 or payload.exception() is not None:
@@ -251,7 +251,7 @@ class App:
         if expect is not None:
             if expect.lower() != "100-continue":
                 raise S3Fault("ExpectationFailed", 417, "Only 100-continue can be expected")
-            request.waits_for_100 = message.version >= HttpVersion11 and not request._payload.is_eof()
+            request.waits_for_100 = message.version >= HttpVersion11
         host = message.headers.get("Host", "")
         target = parse_target(message.path, host, self.domains)
         request.bucket, request.key = target.bucket, target.key
@@ -275,6 +275,10 @@ class App:
             object_put=operation in _OBJECT_PUTS,
             checksum_in_body=operation != "CompleteMultipartUpload",
         )
+        if request.waits_for_100 and request._payload.is_eof():
+            # Nothing is to come, but botocore misreads the next answer of a connection on which an
+            # expectation was answered without 100 (it keeps the status line), and waits for the close.
+            request.send_continue()
         scheme = "https" if request._transport_sslcontext is not None else "http"
         return await route.handler(
             Call(
