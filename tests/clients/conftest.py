@@ -93,7 +93,9 @@ def witness(server: Server) -> Any:
         aws_access_key_id=server.access_key,
         aws_secret_access_key=server.secret_key,
         region_name="us-east-1",
-        config=Config(retries={"max_attempts": 1}, s3={"addressing_style": "path"}, proxies={}),
+        config=Config(
+            signature_version="s3v4", retries={"max_attempts": 1}, s3={"addressing_style": "path"}, proxies={}
+        ),
     )
 
 

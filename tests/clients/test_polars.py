@@ -5,14 +5,15 @@ from typing import Any
 import polars as pl
 import pytest
 
-from tests.clients.conftest import Server, Witness
+from tests.clients.conftest import MIB, Server, Witness
 
 pytestmark = pytest.mark.clients
 
 
 def test_polars_writes_scans_by_ranges_lists_by_pattern_and_copies(
-    server: Server, bucket: str, stored: Witness, witness: Any
+    server: Server, bucket: str, stored: Witness, witness: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("POLARS_UPLOAD_CHUNK_SIZE", str(5 * MIB))  # Its own, 64 MiB, wants too large a table.
     options = {
         "aws_endpoint_url": server.url,
         "aws_allow_http": "true",
