@@ -1,0 +1,80 @@
+"""What every background service is given, in one value; and the pace at which it may work."""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+
+from objstore.blobs.reader import BlobReader
+from objstore.blobs.writer import BlobWriter, CodecFor
+from objstore.clock import Clock, SystemClock
+from objstore.meta.kv import Kv
+from objstore.node.disk import Disk
+from objstore.node.fragments import Seal
+from objstore.objects.ledger import MetaLedger
+
+log = logging.getLogger(__name__)
+
+BURST_S = 0.25  # Seconds of work that may be done at once: longer, and clients feel it.
+
+
+class Pace:
+    """At most so many bytes a second, over all services that share it. Not for several threads."""
+
+    def __init__(
+        self,
+        bytes_per_second: float,
+        clock: Clock,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        assert bytes_per_second > 0
+        self.bytes_per_second = bytes_per_second
+        self.spent = 0  # Bytes, since the start.
+        self._clock = clock
+        self._sleep = sleep
+        self._due = clock.monotonic()  # When all that was spent is paid for.
+
+    async def spend(self, size: int) -> None:
+        """Wait until `size` more bytes are due."""
+        self.spent += size
+        now = self._clock.monotonic()
+        self._due = max(self._due, now - BURST_S) + size / self.bytes_per_second
+        if self._due > now:
+            await self._sleep(self._due - now)
+
+
+class Alarms:
+    """What an operator must see: by name, with words. Raised until cleared; never only logged."""
+
+    def __init__(self) -> None:
+        self.raised: dict[str, str] = {}
+
+    def set(self, name: str, words: str) -> None:
+        if self.raised.get(name) != words:
+            log.error("alarm %s: %s", name, words)
+        self.raised[name] = words
+
+    def clear(self, name: str) -> None:
+        if self.raised.pop(name, None) is not None:
+            log.info("alarm %s is over", name)
+
+
+def no_crash(name: str) -> None:
+    """The crash point of production: nothing happens."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Context:
+    kv: Kv
+    ledger: MetaLedger
+    disks: Mapping[int, Disk]
+    writer: BlobWriter  # The upkeep's own: its volumes are no worker's.
+    reader: BlobReader
+    seal: Seal
+    codec: CodecFor
+    k: int  # The policy's code, to which compaction brings narrower volumes back.
+    m: int
+    pace: Pace
+    clock: Clock = field(default_factory=SystemClock)
+    alarms: Alarms = field(default_factory=Alarms)
+    crash_point: Callable[[str], None] = no_crash

@@ -1,0 +1,79 @@
+"""From stripe to stripe through a volume, with whatever fragment files are there.
+
+A header that is damaged in one file is read from another, which also says where the next one lies: a walk
+never looks for a record inside a payload, which may be a client's bytes made to look like one.
+"""
+
+from collections.abc import AsyncIterator
+from typing import NamedTuple
+
+from objstore.blobs.reader import UNREADABLE
+from objstore.blobs.stripes import Entry, unpack_directory
+from objstore.blobs.volumes import VolumeRecord
+from objstore.errors import Corrupt, Unavailable
+from objstore.extents import Extent
+from objstore.node.fragments import (
+    FILE_HEADER_SIZE,
+    RECORD_HEADER_SIZE,
+    RecordHeader,
+    parse_header,
+)
+from objstore.upkeep.context import Context
+
+
+class Stripe(NamedTuple):
+    header: RecordHeader
+    entries: list[Entry]
+
+    def extent(self, entry: Entry, digest: int = 0) -> Extent:
+        header = self.header
+        return Extent(header.volume, header.offset, header.fragment_size, entry.begin, entry.length, digest)
+
+
+async def header_at(ctx: Context, record: VolumeRecord, offset: int) -> RecordHeader:
+    """The header of the stripe at `offset`, from the first fragment file that has it whole.
+
+    Raises: Unavailable if a disk is away and no other file has it; Corrupt if no file has it.
+    """
+    away = 0
+    words = ""
+    for index, number in enumerate(record.disks):
+        disk = ctx.disks.get(number)
+        if disk is None:
+            away += 1
+            continue
+        data = bytearray(RECORD_HEADER_SIZE)
+        try:
+            count = await disk.read(record.id, index, offset, [memoryview(data)])
+            return parse_header(ctx.seal, data[:count], record.id, index, offset)
+        except Unavailable:
+            away += 1
+        except UNREADABLE as failure:
+            words = str(failure)
+    if away:
+        raise Unavailable(f"volume {record.id} at {offset}: {away} disks are away")
+    raise Corrupt(f"volume {record.id} at {offset}: no fragment file has a header there ({words})")
+
+
+async def headers(
+    ctx: Context, record: VolumeRecord, length: int, *, start: int = FILE_HEADER_SIZE
+) -> AsyncIterator[RecordHeader]:
+    """Every stripe's header from `start` up to `length`. Raises: Corrupt, Unavailable."""
+    offset = start
+    while offset < length:
+        header = await header_at(ctx, record, offset)
+        yield header
+        offset = header.end
+
+
+async def directory(ctx: Context, header: RecordHeader) -> list[Entry]:
+    """What the stripe holds; only the directory's bytes are read. Raises: Corrupt, Unavailable."""
+    start = header.directory_offset
+    where = Extent(header.volume, header.offset, header.fragment_size, start, header.payload_size - start)
+    return unpack_directory(await ctx.reader.read(where))
+
+
+async def stripes(ctx: Context, record: VolumeRecord, length: int) -> AsyncIterator[Stripe]:
+    """Every stripe with its directory, in order of offset. Raises: Corrupt, Unavailable."""
+    async for header in headers(ctx, record, length):
+        yield Stripe(header, await directory(ctx, header))
