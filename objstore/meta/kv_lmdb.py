@@ -254,9 +254,22 @@ class LmdbState(_View):
 
     @classmethod
     def create(cls, path: Path, state_id: bytes) -> Self:
-        """Make an empty state in a directory that does not exist yet."""
+        """Make an empty state in a directory that does not exist yet.
+
+        Raises: OSError, MetaUnavailable.
+        """
         path.mkdir(mode=0o700)
-        environment = _open_for_writing(path, create=True)
+        with translate(_FAILURES):  # type: ignore[arg-type]
+            environment = _open_for_writing(path, create=True)
+            try:
+                cls._initialise(environment, state_id)
+                return cls(environment, path)
+            except BaseException:
+                _release(environment)
+                raise
+
+    @staticmethod
+    def _initialise(environment: Any, state_id: bytes) -> None:
         for name in (b"data", b"spill", b"engine"):
             environment.open_db(name)
         with environment.begin(environment.open_db(b"engine"), write=True) as transaction:
@@ -268,7 +281,6 @@ class LmdbState(_View):
                 (b"end", _encode(End(0, 0, 0, 0, 0))),
             ):
                 transaction.put(name, seal(name, value))
-        return cls(environment, path)
 
     @classmethod
     def open(cls, path: Path) -> Self:
@@ -276,12 +288,13 @@ class LmdbState(_View):
         if not (path / "data.mdb").is_file():
             raise MetaUnavailable(f"no metadata state at {path}")
         with translate(_FAILURES):  # type: ignore[arg-type]
-            state = cls(_open_for_writing(path, create=False), path)
-        try:
-            state._check_versions()
-        except Corrupt:
-            state.close()
-            raise
+            environment = _open_for_writing(path, create=False)
+            try:
+                state = cls(environment, path)
+                state._check_versions()
+            except BaseException:
+                _release(environment)
+                raise
         return state
 
     def commit(

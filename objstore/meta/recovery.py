@@ -144,8 +144,8 @@ async def recover(
             )
         # As the members of the epoch that is about to be closed: `roll` makes a segment of it.
         journal.members = members
-    crash("recovery.state")
     try:
+        crash("recovery.state")
         await journal.roll(state=state.state_id())
         crash("recovery.opened")
         state.commit({}, (), journal.end(), {})
@@ -379,6 +379,7 @@ async def _rebuild(
                 if progress is not None:
                     progress(loaded, max(expected, loaded))
         loaded += state.load(chunk)
+        crash("recovery.load")
         if progress is not None:
             progress(loaded, loaded)
         clients: dict[bytes, ClientRecord] = dict(changes.recent_clients())
@@ -427,7 +428,7 @@ def _new_state(directories: Sequence[Path], randomness: Randomness) -> LmdbState
                 raise FileNotFoundError(f"no directory {directory.parent}")  # An unmounted disk.
             directory.mkdir(mode=0o700, exist_ok=True)
             return LmdbState.create(directory / (STATE_PREFIX + state_id.hex()), state_id)
-        except OSError as failure:
+        except (OSError, StoreError) as failure:
             failures.append(str(failure))
     raise MetaUnavailable(f"no disk takes the metadata state: {'; '.join(failures)}")
 
