@@ -11,7 +11,7 @@ from objstore.meta.committer import CommitterOptions, CommitterStats, run_commit
 from objstore.metrics import Family, Registry
 from objstore.processes.control import serve_metrics
 from objstore.processes.link import Link
-from objstore.processes.parts import Spec, open_disks
+from objstore.processes.spec import Spec, open_disks
 
 log = logging.getLogger(__name__)
 

@@ -9,52 +9,14 @@ from dataclasses import dataclass
 
 from objstore.blobs.reader import BlobReader, ReaderLimits
 from objstore.blobs.writer import BlobWriter, WriterLimits
-from objstore.codec.backend import Backend
-from objstore.config import Config
 from objstore.iam.directory import Directory
 from objstore.ids import random_id
 from objstore.meta.client import MetaClient
 from objstore.metrics import Family, Labels, Registry
-from objstore.node.local import DiskOptions, Expected, LocalDisk, open_disk
+from objstore.node.local import LocalDisk
 from objstore.objects.ledger import MetaLedger
 from objstore.objects.store import Store
-from objstore.processes.cluster import Cluster
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Spec:
-    """What every child is told. Inherited by fork, never written anywhere."""
-
-    config: Config
-    data: str
-    run_directory: str  # Short enough for Unix sockets.
-    token: str
-    endpoint: str
-    cluster: Cluster
-    backend: Backend
-
-    @property
-    def committer_socket(self) -> str:
-        return f"{self.run_directory}/committer.sock"
-
-
-def disk_options(config: Config) -> DiskOptions:
-    return DiskOptions(
-        limit_s=config.disks.progress_seconds,
-        log_limit_s=config.meta.copy_seconds,
-        low_water=config.disks.reserve_bytes or None,
-    )
-
-
-def open_disks(spec: Spec) -> dict[int, LocalDisk]:
-    """Every disk of the store; one that is not there is opened in that state, and looks again by itself."""
-    options = disk_options(spec.config)
-    return {
-        disk.number: open_disk(
-            disk.path, expected=Expected(spec.cluster.cluster_id, disk.uuid, disk.number), options=options
-        )
-        for disk in spec.cluster.disks
-    }
+from objstore.processes.spec import Spec, open_disks
 
 
 @dataclass(slots=True, kw_only=True)

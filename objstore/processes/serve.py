@@ -2,6 +2,9 @@
 
 Prepares what lies on the data directory (disks, token, runtime directory), opens the listening sockets,
 and hands four kinds of children to the supervisor. Nothing here maps LMDB or runs an event loop.
+
+Imports are ordered for a quick start: what the committer needs comes first, and while it recovers in its
+own process, this one imports what workers and upkeep need (most of it aiohttp) and then forks them.
 """
 
 import contextlib
@@ -22,10 +25,10 @@ from pathlib import Path
 from objstore import __version__
 from objstore.codec.backend import choose as choose_backend
 from objstore.config import Config, host_and_port
-from objstore.processes import tls
-from objstore.processes.children import committer_main, upkeep_main, worker_main
+from objstore.processes import committer, tls
 from objstore.processes.cluster import CannotStart, open_cluster, warnings_of
-from objstore.processes.parts import Spec
+from objstore.processes.link import Link
+from objstore.processes.spec import Spec
 from objstore.processes.supervisor import ChildMain, Supervisor
 
 __all__ = ["CannotStart", "serve"]
@@ -73,8 +76,21 @@ def serve(config: Config) -> int:
     names = [f"worker-{number}" for number in range(1, worker_count + 1)]
     worker_sockets = dict(zip(names, listeners, strict=True))
 
+    def upkeep(link: Link, died: str) -> None:
+        from objstore.processes import upkeep
+
+        upkeep.run(link, died, spec, admin_sockets)
+
     def worker(name: str) -> ChildMain:
-        return lambda link, died: worker_main(link, died, spec, name, worker_sockets[name])
+        def main(link: Link, died: str) -> None:
+            from objstore.processes import worker
+
+            worker.run(link, died, spec, name, worker_sockets[name])
+
+        return main
+
+    def prepare() -> None:
+        from objstore.processes import upkeep, worker  # noqa: F401  (For the children.)
 
     def close_in_child(name: str) -> None:
         for other, sockets in worker_sockets.items():
@@ -96,9 +112,9 @@ def serve(config: Config) -> int:
 
     return Supervisor(
         run_directory=run_directory,
-        committer=lambda link, died: committer_main(link, died, spec),
+        committer=lambda link, died: committer.run(link, died, spec),
         others={
-            "upkeep": lambda link, died: upkeep_main(link, died, spec, admin_sockets),
+            "upkeep": upkeep,
             **{name: worker(name) for name in names},
         },
         drain_seconds=config.server.drain_seconds,
@@ -107,6 +123,7 @@ def serve(config: Config) -> int:
         on_ready=on_ready,
         on_stop=on_stop,
         close_in_child=close_in_child,
+        prepare=prepare,
         facts={
             "version": __version__,
             "started": time.time(),

@@ -75,6 +75,7 @@ class Supervisor:
     on_ready: Callable[[], None]  # Once, when every child is ready for the first time.
     on_stop: Callable[[], None]  # Before the children are asked to stop: closes the listening sockets.
     close_in_child: Callable[[str], None]  # Closes what a child must not hold, given its name.
+    prepare: Callable[[], None] = lambda: None  # Work to do while the committer recovers: imports.
     facts: dict[str, object] = field(default_factory=dict)  # Goes into state.json as it is.
     _children: dict[str, Child] = field(default_factory=dict)
     _selector: selectors.BaseSelector = field(default_factory=selectors.DefaultSelector)
@@ -92,13 +93,13 @@ class Supervisor:
         for number in (signal.SIGCHLD, signal.SIGHUP):
             signal.signal(number, lambda *_: None)  # Only wakes the selector.
         self._selector.register(self._wakeup[0], selectors.EVENT_READ)
-        gc.collect()
-        gc.freeze()  # The children share these pages; a collection there would copy them all.
-
         self._children["committer"] = Child("committer", self.committer, PATIENCE)
         for name, main in self.others.items():
             self._children[name] = Child(name, main, 1 if name.startswith("worker") else PATIENCE)
-        self._children["committer"].start_at = 0.0
+        self._start(self._children["committer"], time.monotonic())
+        self.prepare()
+        gc.collect()
+        gc.freeze()  # The children share these pages; a collection there would copy them all.
         last_probe = 0.0
         while not self._stopping:
             now = time.monotonic()
@@ -170,7 +171,7 @@ class Supervisor:
         except SystemExit as ended:
             code = ended.code if isinstance(ended.code, int) else 1
         except BaseException as failure:
-            self.log("a process ended with an error", process=child.name, failure=repr(failure), trace=True)
+            self.log("a process ended with an error", child=child.name, failure=repr(failure), trace=True)
         finally:
             sys.stdout.flush()
             sys.stderr.flush()
@@ -205,7 +206,7 @@ class Supervisor:
             child.ready = True
             child.probe = child.answered = 0
             if self._was_ready:
-                self.log("a process is back", process=child.name, pid=child.pid)
+                self.log("a process is back", child=child.name, pid=child.pid)
             elif all(other.ready for other in self._children.values()):
                 self._was_ready = True
                 self._write_state()
@@ -235,7 +236,7 @@ class Supervisor:
                 link.send(child.end, Message("probe", number=child.probe))
 
     def _kill(self, child: Child, why: str) -> None:
-        self.log("killing a process", process=child.name, pid=child.pid, why=why)
+        self.log("killing a process", child=child.name, pid=child.pid, why=why)
         child.died = why
         os.kill(child.pid, signal.SIGKILL)
 
@@ -263,7 +264,7 @@ class Supervisor:
             child.start_at = now + pause
             self.log(
                 "a process died, starting another",
-                process=child.name,
+                child=child.name,
                 pid=pid,
                 how=child.last_death,
                 lived_seconds=round(lived, 3),

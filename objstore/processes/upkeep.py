@@ -29,7 +29,8 @@ from objstore.node.disk import DiskState, Usage
 from objstore.processes import doctor, tls
 from objstore.processes.control import ask, processes, serve_metrics
 from objstore.processes.link import Link
-from objstore.processes.parts import Parts, Spec, directory_of, open_parts, until_stopped
+from objstore.processes.parts import Parts, directory_of, open_parts, until_stopped
+from objstore.processes.spec import Spec
 
 log = logging.getLogger(__name__)
 

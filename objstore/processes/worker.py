@@ -17,7 +17,8 @@ from objstore.metrics import Registry, RequestMetrics
 from objstore.processes import tls
 from objstore.processes.control import serve_metrics
 from objstore.processes.link import Link
-from objstore.processes.parts import Spec, directory_of, open_parts, until_stopped
+from objstore.processes.parts import directory_of, open_parts, until_stopped
+from objstore.processes.spec import Spec
 from objstore.s3.access_log import AccessLog
 from objstore.s3.app import App
 from objstore.s3.limits import Limits

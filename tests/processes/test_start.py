@@ -1,0 +1,240 @@
+"""First starts, later starts, and what a start says when the disks are not as they should be."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+from pathlib import Path
+
+import pytest
+from botocore.exceptions import ClientError
+
+from objstore.config import Config
+from objstore.node.identity import Identity
+from objstore.node.local import format_disk
+from objstore.processes import cluster
+from tests.server import Server, environment_for, run_command, running_server, start_server
+
+
+def refused(directory: Path, *arguments: str, **environment: str) -> str:
+    """What `objstore serve` says when it does not start."""
+    done = run_command(
+        "serve",
+        f"--data={directory / 'data'}",
+        "--listen=127.0.0.1:0",
+        "--admin-listen=127.0.0.1:0",
+        *arguments,
+        environment=environment_for(**environment),
+        check=False,
+    )
+    assert done.returncode in (1, 2), done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    return done.stderr
+
+
+def test_the_first_start_makes_a_store_and_prints_a_root_key_once_and_a_later_one_finds_it(
+    tmp_path: Path,
+) -> None:
+    with running_server(tmp_path, root=None) as server:
+        first = server.text()
+        access, secret = (re.search(rf"{name} key +(\S+)", first)[1] for name in ("access", "secret"))  # type: ignore[index]
+        for tool in ("boto3:", "aws:", "rclone:"):
+            assert tool in first
+        assert f'endpoint_url="{server.endpoint}"' in first
+        assert "directories on one device: a convenience that survives no disk" in first
+        s3 = server.boto3(access, secret)
+        s3.create_bucket(Bucket="kept")
+        s3.put_object(Bucket="kept", Key="small", Body=b"small")
+        big = os.urandom(5 << 20)
+        s3.put_object(Bucket="kept", Key="big", Body=big)
+        pids = list(server.children().values())
+        assert server.stop(signal.SIGINT) == 0
+    assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
+    assert sorted(path.name for path in (tmp_path / "data").glob("disk*")) == [
+        f"disk{n}" for n in range(1, 7)
+    ]
+    assert (tmp_path / "data" / "admin.token").stat().st_mode & 0o777 == 0o600
+
+    with running_server(tmp_path, root=None) as server:
+        later = server.text()[len(first) :]
+        assert secret not in later
+        assert "First start" not in later
+        s3 = server.boto3(access, secret)
+        assert s3.get_object(Bucket="kept", Key="small")["Body"].read() == b"small"
+        assert s3.get_object(Bucket="kept", Key="big")["Body"].read() == big
+
+
+def test_a_root_key_from_the_environment_or_a_file_is_taken_and_not_printed(tmp_path: Path) -> None:
+    place = tmp_path / "secret"
+    place.write_text("a-secret-from-a-file\n")
+    environment = {"OBJSTORE_ROOT_ACCESS_KEY": "AKFROMFILE", "OBJSTORE_ROOT_SECRET_KEY_FILE": str(place)}
+    with running_server(tmp_path, root=None, environment=environment) as server:
+        assert "a-secret-from-a-file" not in server.text()
+        assert "shown this once" not in server.text()
+        assert server.boto3("AKFROMFILE", "a-secret-from-a-file").list_buckets()["Buckets"] == []
+        with pytest.raises(ClientError, match="SignatureDoesNotMatch"):
+            server.boto3("AKFROMFILE", "another-secret").list_buckets()
+
+
+@pytest.fixture(scope="module")
+def disks(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Seven paths; the store of `formed` lies on the first six, with 2+1 over them."""
+    root = tmp_path_factory.mktemp("disks")
+    return [root / f"d{number}" for number in range(1, 8)]
+
+
+@pytest.fixture(scope="module")
+def formed(tmp_path_factory: pytest.TempPathFactory, disks: list[Path]) -> Path:
+    """The directory of a stopped store with one object, on --disk paths."""
+    directory = tmp_path_factory.mktemp("formed")
+    with running_server(directory, disks=disks[:6], codec="4+2") as server:
+        s3 = server.boto3()
+        s3.create_bucket(Bucket="kept")
+        s3.put_object(Bucket="kept", Key="k", Body=b"v" * 100_000)
+    return directory
+
+
+def whole(server: Server) -> bool:
+    body: bytes = server.boto3().get_object(Bucket="kept", Key="k")["Body"].read()
+    return body == b"v" * 100_000
+
+
+def test_a_disk_that_is_not_there_is_named_worked_around_and_never_made_anew(
+    formed: Path, disks: list[Path]
+) -> None:
+    away = disks[1].rename(disks[1].with_name("away"))
+    disks[1].mkdir()  # An unmounted path.
+    try:
+        with running_server(formed) as server:  # It remembers where its disks are.
+            assert f"Disk 2 ({disks[1]}) is missing" in server.text()
+            assert whole(server)
+            server.boto3().put_object(Bucket="kept", Key="new", Body=b"n" * 100_000)
+            status, found = server.admin("GET", "/api/v1/status")
+            assert status == 200
+            assert found["degraded"]
+            assert {disk["disk"]: disk["state"] for disk in found["disks"]}[2] == "missing"
+            assert os.listdir(disks[1]) == []
+            assert server.command("status", check=False).returncode == 3
+            assert server.admin("GET", "/health/cluster", token=None)[0] == 200
+    finally:
+        disks[1].rmdir()
+        away.rename(disks[1])
+
+
+def test_swapped_disks_are_found_where_they_are(formed: Path, disks: list[Path]) -> None:
+    spare = disks[0].with_name("spare")
+    disks[2].rename(spare)
+    disks[3].rename(disks[2])
+    spare.rename(disks[3])
+    with running_server(formed) as server:
+        assert whole(server)
+        paths = {disk["disk"]: disk["path"] for disk in server.admin("GET", "/api/v1/disks")[1]["disks"]}
+        assert paths[3] == str(disks[3])
+        assert paths[4] == str(disks[2])
+
+
+def test_a_store_moved_to_other_paths_starts_from_its_disks_alone(
+    formed: Path, disks: list[Path], tmp_path: Path
+) -> None:
+    moved = [tmp_path / f"m{number}" for number in range(6)]
+    for old, new in zip(disks, moved, strict=False):
+        shutil.copytree(old, new)
+    with running_server(tmp_path / "elsewhere", disks=moved) as server:
+        assert "First start" not in server.text()
+        assert whole(server)
+
+
+def test_a_path_that_holds_something_else_is_refused_and_left_alone(tmp_path: Path) -> None:
+    other = tmp_path / "photos"
+    other.mkdir()
+    (other / "cat.jpg").write_bytes(b"meow")
+    arguments = [f"--disk={tmp_path / f'd{n}'}" for n in range(5)]
+    said = refused(tmp_path, *arguments, f"--disk={other}")
+    assert f"--disk {other} holds something else (cat.jpg) and is left alone" in said
+    assert os.listdir(other) == ["cat.jpg"]
+    assert not (tmp_path / "d0").exists()  # Checked before anything was made.
+
+
+def test_too_few_disks_are_refused_with_the_number_that_is_needed(tmp_path: Path) -> None:
+    assert "2 disks are too few for codec 4+2" in refused(
+        tmp_path, f"--disk={tmp_path / 'a'}", f"--disk={tmp_path / 'b'}"
+    )
+
+
+def test_a_disk_of_another_store_and_an_unknown_one_are_refused(
+    formed: Path, disks: list[Path], tmp_path: Path
+) -> None:
+    said = refused(formed, f"--disk={disks[6]}")
+    assert "is not a disk of this store" in said
+    assert not disks[6].exists()
+
+
+def test_a_store_none_of_whose_disks_is_there_does_not_begin_anew(formed: Path, disks: list[Path]) -> None:
+    hidden = disks[0].parent.with_name("hidden")
+    disks[0].parent.rename(hidden)
+    try:
+        said = refused(formed)
+        assert "none of the store's 6 disks is there" in said
+        assert "never formatted anew" in said
+    finally:
+        hidden.rename(disks[0].parent)
+
+
+def test_a_first_start_that_was_cut_short_is_finished_by_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    formatted: list[str] = []
+
+    def until_the_fourth(path: str, identity: Identity) -> None:
+        if len(formatted) == 3:
+            raise OSError("power cut")
+        formatted.append(path)
+        format_disk(path, identity)
+
+    monkeypatch.setattr(cluster, "format_disk", until_the_fourth)
+    with pytest.raises(cluster.CannotStart, match="power cut"):
+        cluster.open_cluster(Config(), data, lambda line: None)
+    assert not (data / "disk4").exists()
+    identity = (data / "disk3" / "objstore.id").read_bytes()
+    with running_server(tmp_path) as server:
+        server.boto3().create_bucket(Bucket="works")
+        assert len(server.admin("GET", "/api/v1/disks")[1]["disks"]) == 6
+    secrets = {json.loads(path.read_text())["checksum_secret"] for path in data.glob("disk*/objstore.id")}
+    assert len(secrets) == 1
+    assert json.loads(identity)["uuid"] == json.loads((data / "disk3" / "objstore.id").read_text())["uuid"]
+
+
+def test_a_second_store_on_the_same_data_or_port_is_refused_in_words(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        said = refused(tmp_path, f"--listen=127.0.0.1:{taken.getsockname()[1]}")
+        assert "the port is taken by another program" in said
+
+
+def test_a_mistake_in_a_setting_ends_the_start_with_its_remedy(tmp_path: Path) -> None:
+    assert "did you mean OBJSTORE_SERVER__WORKERS?" in refused(tmp_path, OBJSTORE_SERVER__WORKRS="1")
+    assert "blobs.codec must match" in refused(tmp_path, "--codec=4-2")
+    assert not (tmp_path / "data").exists()
+
+
+def test_python_without_assertions_is_refused(tmp_path: Path) -> None:
+    assert "refuses to run under python -O" in refused(tmp_path, PYTHONOPTIMIZE="1")
+
+
+def test_kill_9_of_everything_loses_nothing_and_the_next_start_finds_it(tmp_path: Path) -> None:
+    server = start_server(tmp_path, workers=2)
+    s3 = server.boto3()
+    s3.create_bucket(Bucket="bucket")
+    for number in range(20):
+        s3.put_object(Bucket="bucket", Key=f"k{number}", Body=str(number).encode() * 500)
+    server.kill()
+    with running_server(tmp_path) as server:
+        s3 = server.boto3()
+        assert len(s3.list_objects_v2(Bucket="bucket")["Contents"]) == 20
+        for number in range(20):
+            assert s3.get_object(Bucket="bucket", Key=f"k{number}")["Body"].read() == str(number).encode() * 500
