@@ -1156,10 +1156,12 @@ def format_disk(path: str, identity: Identity, *, sys: Syscalls | None = None) -
             _make_directories(f"{path}/fragments/{low:02x}", sys)
         for name in ("logs", TEMPORARY):
             _make_directories(f"{path}/{name}", sys)
+        # Every name before the identity: a power cut must not leave an identity without its directories.
         sync_directory(f"{path}/fragments", sys)
-        write_identity(path, identity, sys)
+        sync_directory(path, sys)
         for directory in made:
             sync_directory(os.path.dirname(directory), sys)
+        write_identity(path, identity, sys)
     except OSError as failure:
         raise DiskFailed(f"{path} cannot be formatted: {failure.strerror or failure}") from failure
 
