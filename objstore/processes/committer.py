@@ -3,15 +3,17 @@
 import asyncio
 import logging
 import signal
+from functools import partial
 from pathlib import Path
 
 import uvloop
 
 from objstore.meta.committer import CommitterOptions, CommitterStats, run_committer
+from objstore.meta.fold import folder_process
 from objstore.metrics import Family, Registry
 from objstore.processes.control import serve_metrics
 from objstore.processes.link import Link
-from objstore.processes.spec import Spec, open_disks
+from objstore.processes.spec import Spec, disk_options, open_disk_list, open_disks
 
 log = logging.getLogger(__name__)
 
@@ -51,6 +53,14 @@ async def _serve(link: Link, died: str, spec: Spec) -> None:
             state_directories=[Path(disk.path) / "meta" for disk in disks.values()],
             ready=link.ready,
             stop=stop,
+            folder=folder_process(
+                partial(
+                    open_disk_list,
+                    spec.cluster.cluster_id,
+                    [(disk.number, disk.uuid, disk.path) for disk in spec.cluster.disks],
+                    disk_options(config),
+                )
+            ),
             options=CommitterOptions(
                 append_timeout_s=config.meta.copy_seconds, sync_interval_s=config.meta.sync_seconds
             ),

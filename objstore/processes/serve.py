@@ -57,6 +57,8 @@ def serve(config: Config) -> int:
     admin = _url(admin_sockets[0], admin_tls)
     _check_certificates(config)
     _raise_limits()
+    # Processes that are not forked (a fold) find the package wherever it lies.
+    os.environ["PYTHONPATH"] = str(Path(__file__).resolve().parents[2])
     backend = choose_backend(accelerate=config.blobs.accelerator != "zfec")
     if config.blobs.accelerator == "isal" and not backend.accelerated:
         raise CannotStart(f"blobs.accelerator is isal, but {backend.note}: apt-get install libisal2")

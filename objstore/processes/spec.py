@@ -42,3 +42,13 @@ def open_disks(spec: Spec) -> dict[int, LocalDisk]:
         )
         for disk in spec.cluster.disks
     }
+
+
+def open_disk_list(
+    cluster: bytes, places: list[tuple[int, bytes, str]], options: DiskOptions
+) -> list[LocalDisk]:
+    """The same for a process that is told by pickle: a fold's. `places`: number, uuid, path."""
+    return [
+        open_disk(path, expected=Expected(cluster, uuid, number), options=options)
+        for number, uuid, path in places
+    ]
