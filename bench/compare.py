@@ -88,6 +88,7 @@ class Run:
     # -- sections ----------------------------------------------------------------------------------------
 
     def measure_machine(self) -> None:
+        busy = floor.busy_share()
         size = (256 if self.options.quick else 1024) * MIB
         latency = floor.fdatasync_latency(self.scratch, 200 if self.options.quick else 1_000)
         self.machine = Machine(
@@ -97,6 +98,7 @@ class Run:
             fdatasync_p99_s=latency[1],
             write_rate=floor.write_rate(self.scratch, size),
             filesystem=filesystem_of(self.scratch),
+            busy_before=busy,
         )
         self.say(report.machine_lines(self.machine))
 

@@ -17,6 +17,7 @@ class Machine:
     fdatasync_p99_s: float
     write_rate: float  # Bytes a second, sequential, fdatasync included.
     filesystem: str
+    busy_before: float  # Share of all cores that others used just before the run: 0.0 to 1.0.
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

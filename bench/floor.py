@@ -98,6 +98,20 @@ def main(arguments: list[str] | None = None) -> int:
 # -- what the disk and the processor do by themselves ----------------------------------------------------
 
 
+def busy_share(seconds: float = 1.0) -> float:
+    """Share of the processors' time that is in use (by others: the caller sleeps), steal included."""
+
+    def read() -> tuple[int, int]:
+        with open("/proc/stat") as file:
+            ticks = [int(word) for word in file.readline().split()[1:9]]
+        return sum(ticks), ticks[3] + ticks[4]  # All; idle and waiting for disks.
+
+    before = read()
+    time.sleep(seconds)
+    after = read()
+    return 1 - (after[1] - before[1]) / max(after[0] - before[0], 1)
+
+
 def md5_rate(size: int = 256 * 1024 * 1024) -> float:
     """Bytes a second on one core, best of three (the floor of a single-stream PUT: its ETag)."""
     chunk = os.urandom(4 * 1024 * 1024)

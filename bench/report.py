@@ -72,11 +72,16 @@ def figures_table(figures: Sequence[Figure]) -> str:
 
 
 def machine_lines(machine: Machine) -> str:
+    busy = (
+        f"\nTHE MACHINE IS BUSY: others used {machine.busy_before:.0%} of it before the run; do not quote it."
+        if machine.busy_before > 0.1
+        else ""
+    )
     return (
         f"floor: {machine.cores} cores; MD5 {machine.md5_rate / GIB:.2f} GiB/s a core; "
         f"append 4 KiB + fdatasync p50 {machine.fdatasync_p50_s * 1e3:.2f} ms, "
         f"p99 {machine.fdatasync_p99_s * 1e3:.2f} ms; "
-        f"sequential write with fdatasync {machine.write_rate / MIB:,.0f} MiB/s ({machine.filesystem})"
+        f"sequential write with fdatasync {machine.write_rate / MIB:,.0f} MiB/s ({machine.filesystem}){busy}"
     )
 
 

@@ -61,10 +61,10 @@ def listeners(port: int) -> list[int]:
 
 
 def workers_of(port: int, tree: Sequence[int]) -> list[int]:
-    """The processes of `tree` that accept connections of their own on this port.
+    """The processes of `tree` that accept connections on this port.
 
-    Each must hold a listening socket that no other holds: workers that share one inherited socket are
-    balanced by the kernel when they accept, and need no help.
+    A supervisor often holds its workers' listening sockets too, so that none is lost with a worker, and
+    accepts nothing itself: whoever has another holder below it is left out.
     """
     inodes = listening_inodes(port)
     per_pid: dict[int, set[str]] = {}
@@ -75,7 +75,7 @@ def workers_of(port: int, tree: Sequence[int]) -> list[int]:
                     target = os.readlink(f"/proc/{pid}/fd/{fd}")
                     if target[8:-1] in inodes:
                         per_pid.setdefault(pid, set()).add(target[8:-1])
-    return sorted(pid for pid, held in per_pid.items() if held)
+    return sorted(pid for pid in per_pid if not per_pid.keys() & set(descendants(pid)[1:]))
 
 
 def open_in_equal_shares(
