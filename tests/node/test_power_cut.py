@@ -36,7 +36,9 @@ class Acknowledged:
     replaced: dict[tuple[int, int], list[bytes]] = field(default_factory=dict)  # One of these, entirely.
     logs: dict[str, bytes] = field(default_factory=dict)
     log_tries: dict[str, bytes] = field(default_factory=dict)
-    removed_logs: set[str] = field(default_factory=set)
+    removed_logs: set[str] = field(default_factory=set)  # Perhaps.
+    gone_logs: set[str] = field(default_factory=set)
+    sealed: set[tuple[int, int]] = field(default_factory=set)  # Nothing beyond what was synced.
     epochs: list[int] = field(default_factory=lambda: [0])  # The last was acknowledged...
     epoch_try: int = 0  # ... this one perhaps.
     retired: dict[tuple[int, int], int] = field(default_factory=dict)
@@ -81,6 +83,10 @@ async def live(disk: LocalDisk, seen: Acknowledged) -> None:
     await disk.sync(257, 1)
     seen.synced[257, 1] = seen.written[257, 1]
     await put(disk, seen, (257, 1), b"unsynced tail", sync=False)
+    await disk.create(3, 2)
+    seen.synced[3, 2] = b""
+    await put(disk, seen, (3, 2), b"unsynced, then " * 1000, sync=False)
+    await put(disk, seen, (3, 2), b"synced", sync=True)
 
     seen.log_tries["epoch-1"] = b"head"
     await disk.log_create("epoch-1", b"head")
@@ -93,7 +99,9 @@ async def live(disk: LocalDisk, seen: Acknowledged) -> None:
         await disk.log_append("epoch-1", len(seen.logs["epoch-1"]), bytes([number]) * 3000)
         seen.logs["epoch-1"] = seen.log_tries["epoch-1"]
 
-    await disk.seal(1, 0, len(seen.synced[1, 0]))
+    for key in ((1, 0), (257, 1)):
+        await disk.seal(*key, len(seen.synced[key]))
+        seen.sealed.add(key)
     seen.replaced[2, 0] = [b"rebuilt " * 2000]
     await disk.replace(2, 0, [b"rebuilt " * 1000] * 2)
     seen.synced[2, 0] = seen.written[2, 0] = b"rebuilt " * 2000
@@ -116,6 +124,7 @@ async def live(disk: LocalDisk, seen: Acknowledged) -> None:
     seen.removed_logs.add("epoch-1")
     await disk.log_remove("epoch-1")
     del seen.logs["epoch-1"]
+    seen.gone_logs.add("epoch-1")
     await disk.verify()
 
 
@@ -132,6 +141,8 @@ async def check(disk: LocalDisk, seen: Acknowledged, where: str) -> None:
             assert bytes(buffer) in [promised, *seen.replaced[key]], where
         else:
             assert buffer[: len(promised)] == promised, f"{key} lost acknowledged bytes; {where}"
+        if key in seen.sealed:
+            assert len(buffer) == len(promised), f"{key} was cut and is long again; {where}"
     for key in seen.replaced.keys() - seen.synced.keys():
         if key in files:  # Not acknowledged, and there: then it is whole.
             buffer = bytearray(files[key].size)
@@ -144,6 +155,7 @@ async def check(disk: LocalDisk, seen: Acknowledged, where: str) -> None:
         plan = RangeRead(SEAL, volume, index, offset, len(fragment), 0, len(fragment))
         assert plan.verified(await disk.read(volume, index, plan.position, plan.buffers)) == fragment, where
     logs = {log.name: log.size for log in await disk.logs()}
+    assert not seen.gone_logs & logs.keys(), f"a removed log is back; {where}"
     for name, promised in seen.logs.items():
         if name in seen.removed_logs and name not in logs:
             continue
