@@ -78,7 +78,9 @@ async def open_parts(spec: Spec, registry: Registry) -> Parts:
         region=config.server.region,
         small_size_max=config.blobs.small_size_max,
     )
-    return Parts(spec=spec, disks=disks, kv=kv, store=store, registry=registry, writer_id=writer_id)
+    parts = Parts(spec=spec, disks=disks, kv=kv, store=store, registry=registry, writer_id=writer_id)
+    registry.include(lambda: part_families(parts))
+    return parts
 
 
 async def until_stopped() -> None:
@@ -99,6 +101,9 @@ def part_families(parts: Parts) -> list[Family]:
 
     def counter(name: str, doc: str, value: float) -> Family:
         return Family(name, "counter", doc, (), (), [((), [value])])
+
+    def gauge(name: str, doc: str, value: float) -> Family:
+        return Family(name, "gauge", doc, (), (), [((), [value])])
 
     operations: list[tuple[Labels, list[float]]] = []
     seconds: list[tuple[Labels, list[float]]] = []
@@ -128,7 +133,17 @@ def part_families(parts: Parts) -> list[Family]:
         ),
         counter("rewritten_stripes", "Stripes written again elsewhere.", writer.rewritten_stripes),
         counter("volumes_opened", "Volumes made.", writer.volumes_opened),
-        counter("blob_reads", "Extents read.", reader.reads),
+        counter("blob_reads", "Small extents read.", reader.reads),
+        counter("blob_streams", "Large reads.", reader.streams),
+        counter("degraded_reads", "Ranges that had to be reconstructed.", reader.degraded_reads),
+        counter(
+            "corrupt_fragments", "Fragments verified and found wrong by reads.", reader.corrupt_fragments
+        ),
+        counter("missing_fragments", "Fragments that reads found absent or late.", reader.missing_fragments),
+        counter("failed_reads", "Ranges neither verified nor reconstructed.", reader.failed_reads),
+        gauge("blob_write_memory_bytes", "Stripes that uploads hold.", writer.memory_used),
+        gauge("blob_read_memory_bytes", "Bytes that downloads hold.", reader.memory_used),
+        gauge("blob_queue_bytes", "Small bodies that wait for a stripe.", writer.queue_bytes),
         counter("meta_commits", "Commits answered by the committer.", client.commits),
         counter("meta_commit_timeouts", "Commits whose outcome stayed unknown.", client.timeouts),
         counter("meta_connections", "Times a process connected to the committer.", client.connections),

@@ -237,4 +237,6 @@ def test_kill_9_of_everything_loses_nothing_and_the_next_start_finds_it(tmp_path
         s3 = server.boto3()
         assert len(s3.list_objects_v2(Bucket="bucket")["Contents"]) == 20
         for number in range(20):
-            assert s3.get_object(Bucket="bucket", Key=f"k{number}")["Body"].read() == str(number).encode() * 500
+            assert (
+                s3.get_object(Bucket="bucket", Key=f"k{number}")["Body"].read() == str(number).encode() * 500
+            )

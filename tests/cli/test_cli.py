@@ -1,0 +1,171 @@
+"""What operators type against a running store, and what they see when they slip."""
+
+import csv
+import io
+import json
+import re
+import subprocess
+
+import pytest
+from botocore.exceptions import ClientError
+
+from tests.server import ROOT, Server, environment_for, run_command
+
+
+def rows(server: Server, *arguments: str) -> list[dict[str, object]]:
+    found: list[dict[str, object]] = json.loads(server.command(*arguments, "-o", "json").stdout)
+    return found
+
+
+def new_key(server: Server, user: str) -> tuple[str, str]:
+    key = rows(server, "key", "create", user)[0]
+    return str(key["access_key"]), str(key["secret_key"])
+
+
+def test_a_new_user_has_buckets_of_a_tenant_closed_to_all_others(store_server: Server) -> None:
+    store_server.command("user", "create", "alice", "--tenant", "acme")
+    store_server.command("user", "create", "bob", "--tenant", "globex")
+    alice = store_server.boto3(*new_key(store_server, "alice"))
+    bob = store_server.boto3(*new_key(store_server, "bob"))
+    alice.create_bucket(Bucket="acme-books")
+    alice.put_object(Bucket="acme-books", Key="ledger", Body=b"secret")
+    for other in (bob, store_server.boto3()):
+        with pytest.raises(ClientError, match="AccessDenied"):
+            other.get_object(Bucket="acme-books", Key="ledger")
+    assert [user["tenant"] for user in rows(store_server, "user", "list") if user["name"] == "alice"] == [
+        "acme"
+    ]
+
+
+def test_a_disabled_key_or_user_is_refused_from_the_next_request_on(store_server: Server) -> None:
+    store_server.command("user", "create", "carol")
+    access, secret = new_key(store_server, "carol")
+    s3 = store_server.boto3(access, secret)
+    s3.list_buckets()
+    for kind, name in (("key", access), ("user", "carol")):
+        assert store_server.command(kind, "disable", name).stdout == f"{name}: disabled\n"
+        with pytest.raises(ClientError, match=r"AccessDenied|InvalidAccessKeyId"):
+            s3.list_buckets()
+        store_server.command(kind, "disable", "--undo", name)
+        s3.list_buckets()
+
+
+def test_a_secret_is_shown_once_and_with_settings_to_paste(store_server: Server) -> None:
+    store_server.command("user", "create", "dave")
+    done = store_server.command("key", "create", "dave", "--print", "boto3,aws,rclone")
+    access, secret, _ = done.stdout.splitlines()[1].split("\t")
+    for line in (
+        f'endpoint_url="{store_server.endpoint}"',
+        f"AWS_SECRET_ACCESS_KEY='{secret}'",
+        f"secret_access_key = {secret}",
+    ):
+        assert line in done.stdout
+    listed = store_server.command("key", "list", "--user", "dave").stdout
+    assert access in listed
+    assert secret not in listed
+
+
+def test_a_list_is_tab_separated_in_a_pipe_and_csv_or_yaml_or_a_table_when_asked_for(
+    store_server: Server,
+) -> None:
+    plain = store_server.command("disk", "list").stdout.splitlines()
+    assert plain[0].split("\t")[:3] == ["disk", "path", "state"]
+    assert len(plain) == 7
+    table = list(csv.DictReader(io.StringIO(store_server.command("disk", "list", "-o", "csv").stdout)))
+    assert [row["state"] for row in table] == ["healthy"] * 6
+    assert store_server.command("disk", "list", "-o", "yaml").stdout.startswith("- disk: 1\n  path: ")
+    assert "healthy" in store_server.command("disk", "list", "-o", "table").stdout
+
+
+def test_status_doctor_and_health_agree_on_a_healthy_store(store_server: Server) -> None:
+    assert store_server.command("health", "--ready").stdout == "ready\n"
+    status = rows(store_server, "status")[0]
+    assert not status["degraded"]
+    doctor = store_server.command("doctor", "-o", "json", check=False)
+    findings = {finding["check"]: finding for finding in json.loads(doctor.stdout)}
+    assert findings["disks"]["level"] == "ok"
+    assert "survives no disk" in findings["devices"]["finding"]
+    assert {"codec", "lmdb", "metadata size", "limits", "clock", "space"} <= findings.keys()
+    assert doctor.returncode == 3  # Six directories on one device are worth a warning.
+
+
+def test_a_disk_is_verified_by_hand(store_server: Server) -> None:
+    assert rows(store_server, "disk", "verify", "3")[0]["state"] == "healthy"
+    done = store_server.command("disk", "verify", "99", check=False)
+    assert done.returncode == 1
+    assert "there is no disk 99" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["user", "disable", "nobody"], 1, "there is no user 'nobody'"),
+        (["user", "disable", "root"], 4, "root user cannot be disabled"),
+        (["user", "create", "root"], 1, "exists"),
+        (["key", "create", "nobody"], 1, "there is no user 'nobody'"),
+        (["key", "create", "root", "--print", "mc"], 2, "one of boto3, aws, rclone"),
+        (["key", "disable", "OSNOTAKEY"], 1, "there is no access key"),
+    ],
+)
+def test_a_mistake_is_told_in_one_line_with_an_exit_code(
+    store_server: Server, arguments: list[str], code: int, words: str
+) -> None:
+    done = store_server.command(*arguments, check=False)
+    assert done.returncode == code, done.stderr
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_store_that_does_not_run_is_told_from_one_that_does_not_exist(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    nothing = tmp_path_factory.mktemp("nothing")
+    done = run_command("status", "--data", str(nothing), check=False)
+    assert done.returncode == 2
+    assert "no admin token" in done.stderr
+    (nothing / "admin.token").write_text("token")
+    done = run_command("status", "--data", str(nothing), "--admin", "127.0.0.1:9", check=False)
+    assert done.returncode == 1
+    assert "does not answer at 127.0.0.1:9" in done.stderr
+    assert (
+        run_command("health", "--data", str(nothing), "--admin", "127.0.0.1:9", check=False).returncode == 1
+    )
+
+
+def test_the_configuration_is_checked_and_shown_with_its_origins(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    file = tmp_path_factory.mktemp("config") / "objstore.toml"
+    file.write_text("[server]\nworkers = 3\n")
+    environment = environment_for(OBJSTORE_ROOT_ACCESS_KEY="root", OBJSTORE_ROOT_SECRET_KEY="do-not-show-me")
+    assert run_command("config", "check", "--config", str(file)).stdout == f"{file}: ok\n"
+    shown = run_command("config", "show", "--origin", "--config", str(file), environment=environment).stdout
+    assert f"server.workers\t3\tfile {file}" in shown
+    assert "blobs.codec\t4+2\tdefault" in shown
+    assert "root.access_key\troot\tenvironment OBJSTORE_ROOT_ACCESS_KEY" in shown
+    assert "do-not-show-me" not in shown
+    file.write_text("[server]\nworkrs = 3\n")
+    done = run_command("config", "check", "--config", str(file), check=False)
+    assert done.returncode == 2
+    assert "did you mean server.workers?" in done.stderr
+    defaults = run_command("config", "defaults").stdout
+    assert defaults == (ROOT / "config" / "objstore.toml").read_text()
+
+
+@pytest.mark.parametrize("name", ["objstore-gateway", "objstore-node"])
+def test_a_role_that_is_not_there_yet_says_so(name: str) -> None:
+    done = subprocess.run([str(ROOT / "cmd" / name)], capture_output=True, text=True, timeout=30)
+    assert done.returncode == 1
+    assert "objstore serve --data DIR" in done.stderr
+
+
+def test_help_needs_none_of_the_heavy_modules() -> None:
+    done = run_command("--help", environment=environment_for(PYTHONPROFILEIMPORTTIME="1"))
+    assert re.search(r"serve +Run the store", done.stdout)
+    for module in ("aiohttp", "lmdb", "uvloop", "rich", "prometheus_client", "cryptography"):
+        assert not re.search(rf"\| +{module}$", done.stderr, re.MULTILINE), module
+
+
+def test_every_command_explains_itself() -> None:
+    for arguments in (["serve"], ["config"], ["user"], ["key"], ["disk"], ["status"], ["doctor"], ["health"]):
+        assert "Usage:" in run_command(*arguments, "--help").stdout

@@ -1,0 +1,156 @@
+"""Deaths while requests run: single children, one that hangs, and stops that must lose nothing."""
+
+import contextlib
+import http.client
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.server import Server, running_server, start_server
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with running_server(tmp_path_factory.mktemp("deaths"), workers=2) as running:
+        running.boto3().create_bucket(Bucket="bucket")
+        yield running
+
+
+def back(server: Server, name: str, old: int) -> None:
+    limit = time.monotonic() + 30
+    while True:
+        with contextlib.suppress(OSError, ValueError):
+            child = server.state["children"][name]
+            if child["pid"] not in (0, old) and child["ready"]:
+                return
+        assert time.monotonic() < limit, server.text()[-4000:]
+        time.sleep(0.01)
+
+
+class Load(threading.Thread):
+    """Puts one object after another until stopped; notes what was acknowledged and what failed."""
+
+    def __init__(self, server: Server, prefix: str) -> None:
+        super().__init__()
+        self.client = server.boto3(retries={"max_attempts": 0})
+        self.prefix = prefix
+        self.acknowledged: list[str] = []
+        self.failed = 0
+        self.stopped = threading.Event()
+
+    def run(self) -> None:
+        number = 0
+        while not self.stopped.is_set() and number < 5000:
+            number += 1
+            key = f"{self.prefix}/{number}"
+            try:
+                self.client.put_object(Bucket="bucket", Key=key, Body=key.encode() * 20)
+                self.acknowledged.append(key)
+            except Exception:
+                self.failed += 1
+
+    def wait_for(self, count: int) -> None:
+        """Until `count` more puts were acknowledged."""
+        target = len(self.acknowledged) + count
+        limit = time.monotonic() + 30
+        while len(self.acknowledged) < target:
+            assert time.monotonic() < limit, f"no progress: {self.failed} failed"
+            time.sleep(0.005)
+
+
+@contextlib.contextmanager
+def load(server: Server, prefix: str) -> Iterator[list[Load]]:
+    """Two clients that put. At the end, everything acknowledged must be there, whole."""
+    loads = [Load(server, f"{prefix}-{number}") for number in range(2)]
+    for one in loads:
+        one.start()
+    try:
+        loads[0].wait_for(5)
+        yield loads
+    finally:
+        for one in loads:
+            one.stopped.set()
+        for one in loads:
+            one.join(60)
+    s3 = server.boto3()
+    for one in loads:
+        for key in one.acknowledged:
+            assert s3.get_object(Bucket="bucket", Key=key)["Body"].read() == key.encode() * 20, key
+
+
+@pytest.mark.parametrize("name", ["worker-1", "committer", "upkeep"])
+def test_a_killed_child_is_replaced_under_load_and_nothing_acknowledged_is_lost(
+    server: Server, name: str
+) -> None:
+    with load(server, name) as loads:
+        for _ in range(2):
+            old = server.children()[name]
+            os.kill(old, signal.SIGKILL)
+            back(server, name, old)
+            for one in loads:
+                one.wait_for(3)
+
+
+def test_a_worker_that_hangs_is_replaced_while_the_other_serves(server: Server) -> None:
+    old = server.children()["worker-2"]
+    os.kill(old, signal.SIGSTOP)
+    back(server, "worker-2", old)
+    assert "silent for 5 s" in server.text()
+    server.boto3().put_object(Bucket="bucket", Key="after", Body=b"x")
+
+
+def test_a_stop_lets_a_request_under_way_end_and_refuses_new_ones(tmp_path: Path) -> None:
+    server = start_server(tmp_path)
+    server.boto3().create_bucket(Bucket="bucket")
+    body = os.urandom(300_000)
+    signer = server.boto3(signature_version="s3v4")
+    url = signer.generate_presigned_url("put_object", {"Bucket": "bucket", "Key": "slow"})
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
+    connection.putrequest("PUT", url.partition(str(server.port))[2])
+    connection.putheader("Content-Length", str(len(body)))
+    connection.endheaders()
+    connection.send(body[:100_000])
+    port = server.port
+    server.process.send_signal(signal.SIGTERM)
+    limit = time.monotonic() + 20
+    while True:  # The port closes at once.
+        try:
+            socket.create_connection(("127.0.0.1", port), 5).close()
+        except ConnectionRefusedError:
+            break
+        assert time.monotonic() < limit
+        time.sleep(0.01)
+    connection.send(body[100_000:])
+    response = connection.getresponse()
+    assert response.status == 200
+    response.read()
+    connection.close()
+    assert server.stop() == 0
+    assert "Stopped." in server.text()
+    with running_server(tmp_path) as again:
+        assert again.boto3().get_object(Bucket="bucket", Key="slow")["Body"].read() == body
+
+
+def test_a_kill_in_the_middle_of_a_load_loses_nothing_acknowledged(tmp_path: Path) -> None:
+    server = start_server(tmp_path, workers=2)
+    server.boto3().create_bucket(Bucket="bucket")
+    loads = [Load(server, f"kill-{number}") for number in range(2)]
+    for one in loads:
+        one.start()
+    loads[0].wait_for(20)
+    server.kill()
+    for one in loads:
+        one.stopped.set()
+    for one in loads:
+        one.join(60)
+    with running_server(tmp_path, workers=2) as again:
+        s3 = again.boto3()
+        for one in loads:
+            for key in one.acknowledged:
+                assert s3.get_object(Bucket="bucket", Key=key)["Body"].read() == key.encode() * 20, key
