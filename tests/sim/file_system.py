@@ -56,6 +56,7 @@ class _File:
     synced: bytearray = field(default_factory=bytearray)  # What surely survives.
     dirty: set[int] = field(default_factory=set)  # Numbers of pages that differ, or may.
     last: tuple[int, int] | None = None  # The newest unsynced write: position and size.
+    pasts: list[bytes] = field(default_factory=list)  # Contents before unsynced cuts: they may be back.
     changed: int = 0  # A clock for st_mtime_ns.
 
 
@@ -210,6 +211,7 @@ class SimFileSystem:
             if isinstance(node, _File):
                 node.synced = bytearray(node.data)
                 node.dirty.clear()
+                node.pasts.clear()
                 node.last = None
                 return
             node.synced = dict(node.entries)
@@ -366,6 +368,8 @@ class SimFileSystem:
         self._pending.append(change)
 
     def _resize(self, file: _File, size: int) -> None:
+        if size < len(file.data):
+            file.pasts.append(bytes(file.data))
         pages = range(min(size, len(file.data)) // PAGE, -(-max(size, len(file.data)) // PAGE))
         del file.data[size:]
         file.data.extend(bytes(size - len(file.data)))
@@ -404,8 +408,9 @@ class SimFileSystem:
 def _survivor(file: _File, fresh: SimFileSystem, rng: random.Random) -> _File:
     """One of the contents that this file may have after a power cut."""
     mode = rng.choice(["none", "all", "some", "some"])
-    low, high = sorted((len(file.synced), len(file.data)))
-    size = {"none": len(file.synced), "all": len(file.data)}.get(mode)
+    newest = rng.choice([file.data, *file.pasts])
+    low, high = sorted((len(file.synced), len(newest)))
+    size = {"none": len(file.synced), "all": len(newest)}.get(mode)
     if size is None:
         size = rng.choice([low, high, rng.randint(low, high)])
     content = bytearray(size)
@@ -414,7 +419,7 @@ def _survivor(file: _File, fresh: SimFileSystem, rng: random.Random) -> _File:
     for page in sorted(file.dirty):
         if mode == "none" or (mode == "some" and rng.random() < 0.5):
             continue
-        new = file.data[page * PAGE : min((page + 1) * PAGE, size)]
+        new = newest[page * PAGE : min((page + 1) * PAGE, size)]
         if file.last is not None and mode != "all":
             # Tear the newest write: within it sectors survive up to some point only.
             position, length = file.last
