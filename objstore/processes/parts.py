@@ -136,9 +136,7 @@ def part_families(parts: Parts) -> list[Family]:
         counter("blob_reads", "Small extents read.", reader.reads),
         counter("blob_streams", "Large reads.", reader.streams),
         counter("degraded_reads", "Ranges that had to be reconstructed.", reader.degraded_reads),
-        counter(
-            "corrupt_fragments", "Fragments verified and found wrong by reads.", reader.corrupt_fragments
-        ),
+        counter("corrupt_fragments", "Fragments that reads found wrong.", reader.corrupt_fragments),
         counter("missing_fragments", "Fragments that reads found absent or late.", reader.missing_fragments),
         counter("failed_reads", "Ranges neither verified nor reconstructed.", reader.failed_reads),
         gauge("blob_write_memory_bytes", "Stripes that uploads hold.", writer.memory_used),

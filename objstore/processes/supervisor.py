@@ -279,14 +279,15 @@ class Supervisor:
             self._write_state()
 
     def _asked_to_stop(self, number: int, _frame: object) -> None:
-        self._stopping += 1
+        if not self._stopping or number == signal.SIGINT:  # A second SIGTERM is no impatience.
+            self._stopping += 1
 
     def _stop(self) -> int:
         """Workers and upkeep first, then the committer: what they drain can still commit."""
         self.on_stop()
         if self._was_ready:
             self.announce(
-                "Stopping: no new connections, waiting for requests under way (again to stop at once)."
+                "Stopping: no new connections, waiting for requests under way (Ctrl-C to stop at once)."
             )
         first = [child for child in self._children.values() if child.name != "committer"]
         clean = self._end(first, self.drain_seconds + 5.0)
