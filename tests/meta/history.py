@@ -123,7 +123,7 @@ class World:
             for disk in self.disks:
                 disk.suspicion = ""  # A new process knows nothing; it opens the disks again.
             try:
-                journal, state, rebuilt, why = await recover(
+                journal, state, _, why = await recover(
                     self.disks,
                     copies=M + 1,
                     cluster=CLUSTER,
@@ -361,23 +361,23 @@ class World:
             self.crash_in = self.rng.randrange(1, 25)
         event = self.rng.random()
         well = [disk for disk in self.disks if disk.number not in self.away]
-        if event < 0.12 and self.spare():
+        if event < 0.14 and self.spare():
             state = self.committer._state.path
             disk = self.rng.choice(well)
             if self.rng.random() < 0.3:  # The one with LMDB.
                 disk = next((d for d in well if state.is_relative_to(self.root / f"disk{d.number}")), disk)
             self.take_away(disk, self.rng.choice(["missing", "dead", "torn", "sync-error", "slow"]))
-        elif event < 0.22 and self.away:
+        elif event < 0.28 and self.away:
             number = self.rng.choice(sorted(self.away))
-            self.bring_back(self.disks[number - 1], empty=self.rng.random() < 0.3)
-        elif event < 0.30:
-            await self.fold()
+            self.bring_back(self.disks[number - 1], empty=self.rng.random() < 0.5)
         elif event < 0.36:
-            await self.stop_cleanly()
+            await self.fold()
         elif event < 0.42:
+            await self.stop_cleanly()
+        elif event < 0.48:
             self.keep_old_copy()
             await self.start_again()
-        elif event < 0.48:
+        elif event < 0.56:
             for number in list(self.committer._journal.failed):
                 if number not in self.away:
                     self.disks[number - 1].suspicion = ""

@@ -15,7 +15,7 @@ from pathlib import Path
 from tests.meta.history import World
 
 COUNT = 20_000 if os.environ.get("OBJSTORE_LONG") else 250
-STEPS = 14
+STEPS = 20
 
 
 async def test_no_acknowledged_batch_is_lost_or_changed_in_any_history() -> None:
