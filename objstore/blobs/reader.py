@@ -305,8 +305,33 @@ class BlobReader:
         step = block_size(extent.fragment_size)
         first = begin // step * step
         span = min(-(-(begin + length) // step) * step, extent.fragment_size) - first
+        rebuilt = await self._rebuild(record, extent, index, first, span, [failure])
+        return rebuilt[begin - first : begin - first + length]
+
+    async def rebuild(self, record: VolumeRecord, offset: int, fragment_size: int, index: int) -> memoryview:
+        """The whole of one fragment (data or parity), computed from k others. For repair.
+
+        Raises: Corrupt (fewer than k others are whole), Unavailable (some are merely away).
+        """
+        where = Extent(record.id, offset, fragment_size, 0, fragment_size)
+        return await self._rebuild(record, where, index, 0, fragment_size, [])
+
+    async def fragment(self, record: VolumeRecord, offset: int, fragment_size: int, index: int) -> memoryview:
+        """The whole of one fragment as it is on its disk, verified. Raises: UNREADABLE."""
+        where = Extent(record.id, offset, fragment_size, 0, fragment_size)
+        return await self._read_fragment(record, where, index, 0, fragment_size)
+
+    async def _rebuild(
+        self,
+        record: VolumeRecord,
+        extent: Extent,
+        index: int,
+        first: int,
+        span: int,
+        failures: list[Exception],
+    ) -> memoryview:
+        """Bytes [first, first + span) of fragment `index`, decoded from the same range of k others."""
         survivors: dict[int, memoryview] = {}
-        failures: list[Exception] = [failure]
         # Data fragments first: fewer to compute; the rest when some of these fail too.
         others = [other for other in range(record.fragment_count) if other != index]
         while len(survivors) < record.k and others:
@@ -328,8 +353,8 @@ class BlobReader:
             self.counters.failed_reads += 1
             words = f"volume {record.id} at {extent.offset}: {len(survivors)} of {record.k} fragments"
             if any(isinstance(each, Unavailable) for each in failures):
-                raise Unavailable(words) from failure  # They may come back.
-            raise Corrupt(words) from failure
+                raise Unavailable(words) from failures[-1]  # They may come back.
+            raise Corrupt(words) from failures[-1]
         codec = self._codec(record.k, record.m)
         if span * record.k <= self._limits.inline_max:
             rebuilt = codec.rebuild(survivors, [index])
@@ -337,7 +362,7 @@ class BlobReader:
             rebuilt = await asyncio.get_running_loop().run_in_executor(
                 self._threads, codec.rebuild, survivors, [index]
             )
-        return memoryview(rebuilt[index])[begin - first : begin - first + length]
+        return memoryview(rebuilt[index])
 
     def _count(self, record: VolumeRecord, extent: Extent, index: int, failure: Exception) -> None:
         if isinstance(failure, Corrupt):

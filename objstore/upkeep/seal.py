@@ -1,0 +1,140 @@
+"""Sealing the volumes of dead writers, at the length that the disks show.
+
+A volume has one writer for life. When that writer is gone (a callable says who lives; never guess), its
+open volumes get no more appends: each is sealed behind its last whole stripe. What an acknowledged commit
+points at was synced on the write quorum, so it lies within that length; what lies behind it is orphans.
+
+Up to the length noted by the writer (synced then) headers are walked; behind it every stripe is verified,
+since a power cut may have torn it. A stripe belongs to the volume if k of its fragments are whole. While
+disks are away that might have more of them, nothing is decided, unless metadata says they are gone for good.
+
+Concurrency: any number of processes may seal the same volume: the ledger decides, the first length stands.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Final
+
+from objstore.blobs.reader import UNREADABLE
+from objstore.blobs.volumes import VolumeRecord, VolumeState
+from objstore.errors import Corrupt, StoreError, Unavailable
+from objstore.node.fragments import (
+    FILE_HEADER_SIZE,
+    RECORD_HEADER_SIZE,
+    RecordHeader,
+    parse_header,
+    record_size,
+    verify_record,
+)
+from objstore.upkeep.context import Context
+
+log = logging.getLogger(__name__)
+
+Alive = Callable[[bytes], bool]  # A writer's 16 bytes -> whether its process may still write.
+NOTHING: Final = 0
+
+
+async def seal_dead(ctx: Context, alive: Alive) -> list[VolumeRecord]:
+    """Seal every open volume whose writer is dead, as far as it can be decided now; returns them."""
+    sealed: list[VolumeRecord] = []
+    after = 0
+    while records := await ctx.ledger.volumes(after):
+        after = records[-1].id
+        for record in records:
+            if record.state != VolumeState.OPEN or alive(record.writer):
+                continue
+            try:
+                sealed.append(await seal_volume(ctx, record))
+            except StoreError as failure:
+                log.warning("volume %d of a dead writer is not sealed yet: %s", record.id, failure)
+    return sealed
+
+
+async def seal_volume(ctx: Context, record: VolumeRecord) -> VolumeRecord:
+    """Find the length, seal the record, then cut the files. The writer must be dead.
+
+    Raises: Unavailable (too many disks are away to decide), MetaUnavailable.
+    """
+    noted = (await ctx.ledger.lengths([record.id]))[0][0]
+    length = await find_length(ctx, record, noted)
+    if length < noted:
+        # What was synced on the quorum is not there: more disks have failed than the code survives.
+        ctx.alarms.set(
+            f"length of volume {record.id}",
+            f"{noted} bytes were noted as durable, {length} bytes are readable",
+        )
+        length = noted
+    ctx.crash_point("seal-measured")
+    sealed = await ctx.ledger.seal(record.id, length)
+    ctx.crash_point("seal-recorded")
+    for index, number in enumerate(sealed.disks):
+        disk = ctx.disks.get(number)
+        try:
+            if disk is not None:
+                await disk.seal(record.id, index, sealed.length)
+        except UNREADABLE as failure:
+            # Harmless: the file is longer or shorter than the record says; scrub sees the latter.
+            log.info("fragment file %d.%d was not cut: %s", record.id, index, failure)
+    return sealed
+
+
+async def find_length(ctx: Context, record: VolumeRecord, noted: int = 0) -> int:
+    """Bytes of each fragment file up to the end of the last stripe with k whole fragments.
+
+    Raises: Unavailable while the answer depends on disks that are away.
+    """
+    gone = {
+        number for number, disk in (await ctx.ledger.disks()).items() if disk.state in ("failed", "retired")
+    }
+    offset = FILE_HEADER_SIZE
+    end = NOTHING
+    while True:
+        fragments = await asyncio.gather(
+            *(
+                _look(ctx, record, index, offset, verify=offset >= noted)
+                for index in range(record.fragment_count)
+            )
+        )
+        headers = [found for found in fragments if isinstance(found, RecordHeader)]
+        away = sum(
+            isinstance(found, Unavailable) and record.disks[index] not in gone
+            for index, found in enumerate(fragments)
+        )
+        if not headers:
+            # An acknowledged stripe is whole on k+1 disks at least, so with k away one shows it.
+            if away > min(record.k, record.m):
+                raise Unavailable(f"{away} disks of volume {record.id} are away")
+            return end
+        header = headers[0]
+        await ctx.pace.spend(header.fragment_size)
+        if len(headers) >= record.k:
+            end = header.end
+        elif len(headers) + away >= record.k:
+            raise Unavailable(
+                f"{away} disks of volume {record.id} are away; the stripe at {offset} needs them"
+            )
+        # Fewer than k: not acknowledged, or lost. Go on: what follows may still be whole, and is kept.
+        offset = header.end
+
+
+async def _look(
+    ctx: Context, record: VolumeRecord, index: int, offset: int, *, verify: bool
+) -> RecordHeader | Unavailable | None:
+    """The header of one fragment at `offset`, if (when verifying) all of the fragment is whole."""
+    disk = ctx.disks.get(record.disks[index])
+    if disk is None:
+        return Unavailable(f"no disk {record.disks[index]}")
+    try:
+        data = bytearray(RECORD_HEADER_SIZE)
+        count = await disk.read(record.id, index, offset, [memoryview(data)])
+        header = parse_header(ctx.seal, data[:count], record.id, index, offset)
+        if verify:
+            whole = bytearray(record_size(header.fragment_size))
+            count = await disk.read(record.id, index, offset, [memoryview(whole)])
+            verify_record(ctx.seal, whole[:count], record.id, index, offset)
+    except Unavailable as failure:
+        return failure
+    except (Corrupt, OSError):
+        return None
+    return header

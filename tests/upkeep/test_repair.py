@@ -1,0 +1,208 @@
+"""Scrub and repair: what is damaged is found and rebuilt to the byte."""
+
+import random
+from itertools import combinations
+
+import pytest
+
+from objstore.blobs.volumes import VolumeState
+from objstore.upkeep.repair import Repair, RepairReport, repair_file
+from objstore.upkeep.scrub import cursor, scrub_volume, step
+from tests.upkeep.rig import Yard
+
+
+async def sealed(moods: str = "++++++") -> Yard:
+    yard = await Yard(moods).start()
+    rng = random.Random(1)
+    for number in range(12):
+        await yard.put_object(f"o{number}", rng.randbytes(rng.randint(1, 9_000)))
+    await yard.put_object("large", rng.randbytes(3_000_000))
+    await yard.restart_writer()
+    return yard
+
+
+def snapshot(yard: Yard) -> dict[tuple[int, int], bytes]:
+    return {key: bytes(file.content) for disk in yard.disks.values() for key, file in disk.fragments.items()}
+
+
+async def test_an_undamaged_store_is_scrubbed_without_a_finding() -> None:
+    yard = await sealed()
+    before = snapshot(yard)
+    ctx = yard.context()
+    reports = []
+    while (report := await step(ctx)) is not None:
+        reports.append(report)
+    assert [report.volume for report in reports] == [1, 2]
+    assert all(not report.damaged and not report.unread for report in reports)
+    assert sum(report.bytes for report in reports) > 4_500_000
+    assert snapshot(yard) == before
+    assert (await cursor(ctx)).finished_us > 0
+
+
+async def test_a_restarted_scrub_goes_on_where_it_was() -> None:
+    yard = await sealed()
+    first = await step(yard.context())
+    second = await step(yard.context())
+    assert first is not None
+    assert second is not None
+    assert (first.volume, second.volume) == (1, 2)
+
+
+@pytest.mark.parametrize("seed", range(8))
+async def test_planted_rot_is_found_wherever_it_is_and_repaired_to_the_byte(seed: int) -> None:
+    print(f"seed {seed}")
+    rng = random.Random(seed)
+    yard = await sealed()
+    good = snapshot(yard)
+    record = await yard.ledger.get(1 + seed % 2)
+    planted = rng.sample(range(6), 2)
+    for index in planted:
+        disk = yard.disks[record.disks[index]]
+        content = disk.fragments[record.id, index].content
+        match rng.choice(["flip", "torn", "lost", "zeros"]):
+            case "flip":
+                content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
+            case "torn":
+                del content[rng.randrange(len(content)) :]
+            case "lost":
+                disk.lose(record.id, index)
+            case "zeros":
+                start = rng.randrange(len(content) - 200)
+                content[start : start + 200] = bytes(200)
+    report = await scrub_volume(yard.context(), record)
+    damaged = {index for index in planted if snapshot(yard).get((record.id, index)) != good[record.id, index]}
+    assert damaged == set()
+    assert set(report.damaged) <= set(planted)
+    assert report.repaired == len(report.damaged)
+    assert snapshot(yard) == good
+    await yard.check()
+
+
+@pytest.mark.parametrize("lost", list(combinations(range(6), 2)))
+async def test_every_pair_of_lost_fragment_files_is_rebuilt_to_the_byte(lost: tuple[int, int]) -> None:
+    yard = await sealed()
+    good = snapshot(yard)
+    for disk in yard.disks.values():
+        for volume, index in list(disk.fragments):
+            if index in lost:
+                disk.lose(volume, index)
+    report = await Repair(yard.context()).run()
+    assert (report.found, report.repaired, report.endangered) == (4, 4, 2)
+    assert snapshot(yard) == good
+    assert (await Repair(yard.context()).run()).found == 0
+
+
+async def test_an_intent_is_worked_off_and_forgotten() -> None:
+    yard = await Yard().start()
+    await yard.put_object("before", b"b" * 5_000)
+    yard.moods("x+++++")
+    await yard.put_object("during", b"d" * 5_000)
+    yard.wake()
+    await yard.ledger.set_disk_state(1, "healthy")
+    assert len(await yard.ledger.intents()) == 1
+    assert (await Repair(yard.context()).run()).found == 0, "not before its volume is sealed"
+    await yard.restart_writer()
+    report = await Repair(yard.context()).run()
+    assert report.repaired == 1
+    assert await yard.ledger.intents() == []
+    record = await yard.ledger.get(1, fresh=True)
+    files = {index: yard.disks[number].fragments[1, index] for index, number in enumerate(record.disks)}
+    assert {len(file.content) for file in files.values()} == {record.length}
+    await yard.check()
+
+
+async def test_a_lost_disk_is_rebuilt_elsewhere_after_a_grace() -> None:
+    yard = await sealed("++++++++")
+    before = {record.id: record for record in await yard.ledger.volumes()}
+    dead = before[1].disks[0]
+    yard.disks[dead].mood = "missing"
+    repair = Repair(yard.context(), grace_s=900)
+    assert (await repair.run()).found == 0, "a cable is put back sooner"
+    yard.clock.advance(901)
+    report = await repair.run()
+    assert report.repaired == report.found >= 1
+    for record in await yard.ledger.volumes():
+        assert dead not in record.disks
+        assert len(set(record.disks)) == 6
+    await yard.check()
+
+
+async def test_without_a_spare_disk_repair_waits_and_says_so() -> None:
+    yard = await sealed()
+    for number in (1, 2):
+        yard.disks[number].mood = "missing"
+    repair = Repair(yard.context(), grace_s=0)
+    report = await repair.run()
+    assert (report.found, report.repaired, report.waiting, report.endangered) == (4, 0, 4, 2)
+    assert "endangered volumes" in repair._ctx.alarms.raised
+    yard.wake()
+    assert (await repair.run()).found == 0
+    assert repair._ctx.alarms.raised == {}
+
+
+async def test_the_most_endangered_volumes_come_first() -> None:
+    yard = await sealed()
+    one, two = await yard.ledger.volumes()
+    yard.disks[one.disks[0]].lose(1, 0)
+    for index in (1, 3):
+        yard.disks[two.disks[index]].lose(2, index)
+    report = await Repair(yard.context()).run(limit=2)
+    assert report.repaired == 2
+    assert (1, 0) not in yard.disks[one.disks[0]].fragments
+    assert (2, 1) in yard.disks[two.disks[1]].fragments
+
+
+async def test_a_stripe_lost_for_good_keeps_its_place_and_its_neighbours() -> None:
+    yard = await sealed()
+    record = await yard.ledger.get(1, fresh=True)
+    for index in (0, 1, 2):
+        yard.disks[record.disks[index]].flip(1, index, 64 + 56 + 8)  # The first stripe's first block.
+    yard.disks[record.disks[3]].lose(1, 3)
+    report = RepairReport()
+    assert await repair_file(yard.context(), 1, 3, report)
+    assert report.lost_stripes == 1
+    file = yard.disks[record.disks[3]].fragments[1, 3]
+    assert len(file.content) == record.length
+    for number in range(1, 12):
+        home = next(key for key in yard.objects if key.endswith(b"o%d" % number))
+        assert await yard.body_of(home) == yard.objects[home]
+
+
+async def test_an_open_volume_is_verified_and_left_to_its_writer() -> None:
+    yard = await Yard().start()
+    await yard.put_object("o", b"o" * 9_000)
+    volume = yard.writer._current[0]
+    await yard.ledger.extend(1, volume.fence, volume.end)
+    record = await yard.ledger.get(1)
+    yard.disks[record.disks[0]].flip(1, 0, 64 + 100)
+    before = snapshot(yard)
+    report = await scrub_volume(yard.context(), record)
+    assert list(report.damaged) == [0]
+    assert report.repaired == 0
+    assert snapshot(yard) == before
+    await yard.restart_writer()
+    report = await scrub_volume(yard.context(), (await yard.ledger.volumes())[0])
+    assert report.repaired == 1
+    await yard.check()
+
+
+class Crash(BaseException):
+    """The process is gone."""
+
+
+@pytest.mark.parametrize("point", ["repair-rebuilt", "repair-replaced"])
+async def test_a_crash_in_repair_leaves_the_old_state_or_the_new(point: str) -> None:
+    def crash(name: str) -> None:
+        if name == point:
+            raise Crash
+
+    yard = await sealed("+++++++")
+    dead = (await yard.ledger.get(1)).disks[0]
+    yard.disks[dead].mood = "missing"
+    with pytest.raises(Crash):
+        await Repair(yard.context(crash), grace_s=0).run()
+    await yard.check()
+    report = await Repair(yard.context(), grace_s=0).run()
+    assert report.repaired == report.found >= 1
+    assert VolumeState.OPEN not in (await yard.states()).values()
+    await yard.check()
