@@ -216,8 +216,8 @@ class Log(Section, frozen=True, kw_only=True):
         str,
         Meta(
             pattern="^(files|stdout|stderr|off)$",
-            description="Where each request leaves a JSON line. files: log/access-N.log under server.data, one"
-            " per worker, the last one kept when it is full.",
+            description="Where each request leaves a JSON line. files: log/access-N.log under server.data, "
+            "one per worker, the last one kept when it is full.",
         ),
     ] = "files"
     access_size_max: Annotated[
@@ -260,6 +260,23 @@ class Root(Section, frozen=True, kw_only=True):
         return f"Root(access_key={self.access_key!r})"
 
 
+class Security(Section, frozen=True, kw_only=True):
+    """Secrets of the store itself."""
+
+    master_key: Annotated[
+        str,
+        Meta(
+            pattern=r"^([0-9a-fA-F]{64})?$",
+            description="64 hexadecimal digits under which the users' secret keys are encrypted. Empty: the"
+            " first start makes one and keeps it on the disks. Given, it is never written anywhere, and"
+            " every start needs it: OBJSTORE_SECURITY__MASTER_KEY_FILE.",
+        ),
+    ] = ""
+
+    def __repr__(self) -> str:  # A secret never reaches a log or a traceback.
+        return "Security(...)"
+
+
 class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Everything an operator can set. Passed to constructors, never changed."""
 
@@ -273,6 +290,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     log: Log = Log()
     upkeep: Upkeep = Upkeep()
     root: Root = Root()
+    security: Security = Security()
 
     def __post_init__(self) -> None:
         k, m = self.codec
@@ -298,11 +316,16 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     @property
     def codec(self) -> tuple[int, int]:
         """(k, m)."""
-        k, _, m = self.blobs.codec.partition("+")
-        return int(k), int(m)
+        return parse_codec(self.blobs.codec)
 
 
-SECRET: Final = {"root.secret_key"}
+def parse_codec(text: str) -> tuple[int, int]:
+    """(k, m) of text such as 4+2."""
+    k, _, m = text.partition("+")
+    return int(k), int(m)
+
+
+SECRET: Final = {"root.secret_key", "security.master_key"}
 
 
 @dataclass(frozen=True, slots=True)

@@ -112,7 +112,7 @@ def serve(
     from objstore.processes.serve import serve as serve_
 
     try:
-        code = serve_(loaded.config)
+        code = serve_(loaded)
     except CannotStart as failure:
         fail(str(failure), output.FAILURE)
     raise SystemExit(code)

@@ -13,11 +13,12 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from hashlib import sha256
 from pathlib import Path
 
 import msgspec
 
-from objstore.config import Config
+from objstore.config import Config, parse_codec
 from objstore.errors import Corrupt, DiskFailed, DiskMissing, StoreError
 from objstore.ids import random_id
 from objstore.node.disk import DiskState
@@ -47,6 +48,8 @@ class ClusterRecord(msgspec.Struct, kw_only=True):
     cluster: str  # 32 hex digits.
     formed: bool
     disks: list[KnownDisk]
+    codec: str = ""  # k+m of the last start: holds until another is asked for.
+    master_key: str = ""  # First 16 hex digits of SHA-256 of the key given from outside, to know it again.
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,6 +70,7 @@ class Cluster:
     checksum_secret: int
     master_key: bytes
     disks: list[FoundDisk]  # By number.
+    codec: tuple[int, int]  # (k, m).
     first_start: bool
     epoch: int  # Newest journal epoch that any disk knows of.
     locks: list[int] = field(
@@ -74,8 +78,13 @@ class Cluster:
     )  # File descriptors, one per disk that is there.
 
 
-def open_cluster(config: Config, data: Path, announce: Callable[[str], None]) -> Cluster:
+def open_cluster(
+    config: Config, data: Path, announce: Callable[[str], None], *, codec_given: bool = True
+) -> Cluster:
     """Find the store's disks, or make a store. Takes a lock on every disk that is there.
+
+    Args:
+        codec_given: whether an operator chose config's codec; otherwise the last start's holds.
 
     Raises: CannotStart.
     """
@@ -88,6 +97,8 @@ def open_cluster(config: Config, data: Path, announce: Callable[[str], None]) ->
         if record is None:
             record, first_start = _plan(paths, config), True
         _write_record(data, record)
+    if codec_given or not record.codec:
+        record.codec = config.blobs.codec
     if not record.formed:
         first_start = True
         _form(record, config, announce)
@@ -105,20 +116,39 @@ def open_cluster(config: Config, data: Path, announce: Callable[[str], None]) ->
     for disk in record.disks:  # Remember where they are now.
         disk.path = next(place.path for place in found if place.number == disk.number)
     _write_record(data, record)
-    master = bytes.fromhex(next((one.master_key for one in good if one.master_key), ""))
-    if not master:
-        raise CannotStart("no disk holds the master key that the users' secrets are encrypted under")
     return Cluster(
         cluster_id=good[0].cluster_id,
         checksum_secret=good[0].secret,
-        master_key=master,
+        master_key=_master_key(record, good, config),
         disks=found,
+        codec=parse_codec(record.codec),
         first_start=first_start,
         epoch=max(identity.epoch for identity in good),
         locks=[
             _lock_and_sweep(good[0].cluster_id, disk) for disk in found if disk.state is DiskState.HEALTHY
         ],
     )
+
+
+def _master_key(record: ClusterRecord, identities: list[Identity], config: Config) -> bytes:
+    on_disks = next((identity.master_key for identity in identities if identity.master_key), "")
+    given = config.security.master_key
+    if on_disks:
+        if given and given.lower() != on_disks:
+            raise CannotStart("security.master_key is set, but this store keeps its master key on its disks")
+        return bytes.fromhex(on_disks)
+    if not given:
+        raise CannotStart(
+            "this store's master key was given from outside: set OBJSTORE_SECURITY__MASTER_KEY_FILE"
+        )
+    if record.master_key and _fingerprint(given) != record.master_key:
+        raise CannotStart("security.master_key is not the key that this store was made with")
+    return bytes.fromhex(given)
+
+
+def _fingerprint(master_key: str) -> str:
+    """Of 256 random bits: says nothing about them."""
+    return sha256(b"objstore master key " + bytes.fromhex(master_key)).hexdigest()[:16]
 
 
 def _read_record(data: Path) -> ClusterRecord | None:
@@ -207,6 +237,8 @@ def _plan(paths: list[str], config: Config) -> ClusterRecord:
     return ClusterRecord(
         cluster=random_id().hex(),
         formed=False,
+        codec=config.blobs.codec,
+        master_key=_fingerprint(config.security.master_key) if config.security.master_key else "",
         disks=[
             KnownDisk(number=number, uuid=random_id().hex(), path=path)
             for number, path in enumerate(paths, start=1)
@@ -246,7 +278,10 @@ def _form(record: ClusterRecord, config: Config, announce: Callable[[str], None]
             raise CannotStart(f"disk {number} belongs to another store: name an empty directory")
     example = next(iter(done.values()), None)
     secret = example.secret if example else int.from_bytes(os.urandom(8), "big")
-    master = bytes.fromhex(example.master_key) if example else os.urandom(32)
+    # A key given from outside stays outside.
+    master = b"" if config.security.master_key else os.urandom(32)
+    if example is not None:
+        master = bytes.fromhex(example.master_key)
     for disk in record.disks:
         if disk.number in done:
             continue

@@ -33,7 +33,7 @@ async def _serve(link: Link, died: str, spec: Spec) -> None:
     stop = asyncio.Event()
     loop.add_signal_handler(signal.SIGTERM, stop.set)
     config = spec.config
-    _, m = config.codec
+    _, m = spec.cluster.codec
     disks = open_disks(spec)
     stats = CommitterStats()
     registry = Registry()

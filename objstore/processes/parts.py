@@ -46,7 +46,7 @@ async def open_parts(spec: Spec, registry: Registry) -> Parts:
     await kv.start()
     disks = open_disks(spec)
     ledger = MetaLedger(kv)
-    k, m = config.codec
+    k, m = spec.cluster.codec
     limits = WriterLimits(memory=config.blobs.write_memory_bytes, volume_size=config.blobs.volume_size_max)
     if config.disks.reserve_bytes:
         limits = limits._replace(disk_free_min=config.disks.reserve_bytes)

@@ -24,7 +24,7 @@ from pathlib import Path
 
 from objstore import __version__
 from objstore.codec.backend import choose as choose_backend
-from objstore.config import Config, host_and_port
+from objstore.config import Config, Loaded, host_and_port
 from objstore.processes import committer, tls
 from objstore.processes.cluster import CannotStart, open_cluster, warnings_of
 from objstore.processes.link import Link
@@ -38,12 +38,13 @@ SOCKET_PATH_MAX = 90  # Bytes; the kernel takes 107, our sockets' names need the
 BACKLOG = 1024  # Connections that wait while a worker is replaced.
 
 
-def serve(config: Config) -> int:
+def serve(loaded: Loaded) -> int:
     """Run until a signal. Returns the exit code.
 
     Raises: CannotStart, with what is wrong and what to do.
     """
     started = time.monotonic()
+    config = loaded.config
     set_up_logging(config.log.level)
     data = _directory(Path(config.server.data))
     run_directory = _directory(data / "run")
@@ -62,10 +63,11 @@ def serve(config: Config) -> int:
     backend = choose_backend(accelerate=config.blobs.accelerator != "zfec")
     if config.blobs.accelerator == "isal" and not backend.accelerated:
         raise CannotStart(f"blobs.accelerator is isal, but {backend.note}: apt-get install libisal2")
-    cluster = open_cluster(config, data, announce)
+    cluster = open_cluster(config, data, announce, codec_given=loaded.origins["blobs.codec"] != "default")
     for line in warnings_of(cluster):
         announce(line)
 
+    codec = f"{cluster.codec[0]}+{cluster.codec[1]}"
     spec = Spec(
         config=config,
         data=str(data),
@@ -104,7 +106,7 @@ def serve(config: Config) -> int:
     def on_ready() -> None:
         announce(
             f"Ready after {time.monotonic() - started:.1f} s: S3 at {endpoint}, admin at {admin}"
-            f" ({worker_count} worker{'s' if worker_count > 1 else ''}, {config.blobs.codec} on"
+            f" ({worker_count} worker{'s' if worker_count > 1 else ''}, {codec} on"
             f" {len(cluster.disks)} disks)."
         )
 

@@ -166,7 +166,7 @@ class AdminPort:
 
     async def cluster(self) -> dict[str, Any]:
         """Whether enough disks are there to write (1+m) and to read everything (all but m)."""
-        _, m = self._spec.config.codec
+        _, m = self._spec.cluster.codec
         states = [await self._disk_state(number) for number in self._parts.disks]
         healthy = sum(state == "healthy" for state, _ in states)
         unreadable = sum(
@@ -274,6 +274,7 @@ class AdminPort:
         disks = await self.disks()
         ready = await self.ready()
         capacity = self._capacity()
+        k, m = self._spec.cluster.codec
         children = [{"process": name, **child} for name, child in state["children"].items()]
         degraded = not ready["ready"] or any(disk["state"] != "healthy" for disk in disks)
         return {
@@ -284,7 +285,7 @@ class AdminPort:
                 "cluster": self._spec.cluster.cluster_id.hex(),
                 "endpoint": self._spec.endpoint,
                 "up_seconds": round(time.time() - state.get("started", time.time())),
-                "codec": f"{self._spec.config.blobs.codec}, {self._spec.backend.name}",
+                "codec": f"{k}+{m}, {self._spec.backend.name}",
                 "free_bytes": int(capacity["free"]),
                 "usable_free_bytes": int(capacity["usable_free"]),
                 "volumes": await self._parts.store.ledger.newest_volume(),
@@ -299,7 +300,7 @@ class AdminPort:
     def _capacity(self) -> dict[str, float]:
         """Bytes. Disks that share a device count once."""
         devices = {usage.device: usage for usage in self._usage.values()}
-        k, m = self._spec.config.codec
+        k, m = self._spec.cluster.codec
         raw = sum(usage.total for usage in devices.values())
         free = sum(usage.free for usage in devices.values())
         return {"raw": raw, "free": free, "usable": raw * k / (k + m), "usable_free": free * k / (k + m)}

@@ -11,11 +11,19 @@ from pathlib import Path
 import pytest
 from botocore.exceptions import ClientError
 
-from objstore.config import Config
+from objstore.config import Config, load
 from objstore.node.identity import Identity
 from objstore.node.local import format_disk
 from objstore.processes import cluster
-from tests.server import Server, environment_for, run_command, running_server, start_server
+from tests.server import (
+    ACCESS_KEY,
+    SECRET_KEY,
+    Server,
+    environment_for,
+    run_command,
+    running_server,
+    start_server,
+)
 
 
 def refused(directory: Path, *arguments: str, **environment: str) -> str:
@@ -240,3 +248,35 @@ def test_kill_9_of_everything_loses_nothing_and_the_next_start_finds_it(tmp_path
             assert (
                 s3.get_object(Bucket="bucket", Key=f"k{number}")["Body"].read() == str(number).encode() * 500
             )
+
+
+def test_the_codec_of_the_last_start_holds_until_another_is_asked_for(tmp_path: Path) -> None:
+    with running_server(tmp_path, codec="2+1"):
+        pass
+    loaded = load(None, {}, {"server.data": ("--data", str(tmp_path / "data"))})
+    record = json.loads((tmp_path / "data" / "cluster.json").read_text())
+    assert record["codec"] == "2+1"
+    found = cluster.open_cluster(loaded.config, tmp_path / "data", lambda line: None, codec_given=False)
+    assert found.codec == (2, 1)
+    for lock in found.locks:
+        os.close(lock)
+
+
+def test_a_master_key_given_from_outside_is_on_no_disk_and_every_start_needs_it(tmp_path: Path) -> None:
+    key = "7f" * 32
+    place = tmp_path / "master"
+    place.write_text(key + "\n")
+    given = {"OBJSTORE_SECURITY__MASTER_KEY_FILE": str(place)}
+    with running_server(tmp_path, environment=given) as server:
+        server.boto3().list_buckets()
+    for file in (tmp_path / "data").rglob("*"):
+        if file.is_file():
+            content = file.read_bytes()
+            assert key.encode() not in content, file
+            assert bytes.fromhex(key) not in content, file
+    assert "master key was given from outside" in refused(tmp_path)
+    assert "not the key that this store was made with" in refused(
+        tmp_path, OBJSTORE_SECURITY__MASTER_KEY="00" * 32
+    )
+    with running_server(tmp_path, root=None, environment=given) as server:
+        server.boto3(ACCESS_KEY, SECRET_KEY).list_buckets()
