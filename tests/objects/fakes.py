@@ -21,9 +21,9 @@ from objstore.blobs.reader import BlobReader
 from objstore.blobs.volumes import Intent, Lane, Stored
 from objstore.blobs.writer import BlobStream, BlobWriter
 from objstore.clock import Clock
-from objstore.errors import Corrupt
+from objstore.errors import Conflict, Corrupt
 from objstore.extents import Extent
-from objstore.meta.kv import DictKv, Kv
+from objstore.meta.kv import DictKv, Kv, Transaction
 from objstore.meta.schema import Checksum
 from objstore.objects.ledger import MetaLedger
 from objstore.objects.store import Store
@@ -96,6 +96,7 @@ class FakeBlobs:
         self.intents: list[Intent] = []  # Recorded with the next put.
         self.gate: asyncio.Event | None = None  # Puts and finishes wait for it after their bytes are durable.
         self.waiting = 0  # How many do.
+        self._opening = asyncio.Lock()
 
     async def open(self) -> None:
         record, self.fence = await self.ledger.create(
@@ -110,8 +111,9 @@ class FakeBlobs:
         await self.ledger.seal(volume, self.ends[volume])
 
     async def append(self, payload: bytes, home: bytes) -> tuple[Extent, dict[int, bytes]]:
-        if not self.volume:
-            await self.open()
+        async with self._opening:
+            if not self.volume:
+                await self.open()
         volume, fence = self.volume, self.fence
         offset = self.ends[volume]
         self.ends[volume] = offset + -(-len(payload) // 8) * 8 + 64
@@ -216,6 +218,19 @@ def memory_store(
     )
 
 
+def another_process(store: Store) -> Store:
+    """A Store over the same metadata and bytes, with caches and chains of its own."""
+    blobs = blobs_of(store)
+    return Store(
+        kv=store.kv,
+        writer=FakeWriter(blobs),
+        reader=FakeReader(blobs),
+        ledger=blobs.ledger,
+        clock=store.clock,
+        small_size_max=store.small_size_max,
+    )
+
+
 def blobs_of(store: Store) -> FakeBlobs:
     assert isinstance(store.writer, FakeWriter)
     return store.writer._blobs
@@ -228,3 +243,65 @@ async def read_all(store: Store, found: Any) -> bytes:
     if small is not None:
         return bytes(small)
     return b"".join([bytes(buffer) async for buffers in read(store, found) for buffer in buffers])
+
+
+class HookedKv(DictKv):
+    """A DictKv that lets a test do something just before the next commit that touches some key."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._hooks: list[tuple[bytes, Any]] = []
+        self.commits = 0
+        self.conflicts = 0
+
+    def before_commit(self, prefix: bytes, act: Any) -> None:
+        """`act` is an async function without arguments; it runs once."""
+        self._hooks.append((prefix, act))
+
+    async def commit(self, transaction: Transaction) -> None:
+        for hook in self._hooks:
+            prefix, act = hook
+            if any(key.startswith(prefix) for key in (*transaction.put, *transaction.delete)):
+                self._hooks.remove(hook)
+                await act()
+                break
+        self.commits += 1
+        try:
+            await super().commit(transaction)
+        except Conflict:
+            self.conflicts += 1
+            raise
+
+
+class BatchingKv(DictKv):
+    """Commits as the committer does: what has arrived is one batch, applied in order, answered together."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._waiting: list[tuple[Transaction, asyncio.Future[None]]] = []
+        self._flush: asyncio.Task[None] | None = None
+        self.batches = 0
+        self.conflicts = 0
+
+    async def commit(self, transaction: Transaction) -> None:
+        answer: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append((transaction, answer))
+        if self._flush is None:
+            self._flush = asyncio.create_task(self._apply())
+        await answer
+
+    async def _apply(self) -> None:
+        for _ in range(5):  # A journal sync: others arrive meanwhile.
+            await asyncio.sleep(0)
+        batch, self._waiting, self._flush = self._waiting, [], None
+        self.batches += 1
+        for transaction, answer in batch:
+            try:
+                await DictKv.commit(self, transaction)
+            except Exception as failure:
+                self.conflicts += isinstance(failure, Conflict)
+                if not answer.done():
+                    answer.set_exception(failure)
+            else:
+                if not answer.done():
+                    answer.set_result(None)

@@ -1,0 +1,143 @@
+"""Buckets: names, owners, listing by tenant, and who may not."""
+
+from collections.abc import Awaitable, Callable
+
+import pytest
+
+from objstore.errors import (
+    BadName,
+    BucketExists,
+    BucketNotEmpty,
+    BucketOwnedByCaller,
+    Denied,
+    NoSuchBucket,
+)
+from objstore.objects import multipart
+from objstore.objects.buckets import create_bucket, delete_bucket, find_bucket, list_buckets
+from objstore.objects.copies import Source, copy_object, copy_part
+from objstore.objects.doomed import sweep
+from objstore.objects.listing import list_objects
+from objstore.objects.reads import find_object
+from objstore.objects.values import About
+from objstore.objects.writes import Doomed, delete_object, delete_objects, put_object
+from tests.objects.audit import audit
+from tests.objects.fakes import MemoryBody, memory_store, principal
+
+WHO = principal()
+OTHER = principal("other", "olaf")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "ab", "a" * 64, "", "A-bucket", "a_b", "-ab", "ab-", ".ab", "ab.", "a..b", "a.-b", "a-.b",
+        "192.168.5.4", "xn--abc", "sthree-abc", "abc-s3alias", "abc--ol-s3", "abc--x-s3", "abc\n", "äbc", "a b",
+        "abc١",
+    ],
+)  # fmt: skip
+async def test_a_name_outside_the_rules_is_refused(name: str) -> None:
+    store = memory_store()
+    with pytest.raises(BadName):
+        await create_bucket(store, WHO, name, region="")
+    with pytest.raises(BadName):
+        await find_bucket(store, WHO, name)
+
+
+@pytest.mark.parametrize("name", ["abc", "a" * 63, "a.b.c", "0-0", "1.2.3", "192.168.5.4.5", "axn--b"])
+async def test_a_name_within_the_rules_is_taken(name: str) -> None:
+    store = memory_store()
+    await create_bucket(store, WHO, name, region="eu")
+    assert (await find_bucket(store, WHO, name)).region == "eu"
+
+
+async def test_a_name_has_one_owner() -> None:
+    store = memory_store()
+    await create_bucket(store, WHO, "bucket", region="")
+    with pytest.raises(BucketOwnedByCaller):
+        await create_bucket(store, WHO, "bucket", region="")
+    with pytest.raises(BucketExists):
+        await create_bucket(store, OTHER, "bucket", region="")
+
+
+async def test_a_bucket_is_closed_to_every_other_tenant_in_every_verb() -> None:
+    store = memory_store()
+    await create_bucket(store, WHO, "bucket", region="")
+    await create_bucket(store, OTHER, "mine", region="")
+    await put_object(store, WHO, "bucket", "key", About(), MemoryBody(b"secret"))
+    upload, _ = await multipart.create_upload(
+        store, WHO, "bucket", "key", About(), checksum_algorithm="", checksum_type=""
+    )
+    mine, _ = await multipart.create_upload(
+        store, OTHER, "mine", "key", About(), checksum_algorithm="", checksum_type=""
+    )
+    theirs = Source(bucket="bucket", key="key")
+    uploads = {"prefix": "", "delimiter": "", "after_key": "", "after_upload": "", "limit": 1}
+    attempts: list[Callable[[], Awaitable[object]]] = [
+        lambda: find_bucket(store, OTHER, "bucket"),
+        lambda: delete_bucket(store, OTHER, "bucket"),
+        lambda: put_object(store, OTHER, "bucket", "key", About(), MemoryBody(b"x")),
+        lambda: find_object(store, OTHER, "bucket", "key"),
+        lambda: delete_object(store, OTHER, "bucket", "key"),
+        lambda: delete_objects(store, OTHER, "bucket", [Doomed(key="key")]),
+        lambda: list_objects(store, OTHER, "bucket", prefix="", delimiter="", after="", limit=1),
+        lambda: copy_object(store, OTHER, theirs, "mine", "key", about=None),
+        lambda: copy_object(store, OTHER, Source(bucket="mine", key="k"), "bucket", "key", about=About()),
+        lambda: copy_part(store, OTHER, theirs, None, "mine", "key", mine, 1),
+        lambda: multipart.create_upload(
+            store, OTHER, "bucket", "key", About(), checksum_algorithm="", checksum_type=""
+        ),
+        lambda: multipart.find_upload(store, OTHER, "bucket", "key", upload),
+        lambda: multipart.put_part(store, OTHER, "bucket", "key", upload, 1, MemoryBody(b"x")),
+        lambda: multipart.complete_upload(store, OTHER, "bucket", "key", upload, []),
+        lambda: multipart.abort_upload(store, OTHER, "bucket", "key", upload),
+        lambda: multipart.list_parts(store, OTHER, "bucket", "key", upload, after=0, limit=1),
+        lambda: multipart.list_uploads(store, OTHER, "bucket", **uploads),  # type: ignore[arg-type]
+        lambda: multipart.object_parts(store, OTHER, "bucket", "key", after=0, limit=1),
+    ]
+    for _ in range(2):  # Once with cold caches of bucket records, once with warm ones.
+        for attempt in attempts:
+            with pytest.raises(Denied):
+                await attempt()
+        await find_object(store, WHO, "bucket", "key")
+    await audit(store)
+
+
+async def test_a_bucket_is_deleted_with_its_uploads_but_not_with_its_objects() -> None:
+    store = memory_store()
+    await create_bucket(store, WHO, "bucket", region="")
+    await put_object(store, WHO, "bucket", "key", About(), MemoryBody(b"x"))
+    for n in range(130):
+        upload, _ = await multipart.create_upload(
+            store, WHO, "bucket", f"key {n}", About(), checksum_algorithm="", checksum_type=""
+        )
+        await multipart.put_part(store, WHO, "bucket", f"key {n}", upload, 1, MemoryBody(b"part"))
+    with pytest.raises(BucketNotEmpty):
+        await delete_bucket(store, WHO, "bucket")
+    await delete_object(store, WHO, "bucket", "key")
+    await delete_bucket(store, WHO, "bucket")
+    with pytest.raises(NoSuchBucket):
+        await find_bucket(store, WHO, "bucket")
+    assert (await audit(store))[b"d"] == 130
+    assert await sweep(store, grace_us=0) == 130
+    assert set(await audit(store)) <= {b"N", b"V", b"G", b"L"}
+
+
+async def test_buckets_are_listed_by_tenant_in_pages() -> None:
+    store = memory_store()
+    for name in ("bbb", "aaa", "ccc", "bbb-2"):
+        await create_bucket(store, WHO, name, region="")
+    await create_bucket(store, OTHER, "bbb-3", region="")
+    await create_bucket(store, principal("defaul", "x"), "aaa-1", region="")
+    await create_bucket(store, principal("default2", "x"), "zzz", region="")
+
+    async def listed(prefix: str = "", after: str = "", limit: int = 10) -> tuple[list[str], bool]:
+        found, more = await list_buckets(store, WHO, prefix=prefix, after=after, limit=limit)
+        return [name for name, _ in found], more
+
+    assert await listed() == (["aaa", "bbb", "bbb-2", "ccc"], False)
+    assert await listed(limit=2) == (["aaa", "bbb"], True)
+    assert await listed(after="bbb", limit=2) == (["bbb-2", "ccc"], False)
+    assert await listed(prefix="bbb") == (["bbb", "bbb-2"], False)
+    assert await listed(prefix="bbb", after="bbb") == (["bbb-2"], False)
+    assert await listed(prefix="bbb", after="zzz") == ([], False)
+    assert await listed(limit=0) == ([], False)
