@@ -7,10 +7,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+from cryptography import x509
+
 from objstore.config import Config
 from objstore.errors import StoreError
 from objstore.meta.kv_lmdb import library_version
-from objstore.processes import tls
 from objstore.processes.parts import Parts
 
 FILES_WANTED = 16_384  # Open files per process: connections, and fragment files of every disk.
@@ -157,11 +158,16 @@ def certificates(config: Config) -> dict[str, str]:
     return found
 
 
+def expiry(certificate: str) -> float:
+    """When the first certificate of a PEM file ends, seconds since 1970. Raises: OSError, ValueError."""
+    return x509.load_pem_x509_certificate(Path(certificate).read_bytes()).not_valid_after_utc.timestamp()
+
+
 def _certificates(config: Config) -> list[Finding]:
     found = []
     for place, certificate in certificates(config).items():
         try:
-            days = (tls.expiry(certificate) - time.time()) / 86400
+            days = (expiry(certificate) - time.time()) / 86400
         except (OSError, ValueError) as failure:
             found.append(
                 finding("tls", "problem", f"{place}: {certificate}: {failure}", "put a PEM file there")

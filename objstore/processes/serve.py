@@ -25,7 +25,7 @@ from pathlib import Path
 from objstore import __version__
 from objstore.codec.backend import choose as choose_backend
 from objstore.config import Config, Loaded, host_and_port
-from objstore.processes import committer, tls
+from objstore.processes import committer
 from objstore.processes.cluster import CannotStart, open_cluster, warnings_of
 from objstore.processes.link import Link
 from objstore.processes.spec import Spec
@@ -142,15 +142,13 @@ def serve(loaded: Loaded) -> int:
 
 def _check_certificates(config: Config) -> None:
     pairs = {(config.tls.certificate, config.tls.key), (config.tls.admin_certificate, config.tls.admin_key)}
-    for certificate, key in sorted(pairs):
-        if not certificate:
-            continue
+    for certificate, key in sorted(pair for pair in pairs if pair[0]):
+        from objstore.s3.tls import Certificate, TlsFailure  # Rare, and it loads cryptography.
+
         try:
-            tls.make_context(certificate, key)
-        except OSError as failure:
-            raise CannotStart(
-                f"the certificate {certificate} with the key {key} is not usable: {failure}"
-            ) from None
+            Certificate(Path(certificate), Path(key))
+        except TlsFailure as failure:
+            raise CannotStart(f"the certificate cannot be used: {failure}") from None
 
 
 def _raise_limits() -> None:

@@ -26,11 +26,12 @@ from objstore.iam.directory import Directory
 from objstore.meta.schema import AccessKeyRecord, UserRecord
 from objstore.metrics import Accumulator, Family, Labels, Registry, render
 from objstore.node.disk import DiskState, Usage
-from objstore.processes import doctor, tls
+from objstore.processes import doctor
 from objstore.processes.control import ask, processes, serve_metrics
 from objstore.processes.link import Link
 from objstore.processes.parts import Parts, directory_of, open_parts, until_stopped
 from objstore.processes.spec import Spec
+from objstore.s3.tls import Certificate
 
 log = logging.getLogger(__name__)
 
@@ -57,10 +58,10 @@ async def _serve(link: Link, spec: Spec, sockets: Sequence[socket.socket]) -> No
     config = spec.config
     tasks: list[asyncio.Task[None]] = []
     context: ssl.SSLContext | None = None
-    if config.tls.admin and (certificate := config.tls.admin_certificate or config.tls.certificate):
-        key = config.tls.admin_key or config.tls.key
-        context = tls.make_context(certificate, key)
-        tasks.append(loop.create_task(tls.watch(context, certificate, key)))
+    if config.tls.admin and (name := config.tls.admin_certificate or config.tls.certificate):
+        certificate = Certificate(Path(name), Path(config.tls.admin_key or config.tls.key))
+        context = certificate.context
+        tasks.append(loop.create_task(certificate.watch()))
     server = web.Server(handler(port.admin()), access_log=None, auto_decompress=False, keepalive_timeout=30)
     listeners = [await loop.create_server(server, sock=listener, ssl=context) for listener in sockets]
     link.ready()
@@ -332,7 +333,7 @@ class AdminPort:
         expiries: list[tuple[Labels, list[float]]] = []
         for place, certificate in doctor.certificates(self._spec.config).items():
             try:
-                expiries.append(((place,), [tls.expiry(certificate)]))
+                expiries.append(((place,), [doctor.expiry(certificate)]))
             except (OSError, ValueError):
                 pass
         return [

@@ -9,12 +9,12 @@ import socket
 import ssl
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import cast
 
 import uvloop
 
 from objstore.metrics import Registry, RequestMetrics
-from objstore.processes import tls
 from objstore.processes.control import serve_metrics
 from objstore.processes.link import Link
 from objstore.processes.parts import directory_of, open_parts, until_stopped
@@ -24,6 +24,7 @@ from objstore.s3.app import App
 from objstore.s3.limits import Limits
 from objstore.s3.routes import ROUTES, choose
 from objstore.s3.server import BACKLOG, TLS_HANDSHAKE_S, EdgeServer, Runner
+from objstore.s3.tls import Certificate
 
 log = logging.getLogger(__name__)
 
@@ -60,8 +61,9 @@ async def _serve(link: Link, spec: Spec, name: str, sockets: Sequence[socket.soc
     tasks: list[asyncio.Task[None]] = []
     context: ssl.SSLContext | None = None
     if config.tls.certificate:
-        context = tls.make_context(config.tls.certificate, config.tls.key)
-        tasks.append(loop.create_task(tls.watch(context, config.tls.certificate, config.tls.key)))
+        certificate = Certificate(Path(config.tls.certificate), Path(config.tls.key))
+        context = certificate.context
+        tasks.append(loop.create_task(certificate.watch()))
     if access_log is not None and config.log.access == "files":
         tasks.append(loop.create_task(_rotate(access_log, _log_path(spec, name), config.log.access_size_max)))
     server = EdgeServer(app)
