@@ -47,7 +47,7 @@ QUEUE_COUNT_MAX = 10_000  # Commits that wait or are under way: a second of the 
 QUEUE_SIZE_MAX = 64 * 1024 * 1024  # Bytes.
 TIMEOUT_S = 15.0  # Longest wait for a commit: a restart of the committer fits several times.
 RECONNECT_FIRST_S = 0.02
-RECONNECT_LAST_S = 0.5
+RECONNECT_LAST_S = 0.2
 TICK_S = 0.25  # How often time limits are looked at.
 
 

@@ -51,6 +51,7 @@ from objstore.meta.journal import (
     read_header,
     readable,
     together,
+    writable,
 )
 from objstore.meta.kv_lmdb import ClientRecord, End, LmdbState
 from objstore.meta.snapshot import Changes, Pairs, collect, merged
@@ -61,6 +62,7 @@ log = logging.getLogger(__name__)
 NOTE_NAME = "note"
 STATE_PREFIX = "state-"
 SYNC_TIMEOUT_S = 60.0  # For the fdatasync of a whole state; a disk that takes longer has lost it.
+SYNC_FAILED = "its fdatasync failed"
 STEP_TIMEOUT_S = 5.0
 BOOT_ID_PATH = Path("/proc/sys/kernel/random/boot_id")
 
@@ -124,7 +126,7 @@ async def recover(
         journal.append_timeout_s = append_timeout_s
     if found is None:
         _refuse_forgotten_state(state_directories)
-        state = _new_state(state_directories, randomness)
+        state = _new_state(_by_fitness(state_directories, disks, b"", suspicious=False), randomness)
         reason = "a new store"
     else:
         header, header_size, members = found
@@ -139,9 +141,10 @@ async def recover(
         else:
             log.warning("the metadata state is built again from the journal", extra={"reason": reason})
             crash("recovery.rebuild")
-            state = await _rebuild(
-                journal, header_size, members, state_directories, randomness, progress, crash
-            )
+            # After a power cut the disk is as good as before; after a lost state it is the last choice.
+            suspicious = not header.state or not trust_state or reason.startswith(SYNC_FAILED)
+            fit = _by_fitness(state_directories, disks, header.state, suspicious=suspicious)
+            state = await _rebuild(journal, header_size, members, fit, randomness, progress, crash)
         # As the members of the epoch that is about to be closed: `roll` makes a segment of it.
         journal.members = members
     try:
@@ -259,8 +262,11 @@ async def _why_not(
 ) -> str:
     if state.state_id() != header.state:
         return "it is another state than the journal names"
-    async with asyncio.timeout(SYNC_TIMEOUT_S):
-        await asyncio.to_thread(state.sync)
+    try:
+        async with asyncio.timeout(SYNC_TIMEOUT_S):
+            await asyncio.to_thread(state.sync)
+    except (OSError, TimeoutError) as failure:
+        return f"{SYNC_FAILED}: {failure!r}"
     end = state.end()
     if end.epoch != header.epoch and (
         end.epoch > header.epoch
@@ -416,6 +422,24 @@ async def _last_epoch(
         position = Position(header.epoch, batch.sequence, batch.checksum, offset, offset + batch.size)
     journal.bad.update((copy.disk.number, name) for copy in copies if not copy.whole)
     return position
+
+
+def _by_fitness(
+    directories: Sequence[Path], disks: Sequence[Disk], state: bytes, *, suspicious: bool
+) -> list[Path]:
+    """Where a new state may go: not on a disk that is away, and last where one was lost.
+
+    A directory that lies on none of the disks (a place of its own, by configuration) is always fit.
+    """
+    fit = [
+        directory
+        for directory in directories
+        if all(writable(disk) for disk in disks if Path(disk.path) in directory.parents)
+    ]
+    if suspicious:
+        name = STATE_PREFIX + state.hex()
+        fit.sort(key=lambda directory: any(path.name.startswith(name) for path in _states(directory)))
+    return fit
 
 
 def _new_state(directories: Sequence[Path], randomness: Randomness) -> LmdbState:
