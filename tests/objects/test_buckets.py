@@ -31,8 +31,8 @@ OTHER = principal("other", "olaf")
     "name",
     [
         "ab", "a" * 64, "", "A-bucket", "a_b", "-ab", "ab-", ".ab", "ab.", "a..b", "a.-b", "a-.b",
-        "192.168.5.4", "xn--abc", "sthree-abc", "abc-s3alias", "abc--ol-s3", "abc--x-s3", "abc\n", "äbc", "a b",
-        "abc١",
+        "192.168.5.4", "xn--abc", "sthree-abc", "abc-s3alias", "abc--ol-s3", "abc--x-s3", "abc\n", "äbc",
+        "a b", "abc١",
     ],
 )  # fmt: skip
 async def test_a_name_outside_the_rules_is_refused(name: str) -> None:
