@@ -21,7 +21,7 @@ import errno
 import os
 import random
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -109,8 +109,50 @@ class SimFileSystem:
 
     def after_power_cut(self, rng: random.Random) -> "SimFileSystem":
         """The file system after the power is back: one of the states that were possible, chosen by `rng`."""
+        self._off = True
+        return self.possible_survivor(rng)
+
+    def copy(self) -> "SimFileSystem":
+        """Another with the same content, all of it synced. Only of one where nothing is unsynced."""
+        assert not self._pending
+        return self.possible_survivor(random.Random(0))
+
+    def sync_everything(self) -> None:
         with self._lock:
-            self._off = True
+            self._pending.clear()
+
+            def settle(node: _Node) -> None:
+                if isinstance(node, _File):
+                    node.synced = bytearray(node.data)
+                    node.dirty.clear()
+                    node.pasts.clear()
+                    node.last = None
+                else:
+                    node.synced = dict(node.entries)
+                    for entry in node.entries.values():
+                        settle(entry)
+
+            settle(self._root)
+
+    def tree(self, path: str) -> Iterator[tuple[str, bytes | None]]:
+        """Everything below a path, parents first: relative name, and content (None: a directory)."""
+
+        def walk(directory: _Directory, prefix: str) -> Iterator[tuple[str, bytes | None]]:
+            for name, node in sorted(directory.entries.items()):
+                if isinstance(node, _File):
+                    yield prefix + name, bytes(node.data)
+                else:
+                    yield prefix + name, None
+                    yield from walk(node, prefix + name + "/")
+
+        with self._lock:
+            top = self._find(path)
+            assert isinstance(top, _Directory)
+            yield from walk(top, "")
+
+    def possible_survivor(self, rng: random.Random) -> "SimFileSystem":
+        """What might be left if the power went now; this one goes on."""
+        with self._lock:
             fresh = SimFileSystem(total=self.total)
             # Names first: each directory starts from its synced entries; which changes made it?
             names: dict[_Directory, dict[str, _Node]] = {}
@@ -272,6 +314,28 @@ class SimFileSystem:
             if isinstance(self._find(path), _Directory):
                 raise _error(errno.EISDIR, path)
             self._about_to_change(f"unlink {path}")
+            parent, name = self._parent(path)
+            self._set_names(_Change([(parent, name, None)]))
+
+    def link(self, source: str, target: str) -> None:
+        with self._lock:
+            self._check_on()
+            node = self._find(source)
+            parent, name = self._parent(target)
+            if name in parent.entries:
+                raise _error(errno.EEXIST, target)
+            self._about_to_change(f"link {source} {target}")
+            self._set_names(_Change([(parent, name, node)]))
+
+    def rmdir(self, path: str) -> None:
+        with self._lock:
+            self._check_on()
+            node = self._find(path)
+            if not isinstance(node, _Directory):
+                raise _error(errno.ENOTDIR, path)
+            if node.entries:
+                raise _error(errno.ENOTEMPTY, path)
+            self._about_to_change(f"rmdir {path}")
             parent, name = self._parent(path)
             self._set_names(_Change([(parent, name, None)]))
 

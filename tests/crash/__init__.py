@@ -1,0 +1,1 @@
+"""Real processes under LD_PRELOAD: every power cut, and failures at call N."""

@@ -1,0 +1,245 @@
+"""Drive preload.c: record what a command does to a directory, replay prefixes as power cuts, inject failures.
+
+    library = build(tmp_path)
+    recorder = Recorder(library, root=data, scratch=tmp_path)
+    process = subprocess.Popen(command, env=recorder.environment())
+    ... the test does things, and recorder.mark("put 1") after each acknowledgement ...
+    for step in recorder.replay(): ...
+
+A mark stands in the log behind every call that had returned when it was made: what a prefix says is
+acknowledged must be there after a power cut at its end.
+"""
+
+import mmap
+import os
+import random
+import shutil
+import struct
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from tests.sim.file_system import SimFileSystem
+
+SOURCE = Path(__file__).with_name("preload.c")
+
+WRITE, SYNC, CUT, CREATE, RENAME, UNLINK, MKDIR, RMDIR, LINK, MARK = 1, 2, 3, 4, 5, 6, 7, 8, 9, 100
+NAMES = {WRITE: "write", SYNC: "sync", CUT: "cut", CREATE: "create", RENAME: "rename", UNLINK: "unlink",
+         MKDIR: "mkdir", RMDIR: "rmdir", LINK: "link", MARK: "mark"}  # fmt: skip
+
+_MAGIC = 0x31524352
+_RECORD = struct.Struct("=IIQQIIII")
+_CONTROL = struct.Struct("@IIQQQiI256sQ512s")
+_MOUNT = "/data"  # Where the recorded directory lies in the simulated file system.
+
+
+class Call(NamedTuple):
+    kind: int
+    path: str  # Relative to the root; "" is the root itself.
+    other: str
+    position: int
+    synced: bool
+    data: bytes
+
+    def __str__(self) -> str:
+        size = f" {len(self.data)} at {self.position}" if self.kind == WRITE else ""
+        if self.kind == MARK:
+            return f"mark {self.data.decode()}"
+        return f"{NAMES[self.kind]}{size} {self.path} {self.other}".rstrip()
+
+
+def build(directory: Path) -> Path:
+    """Compile the library with the machine's C compiler. Raises: CalledProcessError, with its words."""
+    library = directory / "preload.so"
+    subprocess.run(
+        ["cc", "-shared", "-fPIC", "-O1", "-Wall", "-Werror", "-o", str(library), str(SOURCE), "-ldl"],
+        check=True,
+        timeout=120,
+    )
+    return library
+
+
+class Recorder:
+    """One recorded directory; any number of processes may run under it, one after another or at once."""
+
+    def __init__(self, library: Path, root: Path, scratch: Path, *, record: bool = True) -> None:
+        assert root.is_absolute()
+        self.root = Path(os.path.realpath(root))
+        self._library = library
+        self._log = scratch / "calls.log"
+        self._control_path = scratch / "control"
+        self._control_path.write_bytes(bytes(_CONTROL.size))
+        self._record = record
+        self._log.write_bytes(b"")
+        with open(self._control_path, "r+b") as file:
+            self._control = mmap.mmap(file.fileno(), _CONTROL.size)
+        self._start = SimFileSystem()
+        _import(self._start, self.root)
+
+    def environment(self) -> dict[str, str]:
+        """os.environ and what the library needs."""
+        given = {
+            "LD_PRELOAD": str(self._library),
+            "CRASH_ROOT": str(self.root),
+            "CRASH_CONTROL": str(self._control_path),
+        }
+        if self._record:
+            given["CRASH_LOG"] = str(self._log)
+        return os.environ | given
+
+    def mark(self, words: str) -> None:
+        data = words.encode()
+        with open(self._log, "ab", buffering=0) as file:
+            file.write(_RECORD.pack(_MAGIC, MARK, 0, len(data), 0, 0, 0, os.getpid()) + data)
+
+    # Failures.
+
+    def fail(
+        self,
+        kinds: list[int],
+        number: int,
+        *,
+        first: int = 1,
+        last: int = (1 << 64) - 1,
+        only: str = "",
+        before: bool = True,
+    ) -> None:
+        """From now on the calls of these kinds on paths that contain `only` are counted, and those numbered
+        first to last fail with this errno; `before` they did anything, or after."""
+        mask = sum(1 << kind for kind in kinds)
+        self._control[:] = _CONTROL.pack(0, mask, 0, first, last, number, before, only.encode(), 0, b"")
+        self._control[0:4] = struct.pack("=I", 1)  # Armed last.
+
+    def heal(self) -> None:
+        self._control[0:4] = struct.pack("=I", 0)
+
+    @property
+    def counted(self) -> int:
+        """Matching calls since `fail`."""
+        count: int = _CONTROL.unpack(self._control[:])[2]
+        return count
+
+    @property
+    def failed(self) -> int:
+        count: int = _CONTROL.unpack(self._control[:])[8]
+        return count
+
+    @property
+    def last_failed_path(self) -> str:
+        name: bytes = _CONTROL.unpack(self._control[:])[9]
+        return name.rstrip(b"\0").decode()
+
+    # The log.
+
+    def calls(self) -> list[Call]:
+        """Everything recorded so far, in order. Raises: AssertionError if the log is damaged."""
+        data = self._log.read_bytes()
+        found: list[Call] = []
+        at = 0
+        root = os.fsencode(self.root)
+        while at < len(data):
+            magic, kind, position, size, path_size, other_size, synced, _ = _RECORD.unpack_from(data, at)
+            assert magic == _MAGIC, f"the log is damaged at {at}"
+            at += _RECORD.size
+            path = data[at : at + path_size].removeprefix(root).strip(b"/").decode()
+            at += path_size
+            other = data[at : at + other_size].removeprefix(root).strip(b"/").decode()
+            at += other_size
+            found.append(Call(kind, path, other, position, bool(synced), data[at : at + size]))
+            at += size
+        assert at == len(data), "the log ends within a record"
+        return found
+
+    def replay(
+        self, places: Callable[[int, Call], bool], rng: random.Random
+    ) -> Iterator[tuple[int, list[str], SimFileSystem]]:
+        """Power cuts at the wanted places.
+
+        Args:
+            places: called with the length of each prefix and the call that ends it; True: cut there.
+
+        Yields: the prefix's length, the marks within it, and a file system as it may be after the cut.
+        """
+        sim = self._start.copy()
+        marks: list[str] = []
+        for length, call in enumerate(self.calls(), 1):
+            if call.kind == MARK:
+                marks.append(call.data.decode())
+            else:
+                _apply(sim, call)
+            if places(length, call):
+                yield length, list(marks), sim.possible_survivor(rng)
+
+    def materialize(self, sim: SimFileSystem) -> None:
+        """Put a simulated file system's content where the recorded directory was: the same path."""
+        if self.root.exists():
+            shutil.rmtree(self.root)
+        self.root.mkdir(parents=True)
+        for path, content in sim.tree(_MOUNT):
+            target = self.root / path
+            if content is None:
+                target.mkdir(exist_ok=True, mode=0o700)
+            else:
+                descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+                with open(descriptor, "wb") as file:
+                    _write_sparse(file.fileno(), content)
+
+
+def _write_sparse(fd: int, content: bytes) -> None:
+    os.ftruncate(fd, len(content))
+    step = 1 << 16
+    for start in range(0, len(content), step):
+        piece = content[start : start + step]
+        if piece.count(0) != len(piece):
+            os.pwrite(fd, piece, start)
+
+
+def _import(sim: SimFileSystem, root: Path) -> None:
+    """What lies at the root when the recording begins is synced."""
+    sim.mkdir(_MOUNT)
+    if root.exists():
+        for directory, names, files in os.walk(root):
+            at = os.path.normpath(os.path.join(_MOUNT, os.path.relpath(directory, root)))
+            for name in names:
+                sim.mkdir(f"{at}/{name}")
+            for name in files:
+                content = (Path(directory) / name).read_bytes()
+                fd = sim.open(f"{at}/{name}", os.O_CREAT | os.O_RDWR)
+                sim.pwritev(fd, [content], 0, 0)
+                sim.close(fd)
+    sim.sync_everything()
+
+
+def _apply(sim: SimFileSystem, call: Call) -> None:
+    path = f"{_MOUNT}/{call.path}".rstrip("/")
+    other = f"{_MOUNT}/{call.other}".rstrip("/")
+    if call.kind == MKDIR:
+        if call.path:
+            sim.mkdir(path)
+        return
+    if call.kind == RENAME:
+        sim.rename(path, other)
+        return
+    if call.kind == LINK:
+        sim.link(path, other)
+        return
+    if call.kind == UNLINK:
+        sim.unlink(path)
+        return
+    if call.kind == RMDIR:
+        sim.rmdir(path)
+        return
+    flags = os.O_CREAT | (os.O_TRUNC if call.position else 0) if call.kind == CREATE else 0
+    try:
+        fd = sim.open(path, flags)
+    except FileNotFoundError:
+        # The file was renamed or removed by another process between the call and its record.
+        return
+    if call.kind == WRITE:
+        sim.pwritev(fd, [call.data], call.position, os.RWF_DSYNC if call.synced else 0)
+    elif call.kind == SYNC:
+        sim.fdatasync(fd)
+    elif call.kind == CUT:
+        sim.ftruncate(fd, call.position)
+    sim.close(fd)
