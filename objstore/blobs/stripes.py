@@ -1,7 +1,7 @@
 """Stripe payloads: which bytes go where. Pure arithmetic and packing; no disk, no clock.
 
     payload    body 0, zeros to 8, body 1, zeros to 8, ..., directory
-    directory  MessagePack array of [home, begin, length, blob offset, about]
+    directory  MessagePack array of [home, begin, length, blob offset, about] or [.., about, blob]
     stripe     the payload, zero-padded to k x fragment size, cut into k contiguous data fragments
 
 The fragment record's header carries the directory's offset and the payload's size, so the
@@ -34,6 +34,7 @@ class Entry(msgspec.Struct, frozen=True, array_like=True):
     length: int  # Bytes.
     blob_offset: int  # Where these bytes lie in their blob; 0 for a small one.
     about: bytes  # The record without extents; empty in all stripes of a stream but the last.
+    blob: int = 0  # The same in all pieces of one stream, and in no other: salvage never mixes two uploads.
 
 
 class Piece(NamedTuple):
@@ -43,6 +44,7 @@ class Piece(NamedTuple):
     home: bytes
     about: bytes
     blob_offset: int = 0
+    blob: int = 0
 
 
 class Packed(NamedTuple):
@@ -74,12 +76,15 @@ def pack(pieces: Sequence[Piece], k: int) -> Packed:
     """Lay the bodies out, each at a multiple of 8, and the directory behind them. One copy of each byte."""
     parts: list[Buffer] = []
     begins: list[int] = []
-    directory: list[tuple[bytes, int, int, int, bytes]] = []
+    directory: list[tuple[bytes, int, int, int, bytes] | tuple[bytes, int, int, int, bytes, int]] = []
     position = 0
-    for body, home, about, blob_offset in pieces:
+    for body, home, about, blob_offset, blob in pieces:
         length = len(body)
         begins.append(position)
-        directory.append((home, position, length, blob_offset, about))
+        if blob:
+            directory.append((home, position, length, blob_offset, about, blob))
+        else:
+            directory.append((home, position, length, blob_offset, about))
         parts.append(body)
         padding = -length & (ALIGNMENT - 1)
         if padding:
@@ -94,7 +99,7 @@ def pack(pieces: Sequence[Piece], k: int) -> Packed:
 
 
 def finish_in_place(
-    buffer: bytearray, filled: int, k: int, *, home: bytes, blob_offset: int, about: bytes
+    buffer: bytearray, filled: int, k: int, *, home: bytes, blob_offset: int, about: bytes, blob: int
 ) -> Packed | None:
     """Put the directory behind the `filled` bytes of a stream's buffer, and zeros behind that.
 
@@ -102,7 +107,7 @@ def finish_in_place(
     None if it does not fit.
     """
     directory_offset = aligned(filled)
-    encoded = _encode([(home, 0, filled, blob_offset, about)])
+    encoded = _encode([(home, 0, filled, blob_offset, about, blob)])
     payload_size = directory_offset + len(encoded)
     size = fragment_size(payload_size, k)
     end = k * size

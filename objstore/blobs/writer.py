@@ -194,9 +194,10 @@ class BlobStream:
     more than once, and after `finish`.
     """
 
-    def __init__(self, writer: "BlobWriter", home: bytes, blob_offset: int) -> None:
+    def __init__(self, writer: "BlobWriter", home: bytes, blob_offset: int, blob: int) -> None:
         self._writer = writer
         self._home = home
+        self._blob = blob
         self._offset = blob_offset  # Of the next byte to arrive.
         self._begin = blob_offset  # Of the buffer's first byte.
         self._buffer: _Buffer | None = None
@@ -259,7 +260,9 @@ class BlobStream:
                 if self._buffer is not None:
                     self._send(b"")
                 if about:
-                    alone = await self._writer._put_piece(Piece(b"", self._home, about, self._offset))
+                    alone = await self._writer._put_piece(
+                        Piece(b"", self._home, about, self._offset, self._blob)
+                    )
             while self._sent:
                 await asyncio.wait(self._sent)
             self._check()
@@ -388,13 +391,16 @@ class BlobWriter:
         self._flusher: asyncio.Task[None] | None = None
         # Bulk lane.
         self._streams: set[BlobStream] = set()
+        self._stream_count = 0
         self._waiters: deque[tuple[int, asyncio.Future[None]]] = deque()
         self._pool: dict[int, list[bytearray]] = {}
         self._pooled = 0
 
     # The interface.
 
-    async def put(self, body: Buffer, home: bytes, about: bytes, *, blob_offset: int = 0) -> Stored:
+    async def put(
+        self, body: Buffer, home: bytes, about: bytes, *, blob_offset: int = 0, blob: int = 0
+    ) -> Stored:
         """Pack one small body into the next stripe; durable when this returns.
 
         The commit must follow within `limits.linger_s`, else it may fail with Conflict: put again.
@@ -403,20 +409,24 @@ class BlobWriter:
         Args:
             home: the metadata key under which the extent will be recorded.
             about: the record without extents, for salvage.
-            blob_offset: where the body lies in its blob, if it is a piece of one (compaction).
+            blob_offset, blob: where the body lies in which stream, if it is a piece of one (compaction).
 
         Raises: Overloaded (queue full), TooFewDisks, WriteQuorumNotMet, MetaUnavailable.
         """
-        return await self._put_piece(Piece(body, home, about, blob_offset))
+        return await self._put_piece(Piece(body, home, about, blob_offset, blob))
 
-    def stream(self, home: bytes, *, blob_offset: int = 0) -> BlobStream:
-        """Begin a large body (or, for compaction, the piece of one that starts at `blob_offset`).
+    def stream(self, home: bytes, *, blob_offset: int = 0, blob: int = 0) -> BlobStream:
+        """Begin a large body; for compaction, the piece of the stream `blob` that starts at `blob_offset`.
 
         Always `finish` or `abort` it. Raises: Overloaded if the writer is closed.
         """
         if self._closed:
             raise Overloaded("the writer is closed")
-        stream = BlobStream(self, home, blob_offset)
+        if not blob:
+            self._stream_count += 1
+            # The writer's id is random: no other stream has this number.
+            blob = (int.from_bytes(self._writer[:8], "big") + self._stream_count) % (1 << 64) or 1
+        stream = BlobStream(self, home, blob_offset, blob)
         self._streams.add(stream)
         return stream
 
@@ -586,7 +596,13 @@ class BlobWriter:
                     room[:take] = data[done : done + take]
                 last = done + take == filled
                 packed = finish_in_place(
-                    room, take, k, home=home, blob_offset=blob_offset + done, about=about if last else b""
+                    room,
+                    take,
+                    k,
+                    home=home,
+                    blob_offset=blob_offset + done,
+                    about=about if last else b"",
+                    blob=stream._blob,
                 )
                 assert packed is not None, "the buffer has no room for its directory"
                 extent, clean = await self._append_bulk(stream, volume, packed, room, take)

@@ -202,12 +202,16 @@ async def _move(ctx: Context, entry: Entry, extent: Extent) -> bool:
 
 async def _rewrite(ctx: Context, entry: Entry, extent: Extent) -> Stored:
     if entry.length == 0:
-        return await ctx.writer.put(b"", entry.home, entry.about, blob_offset=entry.blob_offset)
+        return await ctx.writer.put(
+            b"", entry.home, entry.about, blob_offset=entry.blob_offset, blob=entry.blob
+        )
     if entry.length <= SMALL_MAX:
         body = await ctx.reader.read(extent)
         await ctx.pace.spend(entry.length)
-        return await ctx.writer.put(body, entry.home, entry.about, blob_offset=entry.blob_offset)
-    stream = ctx.writer.stream(entry.home, blob_offset=entry.blob_offset)
+        return await ctx.writer.put(
+            body, entry.home, entry.about, blob_offset=entry.blob_offset, blob=entry.blob
+        )
+    stream = ctx.writer.stream(entry.home, blob_offset=entry.blob_offset, blob=entry.blob)
     try:
         async with aclosing(ctx.reader.stream([extent], 0, extent.length)) as source:
             async for views in source:

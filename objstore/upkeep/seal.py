@@ -13,7 +13,7 @@ Concurrency: any number of processes may seal the same volume: the ledger decide
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Final
 
 from objstore.blobs.reader import UNREADABLE
@@ -79,14 +79,20 @@ async def seal_volume(ctx: Context, record: VolumeRecord) -> VolumeRecord:
     return sealed
 
 
-async def find_length(ctx: Context, record: VolumeRecord, noted: int = 0) -> int:
+async def find_length(
+    ctx: Context, record: VolumeRecord, noted: int = 0, *, gone: Collection[int] | None = None
+) -> int:
     """Bytes of each fragment file up to the end of the last stripe with k whole fragments.
+
+    Args:
+        noted: a length known to have been synced: up to it, headers are enough.
+        gone: numbers of disks that will not come back; None: what metadata says.
 
     Raises: Unavailable while the answer depends on disks that are away.
     """
-    gone = {
-        number for number, disk in (await ctx.ledger.disks()).items() if disk.state in ("failed", "retired")
-    }
+    if gone is None:
+        disks = await ctx.ledger.disks()
+        gone = {number for number, disk in disks.items() if disk.state in ("failed", "retired")}
     offset = FILE_HEADER_SIZE
     end = NOTHING
     while True:

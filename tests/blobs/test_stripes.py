@@ -49,15 +49,15 @@ def test_a_stream_packed_in_place_is_the_same_stripe_as_one_packed_by_copying() 
     body = bytes(range(256)) * 40 + b"odd"
     buffer = bytearray(b"\xff" * 20_000)  # What an earlier stripe left in it must not show.
     buffer[: len(body)] = body
-    placed = finish_in_place(buffer, len(body), 4, home=b"home", blob_offset=77, about=b"about")
-    packed = pack([Piece(body, b"home", b"about", 77)], 4)
+    placed = finish_in_place(buffer, len(body), 4, home=b"home", blob_offset=77, about=b"about", blob=9)
+    packed = pack([Piece(body, b"home", b"about", 77, 9)], 4)
     assert placed is not None
     assert bytes(buffer[: 4 * placed.fragment_size]) == packed.padded
     assert placed[1:4] == packed[1:4]
 
 
 def test_a_directory_that_does_not_fit_is_refused_not_cut() -> None:
-    assert finish_in_place(bytearray(100), 90, 4, home=b"home", blob_offset=0, about=b"a" * 50) is None
+    assert finish_in_place(bytearray(100), 90, 4, home=b"h", blob_offset=0, about=b"a" * 50, blob=1) is None
 
 
 def test_slices_cover_exactly_the_wanted_bytes_in_order() -> None:

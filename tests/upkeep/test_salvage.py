@@ -1,0 +1,206 @@
+"""Salvage: metadata from fragments alone."""
+
+import random
+from collections.abc import AsyncGenerator, AsyncIterator
+
+import msgspec
+import pytest
+
+from objstore.errors import Corrupt
+from objstore.meta.kv import DictKv, Transaction
+from objstore.meta.schema import ObjectRecord, decode, object_key
+from objstore.objects.ledger import MetaLedger
+from objstore.upkeep.compaction import compact
+from objstore.upkeep.context import Context
+from objstore.upkeep.salvage import SalvageReport, salvage
+from objstore.upkeep.snapshots import read_snapshot, store_snapshot
+from tests.upkeep.rig import BUCKET, Yard
+
+MIB = 1024 * 1024
+
+
+async def filled(seed: int = 1) -> Yard:
+    yard = await Yard(seed=seed).start()
+    rng = random.Random(seed)
+    for number in range(30):
+        await yard.put_object(f"small{number}", rng.randbytes(rng.randint(1, 9_000)))
+    await yard.put_object("large", rng.randbytes(9 * MIB), paged=True)
+    await yard.put_object("small3", b"overwritten")
+    await yard.put_object("large", rng.randbytes(5 * MIB))
+    return yard
+
+
+def lose_metadata(yard: Yard) -> None:
+    yard.kv = DictKv()
+    yard.ledger = MetaLedger(yard.kv, clock=yard.clock)
+    yard.writer = yard.new_writer()
+    yard.reader = yard.new_reader()
+
+
+async def snapshot_bytes(yard: Yard) -> AsyncIterator[bytes]:
+    for pair in await yard.kv.scan(b"", b"\xff", 1_000_000):
+        encoded = msgspec.msgpack.encode(pair)
+        yield len(encoded).to_bytes(4, "big") + encoded
+
+
+async def take_snapshot(ctx: Context, yard: Yard) -> None:
+    await store_snapshot(ctx, snapshot_bytes(yard), began_us=yard.clock.now_us())
+
+
+def loader(yard: Yard):  # type: ignore[no-untyped-def]
+    async def load(chunks: AsyncGenerator[bytes, None]) -> None:
+        data = b"".join([chunk async for chunk in chunks])
+        at = 0
+        while at < len(data):
+            size = int.from_bytes(data[at : at + 4], "big")
+            key, value = msgspec.msgpack.decode(data[at + 4 : at + 4 + size], type=tuple[bytes, bytes])
+            await yard.kv.commit(Transaction(put={key: value}))
+            at += 4 + size
+
+    return load
+
+
+async def rescue(yard: Yard, *, with_snapshot: bool = False) -> SalvageReport:
+    lose_metadata(yard)
+    report = await salvage(yard.context(), loader(yard) if with_snapshot else None)
+    await yard.check()
+    return report
+
+
+@pytest.mark.parametrize("seed", range(3))
+async def test_every_acknowledged_object_comes_back_from_fragments_alone(seed: int) -> None:
+    print(f"seed {seed}")
+    yard = await filled(seed)
+    for number in random.Random(seed).sample(list(yard.disks), seed % 3):
+        yard.disks[number].mood = "missing"
+    report = await rescue(yard)
+    assert report.objects == 31
+    for home in yard.objects:
+        value = await yard.kv.get(home)
+        assert value is not None
+        record = decode(value, ObjectRecord)
+        assert record.extra is not None
+        assert record.extra.salvaged
+    names = {name for name, _ in report.doubtful}
+    assert names == {"1/small3", "1/large", "salvaged-1"}, "overwritten keys and the unknown bucket"
+    yard.wake()
+    await yard.put_object("life", b"goes on")
+    await yard.check()
+    assert max(await yard.states()) > 2, "new volumes get new ids"
+
+
+async def test_salvage_after_compaction_finds_moved_pieces() -> None:
+    yard = await filled()
+    await yard.put_object("large2", random.Random(7).randbytes(9 * MIB))
+    await yard.restart_writer()
+    ctx = yard.context()
+    for volume in await yard.states():
+        await compact(ctx, volume)
+    await ctx.writer.close()
+    for disk in yard.disks.values():
+        for volume, index in list(disk.fragments):
+            if volume <= 2:
+                disk.lose(volume, index)
+    report = await rescue(yard)
+    assert report.objects == 32
+
+
+async def test_a_multipart_object_comes_back_with_its_parts() -> None:
+    yard = await Yard().start()
+    await yard.put_multipart("multi", [b"1" * 5 * MIB, b"2" * 5 * MIB, b"3" * 1000])
+    lose_metadata(yard)
+    ctx = yard.context()
+    report = await salvage(ctx)
+    assert report.parts == 3
+    # The rig's manifest is no part list, which is doubtful and said so.
+    assert any("cannot be read" in why for _, why in report.doubtful)
+    for key, body in yard.objects.items():
+        assert await yard.body_of(key) == body
+
+
+async def test_with_a_snapshot_only_what_came_after_it_is_salvaged() -> None:
+    yard = await filled()
+    deleted = object_key(BUCKET, b"small5")
+    await yard.delete(deleted)
+    ctx = yard.context()
+    await take_snapshot(ctx, yard)
+    await ctx.writer.close()
+    await yard.put_object("after", b"after the snapshot")
+    await yard.put_object("small7", b"changed since")
+    report = await rescue(yard, with_snapshot=True)
+    assert report.snapshot is not None
+    assert report.objects == 2
+    assert await yard.kv.get(deleted) is None, "the snapshot knew of the delete"
+    assert await yard.kv.get(b"Ssnapshot") is None or (await read_snapshot(yard.context())) is not None
+
+
+async def test_a_damaged_snapshot_gives_way_to_the_one_before() -> None:
+    yard = await filled()
+    ctx = yard.context()
+    await take_snapshot(ctx, yard)
+    await yard.put_object("between", b"two snapshots")
+    await ctx.writer.close()
+    ctx = yard.context()
+    await take_snapshot(ctx, yard)
+    await ctx.writer.close()
+    newest = max(await yard.states())
+    for disk in yard.disks.values():
+        for volume, index in list(disk.fragments):
+            if volume == newest and index < 3:
+                disk.flip(volume, index, 64 + 56 + 8 + 10)
+    report = await rescue(yard, with_snapshot=True)
+    assert report.snapshot is not None
+    assert report.objects == 1
+
+
+async def test_a_snapshot_reads_back_and_replaces_the_one_before() -> None:
+    yard = await filled()
+    ctx = yard.context()
+    assert await read_snapshot(ctx) is None
+    await take_snapshot(ctx, yard)
+    first = await read_snapshot(ctx)
+    await take_snapshot(ctx, yard)
+    second = await read_snapshot(ctx)
+    assert first is not None
+    assert second is not None
+    assert second[0].began_us > first[0].began_us
+    data = b"".join([chunk async for chunk in second[1]])
+    assert len(data) == second[0].size
+
+
+async def test_pieces_of_two_versions_never_pass_for_one() -> None:
+    yard = await Yard().start()
+    rng = random.Random(1)
+    await yard.put_object("same", rng.randbytes(9 * MIB))
+    await yard.restart_writer()
+    await yard.put_object("same", rng.randbytes(9 * MIB))
+    await yard.restart_writer()
+    record = await yard.ledger.get(2, fresh=True)
+    for number, index in zip(record.disks[:3], range(3), strict=True):
+        disk = yard.disks[number]
+        disk.flip(2, index, 64 + 20)  # The first stripe of the newer version loses three headers,
+        disk.flip(2, index, 64 + 60)  # and its first blocks.
+    lose_metadata(yard)
+    ctx = yard.context()
+    report = await salvage(ctx)
+    assert report.objects == 1
+    body = await yard.body_of(object_key(BUCKET, b"same"))
+    assert body == random.Random(1).randbytes(9 * MIB), "the older one, whole"
+    assert any("not whole" in why for _, why in report.doubtful)
+
+
+async def test_unsynced_and_torn_tails_are_no_objects() -> None:
+    yard = await filled()
+    stream = yard.writer.stream(object_key(BUCKET, b"never"))
+    await stream.write(bytes(9 * MIB))
+    for disk in yard.disks.values():
+        disk.lose_power(yard.rng)
+    report = await rescue(yard)
+    assert report.objects == 31
+    assert await yard.kv.get(object_key(BUCKET, b"never")) is None
+
+
+async def test_salvage_never_writes_into_an_engine_that_holds_something() -> None:
+    yard = await filled()
+    with pytest.raises(Corrupt, match="already holds metadata"):
+        await salvage(yard.context())
