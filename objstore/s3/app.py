@@ -22,11 +22,13 @@ import random
 import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
+from itertools import count
 from typing import Any, Protocol
 
-from aiohttp import web
+from aiohttp import hdrs, web
 from aiohttp.http import HttpVersion11
 from aiohttp.http_exceptions import BadHttpMethod, InvalidURLError, LineTooLong
+from multidict import istr
 
 from objstore.errors import StoreError
 from objstore.objects.store import Store
@@ -52,6 +54,8 @@ _log = logging.getLogger("objstore.s3")
 
 SERVER = "objstore"
 RULES = frozenset({"tenant", "any-user"})
+_REQUEST_ID = istr("x-amz-request-id")
+_HOST_ID = istr("x-amz-id-2")
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _OBJECT_PUTS = frozenset({"PutObject", "UploadPart"})  # Their bodies need a length.
 _HASH_THREADS = min(8, (os.cpu_count() or 1) + 1)
@@ -104,12 +108,12 @@ class EdgeRequest(web.BaseRequest):
         """The last moment before the head is written; aiohttp calls it for every answer."""
         self.first_byte_at = time.monotonic()
         headers = response.headers
-        headers["Server"] = SERVER
-        headers["x-amz-request-id"] = self.request_id
-        headers["x-amz-id-2"] = self.app.host_id
+        headers[hdrs.SERVER] = SERVER
+        headers[_REQUEST_ID] = self.request_id
+        headers[_HOST_ID] = self.app.host_id
         if self.app.draining or not self._body_is_dealt_with():
             response.force_close()
-            headers["Connection"] = "close"
+            headers[hdrs.CONNECTION] = "close"
 
     def _body_is_dealt_with(self) -> bool:
         """Whether the connection can go on after this answer. If not, set how long it lingers."""
@@ -125,10 +129,13 @@ class EdgeRequest(web.BaseRequest):
             protocol._lingering_time = 0.0
             return False
         protocol._lingering_time = limits.linger_seconds
-        size = self._message.headers.get("Content-Length", "")
+        size = self._message.headers.get(hdrs.CONTENT_LENGTH, "")
         return size.isascii() and size.isdigit() and len(size) < 10 and int(size) <= limits.drain_bytes
 
     def send_continue(self) -> None:
+        """Tell the client to go on, once; also one that did not wait, for it may count on the answer."""
+        if not self.waits_for_100:
+            return
         self.waits_for_100 = False
         transport = self._protocol.transport
         if transport is not None:
@@ -181,6 +188,8 @@ class App:
         self.hash_pool = hash_pool or ThreadPoolExecutor(_HASH_THREADS, "hash")
         self.draining = False
         self._random = randomness or random.Random(os.urandom(16))  # noqa: S311 # Names requests, guards nothing.
+        self._id_prefix = self._random.randbytes(4).hex().upper()
+        self._id_count = count(self._random.getrandbits(32))
         self.host_id = base64.b64encode(self._random.randbytes(24)).decode()
 
     def use_limits(self, limits: Limits) -> None:
@@ -190,7 +199,8 @@ class App:
         self.admission = Admission(limits)
 
     def new_request_id(self) -> str:
-        return f"{self._random.getrandbits(64):016X}"
+        """16 hex digits: 8 of this worker's life, 8 that count."""
+        return f"{self._id_prefix}{next(self._id_count) & 0xFFFFFFFF:08X}"
 
     async def handle(self, request: EdgeRequest) -> web.StreamResponse:
         """Serve one request to its last byte. Raises: ConnectionError: the connection is of no more use."""
@@ -200,7 +210,7 @@ class App:
         protocol: Any = request._protocol
         protocol.request_began(request)
         headers = request._message.headers
-        length = headers.get("Content-Length")
+        length = headers.get(hdrs.CONTENT_LENGTH)
         body_weight = 0
         if length is not None:
             body_weight = weight(
@@ -247,12 +257,12 @@ class App:
     async def _serve(self, request: EdgeRequest) -> web.StreamResponse:
         message = request._message
         method = message.method
-        expect = message.headers.get("Expect")
+        expect = message.headers.get(hdrs.EXPECT)
         if expect is not None:
             if expect.lower() != "100-continue":
                 raise S3Fault("ExpectationFailed", 417, "Only 100-continue can be expected")
             request.waits_for_100 = message.version >= HttpVersion11
-        host = message.headers.get("Host", "")
+        host = message.headers.get(hdrs.HOST, "")
         target = parse_target(message.path, host, self.domains)
         request.bucket, request.key = target.bucket, target.key
 
@@ -381,12 +391,7 @@ class App:
             status = response.status if response is not None else 499
         body = request.body
         received = body.received if body is not None else 0
-        writer = request._payload_writer
-        sent = writer.output_size
-        if sent and response is not None:
-            known = response.content_length
-            if known is not None:
-                sent = 0 if response._must_be_empty_body else known - (writer.length or 0 if fault else 0)
+        sent = _sent(request, response)
         first = request.first_byte_at
         self.observer.finished(
             request.operation,
@@ -402,12 +407,14 @@ class App:
             return
         who = request.who
         message = request._message
-        _, _, query = message.path.partition("?")
+        path = message.path
+        agent = message.headers.get(hdrs.USER_AGENT, "") if message.headers else ""
+        peer = request._transport_peername
         log.add(
             Line(
                 time=self.now(),
                 request_id=request.request_id,
-                remote=request.remote or "",
+                remote=peer[0] if isinstance(peer, (list, tuple)) else "",
                 method=message.method,
                 operation=request.operation,
                 status=status,
@@ -415,16 +422,31 @@ class App:
                 ttfb_ms=round((first - began) * 1000, 3) if first else 0.0,
                 bucket=request.bucket,
                 key=request.key,
-                query=redact(query),
+                query=redact(path.partition("?")[2]) if "?" in path else "",
                 tenant=who.tenant if who is not None else "",
                 user=who.user if who is not None else "",
                 bytes_in=received,
                 bytes_out=sent,
                 error=code,
-                agent=(message.headers.get("User-Agent", "") if message.headers else "")[:256],
+                agent=agent[:256],
             )
         )
 
     def close(self) -> None:
         """Release the threads. After the server has drained."""
         self.hash_pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _sent(request: EdgeRequest, response: web.StreamResponse | None) -> int:
+    """Bytes of an answer's body that were sent."""
+    output = request._payload_writer.output_size
+    if not output or response is None or response._must_be_empty_body:
+        return 0
+    if type(response) is web.Response:
+        body = response._body
+        return len(body) if isinstance(body, bytes) else 0
+    left = request._payload_writer.length
+    declared = response.headers.get(hdrs.CONTENT_LENGTH)
+    if left is not None and declared is not None:
+        return int(declared) - left
+    return output  # Chunked: with the head and the framing.

@@ -209,7 +209,7 @@ class RequestBody:
             self._md5 = hashlib.md5(usedforsecurity=False)
             self._checksum = checksums.running(self._algorithm)
             self._sha256 = sha256() if payload not in _STREAMING and payload != UNSIGNED else None
-        if self._go_on is not None and not self._payload.is_eof():
+        if self._go_on is not None:
             self._go_on()
 
     def _read_checksum_headers(self, headers: dict[str, str]) -> None:

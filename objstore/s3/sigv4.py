@@ -26,6 +26,7 @@ from datetime import UTC, datetime
 from functools import lru_cache
 from hashlib import sha256
 from itertools import pairwise
+from operator import itemgetter
 from typing import Protocol
 
 from multidict import CIMultiDictProxy, MultiMapping
@@ -43,6 +44,7 @@ STREAMING_UNSIGNED_TRAILER = "STREAMING-UNSIGNED-PAYLOAD-TRAILER"
 PAYLOAD_WORDS = frozenset({UNSIGNED, STREAMING_SIGNED, STREAMING_SIGNED_TRAILER, STREAMING_UNSIGNED_TRAILER})
 
 _REMEMBERED_MAX = 4096  # Parsed heads, about 1 KiB each: clients times header sets of a day.
+_CHECKED_MAX = 64  # Sets of header names remembered for each.
 _DUMMY_SECRET = "0" * 40
 
 _HEX64 = re.compile(r"[0-9a-f]{64}").fullmatch
@@ -76,7 +78,10 @@ class Directory(Protocol):
 class Scope:
     """The parsed part of a signature's carrier that stays the same from request to request."""
 
-    __slots__ = ("access_key_id", "date", "key", "scope", "secret", "signed", "signed_set", "signed_text")
+    __slots__ = (
+        "_template", "_values", "access_key_id", "checked", "date", "key", "mac", "scope", "secret", "signed",
+        "signed_set", "signed_text",
+    )  # fmt: skip
 
     def __init__(self, access_key_id: str, date: str, region: str, signed_text: str) -> None:
         self.access_key_id = access_key_id
@@ -85,8 +90,34 @@ class Scope:
         self.signed_text = signed_text
         self.signed = tuple(signed_text.split(";"))
         self.signed_set = frozenset(self.signed)
-        self.secret = ""  # Whose signing key `key` is.
+        self.checked: set[tuple[str, ...]] = set()  # Header sets that were found to be signed as they must.
+        self.secret = ""  # Whose signing key the next two are.
         self.key = b""
+        self.mac = hmac.new(b"", digestmod="sha256")  # Copied: the key schedule is computed once.
+        self._values = itemgetter(*self.signed)
+        lines = ["%s", "%s", "%s", *(f"{name.replace('%', '%%')}:%s" for name in self.signed)]
+        self._template = "\n".join([*lines, "", signed_text.replace("%", "%%"), "%s"])
+
+    def canonical(
+        self, method: str, path: str, query: str, found: dict[str, str], payload: str
+    ) -> tuple[str, bool]:
+        """The canonical request, and whether every signed header was there (else it counts as empty)."""
+        try:
+            values = self._values(found)
+            whole = True
+        except KeyError:
+            values = tuple(found.get(name, "") for name in self.signed)
+            whole = False
+        if len(self.signed) == 1:
+            values = (values,) if whole else values
+        return self._template % (method, path, query, *values, payload), whole
+
+    def unlock(self, secret: str, region: str) -> None:
+        """Compute the signing key, or find it computed."""
+        if self.secret != secret or not self.key:
+            self.key = signing_key(secret, self.date, region)
+            self.mac = hmac.new(self.key, digestmod="sha256")
+            self.secret = secret
 
 
 class Verified:
@@ -361,31 +392,20 @@ class Verifier:
         presigned: bool,
     ) -> Verified:
         """Everything is shaped well: do the headers and the HMAC agree?"""
-        signed_set = scope.signed_set
-        for name in found:
-            if name[:6] == "x-amz-" and name not in signed_set and name != "x-amz-content-sha256":
-                self._refuse_unsigned(found, signed_set)
-        lines = [method, canonical_path, query]
-        try:
-            for name in scope.signed:
-                lines.append(f"{name}:{found[name]}")  # noqa: PERF401 # A comprehension hides the KeyError.
-            missing = ""
-        except KeyError as error:
-            missing = str(error.args[0])
-            lines.append(f"{missing}:")
-        canonical = "\n".join([*lines, "", scope.signed_text, signed_payload])
+        names = tuple(found)
+        if names not in scope.checked:
+            self._refuse_unsigned(names, scope.signed_set)
+            if len(scope.checked) < _CHECKED_MAX:
+                scope.checked.add(names)
+        canonical, whole = scope.canonical(method, canonical_path, query, found, signed_payload)
         canonical_bytes = canonical.encode("utf-8", "surrogateescape")
         to_sign = f"{ALGORITHM}\n{amz_date}\n{scope.scope}\n{sha256(canonical_bytes).hexdigest()}"
 
         credential = await self.directory.credential(scope.access_key_id)
-        secret = _DUMMY_SECRET if credential is None else credential.secret
-        if scope.secret == secret:
-            key = scope.key
-        else:
-            key = signing_key(secret, scope.date, self.region)
-            if credential is not None:
-                scope.secret, scope.key = secret, key
-        wanted = hmac.digest(key, to_sign.encode(), "sha256").hex()
+        scope.unlock(_DUMMY_SECRET if credential is None else credential.secret, self.region)
+        mac = scope.mac.copy()
+        mac.update(to_sign.encode())
+        wanted = mac.hexdigest()
         # compare_digest raises on non-ASCII text: the pattern comes first.
         matches = _HEX64(signature) is not None and hmac.compare_digest(wanted, signature)
         if credential is None or credential.disabled:
@@ -395,7 +415,7 @@ class Verifier:
                 "The AWS Access Key Id you provided does not exist in our records.",
                 {"AWSAccessKeyId": scope.access_key_id},
             )
-        if not matches or missing:
+        if not matches or not whole:
             raise S3Fault(
                 "SignatureDoesNotMatch",
                 403,
@@ -413,17 +433,20 @@ class Verifier:
         if "x-amz-security-token" in found:
             raise invalid_token()
         return Verified(
-            credential.principal, payload, presigned, key, amz_date, scope.scope, signature, found
+            credential.principal, payload, presigned, scope.key, amz_date, scope.scope, signature, found
         )
 
     @staticmethod
-    def _refuse_unsigned(found: dict[str, str], signed: frozenset[str]) -> None:
-        names = [n for n in found if n.startswith("x-amz-") and n not in signed]
-        names = sorted(name for name in names if name != "x-amz-content-sha256")
-        raise access_denied(
-            "There were headers present in the request which were not signed",
-            HeadersNotSigned=", ".join(names),
-        )
+    def _refuse_unsigned(names: tuple[str, ...], signed: frozenset[str]) -> None:
+        """Every x-amz-* header must be signed. x-amz-content-sha256 always is: it ends what is signed."""
+        unsigned = [
+            n for n in names if n.startswith("x-amz-") and n not in signed and n != "x-amz-content-sha256"
+        ]
+        if unsigned:
+            raise access_denied(
+                "There were headers present in the request which were not signed",
+                HeadersNotSigned=", ".join(sorted(unsigned)),
+            )
 
 
 def check_payload_word(payload: str) -> None:

@@ -52,11 +52,17 @@ def decode(text: str) -> str:
         raise invalid_uri() from None
 
 
-def encode(text: str, safe: str = "-_.~") -> str:
+def encode(text: str) -> str:
     """SigV4's URI encoding of one word: everything but A-Z a-z 0-9 - _ . ~ becomes %XX."""
     if _PLAIN_WORD(text):
         return text
-    return quote(text, safe=safe)
+    return quote(text, safe="-_.~")
+
+
+def _canonical_path(raw: str) -> str:
+    """Every segment decoded and encoded again. A `%2F` stays one: it is signed as it was sent."""
+    words = (unquote_to_bytes(word.encode("utf-8", "surrogateescape")) for word in raw.split("/"))
+    return "/".join([quote(word, safe="-_.~") for word in words])
 
 
 def split_query(raw: str) -> Pairs:
@@ -124,11 +130,10 @@ def parse_target(raw: str, host: str, domains: tuple[str, ...] = ()) -> Target:
     else:
         if bucket:
             key = decode(path[1:])
-            canonical = "/" + quote(key, safe="/-_.~")
         else:
-            raw_bucket, slash, raw_key = path[1:].partition("/")
+            raw_bucket, _, raw_key = path[1:].partition("/")
             bucket, key = decode(raw_bucket), decode(raw_key)
-            canonical = "/" + quote(bucket, safe="-_.~") + slash + quote(key, safe="/-_.~")
+        canonical = _canonical_path(path)
     if key and not bucket:
         raise S3Fault("InvalidBucketName", 400, "The specified bucket is not valid.", {"BucketName": ""})
     if not raw_query:

@@ -76,7 +76,7 @@ class Signed:
         return CIMultiDictProxy(CIMultiDict(self.headers))
 
     def header(self, name: str) -> str:
-        return next(value for key, value in self.headers if key.lower() == name.lower())
+        return next((value for key, value in self.headers if key.lower() == name.lower()), "")
 
     def with_header(self, name: str, value: str | None) -> "Signed":
         """A copy with a header replaced, added or (None) removed."""
