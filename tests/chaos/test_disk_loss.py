@@ -113,19 +113,23 @@ def test_two_lost_disks_cost_no_byte_and_no_key(
         load = Load(port=server.port, credentials=credentials, seed=SEED, keys=25)
         findings = load.findings
         with Pressure() as pressure, load:
-            load.work_until(200)
+            load.work_until(2_000 if LONG else 200)
             load.check_everything()
             assert findings.read_failures == []
             assert findings.write_failures == []
             take: Callable[[Sequence[Path]], None] = attic.gone if way == "gone" else attic.eio
             take(victims)
             lost_at = time.monotonic() - load.began
-            load.work_until(250)
+            load.work_until(2_000 if LONG else 250)
             load.check_everything()
         print(f"{way} {pair}: {load.report()}; pressure {pressure.factor:.1f}; lost at {lost_at:.2f} s")
         shown = "\n".join([f"seed {SEED}", *findings.broken[:20], *findings.read_failures[:10]])
         assert findings.broken == [], shown
         limit = STALL_MAX_S * pressure.factor
+        text = server.text()
+        for victim in victims:  # Otherwise nothing was tested.
+            assert f"{victim} is " in text, f"the store has not noticed that {victim} is lost"
+        assert ("is built again from the journal" in text) == (0 in pair)
         longest, what = findings.longest_stall()
         assert longest <= limit, f"{what} took {longest:.1f} s, allowed {limit:.1f}"
         if 0 in pair:
