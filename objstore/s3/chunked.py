@@ -103,10 +103,10 @@ class ChunkedDecoder:
                     self._head(line, pieces)
             else:
                 self._line += data[at:]
-                if len(self._line) > TRAILERS_SIZE_MAX:
-                    raise malformed_trailer()
                 if not self._trailer and not b"\r\n".startswith(self._line):
                     raise incomplete_body("The body goes on after its last chunk")
+                if len(self._line) > TRAILERS_SIZE_MAX:
+                    raise malformed_trailer()
                 break
         return pieces
 
@@ -146,7 +146,7 @@ class ChunkedDecoder:
             )
         tail, self._line = self._line, b""
         self._state = "done"
-        if not tail.endswith(b"\r\n"):
+        if tail != b"\r\n" and not tail.endswith(b"\n\r\n"):
             raise incomplete_body("The body does not end with CRLF")
         if not self._trailer:
             return

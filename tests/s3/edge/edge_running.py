@@ -166,6 +166,7 @@ def bug_expected() -> None:
 @pytest.fixture(autouse=True)
 def no_tracebacks(caplog: pytest.LogCaptureFixture, request: pytest.FixtureRequest) -> Any:
     """No test of the edge may leave a traceback in the log, unless it is about one."""
+    logging.getLogger("botocore").setLevel(logging.WARNING)
     caplog.set_level(logging.DEBUG)
     yield
     if "bug_expected" not in request.fixturenames:
