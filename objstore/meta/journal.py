@@ -321,14 +321,19 @@ async def read_batches(
         sequence, checksum = found.sequence, found.checksum
 
 
+def copies_of(disks: Sequence[Disk], name: str, bad: set[tuple[int, str]]) -> list[Copy]:
+    """The copies of a file, the damaged ones last: they may hold what no other does."""
+    return [Copy(disk, name) for disk in sorted(disks, key=lambda disk: (disk.number, name) in bad)]
+
+
 async def read_segment(
-    disks: Sequence[Disk], segment: Segment, bad: "set[tuple[int, str]]"
+    disks: Sequence[Disk], segment: Segment, bad: set[tuple[int, str]]
 ) -> AsyncIterator[Batch]:
     """Every batch of a closed segment, from whichever disk has it whole.
 
     Adds (disk number, name) of copies found damaged to `bad`. Raises: Corrupt if no copy has one.
     """
-    copies = [Copy(disk, segment.name) for disk in disks if (disk.number, segment.name) not in bad]
+    copies = copies_of(disks, segment.name, bad)
     offset, checksum = segment.start, segment.after_checksum
     if segment.start < segment.end:
         async for offset, batch in read_batches(

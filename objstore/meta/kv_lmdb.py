@@ -390,16 +390,6 @@ class LmdbState(_View):
         """Ask the kernel to read the whole file into its cache."""
         os.posix_fadvise(self._descriptor, 0, 0, os.POSIX_FADV_WILLNEED)
 
-    def mount_id(self) -> str:
-        """Of the mount the file lies on, as the kernel counts them; "" where it does not say."""
-        try:
-            for line in Path(f"/proc/self/fdinfo/{self._descriptor}").read_text().splitlines():
-                if line.startswith("mnt_id:"):
-                    return line.split()[1]
-        except OSError:
-            pass
-        return ""
-
     def close(self) -> None:
         if self._descriptor >= 0:
             os.close(self._descriptor)
@@ -411,6 +401,20 @@ def data_inode(path: Path) -> tuple[int, int]:
     """(device, inode) of a state's data file. Raises: OSError."""
     stat = os.stat(path / "data.mdb")
     return stat.st_dev, stat.st_ino
+
+
+def mount_id(path: Path) -> str:
+    """Of the mount the data file lies on, as the kernel counts them; "" where it does not say."""
+    descriptor = os.open(path / "data.mdb", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        for line in Path(f"/proc/self/fdinfo/{descriptor}").read_text().splitlines():
+            if line.startswith("mnt_id:"):
+                return line.split()[1]
+    except OSError:
+        pass
+    finally:
+        os.close(descriptor)
+    return ""
 
 
 # LMDB must not be opened twice in one process (closing one descriptor drops the locks of both), so

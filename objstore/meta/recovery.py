@@ -53,7 +53,7 @@ from objstore.meta.journal import (
     together,
     writable,
 )
-from objstore.meta.kv_lmdb import ClientRecord, End, LmdbState
+from objstore.meta.kv_lmdb import ClientRecord, End, LmdbState, data_inode, mount_id
 from objstore.meta.snapshot import Changes, Pairs, collect, merged
 from objstore.node.disk import Disk
 
@@ -153,7 +153,7 @@ async def recover(
         crash("recovery.opened")
         state.commit({}, (), journal.end(), {})
         crash("recovery.recorded")
-        _write_note(state, boot)
+        _write_note(state.path, boot)
     except BaseException:
         state.close()
         raise
@@ -238,12 +238,16 @@ async def _trusted(
     path = next((directory / name for directory in directories if _exists(directory / name)), None)
     if path is None:
         return None, f"no {name} on any disk that is here"
+    # Before it is mapped: pages that a power cut tore could end this process, not only a read.
+    differs = _note_differs(path, boot)
+    if differs and not await _ends_with_mark(header, header_size, members):
+        return None, f"{differs}, and the journal has no clean mark"
     try:
         state = LmdbState.open(path)
     except (StoreError, OSError) as failure:
         return None, f"it cannot be opened: {failure}"
     try:
-        why_not = await _why_not(state, header, header_size, members, boot, bad)
+        why_not = await _why_not(state, header, header_size, members, bad, marked=bool(differs))
     except (StoreError, OSError, TimeoutError) as failure:
         why_not = repr(failure)
     if why_not:
@@ -257,8 +261,9 @@ async def _why_not(
     header: EpochHeader,
     header_size: int,
     members: Sequence[Disk],
-    boot: str,
     bad: set[tuple[int, str]],
+    *,
+    marked: bool,
 ) -> str:
     if state.state_id() != header.state:
         return "it is another state than the journal names"
@@ -302,9 +307,24 @@ async def _why_not(
         beyond.append(batch)
         if len(beyond) > 1:
             return "the journal goes on beyond it"
-    if [batch.kind for batch in beyond] == [KIND_CLEAN]:
-        return ""
-    return _note_differs(state, boot)
+    if marked and [batch.kind for batch in beyond] != [KIND_CLEAN]:
+        return "the journal's clean mark does not follow it"
+    return ""
+
+
+async def _ends_with_mark(header: EpochHeader, header_size: int, members: Sequence[Disk]) -> bool:
+    """Whether the last record that any member has is a clean mark."""
+    last: Batch | None = None
+    async for _, batch in read_batches(
+        [Copy(disk, journal_name(header.epoch)) for disk in members],
+        epoch=header.epoch,
+        offset=header_size,
+        sequence=header.after_sequence,
+        checksum=header.after_checksum,
+        thorough=False,
+    ):
+        last = batch
+    return last is not None and last.kind == KIND_CLEAN
 
 
 async def _batch_ending_at(disk: Disk, name: str, position: Position) -> bool:
@@ -317,33 +337,30 @@ async def _batch_ending_at(disk: Disk, name: str, position: Position) -> bool:
     return batch_checksum(content) == position.checksum
 
 
-def _note(state: LmdbState, boot: str) -> dict[str, str]:
-    device, inode = state.inode
-    return {"boot": boot, "device": str(device), "inode": str(inode), "mount": state.mount_id()}
+def _note(path: Path, boot: str) -> dict[str, str]:
+    """What must be the same for the page cache to be the one that was written. Raises: OSError."""
+    device, inode = data_inode(path)
+    return {"boot": boot, "device": str(device), "inode": str(inode), "mount": mount_id(path)}
 
 
-def _note_differs(state: LmdbState, boot: str) -> str:
+def _note_differs(path: Path, boot: str) -> str:
     try:
-        note = json.loads((state.path / NOTE_NAME).read_text())
+        note, wanted = json.loads((path / NOTE_NAME).read_text()), _note(path, boot)
     except (OSError, ValueError):
-        return "it has no note, and the journal no clean mark"
-    wanted = _note(state, boot)
+        return "it has no note"
     if not boot:
-        return "this system has no boot id, and the journal no clean mark"
+        return "this system has no boot id"
     different = [name for name in wanted if note.get(name) != wanted[name]]
-    if different:
-        return f"it was left under another {' and '.join(different)}, without a clean mark"
-    return ""
+    return f"it was left under another {' and '.join(different)}" if different else ""
 
 
-def _write_note(state: LmdbState, boot: str) -> None:
-    path = state.path / NOTE_NAME
-    temporary = path.with_suffix(".tmp")
+def _write_note(path: Path, boot: str) -> None:
+    temporary = path / (NOTE_NAME + ".tmp")
     with open(temporary, "w", encoding="utf-8") as file:
-        json.dump(_note(state, boot), file)
+        json.dump(_note(path, boot), file)
         file.flush()
         os.fsync(file.fileno())
-    os.replace(temporary, path)
+    os.replace(temporary, path / NOTE_NAME)
 
 
 def _exists(path: Path) -> bool:

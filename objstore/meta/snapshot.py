@@ -45,6 +45,7 @@ from objstore.meta.journal import (
     Resolved,
     Segment,
     Snapshot,
+    copies_of,
     no_crash,
     read_segment,
     together,
@@ -100,24 +101,32 @@ def encode_block(kind: int, count: int, content: bytes, predecessor: int) -> tup
     return b"".join((head, _CHECKSUM.pack(checksum), stored)), checksum
 
 
-async def _block_at(copy: Copy, offset: int, predecessor: int) -> Block | None:
-    head = await copy.at(offset, HEAD_SIZE)
+def block_size(head: bytes) -> int:
+    """Bytes of the whole block that begins with `head`; 0 if no block does."""
     if len(head) < HEAD_SIZE:
-        return None
-    magic, form, kind, _, stored_size, size, count, _ = _HEAD.unpack_from(head)
+        return 0
+    magic, form, _, _, stored_size, _, _, _ = _HEAD.unpack_from(head)
     if magic != _MAGIC or form != FORMAT or stored_size > BLOCK_STORED_MAX:
+        return 0
+    return HEAD_SIZE + int(stored_size)
+
+
+def decode_block(raw: bytes, predecessor: int) -> Block | None:
+    """The block; None unless it is whole and follows the one with that checksum."""
+    if len(raw) < HEAD_SIZE or len(raw) != block_size(raw[:HEAD_SIZE]):
         return None
-    raw = await copy.at(offset, HEAD_SIZE + stored_size)
-    if len(raw) < HEAD_SIZE + stored_size:
-        return None
+    _, _, kind, _, _, size, count, _ = _HEAD.unpack_from(raw)
     (checksum,) = _CHECKSUM.unpack_from(raw, _HEAD.size)
     stored = raw[HEAD_SIZE:]
     if xxhash.xxh3_64_intdigest(_CHECKSUM.pack(predecessor) + raw[: _HEAD.size] + stored) != checksum:
         return None
     content = zlib.decompress(stored)
-    if len(content) != size:
-        return None
-    return Block(kind, count, content, raw, checksum)
+    return Block(kind, count, content, raw, checksum) if len(content) == size else None
+
+
+async def _block_at(copy: Copy, offset: int, predecessor: int) -> Block | None:
+    size = block_size(await copy.at(offset, HEAD_SIZE))
+    return decode_block(await copy.at(offset, size), predecessor) if size else None
 
 
 async def read_blocks(
@@ -127,7 +136,7 @@ async def read_blocks(
 
     Raises: Corrupt if no copy has a block, or the file is another than `snapshot` says.
     """
-    copies = [Copy(disk, snapshot.name) for disk in disks if (disk.number, snapshot.name) not in bad]
+    copies = copies_of(disks, snapshot.name, bad)
     offset, checksum, kind = 0, 0, START
     while kind != END:
         block = None

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from tests.meta.history import World
 
-COUNT = 20_000 if os.environ.get("OBJSTORE_LONG") else 250
+COUNT = 20_000 if os.environ.get("OBJSTORE_LONG") else 120
 STEPS = 20
 
 

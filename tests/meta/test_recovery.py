@@ -1,0 +1,515 @@
+"""When LMDB is trusted, when it is not, and what the journal survives."""
+
+import asyncio
+import os
+import random
+import shutil
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from objstore.clock import SystemClock
+from objstore.errors import Corrupt, MetaUnavailable, TooFewDisks
+from objstore.meta.committer import Committer, CommitterOptions, _Message
+from objstore.meta.journal import (
+    KIND_BATCH,
+    ClientOutcome,
+    Resolved,
+    Segment,
+    Snapshot,
+    encode,
+    journal_name,
+    read_segment,
+    snapshot_name,
+)
+from objstore.meta.kv_lmdb import ClientRecord
+from objstore.meta.messages import Answer, ReceivedBatch, ReceivedTransaction
+from objstore.meta.recovery import NOTE_NAME, Recovered, recover
+from objstore.meta.snapshot import Changes, FoldFailed, FoldPlan, fold, merged, read_blocks
+from tests.sim.memory_disk import MemoryDisk
+
+CLUSTER = b"recovery cluster"
+
+
+class Store:
+    """Six disks in memory, LMDB in a directory of each; starts, writes one value, stops in many ways."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.boot = "this boot"
+        self.disks = [MemoryDisk(number) for number in range(1, 7)]
+        self.now: Recovered | None = None
+        self.serial = 0
+        for number in range(1, 7):
+            (root / f"disk{number}").mkdir()
+
+    async def start(self, **options: object) -> Recovered:
+        self.kill()
+        for disk in self.disks:
+            disk.suspicion = ""
+        self.now = await recover(
+            self.disks,
+            copies=3,
+            cluster=CLUSTER,
+            state_directories=[self.root / f"disk{number}" / "meta" for number in range(1, 7)],
+            clock=SystemClock(),
+            boot=self.boot,
+            **options,  # type: ignore[arg-type]
+        )
+        return self.now
+
+    def committer(self) -> Committer:
+        assert self.now is not None
+        return Committer(
+            self.now.journal, self.now.state, folder=None, clock=SystemClock(), options=CommitterOptions()
+        )
+
+    async def write(self, **values: bytes) -> None:
+        self.serial += 1
+        client = Listener()
+        batch = ReceivedBatch(
+            self.serial,
+            [ReceivedTransaction({}, {key.encode(): value for key, value in values.items()}, [], {})],
+        )
+        await self.committer()._round([_Message(client, batch, 1)])  # type: ignore[arg-type]
+        assert client.answered
+
+    async def journal_only(self, **values: bytes) -> None:
+        """A batch that is on every member, but not yet in LMDB: nobody was answered."""
+        assert self.now is not None
+        put = {key.encode(): value for key, value in values.items()}
+        await self.now.journal.append(KIND_BATCH, encode(Resolved([], put, [])))
+
+    def read(self, key: bytes) -> bytes | None:
+        assert self.now is not None
+        return self.now.state.get(key)
+
+    def kill(self) -> None:
+        if self.now is not None:
+            self.now.state.close()
+            self.now = None
+
+    async def stop(self) -> None:
+        await self.committer()._leave_clean_mark()
+        self.kill()
+
+    def state(self) -> Path:
+        return next(self.root.glob("disk*/meta/state-*"))
+
+    async def fold(self) -> Snapshot:
+        assert self.now is not None
+        journal = self.now.journal
+        await journal.roll(state=self.now.state.state_id())
+        plan = self.plan()
+        made = await fold(self.disks, plan)
+        await journal.roll(state=self.now.state.state_id(), snapshot=made)
+        self.now.state.commit({}, (), journal.end(), {})
+        await journal.clean_up()
+        return made
+
+    def plan(self) -> FoldPlan:
+        assert self.now is not None
+        journal = self.now.journal
+        segments = journal.header.segments
+        return FoldPlan(
+            cluster=CLUSTER,
+            name=snapshot_name(segments[-1].sequence, journal.header.epoch),
+            snapshot=journal.header.snapshot,
+            segments=segments,
+            sources=[1, 2, 3, 4, 5, 6],
+            targets=journal.header.members,
+            created_us=0,
+        )
+
+
+class Listener:
+    id = b"a client of test"
+    unanswered = 1
+    answered = False
+
+    def answer(self, answer: Answer) -> None:
+        self.answered = answer.known and not answer.failures
+
+
+@asynccontextmanager
+async def running(root: Path) -> AsyncIterator[Store]:
+    store = Store(root)
+    try:
+        await store.start()
+        yield store
+    finally:
+        store.kill()
+
+
+@pytest.fixture
+async def store(tmp_path: Path) -> AsyncIterator[Store]:
+    async with running(tmp_path) as found:
+        await found.write(a=b"1")
+        await found.write(b=b"2")
+        yield found
+
+
+def tear(path: Path) -> None:
+    """What a power cut may leave of an unsynced LMDB."""
+    data = path / "data.mdb"
+    content = data.read_bytes()
+    data.write_bytes(content[: len(content) // 2].ljust(len(content), b"\0"))
+
+
+async def test_after_a_kill_nothing_is_replayed(store: Store) -> None:
+    path = store.state()
+    recovered = await store.start()
+    assert not recovered.rebuilt
+    assert recovered.state.path == path
+    assert store.read(b"b") == b"2"
+
+
+async def test_after_a_kill_a_batch_that_was_journalled_but_never_answered_is_cut_off(store: Store) -> None:
+    await store.journal_only(c=b"never answered")
+    assert not (await store.start()).rebuilt
+    assert store.read(b"c") is None
+    # And it stays away, even when LMDB is lost later.
+    await store.write(d=b"4")
+    store.kill()
+    shutil.rmtree(store.state())
+    assert (await store.start()).rebuilt
+    assert (store.read(b"c"), store.read(b"d")) == (None, b"4")
+
+
+async def test_after_a_power_cut_lmdb_is_built_again(store: Store) -> None:
+    store.kill()
+    tear(store.state())
+    store.boot = "another boot"
+    recovered = await store.start()
+    assert recovered.rebuilt
+    assert "another boot" in recovered.reason
+    assert (store.read(b"a"), store.read(b"b")) == (b"1", b"2")
+
+
+async def test_after_a_clean_stop_and_a_power_cut_lmdb_is_trusted_by_its_mark(store: Store) -> None:
+    await store.stop()
+    store.boot = "another boot"
+    assert not (await store.start()).rebuilt
+    assert store.read(b"b") == b"2"
+
+
+async def test_a_stale_clean_mark_trusts_nothing(store: Store) -> None:
+    await store.stop()
+    await store.start()
+    await store.write(c=b"after the mark")
+    store.kill()
+    tear(store.state())
+    store.boot = "another boot"
+    assert (await store.start()).rebuilt
+    assert store.read(b"c") == b"after the mark"
+
+
+async def test_a_clean_mark_is_void_as_soon_as_a_new_epoch_was_opened(store: Store) -> None:
+    await store.stop()
+
+    class Died(BaseException): ...
+
+    def die(name: str) -> None:
+        if name == "recovery.recorded":
+            raise Died
+
+    with pytest.raises(Died):
+        await store.start(crash=die)
+    tear(store.state())
+    store.boot = "another boot"
+    assert (await store.start()).rebuilt
+    assert store.read(b"b") == b"2"
+
+
+SPOILERS: dict[str, Callable[[Store], object]] = {
+    "no note": lambda store: (store.state() / NOTE_NAME).unlink(),
+    "a torn note": lambda store: (store.state() / NOTE_NAME).write_text('{"boot": "this bo'),
+    "no boot id": lambda store: setattr(store, "boot", ""),
+    "a copy of the file": lambda store: (
+        shutil.copyfile(store.state() / "data.mdb", store.state() / "copy"),
+        os.replace(store.state() / "copy", store.state() / "data.mdb"),
+    ),
+    "another mount": lambda store: (store.state() / NOTE_NAME).write_text(
+        (store.state() / NOTE_NAME).read_text().replace('"mount": "', '"mount": "9')
+    ),
+    "the file is gone": lambda store: (store.state() / "data.mdb").unlink(),
+    "the directory is gone": lambda store: shutil.rmtree(store.state()),
+}
+
+
+@pytest.mark.parametrize("spoiler", SPOILERS)
+async def test_lmdb_is_not_trusted_with(store: Store, spoiler: str) -> None:
+    store.kill()
+    SPOILERS[spoiler](store)
+    assert (await store.start()).rebuilt
+    assert (store.read(b"a"), store.read(b"b")) == (b"1", b"2")
+
+
+async def test_lmdb_is_not_trusted_when_it_ends_before_the_journal(store: Store) -> None:
+    old = store.root / "old"
+    shutil.copyfile(store.state() / "data.mdb", old)
+    await store.write(c=b"3")
+    await store.write(d=b"4")
+    store.kill()
+    # The same inode on the same boot, as a disk that was detached and restored would show it.
+    (store.state() / "data.mdb").write_bytes(old.read_bytes())
+    assert (await store.start()).rebuilt
+    assert (store.read(b"c"), store.read(b"d")) == (b"3", b"4")
+
+
+async def test_lmdb_is_not_trusted_when_its_sync_fails(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    store.kill()
+    before = store.state()
+
+    def fail(_: int) -> None:
+        raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fdatasync", fail)
+        assert (await store.start()).rebuilt
+    assert store.state() != before
+    assert store.state().parent != before.parent, "not on the same disk again"
+    assert store.read(b"b") == b"2"
+
+
+async def test_a_lost_state_is_never_trusted_again_though_its_next_sync_succeeds(store: Store) -> None:
+    # The kernel reports a failed write-back once; the committer says so in the journal.
+    await store.committer()._disown_state()
+    assert (await store.start()).rebuilt
+    assert store.read(b"b") == b"2"
+
+
+async def test_every_disk_may_be_emptied_in_turn(store: Store) -> None:
+    await store.fold()
+    await store.write(c=b"3")
+    for disk in store.disks:
+        disk.log_files.clear()
+        disk.epoch = 0
+        shutil.rmtree(store.root / f"disk{disk.number}")
+        (store.root / f"disk{disk.number}").mkdir()
+        await store.start()
+        await store.write(**{f"after{disk.number}": b"x"})
+    store.kill()
+    for path in store.root.glob("disk*/meta/state-*"):
+        shutil.rmtree(path)
+    await store.start()
+    assert [store.read(key) for key in (b"a", b"b", b"c", b"after1", b"after6")] == [
+        b"1",
+        b"2",
+        b"3",
+        b"x",
+        b"x",
+    ]
+
+
+@pytest.mark.parametrize("gone", [(1, 2), (2, 3), (1, 3), (1, 4), (5, 6)])
+async def test_any_two_disks_may_be_gone_at_a_start(store: Store, gone: tuple[int, int]) -> None:
+    await store.fold()
+    await store.write(c=b"3")
+    store.kill()
+    shutil.rmtree(store.state())
+    for number in gone:
+        store.disks[number - 1].mood = "missing"
+    await store.start()
+    assert [store.read(key) for key in (b"a", b"b", b"c")] == [b"1", b"2", b"3"]
+
+
+async def test_a_start_without_any_member_of_the_newest_epoch_is_refused_and_names_the_disks(
+    store: Store,
+) -> None:
+    for number in (1, 2, 3):
+        store.disks[number - 1].mood = "missing"
+    with pytest.raises(MetaUnavailable, match="bring back one of 1, 2, 3"):
+        await store.start()
+    store.disks[2].mood = "well"
+    await store.start()
+    assert store.read(b"b") == b"2"
+
+
+async def test_no_disk_at_all_is_refused(store: Store) -> None:
+    for disk in store.disks:
+        disk.mood = "missing"
+    with pytest.raises(MetaUnavailable, match="none of the disks"):
+        await store.start()
+
+
+async def test_a_first_start_needs_every_disk(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.disks[4].mood = "missing"
+    with pytest.raises(MetaUnavailable, match="missing: 5"):
+        await store.start()
+
+
+async def test_a_state_without_its_journal_is_not_taken_for_a_new_store(store: Store) -> None:
+    store.kill()
+    for disk in store.disks:
+        disk.log_files.clear()
+        disk.epoch = 0
+    with pytest.raises(MetaUnavailable, match="has served journal epoch"):
+        await store.start()
+
+
+async def test_a_returning_disk_with_an_older_journal_decides_nothing(store: Store) -> None:
+    store.disks[0].mood = "missing"
+    await store.start()
+    await store.write(c=b"3")
+    store.kill()
+    store.disks[0].mood = "well"
+    for number in (2, 3):
+        store.disks[number - 1].mood = "missing"
+    shutil.rmtree(store.state())
+    await store.start()
+    assert store.read(b"c") == b"3"
+
+
+async def test_with_fewer_disks_there_are_fewer_copies_and_a_warning(
+    store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    for number in (3, 4, 5, 6):
+        store.disks[number - 1].mood = "missing"
+    await store.start()
+    assert store.now is not None
+    assert store.now.journal.header.members == [1, 2]
+    assert "fewer copies" in caplog.text
+
+
+async def test_a_commit_survives_the_failure_of_each_copy_and_ends_when_none_is_left(store: Store) -> None:
+    for number in (1, 2, 3, 4, 5):
+        store.disks[number - 1].mood = "sync-error"
+        await store.write(**{f"k{number}": b"x"})
+    store.disks[5].mood = "sync-error"
+    with pytest.raises(TooFewDisks):
+        await store.write(last=b"x")
+
+
+async def test_a_hanging_copy_delays_a_commit_by_its_limit_and_no_more(store: Store) -> None:
+    assert store.now is not None
+    store.now.journal.append_timeout_s = 0.05
+    disk = store.disks[0]
+    hung = asyncio.Event()
+
+    async def hang(*_: object) -> None:
+        hung.set()
+        await asyncio.Event().wait()
+
+    disk.log_append = hang  # type: ignore[method-assign,assignment]
+    async with asyncio.timeout(10):
+        await store.write(c=b"3")
+    assert hung.is_set()
+    assert 1 not in store.now.journal.header.members
+
+
+async def test_rot_in_different_places_of_every_copy_is_put_together(store: Store) -> None:
+    for number in range(12):
+        await store.write(**{f"k{number}": b"x" * 600})
+    assert store.now is not None
+    name = journal_name(store.now.journal.header.epoch)
+    for disk, at in zip(store.disks[:3], (3_000, 6_000, 9_000), strict=True):
+        disk.log_files[name].content[at] ^= 1
+    store.kill()
+    shutil.rmtree(store.state())
+    await store.start()
+    assert all(store.read(b"k%d" % number) == b"x" * 600 for number in range(12))
+    # The result was written whole, under a name of its own, before anything was served.
+    (segment,) = (one for one in store.now.journal.header.segments if one.name.startswith(name))
+    assert segment.name != name
+    whole = [disk for disk in store.disks if segment.name in disk.log_files]
+    assert len(whole) == 3
+    for disk in whole:
+        assert len([batch async for batch in read_segment([disk], segment, set())]) == 14
+
+
+async def test_a_segment_that_is_rotten_everywhere_is_refused_and_not_skipped(store: Store) -> None:
+    await store.start()  # Closes the segment.
+    name = journal_name(1)
+    for disk in store.disks[:3]:
+        disk.log_files[name].content[570] ^= 1
+    store.kill()
+    shutil.rmtree(store.state())
+    with pytest.raises(Corrupt, match=name):
+        await store.start()
+
+
+# Snapshots.
+
+
+async def test_a_fold_replaces_what_it_covers_and_changes_nothing(store: Store) -> None:
+    await store.write(c=b"3")
+    first = await store.fold()
+    assert first.count == 3
+    await store.write(a=b"new", d=b"4")
+    second = await store.fold()
+    assert second.count == 4
+    for disk in store.disks[:3]:
+        assert first.name not in disk.log_files
+        assert second.name in disk.log_files
+        assert sum(name.startswith("journal.") for name in disk.log_files) == 1
+    store.kill()
+    shutil.rmtree(store.state())
+    await store.start()
+    assert [store.read(key) for key in (b"a", b"b", b"c", b"d")] == [b"new", b"2", b"3", b"4"]
+
+
+async def test_every_flipped_byte_of_a_snapshot_is_noticed_and_read_from_another_copy(store: Store) -> None:
+    for number in range(30):
+        await store.write(**{f"k{number}": os.urandom(20)})
+    made = await store.fold()
+    wanted = [block.raw async for block in read_blocks(store.disks, made, set())]
+    content = store.disks[0].log_files[made.name].content
+    rng = random.Random(1)
+    for at in rng.sample(range(len(content)), 200):
+        content[at] ^= 0x10
+        bad: set[tuple[int, str]] = set()
+        assert [block.raw async for block in read_blocks(store.disks, made, bad)] == wanted
+        assert (1, made.name) in bad
+        with pytest.raises(Corrupt):
+            assert [block.raw async for block in read_blocks(store.disks[:1], made, set())]
+        content[at] ^= 0x10
+
+
+async def test_a_fold_that_a_disk_fails_says_which_and_leaves_everything(store: Store) -> None:
+    await store.write(c=b"3")
+    assert store.now is not None
+    await store.now.journal.roll(state=store.now.state.state_id())
+    plan = store.plan()
+    store.disks[1].mood = "sync-error"
+    with pytest.raises(FoldFailed) as caught:
+        await fold(store.disks, plan)
+    assert list(caught.value.failures) == [2]
+    store.disks[1].mood = "well"
+    store.kill()
+    shutil.rmtree(store.state())
+    await store.start()
+    assert store.read(b"c") == b"3"
+
+
+@pytest.mark.parametrize("size_max", [1, 500, 1 << 30], ids=["a run a batch", "some runs", "in memory"])
+async def test_changes_sorted_in_runs_merge_like_a_dict(tmp_path: Path, size_max: int) -> None:
+    seed = random.SystemRandom().randrange(1 << 32)
+    print(f"seed {seed}")
+    rng = random.Random(seed)
+    model: dict[bytes, bytes | None] = {}
+    changes = Changes(tmp_path, size_max)
+    try:
+        for number in range(60):
+            put = {b"k%d" % rng.randrange(40): b"%d" % number for _ in range(4)}
+            delete = [key for key in (b"k%d" % rng.randrange(40),) if key not in put]
+            client = ClientOutcome(b"c%d" % rng.randrange(3), number, [])
+            changes.add(Resolved([client], put, delete), number)
+            model.update(put)
+            model.update(dict.fromkeys(delete))
+        assert list(changes) == sorted(model.items())
+        assert [record for _, record in changes.recent_clients()] == [
+            ClientRecord(record.number, record.time_us) for _, record in changes.recent_clients()
+        ]
+        alone = [pair async for pairs in merged([], None, changes, set()) for pair in pairs]
+        assert alone == sorted((key, value) for key, value in model.items() if value is not None)
+    finally:
+        changes.close()
+
+
+async def test_a_segment_without_batches_needs_no_file() -> None:
+    empty = Segment("journal.x", 1, 512, 512, 0, 0, 0, 0)
+    assert [batch async for batch in read_segment([], empty, set())] == []

@@ -1,0 +1,77 @@
+"""Exports carry everything, and an import takes nothing from a damaged one."""
+
+import random
+from pathlib import Path
+
+import pytest
+
+from objstore.errors import BadRequest, Corrupt
+from objstore.meta.kv import DictKv, Transaction
+from objstore.meta.transfer import export, import_
+
+EVERYTHING = (b"\0", b"\xff" * 3_000, 1 << 30)
+
+
+async def filled(count: int) -> DictKv:
+    kv = DictKv()
+    rng = random.Random(3)
+    await kv.commit(
+        Transaction(
+            put={rng.randbytes(rng.choice([1, 20, 600, 2_000])): rng.randbytes(40) for _ in range(count)}
+        )
+    )
+    return kv
+
+
+@pytest.mark.parametrize("count", [0, 1, 1_000, 2_501])
+async def test_an_export_imported_elsewhere_is_the_same_store(tmp_path: Path, count: int) -> None:
+    source, target = await filled(count), DictKv()
+    wanted = await source.scan(*EVERYTHING)
+    assert await export(source, tmp_path / "file", now_us=1) == len(wanted)
+    assert await import_(target, tmp_path / "file") == len(wanted)
+    assert await target.scan(*EVERYTHING) == wanted
+
+
+async def test_every_flipped_byte_and_every_cut_is_refused_before_anything_changes(tmp_path: Path) -> None:
+    await export(await filled(20), tmp_path / "file", now_us=1)
+    content = (tmp_path / "file").read_bytes()
+    damaged = tmp_path / "damaged"
+    rng = random.Random(7)
+    for at in sorted(rng.sample(range(len(content)), 300)):
+        target = DictKv()
+        damaged.write_bytes(content[:at] + bytes([content[at] ^ 0x40]) + content[at + 1 :])
+        with pytest.raises(Corrupt):
+            await import_(target, damaged)
+        damaged.write_bytes(content[:at])
+        with pytest.raises(Corrupt):
+            await import_(target, damaged)
+        assert await target.scan(*EVERYTHING) == []
+    damaged.write_bytes(content + b"\0")
+    with pytest.raises(Corrupt):
+        await import_(DictKv(), damaged)
+
+
+async def test_an_import_does_not_mix_two_stores_unless_it_is_told_to(tmp_path: Path) -> None:
+    await export(await filled(20), tmp_path / "file", now_us=1)
+    target = DictKv()
+    await target.commit(Transaction(put={b"mine": b"1"}))
+    with pytest.raises(BadRequest, match="not empty"):
+        await import_(target, tmp_path / "file")
+    assert await target.scan(*EVERYTHING) == [(b"mine", b"1")]
+    assert await import_(target, tmp_path / "file", replace=True) == 20
+    assert len(await target.scan(*EVERYTHING)) == 21
+
+
+async def test_an_export_never_overwrites_and_leaves_nothing_behind_when_it_fails(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"precious")
+    with pytest.raises(FileExistsError):
+        await export(await filled(1), tmp_path / "file", now_us=1)
+    assert (tmp_path / "file").read_bytes() == b"precious"
+
+    class Broken(DictKv):
+        async def scan(self, *_: object, **__: object) -> list[tuple[bytes, bytes]]:
+            raise Corrupt("a record")
+
+    with pytest.raises(Corrupt):
+        await export(Broken(), tmp_path / "other", now_us=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
