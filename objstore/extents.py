@@ -5,7 +5,7 @@ import msgspec
 EXTENT_DIGEST_MAX = 64 * 1024  # Bytes. Up to this length an extent carries its own xxh3-64.
 
 
-class Extent(msgspec.Struct, frozen=True, array_like=True):
+class Extent(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """`length` bytes of one stripe's payload, starting at `begin`.
 
     The stripe's record lies at `offset` in every fragment file of `volume`. Its payload is cut

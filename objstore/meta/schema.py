@@ -17,7 +17,7 @@ the end, with a default, so that every later release reads every earlier record.
                                             UploadRecord
     p <upload id 16> <part number 2>        PartRecord; stays the home of its bytes after Complete
     q <upload id 16> <page 2>               PartsPage: the part list of a completed multipart object
-    g <upload id 16> n|s                    counters of an upload under way: part commits (its generation), bytes
+    g <upload id 16> n|s                    counters of an upload under way: part commits (generation), bytes
     d <blob or upload id 16>                DoomedRecord: its x, p and q keys wait to be swept
     V <volume 8>                            blobs.volumes.VolumeRecord (opaque here)
     L <volume 8>                            counter: length in bytes of each fragment file, as committed
@@ -33,6 +33,9 @@ the end, with a default, so that every later release reads every earlier record.
 
 One home: bytes are live if the record whose key their stripe's directory names (o... or p...)
 holds their address, itself or in its x pages, and for no other reason.
+
+Records are immutable trees: the garbage collector need not walk them (gc=False), of which a listing makes
+thousands.
 """
 
 from typing import Final, TypeVar
@@ -62,7 +65,7 @@ class BucketRecord(Record, frozen=True, array_like=True, kw_only=True):
     settings: dict[str, bytes] | None = None  # Later features, by name; unknown names are kept.
 
 
-class Multipart(msgspec.Struct, frozen=True, array_like=True):
+class Multipart(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """What a completed multipart object has instead of extents."""
 
     upload: bytes  # 16 bytes: its parts are p <upload> <number>, its part list q <upload> <page>.
@@ -70,7 +73,7 @@ class Multipart(msgspec.Struct, frozen=True, array_like=True):
     manifest: Extent | None = None  # The small stripe with the part list, for salvage.
 
 
-class Extra(msgspec.Struct, frozen=True, omit_defaults=True):
+class Extra(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """The rare fields of an object: a map, so that an absent one costs nothing.
 
     The one-letter names are the format; never reuse one.
@@ -88,7 +91,7 @@ class Extra(msgspec.Struct, frozen=True, omit_defaults=True):
     salvaged: bool = msgspec.field(default=False, name="s")  # Rebuilt from fragments: may be doubtful.
 
 
-class ObjectRecord(msgspec.Struct, frozen=True, array_like=True):
+class ObjectRecord(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """One version. Positional and small: a simple object is one key and at most about 100 bytes."""
 
     format: int
@@ -129,7 +132,7 @@ class PartRecord(Record, frozen=True, array_like=True, kw_only=True):
     home: bytes = b""  # The m key of the upload: it names bucket and key, before and after Complete.
 
 
-class PartEntry(msgspec.Struct, frozen=True, array_like=True):
+class PartEntry(msgspec.Struct, frozen=True, array_like=True, gc=False):
     number: int
     size: int
     etag: bytes
@@ -182,7 +185,7 @@ class AccessKeyRecord(Record, frozen=True, array_like=True, kw_only=True):
     comment: str = ""
 
 
-class Checksum(msgspec.Struct, frozen=True):
+class Checksum(msgspec.Struct, frozen=True, gc=False):
     """One S3 checksum of an object or part."""
 
     algorithm: str  # CRC32 | CRC32C | CRC64NVME | SHA1 | SHA256

@@ -5,9 +5,9 @@ stream. A commit that finds its volume sealed has its bytes written again in a f
 memory, or read back from where they are.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Final
 
 from objstore.blobs.volumes import Stored
@@ -42,31 +42,33 @@ class Kept:
     stored: Stored
     data: Buffer | None  # The body, if it was small.
     size: int
+    inline: list[Extent]
     blob: bytes = b""  # 16 bytes if the extents need pages of their own.
-    inline: Sequence[Extent] = field(default_factory=list)
-    pages: dict[bytes, bytes] = field(default_factory=dict)
+    pages: dict[bytes, bytes] | None = None
 
     def lay_out(self, store: Store) -> None:
         """Split the extents into those of the record and pages."""
         extents = self.stored.extents
         if len(extents) <= INLINE_EXTENTS_MAX:
-            self.inline, self.blob, self.pages = extents, b"", {}
+            self.inline, self.blob, self.pages = extents, b"", None
             return
         self.inline = extents[:INLINE_EXTENTS_MAX]
         self.blob = random_id(store.randomness)
         begin = sum(extent.length for extent in self.inline)
-        self.pages = {}
+        pages: dict[bytes, bytes] = {}
         for at in range(INLINE_EXTENTS_MAX, len(extents), PAGE_EXTENTS_MAX):
             some = extents[at : at + PAGE_EXTENTS_MAX]
-            key = extent_page_key(self.blob, len(self.pages))
-            self.pages[key] = encode(ExtentPage(extents=some, begin=begin))
+            key = extent_page_key(self.blob, len(pages))
+            pages[key] = encode(ExtentPage(extents=some, begin=begin))
             begin += sum(extent.length for extent in some)
+        self.pages = pages
 
     async def write_again(self, store: Store) -> None:
         """The volume was sealed before the commit: the same bytes, in a fresh one.
 
         Raises: Unavailable, Corrupt (they cannot be read back).
         """
+        await store.writer.recheck(self.stored.fences)  # Else the next bytes go into the same volume.
         if self.data is not None:
             self.stored = await store.writer.put(self.data, self.home, self.about)
         elif self.size:
@@ -86,11 +88,9 @@ class Kept:
 
 async def keep_small(store: Store, home: bytes, data: Buffer, about: bytes) -> Kept:
     if not len(data):
-        return Kept(home, about, NOTHING, b"", 0)
+        return Kept(home, about, NOTHING, b"", 0, [])
     stored = await store.writer.put(data, home, about)
-    kept = Kept(home, about, stored, data, len(data))
-    kept.inline = stored.extents
-    return kept
+    return Kept(home, about, stored, data, len(data), stored.extents)
 
 
 async def keep_body(
@@ -148,6 +148,6 @@ async def keep_body(
     except BaseException:
         stream.abort()
         raise
-    kept = Kept(home, about, stored, None, size)
+    kept = Kept(home, about, stored, None, size, [])
     kept.lay_out(store)
     return kept, digests

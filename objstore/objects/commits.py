@@ -179,14 +179,12 @@ async def change_object(
             object_delta = -1
         lost = held(old) if old is not None and change.drops_old else ()
         if kept is not None:
-            fences, intents, add = publish(kept.stored)
+            fences, intents, add = publish(kept.stored, lost)
             expect.update(fences)
             if intents:
                 put.update(intents)
             if kept.pages:
                 put.update(kept.pages)
-            if lost:
-                add = live_adds(kept.stored.extents, lost)
         else:
             add = live_adds((), lost)
         if old is not None and change.drops_old and old.extra is not None:

@@ -55,15 +55,17 @@ def decode_volume(value: bytes) -> VolumeRecord:
     return _record_decoder.decode(value)
 
 
-def publish(stored: Stored) -> tuple[dict[bytes, bytes | None], dict[bytes, bytes], dict[bytes, Add]]:
+def publish(
+    stored: Stored, lost: Sequence[Extent] = ()
+) -> tuple[dict[bytes, bytes | None], dict[bytes, bytes], dict[bytes, Add]]:
     """What a commit that publishes `stored` must expect, put and add beside its own keys.
 
     Merge all three into the transaction: expectations that the volumes are still this writer's open ones,
-    repair intents, and live bytes.
+    repair intents, and live bytes (less those of the extents that the same commit drops).
     """
     expect: dict[bytes, bytes | None] = {volume_key(volume): fence for volume, fence in stored.fences.items()}
     put = {repair_key(intent.volume, intent.index): b"" for intent in stored.intents}
-    return expect, put, live_adds(stored.extents)
+    return expect, put, live_adds(stored.extents, lost)
 
 
 def live_adds(gained: Sequence[Extent], lost: Sequence[Extent] = ()) -> dict[bytes, Add]:

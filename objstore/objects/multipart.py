@@ -61,7 +61,7 @@ from objstore.objects.bodies import OBJECT_SIZE_MAX, Kept, keep_body, keep_small
 from objstore.objects.buckets import find_bucket
 from objstore.objects.commits import Change, Place, change_object, open_place, reopen
 from objstore.objects.conditions import check_complete
-from objstore.objects.ledger import live_adds, publish
+from objstore.objects.ledger import publish
 from objstore.objects.listing import roll_up
 from objstore.objects.reads import page_of_part, read_record
 from objstore.objects.store import Store
@@ -244,20 +244,19 @@ async def publish_part(
             size=kept.size,
             etag=etag,
             checksum=checksum,
-            extents=list(kept.inline),
+            extents=kept.inline,
             blob=kept.blob,
-            pages=len(kept.pages),
+            pages=len(kept.pages or ()),
             home=name,
         )
-        expect, put, add = publish(kept.stored)
+        expect, put, add = publish(kept.stored, old.extents if old is not None else ())
         expect[place.bucket_key] = place.bucket_value
         expect[name] = value
         expect[home] = old_value
         put[home] = encode(part)
-        put.update(kept.pages)
+        put.update(kept.pages or {})
         delta = kept.size
         if old is not None:
-            add = live_adds(kept.stored.extents, old.extents)
             delta -= old.size
             if old.blob:
                 put[doomed_key(old.blob)] = encode(DoomedRecord(since_us=store.clock.now_us()))
@@ -374,7 +373,8 @@ def _agrees(claimed: Checksum, made: Checksum | None) -> bool:
 async def _assemble(store: Store, upload: bytes, record: UploadRecord, claimed: Sequence[Claimed]) -> _Made:
     """Check the claimed parts against the uploaded ones.
 
-    Raises: NoParts, BadPartOrder, BadPart, PartTooSmall, TooLarge.
+    Raises: NoParts, BadPartOrder, BadPart, PartTooSmall, TooLarge, BadRequest (a checksum that a composite
+    needs is missing).
     """
     if not claimed:
         raise NoParts("You must specify at least one part")
@@ -393,6 +393,12 @@ async def _assemble(store: Store, upload: bytes, record: UploadRecord, claimed: 
         part = uploaded.get(claim.number)
         if part is None or claim.etag.strip('"') != part.etag.hex():
             raise BadPart(upload=upload.hex(), number=claim.number, etag=claim.etag)
+        if record.checksum_type == "COMPOSITE" and claim.checksum is None:
+            raise BadRequest(
+                f"The upload was created using a {record.checksum_algorithm.lower()} checksum. The complete "
+                f"request must include the checksum for each part. It was missing for part {claim.number} in "
+                "the request."
+            )
         stored = Checksum.unpack(part.checksum)
         if (
             claim.checksum is not None
@@ -511,7 +517,7 @@ async def _keep_manifest(store: Store, home: bytes, entries: list[PartEntry], ab
         raise
     if len(stored.extents) != 1:  # Half-filled stripes are flushed when memory is short: 600 KB are not.
         raise Overloaded("the part list did not fit one stripe")
-    return Kept(home, about, stored, None, len(data), inline=stored.extents)
+    return Kept(home, about, stored, None, len(data), stored.extents)
 
 
 async def _completed_before(store: Store, place: Place, upload: str, parts: Sequence[Claimed]) -> Written:

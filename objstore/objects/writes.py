@@ -48,17 +48,15 @@ def extra_of(about: About) -> Extra | None:
     return Extra(content_type=about.content_type, headers=about.headers, metadata=about.metadata)
 
 
-def paged(extra: Extra | None, kept: Kept) -> Extra | None:
-    """The extra with the count of the extents' pages, if there are any."""
-    if not kept.pages:
-        return extra
+def paged(extra: Extra | None, kept: Kept) -> Extra:
+    """The extra with the count of the extents' pages."""
     base = extra or Extra()
     return Extra(
         content_type=base.content_type,
         headers=base.headers,
         metadata=base.metadata,
         blob=kept.blob,
-        pages=len(kept.pages),
+        pages=len(kept.pages or ()),
     )
 
 
@@ -98,10 +96,10 @@ async def publish_object(
     owner = owner_of(who, place)
 
     def build(old: ObjectRecord | None, order: int) -> Change:
-        record = ObjectRecord(
-            FORMAT, order, b"", kept.size, etag, packed, list(kept.inline), paged(extra, kept), owner
+        words = paged(extra, kept) if kept.pages else extra
+        return Change(
+            ObjectRecord(FORMAT, order, b"", kept.size, etag, packed, kept.inline, words, owner), kept
         )
-        return Change(record, kept)
 
     record, _ = await change_object(store, who, place, check, build)
     assert record is not None

@@ -55,7 +55,8 @@ async def part(
 ) -> Claimed:
     body = MemoryBody(data, checksum=checksum)
     written = await multipart.put_part(store, WHO, "bucket", "key", upload, number, body)
-    return Claimed(number=number, etag=written.etag)
+    named = None if checksum is None else (checksum.algorithm, checksum.digest)
+    return Claimed(number=number, etag=written.etag, checksum=named)
 
 
 async def complete(store: Store, upload: str, claims: list[Claimed], **more: object):  # type: ignore[no-untyped-def]
@@ -107,7 +108,7 @@ async def test_complete_again_gives_the_same_answer_until_the_object_is_another_
     first = await complete(store, upload, [claim])
     assert await complete(store, upload, [claim]) == first
     with pytest.raises(NoSuchUpload):
-        await complete(store, upload, [Claimed(number=1, etag="0" * 32)])
+        await complete(store, upload, [Claimed(number=1, etag="0" * 32, checksum=claim.checksum)])
     with pytest.raises(NoSuchUpload):
         await multipart.list_parts(store, WHO, "bucket", "key", upload, after=0, limit=1)
     await put_object(store, WHO, "bucket", "key", About(), MemoryBody(b"other"))
