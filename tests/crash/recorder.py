@@ -10,6 +10,7 @@ A mark stands in the log behind every call that had returned when it was made: w
 acknowledged must be there after a power cut at its end.
 """
 
+import contextlib
 import mmap
 import os
 import random
@@ -79,6 +80,9 @@ class Recorder:
 
     def environment(self) -> dict[str, str]:
         """os.environ and what the library needs."""
+        return os.environ | self.variables()
+
+    def variables(self) -> dict[str, str]:
         given = {
             "LD_PRELOAD": str(self._library),
             "CRASH_ROOT": str(self.root),
@@ -86,7 +90,7 @@ class Recorder:
         }
         if self._record:
             given["CRASH_LOG"] = str(self._log)
-        return os.environ | given
+        return given
 
     def mark(self, words: str) -> None:
         data = words.encode()
@@ -225,7 +229,8 @@ def _apply(sim: SimFileSystem, call: Call) -> None:
         sim.link(path, other)
         return
     if call.kind == UNLINK:
-        sim.unlink(path)
+        with contextlib.suppress(FileNotFoundError):  # A socket: made by bind, which is not recorded.
+            sim.unlink(path)
         return
     if call.kind == RMDIR:
         sim.rmdir(path)

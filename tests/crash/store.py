@@ -1,0 +1,168 @@
+"""A store under the recorder, and clients that remember what they were promised.
+
+Every object's bytes follow from its key and a number, so any answer can be judged. What is known at a moment
+is written into the recording itself: `try` before a request, `done` after its acknowledgement. `Promises`
+reads it back from the marks of any prefix.
+"""
+
+import hashlib
+import json
+import threading
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from botocore.exceptions import BotoCoreError, ClientError
+
+from tests.crash.recorder import Recorder
+from tests.server import Server, start_server
+
+BUCKET = "crash"
+PART_SIZE = 5 * 1024 * 1024
+GONE = 0  # The number of a key that is not there.
+
+
+def content(key: str, number: int) -> bytes:
+    head = f"{key} {number}\n".encode()
+    size = {"small": 700, "page": 4096, "large": 300_000, "parts": PART_SIZE + 1000}[key.split("-")[0]]
+    return head + hashlib.shake_128(head).digest(size)
+
+
+def start(directory: Path, recorder: Recorder | None = None, **options: Any) -> Server:
+    """A store in directory/data; under the recorder if one is given."""
+    if recorder is None:
+        return start_server(directory, **options)
+    variables = recorder.variables()
+    preload = Path(variables.pop("LD_PRELOAD"))
+    return start_server(directory, environment=variables, preload=preload, **options)
+
+
+class Promises:
+    """What each key may hold, after the marks so far."""
+
+    def __init__(self, marks: Iterable[str] = ()) -> None:
+        self.may_be: dict[str, set[int]] = {}
+        self.ready = False
+        self.acknowledged = 0
+        for mark in marks:
+            self.add(mark)
+
+    def add(self, mark: str) -> None:
+        if mark == "ready":
+            self.ready = True
+            return
+        what, key, number = json.loads(mark)
+        states = self.may_be.setdefault(key, {GONE})
+        if what == "try":
+            states.add(number)
+        else:
+            assert what == "done"
+            self.may_be[key] = {number}
+            self.acknowledged += 1
+
+    def broken(self, server: Server) -> list[str]:
+        """Read every key and the listing; what contradicts the promises, in words."""
+        s3 = server.boto3(read_timeout=60)
+        found: list[str] = []
+        listed: set[str] = set()
+        try:
+            for page in s3.get_paginator("list_objects_v2").paginate(Bucket=BUCKET):
+                listed |= {item["Key"] for item in page.get("Contents", ())}
+        except ClientError as failure:
+            if failure.response["Error"]["Code"] != "NoSuchBucket":
+                found.append(f"listing: {failure}")
+            elif self.may_be.get("", {GONE}) == {1}:
+                found.append("the bucket is gone")
+        for key, states in self.may_be.items():
+            if not key:
+                continue
+            number = self._number(s3, key)
+            if number not in states:
+                found.append(f"{key} is {number}, may be {sorted(states)}")
+            if isinstance(number, int) and (number != GONE) != (key in listed):
+                found.append(f"{key} is {number} and {'' if key in listed else 'not '}listed")
+        return found
+
+    @staticmethod
+    def _number(s3: Any, key: str) -> int | str:
+        try:
+            body: bytes = s3.get_object(Bucket=BUCKET, Key=key)["Body"].read()
+        except ClientError as failure:
+            code = failure.response["Error"]["Code"]
+            return GONE if code in ("NoSuchKey", "NoSuchBucket") else code
+        except BotoCoreError as failure:
+            return repr(failure)
+        head = body.partition(b"\n")[0].split()
+        number = int(head[1]) if len(head) == 2 and head[1].isdigit() else -1
+        return number if number > 0 and body == content(key, number) else "other bytes"
+
+
+class Work:
+    """Some clients that do everything once or twice, each on keys of its own."""
+
+    def __init__(self, server: Server, recorder: Recorder, *, rounds: int = 2, large: bool = True) -> None:
+        self.server = server
+        self.recorder = recorder
+        self.rounds = rounds
+        self.large = large
+        self.live = Promises()
+        self.refused: list[str] = []
+        self._lock = threading.Lock()
+
+    def make_bucket(self) -> None:
+        s3 = self.server.boto3()
+        self._attempt("", 1, lambda: s3.create_bucket(Bucket=BUCKET))
+
+    def run(self) -> None:
+        threads = [threading.Thread(target=self._client, args=(number,)) for number in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(120)
+            assert not thread.is_alive(), "a request hangs"
+
+    def _client(self, client: int) -> None:
+        s3 = self.server.boto3(read_timeout=60)
+        for number in range(1, self.rounds + 1):
+            for kind in ("small", "page", "large"):
+                self._put(s3, f"{kind}-{client}-stays", number)
+            self._put(s3, f"small-{client}-goes", number)
+            self._put(s3, f"page-{client}-{number}", 1)
+            if client == 0 and self.large:
+                self._put_parts(s3, "parts-0", number)
+            key = f"small-{client}-goes"
+            self._attempt(key, GONE, lambda key=key: s3.delete_object(Bucket=BUCKET, Key=key))
+
+    def _put(self, s3: Any, key: str, number: int) -> None:
+        self._attempt(key, number, lambda: s3.put_object(Bucket=BUCKET, Key=key, Body=content(key, number)))
+
+    def _put_parts(self, s3: Any, key: str, number: int) -> None:
+        def put() -> None:
+            upload = s3.create_multipart_upload(Bucket=BUCKET, Key=key)["UploadId"]
+            body = content(key, number)
+            parts = []
+            for index, begin in enumerate(range(0, len(body), PART_SIZE), 1):
+                piece = body[begin : begin + PART_SIZE]
+                tag = s3.upload_part(Bucket=BUCKET, Key=key, UploadId=upload, PartNumber=index, Body=piece)
+                parts.append({"PartNumber": index, "ETag": tag["ETag"]})
+            s3.complete_multipart_upload(
+                Bucket=BUCKET, Key=key, UploadId=upload, MultipartUpload={"Parts": parts}
+            )
+
+        self._attempt(key, number, put)
+
+    def _attempt(self, key: str, number: int, request: Any) -> None:
+        self._note("try", key, number)
+        try:
+            request()
+        except (ClientError, BotoCoreError) as failure:
+            with self._lock:
+                self.refused.append(f"{key} {number}: {failure}")
+            return
+        self._note("done", key, number)
+
+    def _note(self, what: str, key: str, number: int) -> None:
+        mark = json.dumps([what, key, number])
+        with self._lock:
+            self.recorder.mark(mark)
+            self.live.add(mark)
