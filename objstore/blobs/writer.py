@@ -26,7 +26,7 @@ import asyncio
 import logging
 import random
 from collections import deque
-from collections.abc import Awaitable, Callable, Hashable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Hashable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final, NamedTuple
 
@@ -46,6 +46,8 @@ from objstore.blobs.volumes import Intent, Lane, Ledger, Stored, VolumeRecord
 from objstore.clock import Clock, SystemClock
 from objstore.codec.reed_solomon import Codec
 from objstore.errors import (
+    Conflict,
+    Corrupt,
     DiskFailed,
     DiskFull,
     DiskMissing,
@@ -429,6 +431,24 @@ class BlobWriter:
         stream = BlobStream(self, home, blob_offset, blob)
         self._streams.add(stream)
         return stream
+
+    async def recheck(self, volumes: Iterable[int]) -> None:
+        """A commit found that these are no longer this writer's open volumes: leave those that are not.
+
+        Call it on a Conflict at a fence, before the bytes are written again. Raises: MetaUnavailable.
+        """
+        for volume in list(self._current.values()):
+            if volume.record.id in volumes:
+                await self._leave_if_lost(volume)
+
+    async def _leave_if_lost(self, volume: _Volume) -> None:
+        try:
+            record = await self._ledger.get(volume.record.id, fresh=True)
+        except Corrupt:
+            record = None
+        if record != volume.record:
+            log.warning("volume %d was sealed by another process", volume.record.id)
+            self._break(volume, volume.end)
 
     async def close(self) -> None:
         """Flush what waits, seal the open volumes. Commits of what was stored must have ended."""
@@ -1056,7 +1076,11 @@ class BlobWriter:
             elif volume.end > volume.noted and now - volume.noted_at >= limits.extend_s:
                 covered = self._covered(volume)
                 if covered > volume.noted:
-                    await self._ledger.extend(volume.record.id, volume.fence, covered)
+                    try:
+                        await self._ledger.extend(volume.record.id, volume.fence, covered)
+                    except Conflict:
+                        await self._leave_if_lost(volume)
+                        continue
                     volume.noted = covered
                 volume.noted_at = now
         for volume in list(self._closing):

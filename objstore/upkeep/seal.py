@@ -35,14 +35,19 @@ Alive = Callable[[bytes], bool]  # A writer's 16 bytes -> whether its process ma
 NOTHING: Final = 0
 
 
-async def seal_dead(ctx: Context, alive: Alive) -> list[VolumeRecord]:
-    """Seal every open volume whose writer is dead, as far as it can be decided now; returns them."""
+async def seal_dead(ctx: Context, alive: Alive, *, young_s: float = 0.0) -> list[VolumeRecord]:
+    """Seal every open volume whose writer is dead, as far as it can be decided now; returns them.
+
+    Args:
+        young_s: volumes made less long ago are left: news of their writer may be on its way.
+    """
+    before_us = ctx.clock.now_us() - int(young_s * 1e6)
     sealed: list[VolumeRecord] = []
     after = 0
     while records := await ctx.ledger.volumes(after):
         after = records[-1].id
         for record in records:
-            if record.state != VolumeState.OPEN or alive(record.writer):
+            if record.state != VolumeState.OPEN or record.created_us > before_us or alive(record.writer):
                 continue
             try:
                 sealed.append(await seal_volume(ctx, record))

@@ -612,3 +612,27 @@ def test_a_writer_refuses_nonsense() -> None:
             secret=1,
             codec=None,  # type: ignore[arg-type]
         )
+
+
+async def test_a_writer_whose_volume_was_sealed_by_another_goes_on_in_a_fresh_one() -> None:
+    rig = await Rig().start()
+    stored = await rig.writer.put(b"late", b"o-late", b"")
+    await rig.ledger.seal(stored.extents[0].volume, 64)
+    with pytest.raises(Conflict):
+        await rig.commit(stored, b"o-late", b"record")
+    await rig.writer.recheck(stored.fences)
+    again = await rig.put(b"late")
+    assert again[0].volume != stored.extents[0].volume
+    assert await rig.reader.read(again[0]) == b"late"
+
+
+async def test_a_writer_notices_by_itself_that_its_volume_was_sealed() -> None:
+    rig = await Rig().start()
+    await rig.put(b"x")
+    await rig.ledger.seal(1, 64)
+    rig.clock.advance(2)
+    for _ in range(100):
+        await asyncio.sleep(0.002)
+        if Lane.SMALL not in rig.writer._current:
+            break
+    assert (await rig.put(b"y"))[0].volume == 2

@@ -12,7 +12,7 @@ It can hold a put back (`gate`) so that a test arranges an interleaving.
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from typing import Any
 
 from awscrt import checksums as crt
@@ -173,6 +173,9 @@ class FakeWriter(BlobWriter):
         await self._blobs.pass_gate()
         intents, self._blobs.intents = self._blobs.intents, []
         return Stored([extent], fences, intents)
+
+    async def recheck(self, volumes: Iterable[int]) -> None:
+        pass  # Its next bytes go into the open volume anyway.
 
     def stream(self, home: bytes) -> BlobStream:
         return FakeStream(self._blobs, home)

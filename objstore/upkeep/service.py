@@ -1,0 +1,291 @@
+"""The background services of one process: each in its own loop, paced together, one claim for all.
+
+    disks       every minute        suspect disks are verified, and cleared if they pass
+    seal        every 30 s          volumes of dead writers
+    repair      every minute        intents, missing files, gone disks
+    trash       every 10 minutes    retired files after their grace
+    compaction  every 5 minutes     garbage, narrow codes, small volumes
+    scrub       all the time        one volume after the other, a round within its period
+    doomed      every minute        what dropped uploads left behind (objects/doomed.py, given as a callable)
+    sweep       every day           the audit of live bytes
+
+Concurrency: one asyncio task per service, at most one run of each at a time; two that could disturb each
+other (repair, scrub, compaction and trash move or remove files) take turns under one lock. A failure ends
+the run, is shown in `status` and is tried again at the next turn; a bug too, and is logged with its trace.
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any, Final
+
+import msgspec
+
+from objstore.blobs.volumes import VolumeState
+from objstore.errors import StoreError
+from objstore.node.disk import DiskState
+from objstore.upkeep import compaction, scrub, trash
+from objstore.upkeep.claims import Claim
+from objstore.upkeep.context import Context
+from objstore.upkeep.repair import Repair, RepairReport
+from objstore.upkeep.seal import Alive, seal_dead
+from objstore.upkeep.sweep import LiveBytesAudit, Sweep
+
+log = logging.getLogger(__name__)
+
+CLAIM_RENEWAL_S: Final = 4.0
+YOUNG_VOLUME_S: Final = 30.0  # News of a new worker takes less.
+COMPACTED_AT_ONCE: Final = 4  # Volumes of one run: then the others get their turn.
+JUDGED_MAX: Final = 100_000  # Volumes whose garbage was found not worth it, remembered.
+
+
+class ServiceStatus(msgspec.Struct):
+    """One service, for the admin page."""
+
+    runs: int = 0
+    failures: int = 0
+    running: bool = False
+    last_us: int = 0  # End of the last run.
+    last_failure: str = ""
+    last: str = ""  # What the last run came to, in a few words.
+
+
+class Periods(msgspec.Struct, frozen=True, kw_only=True):
+    """Seconds between two runs."""
+
+    disks_s: float = 60.0
+    seal_s: float = 30.0
+    repair_s: float = 60.0
+    trash_s: float = 600.0
+    compaction_s: float = 300.0
+    scrub_s: float = 1.0  # Between two volumes of a round.
+    scrub_round_s: float = scrub.PERIOD_S  # From the end of one round to the start of the next: half of it.
+    doomed_s: float = 60.0
+    sweep_s: float = 86_400.0
+
+
+class Service:
+    """Runs everything. `start`, then `close`."""
+
+    def __init__(
+        self,
+        ctx: Context,
+        *,
+        holder: bytes,
+        alive: Alive,
+        sweep_doomed: Callable[[], Awaitable[int]] | None = None,
+        periods: Periods | None = None,
+        compaction_rules: compaction.CompactionRules = compaction.DEFAULT_RULES,
+        trash_rules: trash.TrashRules = trash.DEFAULT_RULES,
+        repair_grace_s: float = 900.0,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        """
+        Args:
+            holder: 16 bytes, this incarnation's id.
+            alive: whether a writer (16 bytes) may still write. Must never call a living one dead.
+            sweep_doomed: objects.doomed.sweep with its store bound.
+        """
+        self._ctx = ctx
+        self._alive = alive
+        self._sweep_doomed = sweep_doomed
+        self._periods = periods if periods is not None else Periods()
+        self._compaction_rules = compaction_rules
+        self._trash_rules = trash_rules
+        self._sleep = sleep
+        self._claim = Claim(ctx.kv, "upkeep", holder, ctx.clock)
+        self._repair = Repair(ctx, grace_s=repair_grace_s)
+        self._audit = LiveBytesAudit(ctx)
+        self._sweep = Sweep(ctx, [self._audit], sleep=sleep)
+        self._files = asyncio.Lock()  # Held by whoever moves or removes fragment files.
+        self._tasks: list[asyncio.Task[None]] = []
+        self._held = asyncio.Event()
+        self._judged: dict[int, int] = {}  # Volume -> live bytes when rewriting was found not worth it.
+        self.services: dict[str, ServiceStatus] = {}
+        self._last_repair = RepairReport()
+        self._last_trash = trash.TrashReport()
+
+    def start(self) -> None:
+        periods = self._periods
+        loops: dict[str, tuple[Callable[[], Awaitable[str]], float]] = {
+            "disks": (self.verify_disks, periods.disks_s),
+            "seal": (self.seal, periods.seal_s),
+            "repair": (self.repair, periods.repair_s),
+            "trash": (self.empty_trash, periods.trash_s),
+            "compaction": (self.compact, periods.compaction_s),
+            "scrub": (self.scrub, periods.scrub_s),
+            "sweep": (self.sweep, periods.sweep_s),
+        }
+        if self._sweep_doomed is not None:
+            loops["doomed"] = (self.doomed, periods.doomed_s)
+        create = asyncio.get_running_loop().create_task
+        self._tasks.append(create(self._keep_claim(), name="upkeep claim"))
+        for name, (run, period_s) in loops.items():
+            self.services[name] = ServiceStatus()
+            self._tasks.append(create(self._loop(name, run, period_s), name=f"upkeep {name}"))
+
+    async def close(self) -> None:
+        """End all loops where they are (each step is safe to cut), and give up the claim."""
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=30)
+        self._tasks.clear()
+        try:
+            await self._claim.give_up()
+        except StoreError as failure:
+            log.info("the claim was not given up: %s", failure)
+
+    async def status(self) -> dict[str, Any]:
+        """For the admin page: plain values only. Raises: MetaUnavailable."""
+        ctx = self._ctx
+        states = dict.fromkeys((state.name.lower() for state in VolumeState), 0)
+        stored = live = 0
+        after = 0
+        while records := await ctx.ledger.volumes(after):
+            after = records[-1].id
+            amounts = await ctx.ledger.lengths([record.id for record in records])
+            for record, (length, alive) in zip(records, amounts, strict=True):
+                states[VolumeState(record.state).name.lower()] += 1
+                stored += max(length, record.length) * record.k
+                live += alive
+        place = await scrub.cursor(ctx)
+        return {
+            "claim_held": self._claim.held,
+            "services": {name: msgspec.to_builtins(status) for name, status in self.services.items()},
+            "alarms": dict(ctx.alarms.raised),
+            "volumes": states,
+            "payload_bytes": stored,
+            "live_bytes": live,
+            "intents": len(await ctx.ledger.intents()),
+            "repair": msgspec.to_builtins(self._last_repair),
+            "trash": msgspec.to_builtins(self._last_trash),
+            "scrub": {
+                "volume": place.volume,
+                "round_started_us": place.started_us,
+                "last_round_finished_us": place.finished_us,
+            },
+            "bytes_worked": ctx.pace.spent,
+        }
+
+    # What each service does in one run; the words are for people.
+
+    async def verify_disks(self) -> str:
+        """Suspect disks are tried; those that pass take writes again, for every process."""
+        ctx = self._ctx
+        words: list[str] = []
+        for number, record in (await ctx.ledger.disks()).items():
+            disk = ctx.disks.get(number)
+            if disk is None or (record.state != "suspect" and disk.state is not DiskState.SUSPECT):
+                continue
+            try:
+                await disk.verify()
+            except StoreError as failure:
+                words.append(f"disk {number} stays suspect: {failure}")
+            else:
+                await ctx.ledger.set_disk_state(number, "healthy")
+                words.append(f"disk {number} is well again")
+        return "; ".join(words)
+
+    async def seal(self) -> str:
+        sealed = await seal_dead(self._ctx, self._alive, young_s=YOUNG_VOLUME_S)
+        return f"{len(sealed)} volumes sealed"
+
+    async def repair(self) -> str:
+        async with self._files:
+            report = self._last_repair = await self._repair.run(limit=8)
+        return f"{report.repaired} of {report.found} damaged files rebuilt, {report.waiting} wait for a disk"
+
+    async def empty_trash(self) -> str:
+        async with self._files:
+            report = self._last_trash = await trash.clear(self._ctx, self._trash_rules)
+        return report.stopped or f"{report.purged} files purged ({report.purged_bytes} bytes)"
+
+    async def compact(self) -> str:
+        ctx = self._ctx
+        done: list[str] = []
+        for candidate in await compaction.candidates(ctx, self._compaction_rules):
+            if len(done) >= COMPACTED_AT_ONCE:
+                break
+            async with self._files:
+                if candidate.reason == "garbage" and not await self._worth_it(candidate.volume):
+                    continue
+                outcome = await compaction.compact(ctx, candidate.volume, self._compaction_rules)
+            done.append(
+                f"volume {outcome.volume} ({candidate.reason}): {outcome.moved_bytes} bytes moved, "
+                f"{outcome.dead_bytes} dropped" + ("" if outcome.retired else ", not retired")
+            )
+        return "; ".join(done)
+
+    async def _worth_it(self, volume: int) -> bool:
+        live = (await self._ctx.ledger.lengths([volume]))[0][1]
+        if live <= 0:
+            return True
+        known = self._judged.get(volume)
+        if known is not None and live > 0.9 * known:
+            return False  # Nothing much has died since.
+        if await compaction.gain(self._ctx, volume) >= self._compaction_rules.gain:
+            self._judged.pop(volume, None)
+            return True
+        if len(self._judged) >= JUDGED_MAX:
+            self._judged.clear()
+        self._judged[volume] = live
+        return False
+
+    async def scrub(self) -> str:
+        place = await scrub.cursor(self._ctx)
+        now_us = self._ctx.clock.now_us()
+        rest_us = int(self._periods.scrub_round_s / 2 * 1e6)
+        if not place.started_us and place.finished_us and now_us - place.finished_us < rest_us:
+            return "resting between two rounds"
+        async with self._files:
+            report = await scrub.step(self._ctx)
+        if report is None:
+            return "a round has ended"
+        return f"volume {report.volume}: {len(report.damaged)} damaged, {report.repaired} repaired"
+
+    async def doomed(self) -> str:
+        assert self._sweep_doomed is not None
+        return f"{await self._sweep_doomed()} ids swept"
+
+    async def sweep(self) -> str:
+        whole = await self._sweep.run()
+        return f"{self._sweep.keys_seen} keys, {len(self._audit.corrected)} counters corrected" + (
+            "" if whole else " (begun by another process: not judged)"
+        )
+
+    # Loops.
+
+    async def _keep_claim(self) -> None:
+        while True:
+            try:
+                if await self._claim.keep():
+                    self._held.set()
+                else:
+                    self._held.clear()
+            except StoreError as failure:
+                self._held.clear()
+                log.warning("the claim on the upkeep was not renewed: %s", failure)
+            await self._sleep(CLAIM_RENEWAL_S)
+
+    async def _loop(self, name: str, run: Callable[[], Awaitable[str]], period_s: float) -> None:
+        status = self.services[name]
+        while True:
+            await self._held.wait()
+            status.running = True
+            try:
+                status.last = await run()
+                status.last_failure = ""
+            except StoreError as failure:
+                status.failures += 1
+                status.last_failure = f"{type(failure).__name__}: {failure}"
+                log.warning("%s: %s", name, status.last_failure)
+            except Exception as bug:
+                status.failures += 1
+                status.last_failure = f"a bug: {bug!r}"
+                log.exception("%s: a bug", name)
+            finally:
+                status.running = False
+                status.runs += 1
+                status.last_us = self._ctx.clock.now_us()
+            await self._sleep(period_s)
