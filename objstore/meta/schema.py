@@ -38,6 +38,7 @@ Records are immutable trees: the garbage collector need not walk them (gc=False)
 thousands.
 """
 
+from collections.abc import Sequence
 from typing import Final, TypeVar
 
 import msgspec
@@ -103,6 +104,17 @@ class ObjectRecord(msgspec.Struct, frozen=True, array_like=True, gc=False):
     extents: list[Extent]  # All, or the first ones if extra.pages.
     extra: Extra | None = None
     owner: str = ""  # Only if it is not the bucket's owner.
+
+
+class ListedRecord(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """The head of an ObjectRecord: what a listing shows, decoded in a third of the time of the whole."""
+
+    format: int
+    order: int
+    version: bytes
+    size: int
+    etag: bytes
+    checksum: bytes
 
 
 class ExtentPage(Record, frozen=True, array_like=True, kw_only=True):
@@ -228,6 +240,14 @@ def decode(value: bytes, kind: type[T]) -> T:
     if decoder is None:
         decoder = _decoders[kind] = msgspec.msgpack.Decoder(kind)
     return decoder.decode(value)  # type: ignore[no-any-return]
+
+
+_decode_listed = msgspec.msgpack.Decoder(list[ListedRecord]).decode
+
+
+def decode_listed(values: Sequence[bytes]) -> list[ListedRecord]:
+    """The heads of many ObjectRecords in one call: as one MessagePack array of them."""
+    return _decode_listed(b"\xdd" + len(values).to_bytes(4, "big") + b"".join(values))
 
 
 def escape(key: bytes) -> bytes:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from objstore.meta.kv import prefix_end
-from objstore.meta.schema import BucketRecord, ObjectRecord, decode, object_key
+from objstore.meta.schema import BucketRecord, ListedRecord, decode_listed, object_key
 from objstore.objects.buckets import find_bucket
 from objstore.objects.store import Store
 from objstore.objects.values import Principal
@@ -25,7 +25,7 @@ Scan = Callable[[bytes, bytes, int], Awaitable[list[Pair]]]  # start, end, limit
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Page:
     bucket: BucketRecord
-    objects: list[tuple[str, ObjectRecord]]
+    objects: list[tuple[str, ListedRecord]]
     prefixes: list[str]  # Common prefixes, in order.
     truncated: bool
     next: str  # The last key or common prefix returned; "" if not truncated.
@@ -57,7 +57,7 @@ async def list_objects(
         at = len(base)
         return Page(
             bucket=record,
-            objects=[(key[at:].decode(), decode(value, ObjectRecord)) for key, value in pairs],
+            objects=_listed(pairs, at),
             prefixes=[],
             truncated=truncated,
             next=pairs[-1][0][at:].decode() if truncated else "",
@@ -75,13 +75,16 @@ async def list_objects(
     at = len(base)
     return Page(
         bucket=record,
-        objects=[
-            (key[at:].decode(), decode(value, ObjectRecord)) for key, value in found if value is not None
-        ],
+        objects=_listed([(key, value) for key, value in found if value is not None], at),
         prefixes=[key[at:].decode() for key, value in found if value is None],
         truncated=truncated,
         next=found[-1][0][at:].decode() if truncated else "",
     )
+
+
+def _listed(pairs: list[Pair], at: int) -> list[tuple[str, ListedRecord]]:
+    names = [key[at:].decode() for key, _ in pairs]
+    return list(zip(names, decode_listed([value for _, value in pairs]), strict=True))
 
 
 async def roll_up(
