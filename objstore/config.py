@@ -232,9 +232,22 @@ class Upkeep(Section, frozen=True, kw_only=True):
     scrub_days: Annotated[
         float, Meta(gt=0, description="Every stored byte is read and verified within this time.")
     ] = 14.0
-    trash_hours: Annotated[
-        float, Meta(ge=0, description="Removed volumes stay readable this long before they are purged.")
-    ] = 24.0
+    trash_days: Annotated[
+        float,
+        Meta(
+            ge=0,
+            description="Removed volumes stay readable this long before they are purged; but only"
+            " a day where space is short.",
+        ),
+    ] = 7.0
+    repair_grace_seconds: Annotated[
+        float,
+        Meta(
+            ge=0,
+            description="A disk that is gone this long is rebuilt on the others. Shorter than a repair,"
+            " longer than a cable.",
+        ),
+    ] = 900.0
     garbage_percent: Annotated[
         int, Meta(ge=1, le=100, description="A sealed volume with more garbage than this is compacted.")
     ] = 30

@@ -35,6 +35,7 @@ class Admin:
     metrics: Callable[[], Awaitable[bytes]]
     status: Callable[[], Awaitable[Json]]
     doctor: Callable[[], Awaitable[list[Json]]]
+    upkeep: Callable[[], Awaitable[Json]]
     disks: Callable[[], Awaitable[list[Json]]]
     verify_disk: Callable[[int], Awaitable[Json]]
     users: Callable[[], Awaitable[list[Json]]]
@@ -112,6 +113,9 @@ def _routes(admin: Admin) -> list[Route]:
     async def doctor(request: web.BaseRequest, parts: Sequence[str]) -> web.StreamResponse:
         return _json({"findings": await admin.doctor()})
 
+    async def upkeep(request: web.BaseRequest, parts: Sequence[str]) -> web.StreamResponse:
+        return _json(await admin.upkeep())
+
     async def disks(request: web.BaseRequest, parts: Sequence[str]) -> web.StreamResponse:
         return _json({"disks": await admin.disks()})
 
@@ -150,6 +154,7 @@ def _routes(admin: Admin) -> list[Route]:
         route("GET", "/metrics", metrics, open_=admin.metrics_public),
         route("GET", "/api/v1/status", status),
         route("GET", "/api/v1/doctor", doctor),
+        route("GET", "/api/v1/upkeep", upkeep),
         route("GET", "/api/v1/disks", disks),
         route("POST", "/api/v1/disks/([0-9]{1,5})/verify", verify_disk),
         route("GET", "/api/v1/users", users),

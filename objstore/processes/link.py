@@ -13,13 +13,15 @@ import socket
 import msgspec
 
 MESSAGE_SIZE_MAX = 64 * 1024  # Bytes; ours have a few hundred.
+NOTED_SECONDS = 20.0  # The supervisor answers in a millisecond; on a starved machine it takes longer.
 
 
 class Message(msgspec.Struct, omit_defaults=True):
     """`kind` is one of:
 
     ready     child -> supervisor: it serves from now on
-    note      child -> supervisor: `text` stands beside the child in state.json (a worker's writer id)
+    note      child -> supervisor: `text` is to stand beside the child in state.json (a worker's writer id);
+              answered with `noted` once it does
     progress  child -> supervisor: `text` for the operator (recovery, verification)
     notice    child -> supervisor: `text` for the operator, shown as it is (the root key's snippets)
     probe     supervisor -> child, answered with the same `number` as `alive`
@@ -64,6 +66,7 @@ class Link:
 
     def __init__(self, end: socket.socket) -> None:
         self._end = end
+        self._noted = asyncio.Event()
 
     def attach(self, loop: asyncio.AbstractEventLoop) -> None:
         """Answer probes from now on."""
@@ -82,12 +85,21 @@ class Link:
         message = _decoder.decode(content)
         if message.kind == "probe":
             send(self._end, Message("alive", number=message.number))
+        elif message.kind == "noted":
+            self._noted.set()
 
     def ready(self) -> None:
         send(self._end, Message("ready"))
 
-    def note(self, text: str) -> None:
+    async def note(self, text: str) -> None:
+        """Let `text` stand beside this process in state.json; returns when it does.
+
+        Raises: TimeoutError.
+        """
+        self._noted.clear()
         send(self._end, Message("note", text))
+        async with asyncio.timeout(NOTED_SECONDS):
+            await self._noted.wait()
 
     def progress(self, text: str) -> None:
         send(self._end, Message("progress", text))

@@ -4,8 +4,11 @@ Everything below takes its parts as arguments; nothing below reads the configura
 """
 
 import asyncio
+import json
 import signal
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from objstore.blobs.reader import BlobReader, ReaderLimits
 from objstore.blobs.writer import BlobWriter, WriterLimits
@@ -81,6 +84,23 @@ async def open_parts(spec: Spec, registry: Registry) -> Parts:
     parts = Parts(spec=spec, disks=disks, kv=kv, store=store, registry=registry, writer_id=writer_id)
     registry.include(lambda: part_families(parts))
     return parts
+
+
+def living_writers(run_directory: str) -> Callable[[bytes], bool]:
+    """Who may still write, by what the supervisor knows of its children. In doubt: everyone.
+
+    A child waits until it stands there before it makes a volume (`Link.note`), and leaves it when it has
+    been reaped: so no living writer is ever called dead.
+    """
+
+    def alive(writer: bytes) -> bool:
+        try:
+            state = json.loads(Path(run_directory, "state.json").read_text())
+            return any(child["note"] == writer.hex() for child in state["children"].values())
+        except (OSError, ValueError, KeyError):
+            return True
+
+    return alive
 
 
 async def until_stopped() -> None:

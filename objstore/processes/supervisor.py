@@ -202,6 +202,8 @@ class Supervisor:
         elif message.kind == "note":
             child.note = message.text
             self._write_state()
+            if child.end is not None:
+                link.send(child.end, Message("noted"))
         elif message.kind == "ready":
             child.ready = True
             child.probe = child.answered = 0

@@ -12,6 +12,7 @@ import socket
 import ssl
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +27,18 @@ from objstore.iam.directory import Directory
 from objstore.meta.schema import AccessKeyRecord, UserRecord
 from objstore.metrics import Accumulator, Family, Labels, Registry, render
 from objstore.node.disk import DiskState, Usage
+from objstore.node.fragments import Seal
+from objstore.objects import doomed
 from objstore.processes import doctor
 from objstore.processes.control import ask, processes, serve_metrics
 from objstore.processes.link import Link
-from objstore.processes.parts import Parts, directory_of, open_parts, until_stopped
+from objstore.processes.parts import Parts, directory_of, living_writers, open_parts, until_stopped
 from objstore.processes.spec import Spec
 from objstore.s3.tls import Certificate
+from objstore.upkeep.compaction import CompactionRules
+from objstore.upkeep.context import Context, Pace
+from objstore.upkeep.service import Periods, Service
+from objstore.upkeep.trash import TrashRules
 
 log = logging.getLogger(__name__)
 
@@ -48,10 +55,11 @@ async def _serve(link: Link, spec: Spec, sockets: Sequence[socket.socket]) -> No
     link.attach(loop)
     registry = Registry()
     parts = await open_parts(spec, registry)
-    link.note(parts.writer_id.hex())
+    await link.note(parts.writer_id.hex())
     directory = directory_of(parts)
     await _bootstrap(link, parts, directory)
-    port = AdminPort(parts, directory)
+    service = _service(parts)
+    port = AdminPort(parts, directory, service)
     registry.include(port.own_families)
     metrics = await serve_metrics(spec.run_directory, "upkeep", registry)
 
@@ -64,6 +72,8 @@ async def _serve(link: Link, spec: Spec, sockets: Sequence[socket.socket]) -> No
         tasks.append(loop.create_task(certificate.watch()))
     server = web.Server(handler(port.admin()), access_log=None, auto_decompress=False, keepalive_timeout=30)
     listeners = [await loop.create_server(server, sock=listener, ssl=context) for listener in sockets]
+    if config.upkeep.enabled:
+        service.start()
     link.ready()
     await until_stopped()
     for task in tasks:
@@ -71,8 +81,38 @@ async def _serve(link: Link, spec: Spec, sockets: Sequence[socket.socket]) -> No
     for listener in listeners:
         listener.close()
     await server.shutdown(2.0)
+    await service.close()
     metrics.close()
     await parts.close()
+
+
+def _service(parts: Parts) -> Service:
+    spec, store, config = parts.spec, parts.store, parts.spec.config.upkeep
+    k, m = spec.cluster.codec
+    context = Context(
+        kv=store.kv,
+        ledger=store.ledger,
+        disks=parts.disks,
+        writer=store.writer,
+        reader=store.reader,
+        seal=Seal(spec.cluster.cluster_id, spec.cluster.checksum_secret),
+        codec=spec.backend.codec,
+        k=k,
+        m=m,
+        pace=Pace(config.bytes_per_second, store.clock),
+        clock=store.clock,
+    )
+    grace_s = config.trash_days * 86_400
+    return Service(
+        context,
+        holder=parts.writer_id,
+        alive=living_writers(spec.run_directory),
+        sweep_doomed=partial(doomed.sweep, store),
+        periods=Periods(scrub_round_s=config.scrub_days * 86_400),
+        compaction_rules=CompactionRules(garbage_share=config.garbage_percent / 100),
+        trash_rules=TrashRules(grace_s=grace_s, grace_least_s=min(grace_s, 86_400)),
+        repair_grace_s=config.repair_grace_seconds,
+    )
 
 
 async def _bootstrap(link: Link, parts: Parts, directory: Directory) -> None:
@@ -118,7 +158,8 @@ def _time(us: int) -> str:
 class AdminPort:
     """What the admin port's functions are, over this process's parts."""
 
-    def __init__(self, parts: Parts, directory: Directory) -> None:
+    def __init__(self, parts: Parts, directory: Directory, service: Service) -> None:
+        self._service = service
         self._parts = parts
         self._directory = directory
         self._spec = parts.spec
@@ -141,6 +182,7 @@ class AdminPort:
             create_user=self.create_user,
             disable_user=self.disable_user,
             keys=self.keys,
+            upkeep=self._service.status,
             create_key=self.create_key,
             disable_key=self.disable_key,
         )

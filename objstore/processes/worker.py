@@ -17,6 +17,7 @@ import uvloop
 from objstore.metrics import Registry, RequestMetrics
 from objstore.processes.control import serve_metrics
 from objstore.processes.link import Link
+from objstore.processes.minding import mind_disks, report_damage
 from objstore.processes.parts import directory_of, open_parts, until_stopped
 from objstore.processes.spec import Spec
 from objstore.s3.access_log import AccessLog
@@ -58,7 +59,7 @@ async def _serve(link: Link, spec: Spec, name: str, sockets: Sequence[socket.soc
         access_log=access_log,
         observer=RequestMetrics(registry, name.removeprefix("worker-")),
     )
-    tasks: list[asyncio.Task[None]] = []
+    tasks = [loop.create_task(mind_disks(parts)), loop.create_task(report_damage(parts))]
     context: ssl.SSLContext | None = None
     if config.tls.certificate:
         certificate = Certificate(Path(config.tls.certificate), Path(config.tls.key))

@@ -1,0 +1,82 @@
+"""What a worker does beside serving: it follows the verdicts on disks, and passes on the damage it saw.
+
+Concurrency: two tasks on the worker's event loop, ended with it. A failure is tried again at the next turn.
+"""
+
+import asyncio
+import logging
+
+from objstore.blobs.volumes import Intent
+from objstore.errors import StoreError
+from objstore.node.disk import DiskState
+from objstore.processes.parts import Parts
+
+log = logging.getLogger(__name__)
+
+LOOK_SECONDS = 5.0
+INTENTS_AT_ONCE = 100  # New intents a turn: a disk with much rot must not flood metadata.
+UNWELL = (DiskState.SUSPECT, DiskState.READ_ONLY, DiskState.FAILED)
+
+
+async def mind_disks(parts: Parts) -> None:
+    """A disk that this process holds for unwell, and that metadata calls healthy since, is verified here too.
+
+    Suspicion goes into metadata at once (the writer does that); the upkeep process verifies the disk and
+    clears its record; then every worker looks for itself: its own view ended with its own failed call.
+    """
+    clock = parts.store.clock
+    unwell_since: dict[int, int] = {}
+    while True:
+        await asyncio.sleep(LOOK_SECONDS)
+        unwell = {number for number, disk in parts.disks.items() if disk.state in UNWELL}
+        now_us = clock.now_us()
+        unwell_since = {number: unwell_since.get(number, now_us) for number in unwell}
+        if not unwell:
+            continue
+        try:
+            records = await parts.store.ledger.disks()
+        except StoreError:
+            continue
+        for number in sorted(unwell):
+            record = records.get(number)
+            if record is None or record.state != "healthy":
+                continue
+            if record.since_us < unwell_since[number]:
+                # Nobody else knows yet: say so, and let the upkeep process judge.
+                try:
+                    await parts.store.ledger.suspect(number, parts.disks[number].reason)
+                except StoreError as failure:
+                    log.warning("suspicion not recorded", extra={"disk": number, "failure": str(failure)})
+                continue
+            try:
+                await parts.disks[number].verify()
+            except StoreError as failure:
+                log.warning("disk not verified", extra={"disk": number, "failure": str(failure)})
+                unwell_since[number] = clock.now_us()
+            else:
+                log.warning("disk takes writes again", extra={"disk": number})
+
+
+async def report_damage(parts: Parts) -> None:
+    """Fragments that reads found damaged become repair intents, for the upkeep process to rebuild."""
+    store = parts.store
+    noted: set[Intent] = set()
+    while True:
+        await asyncio.sleep(LOOK_SECONDS)
+        fresh: set[Intent] = set()
+        for hint in store.reader.take_hints():
+            intent = Intent(hint.volume, hint.fragment)
+            if intent not in noted:
+                fresh.add(intent)
+        if len(noted) > 10 * INTENTS_AT_ONCE:
+            noted.clear()
+        for intent in sorted(fresh)[:INTENTS_AT_ONCE]:
+            try:
+                record = await store.ledger.get(intent.volume, fresh=True)
+                disk = parts.disks.get(record.disks[intent.index])
+                # What a disk that is away lacks is repair's own business, after a grace.
+                if disk is not None and disk.state is DiskState.HEALTHY:
+                    await store.ledger.note_intent(intent)
+                    noted.add(intent)
+            except StoreError as failure:
+                log.warning("damage not noted", extra={"volume": intent.volume, "failure": str(failure)})
