@@ -43,9 +43,8 @@ async def _serve(link: Link, spec: Spec, name: str, sockets: Sequence[socket.soc
     config = spec.config
     registry = Registry()
     parts = await open_parts(spec, registry)
-    link.note(
-        parts.writer_id.hex()
-    )  # Before the first volume: upkeep seals those of writers it does not know.
+    # Before the first volume: upkeep seals those of writers that it does not know.
+    await link.note(parts.writer_id.hex())
     access_log = _access_log(spec, name)
     limits = Limits.from_config(config.limits)
     app = App(
