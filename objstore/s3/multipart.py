@@ -7,14 +7,14 @@ from urllib.parse import quote
 from aiohttp import web
 from multidict import CIMultiDict
 
-from objstore.errors import NoParts
+from objstore.errors import ConditionalConflict, NoParts
 from objstore.meta.schema import CHECKSUMS, Checksum
 from objstore.objects import copies, multipart
 from objstore.objects.multipart import Claimed, UploadsPage
 from objstore.objects.values import Written, etag_text
 from objstore.s3.answers import document, empty, eventually
 from objstore.s3.call import Call
-from objstore.s3.errors import escape, invalid_argument, invalid_request, malformed_xml
+from objstore.s3.errors import escape, fault_of, invalid_argument, invalid_request, malformed_xml
 from objstore.s3.headers import (
     about,
     add_checksum,
@@ -184,22 +184,26 @@ async def complete_upload(call: Call) -> web.StreamResponse:
             f"<ETag>&quot;{written.etag}&quot;</ETag>{summed}</CompleteMultipartUploadResult>"
         ), {}
 
-    return await eventually(
-        call,
-        multipart.complete_upload(
-            call.store,
-            call.who,
-            call.bucket,
-            call.key,
-            upload,
-            parts,
-            conditions=conditions,
-            object_size=object_size,
-            checksum=checksum,
-            checksum_type=kind,
-        ),
-        show,
-    )
+    async def complete() -> Written:
+        try:
+            return await multipart.complete_upload(
+                call.store,
+                call.who,
+                call.bucket,
+                call.key,
+                upload,
+                parts,
+                conditions=conditions,
+                object_size=object_size,
+                checksum=checksum,
+                checksum_type=kind,
+            )
+        except ConditionalConflict as conflict:
+            fault = fault_of(conflict)
+            fault.fields["Key"] = call.key  # Only here does S3 name the key.
+            raise fault from conflict
+
+    return await eventually(call, complete(), show)
 
 
 async def abort_upload(call: Call) -> web.Response:

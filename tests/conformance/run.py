@@ -181,7 +181,17 @@ def run_suite(checkout: Path, work: Path, select: str | None, extra: list[str]) 
         "AWS_EC2_METADATA_DISABLED": "true",
         "PYTHONDONTWRITEBYTECODE": "1",
     }
-    command = [interpreter(), "-m", "pytest", "-q", "-p", "no:cacheprovider", "--tb=short", "-rN"]
+    command = [
+        interpreter(),
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "--tb=short",
+        "-rN",
+        "--durations=25",
+    ]
     command += [f"--junitxml={report}", "-o", "junit_family=xunit1", f"--timeout={TEST_TIMEOUT_S}"]
     command += [f"s3tests/functional/{name}" for name in FILES]
     if select:
@@ -273,6 +283,7 @@ def arguments() -> argparse.Namespace:
 
 def main() -> int:
     given = arguments()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # The server goes with us.
     work = given.work or Path(tempfile.mkdtemp(prefix="conformance-"))
     work.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
