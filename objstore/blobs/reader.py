@@ -50,7 +50,7 @@ class ReaderLimits(NamedTuple):
     piece_max: int = 4 * MIB  # Bytes; the largest piece, if memory allows.
     reserve_part: int = 4  # One part in so many of the memory is for smallest pieces only.
     quick_s: float = 0.5  # A consumer that asks again within this gets larger pieces.
-    deadline_s: float = 2.0  # Of one disk read; past it the fragment counts as missing.
+    deadline_s: float = 5.0  # Of one disk read; past it the fragment counts as missing.
     memory_wait_s: float = 30.0
     inline_max: int = 256 * KIB  # Bytes verified on the event loop: about 30 us.
     hints: int = 4_096  # Damaged fragments remembered for repair.

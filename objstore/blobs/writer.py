@@ -86,10 +86,8 @@ class WriterLimits(NamedTuple):
     volume_size: int = 256 * MIB  # Bytes of a fragment file before the volume is full.
     buffer_min: int = 256 * KIB  # Payload of a stream's stripe when many streams share the memory.
     inline_max: int = 384 * KIB  # Bytes encoded and summed on the event loop: 0.2 ms. A hand-off costs more.
-    disk_free_min: int = 512 * MIB  # A disk with less takes no new volume.
-    deadline_s: float = (
-        5.0  # Of one append, sync or create on one disk. Disks have a shorter one of their own.
-    )
+    disk_free_min: int = 64 * MIB  # A disk with less takes no new volume. Mostly it says FULL long before.
+    deadline_s: float = 30.0  # Of one call of one disk; a backstop: disks have shorter limits of their own.
     memory_wait_s: float = 60.0  # A stream that gets no buffer for so long ends as Overloaded.
     pressure_s: float = 2.0  # Age at which a partly filled buffer is flushed while others wait.
     linger_s: float = 30.0  # Between the last Stored and the seal: a commit must be done by then.
@@ -456,7 +454,7 @@ class BlobWriter:
         for stream in list(self._streams):
             stream.abort()
         if self._flusher is not None:
-            await asyncio.wait([self._flusher], timeout=4 * self._limits.deadline_s)
+            await asyncio.wait([self._flusher], timeout=2 * self._limits.deadline_s)
         if self._janitor is not None:
             self._janitor.cancel()
             await asyncio.wait([self._janitor], timeout=self._limits.deadline_s)
@@ -467,7 +465,7 @@ class BlobWriter:
                 self._closing.append(volume)
         for volume in list(self._closing):
             if volume.tail is not None:
-                await asyncio.wait([volume.tail], timeout=4 * self._limits.deadline_s)
+                await asyncio.wait([volume.tail], timeout=2 * self._limits.deadline_s)
             if volume.syncing is not None:
                 await asyncio.wait([volume.syncing], timeout=self._limits.deadline_s)
             await self._seal_volume(volume)
