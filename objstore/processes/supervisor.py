@@ -335,8 +335,12 @@ class Supervisor:
             },
         }
         temporary = self.run_directory / "state.json.tmp"
-        temporary.write_text(json.dumps(state))
-        os.replace(temporary, self.run_directory / "state.json")
+        try:
+            temporary.write_text(json.dumps(state))
+            os.replace(temporary, self.run_directory / "state.json")
+        except OSError as failure:
+            # A full disk must not end the store: the old hint stays until the next change.
+            self.log("state.json was not written", failure=str(failure))
 
 
 def ended(status: int) -> str:
