@@ -123,16 +123,17 @@ class Client:
     async def raw(
         self, method: str, target: str, headers: Mapping[str, str], body: bytes = b""
     ) -> tuple[bytes, bytes]:
-        """Send bytes on a connection of their own: the status line, and the rest until the server closes."""
+        """Send bytes on a connection of their own; the answer's status line and its body."""
         host, _, port = self.host.partition(":")
         lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+        head = f"{method} {target} HTTP/1.1\r\n{lines}Connection: close\r\n\r\n"
         async with asyncio.timeout(20):
             reader, writer = await asyncio.open_connection(host, int(port))
             try:
-                writer.write(
-                    f"{method} {target} HTTP/1.1\r\n{lines}Connection: close\r\n\r\n".encode() + body
-                )
-                return await reader.readline(), await reader.read()
+                writer.write(head.encode() + body)
+                status, _, fields = (await reader.readuntil(b"\r\n\r\n")).partition(b"\r\n")
+                length = re.search(rb"content-length: ([0-9]+)", fields.lower())
+                return status, await reader.readexactly(int(length[1]) if length else 0)
             finally:
                 writer.close()
 
