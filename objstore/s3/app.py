@@ -26,7 +26,7 @@ from itertools import count
 from typing import Any, Protocol
 
 from aiohttp import hdrs, web
-from aiohttp.http import HttpVersion11
+from aiohttp.http import HttpVersion10, HttpVersion11
 from aiohttp.http_exceptions import BadHttpMethod, InvalidURLError, LineTooLong
 from multidict import istr
 
@@ -57,6 +57,7 @@ RULES = frozenset({"tenant", "any-user"})
 _REQUEST_ID = istr("x-amz-request-id")
 _HOST_ID = istr("x-amz-id-2")
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+_VERSIONS = (HttpVersion11, HttpVersion10)
 _OBJECT_PUTS = frozenset({"PutObject", "UploadPart"})  # Their bodies need a length.
 _HASH_THREADS = min(8, (os.cpu_count() or 1) + 1)
 
@@ -245,6 +246,7 @@ class App:
             fault = fault or S3Fault("ClientDisconnected", 499, "")
             raise
         finally:
+            protocol.ended += 1
             observer.in_flight -= 1
             if admitted:
                 self.admission.leave(body_weight)
@@ -257,6 +259,9 @@ class App:
     async def _serve(self, request: EdgeRequest) -> web.StreamResponse:
         message = request._message
         method = message.method
+        if message.version not in _VERSIONS:
+            request._version = HttpVersion11
+            raise bad_http("The version of HTTP must be 1.0 or 1.1")
         expect = message.headers.get(hdrs.EXPECT)
         if expect is not None:
             if expect.lower() != "100-continue":
@@ -376,6 +381,8 @@ class App:
             await response.prepare(request)
             await response.write_eof()
         finally:
+            protocol: Any = request._protocol
+            protocol.ended += 1
             self._note(request, response, fault, began)
         return response
 

@@ -50,7 +50,8 @@ class EdgeProtocol(RequestHandler):
     """One connection."""
 
     __slots__ = (
-        "app", "bytes_in", "edge", "half_closed", "head_bytes", "head_since", "read_from", "read_last",
+        "app", "bytes_in", "edge", "ended",
+        "half_closed", "head_bytes", "head_since", "read_from", "read_last",
         "read_paused", "read_waited", "refused", "watched", "write_last", "write_paused",
     )  # fmt: skip
 
@@ -59,6 +60,7 @@ class EdgeProtocol(RequestHandler):
         self.edge = edge
         self.app = edge.app
         self.bytes_in = 0
+        self.ended = 0  # Requests of this connection that were answered or given up.
         self.half_closed = False  # The client has said that it sends no more.
         self.refused = False
         self.head_since = 0.0  # When the first bytes of an unfinished head came; 0: none.
@@ -123,10 +125,10 @@ class EdgeProtocol(RequestHandler):
 
     def eof_received(self) -> bool | None:  # type: ignore[override]
         """The client sends no more. It still gets the answer to what it has sent (not over TLS)."""
-        request = self._current_request
-        if (request is None and not self._messages) or self.ssl_context is not None:
-            return None
+        if self.ended >= self._request_count or self.ssl_context is not None:
+            return None  # Nothing is under way: close.
         self.half_closed = True
+        request = self._current_request
         if request is not None:
             self._end_payload(request)
         return True

@@ -37,9 +37,8 @@ class Edge:
     runner: Runner
     seen: list[Seen] = field(default_factory=list)
 
-    @property
-    def port(self) -> int:
-        return self.runner.port
+    def __post_init__(self) -> None:
+        self.port = self.runner.port
 
     async def connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         return await asyncio.open_connection("127.0.0.1", self.port, limit=1 << 22)
