@@ -284,6 +284,7 @@ class Committer:
 
     async def _round(self, messages: list[_Message]) -> None:
         overlay: dict[bytes, bytes | None] = {}
+        sums: dict[bytes, int] = {}
         answers: list[tuple[_Client, Answer]] = []
         outcomes: dict[bytes, tuple[int, list[BatchFailures]]] = {}
         for message in messages:
@@ -295,7 +296,7 @@ class Committer:
             if number <= last:
                 answers.append((client, self._looked_up(client.id, number, last, failures)))
                 continue
-            refused = self._resolve(transactions, overlay)
+            refused = self._resolve(transactions, overlay, sums)
             if refused:
                 failures = [*failures, BatchFailures(number, refused)]
                 self.stats.refused += len(refused)
@@ -303,6 +304,7 @@ class Committer:
             self.stats.transactions += len(transactions)
             answers.append((client, Answer(number, True, refused)))
         if outcomes:
+            overlay.update({key: counter_value(total) for key, total in sums.items()})
             await self._make_durable(overlay, outcomes)
         for client, answer in answers:
             client.answer(answer)
@@ -318,9 +320,13 @@ class Committer:
         return Answer(number, True, [])
 
     def _resolve(
-        self, transactions: list[ReceivedTransaction], overlay: dict[bytes, bytes | None]
+        self,
+        transactions: list[ReceivedTransaction],
+        overlay: dict[bytes, bytes | None],
+        sums: dict[bytes, int],
     ) -> list[Failure]:
-        """Check each in order; what passes goes into `overlay` (None: deleted). Returns the refusals."""
+        """Check each in order; what passes goes into `overlay` (None: deleted) and `sums` (counters,
+        so that a hot one is coded once a round). Returns the refusals."""
         refused: list[Failure] = []
         hot = self._hot
         read = self._state.get
@@ -329,6 +335,8 @@ class Committer:
             for key, expected in expect.items():
                 if key in overlay:
                     value = overlay[key]
+                elif key in sums:
+                    value = counter_value(sums[key])
                 elif key in hot:
                     value = hot[key]
                 else:
@@ -336,30 +344,40 @@ class Committer:
                 if value != expected:
                     failure = Failure(index, CONFLICT, key)
                     break
-            sums: list[tuple[bytes, bytes]] = []
+            new: list[tuple[bytes, int]] = []
             if failure is None:
                 for key, (delta, at_most) in add.items():
-                    if key in overlay:
-                        value = overlay[key]
-                    elif key in hot:
-                        value = hot[key]
+                    if key in sums:
+                        held = sums[key]
                     else:
-                        value = hot[key] = read(key)
-                    held = counter(value)
+                        if key in overlay:
+                            value = overlay[key]
+                        elif key in hot:
+                            value = hot[key]
+                        else:
+                            value = hot[key] = read(key)
+                        held = counter(value)
                     change = delta if delta.__class__ is int else narrow(delta)
                     if at_most is not None and change > 0 and held + change > narrow(at_most):
                         failure = Failure(index, LIMIT, key, packed(held), at_most)
                         break
-                    sums.append((key, counter_value(held + change)))
+                    new.append((key, held + change))
             if failure is not None:
                 refused.append(failure)
                 continue
-            for key in delete:
-                overlay[key] = None
-            if put:
+            # A key is in `overlay` or in `sums`, never in both.
+            if delete or put:
+                for key in delete:
+                    overlay[key] = None
+                    sums.pop(key, None)
                 overlay.update(put)
-            if sums:
-                overlay.update(sums)
+                if not sums.keys().isdisjoint(put):
+                    for key in put:
+                        sums.pop(key, None)
+            for key, total in new:
+                if key in overlay:
+                    del overlay[key]
+                sums[key] = total
         return refused
 
     async def _make_durable(
@@ -547,8 +565,9 @@ class Committer:
         segments = journal.header.segments
         if not segments:
             return
-        targets = [disk.number for disk in journal.eligible()][: journal.copies]
-        targets.sort(key=lambda number: number not in journal.header.members)
+        members = journal.header.members
+        fit = sorted(journal.eligible(), key=lambda disk: (disk.number not in members, disk.number))
+        targets = [disk.number for disk in fit[: journal.copies]]
         plan = FoldPlan(
             cluster=journal.cluster,
             name=snapshot_name(segments[-1].sequence, journal.header.epoch),

@@ -239,6 +239,16 @@ class LmdbReader(_View):
         self.inode = found
         super().__init__(environment, path)
 
+    def readers(self) -> list[tuple[int, int | None]]:
+        """The reader table, for `objstore doctor`: (process, transactions behind; None when idle) per slot."""
+        last = self._environment.info()["last_txnid"]
+        slots: list[tuple[int, int | None]] = []
+        for line in self._environment.readers().splitlines()[1:]:  # Below a heading; one line if it is empty.
+            words = line.split()
+            if len(words) == 3 and words[0].isdigit():
+                slots.append((int(words[0]), None if words[2] == "-" else max(0, last - int(words[2]))))
+        return slots
+
 
 class LmdbState(_View):
     """The committer's state. One per process; nothing else may open the environment for writing."""

@@ -1,6 +1,7 @@
 """No acknowledged batch is ever lost or changed: random histories against a dict.
 
-Short form: some hundreds. OBJSTORE_LONG=1: 20,000. A failing seed is named and replays alone with
+Short form: about a hundred. OBJSTORE_LONG=1: 20,000. OBJSTORE_HISTORIES: as many as it says.
+A failing seed is named and replays alone with
 OBJSTORE_SEED=<seed>.
 """
 
@@ -14,7 +15,7 @@ from pathlib import Path
 
 from tests.meta.history import World
 
-COUNT = 20_000 if os.environ.get("OBJSTORE_LONG") else 120
+COUNT = int(os.environ.get("OBJSTORE_HISTORIES", "20000" if os.environ.get("OBJSTORE_LONG") else "120"))
 STEPS = 20
 
 
