@@ -293,6 +293,22 @@ DISK_COLUMNS = ["disk", "path", "state", "free", "total", "reason"]
 
 
 @app.command()
+def upkeep(
+    data: DataOption = None,
+    config: ConfigOption = None,
+    admin: AdminOption = None,
+    format_: OutputOption = None,
+) -> None:
+    """What runs in the background: repair, scrub, compaction, trash."""
+    found = AdminClient(data, config, admin).get("/api/v1/upkeep")
+    if format_ in (output.Format.JSON, output.Format.YAML):
+        show([found], [], format_)
+        return
+    services = [{"service": name, **service} for name, service in found["services"].items()]
+    show(services, ["service", "runs", "failures", "running", "last", "last_failure"], format_)
+
+
+@app.command()
 def doctor(
     data: DataOption = None,
     config: ConfigOption = None,

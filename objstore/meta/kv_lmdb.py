@@ -240,7 +240,7 @@ class LmdbReader(_View):
         super().__init__(environment, path)
 
     def readers(self) -> list[tuple[int, int | None]]:
-        """The reader table, for `objstore doctor`: (process, transactions behind; None when idle) per slot."""
+        """The reader table, for `objstore doctor`: (process, transactions behind; None: idle) per slot."""
         last = self._environment.info()["last_txnid"]
         slots: list[tuple[int, int | None]] = []
         for line in self._environment.readers().splitlines()[1:]:  # Below a heading; one line if it is empty.

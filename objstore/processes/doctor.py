@@ -16,7 +16,10 @@ from objstore.processes.parts import Parts
 
 FILES_WANTED = 16_384  # Open files per process: connections, and fragment files of every disk.
 EXPIRY_DAYS = 14.0
+READER_LAG_MAX = 100_000  # Transactions. A read lives for one call: microseconds.
 KNOWN_LMDB = "0.9."  # Files of LMDB 1.0 differ.
+
+LOOK = "look at the store's log"
 
 Finding = dict[str, Any]
 
@@ -26,15 +29,22 @@ def finding(check: str, level: str, text: str, remedy: str = "") -> Finding:
     return {"check": check, "level": level, "finding": text, "remedy": remedy}
 
 
-async def examine(parts: Parts, disks: list[dict[str, Any]], state: dict[str, Any]) -> list[Finding]:
-    """Args: disks: as the admin port shows them; state: the supervisor's."""
+async def examine(
+    parts: Parts, disks: list[dict[str, Any]], state: dict[str, Any], alarms: dict[str, str]
+) -> list[Finding]:
+    """Args: disks: as the admin port shows them; state: the supervisor's; alarms: the services', by name."""
     return [
         *_processes(state),
         *_disks(disks),
         *_devices(disks),
+        *(
+            finding("upkeep", "problem", f"{name}: {words}", "see the store's log")
+            for name, words in alarms.items()
+        ),
         _space(disks),
         _codec(parts),
         *_metadata(parts),
+        *_readers(parts),
         *_certificates(parts.spec.config),
         _open_files(),
         await asyncio.to_thread(_clock),
@@ -45,14 +55,10 @@ def _processes(state: dict[str, Any]) -> list[Finding]:
     away = [name for name, child in state["children"].items() if not child["ready"]]
     restarted = {n: child["restarts"] for n, child in state["children"].items() if child["restarts"]}
     if away:
-        return [finding("processes", "problem", f"not ready: {', '.join(away)}", "look at the store's log")]
+        return [finding("processes", "problem", f"not ready: {', '.join(away)}", LOOK)]
     if restarted:
         text = ", ".join(f"{name} {count} times" for name, count in restarted.items())
-        return [
-            finding(
-                "processes", "warning", f"started again since the start: {text}", "look at the store's log"
-            )
-        ]
+        return [finding("processes", "warning", f"started again since the start: {text}", LOOK)]
     return [finding("processes", "ok", f"{len(state['children'])} run, none was started again")]
 
 
@@ -134,6 +140,23 @@ def _metadata(parts: Parts) -> list[Finding]:
     else:
         findings.append(finding("metadata size", "ok", text))
     return findings
+
+
+def _readers(parts: Parts) -> list[Finding]:
+    """A read transaction left open, or a slot of a dead process, makes LMDB's file grow for good."""
+    try:
+        slots = parts.kv.reader.readers()
+    except StoreError as failure:
+        return [finding("metadata readers", "problem", str(failure), LOOK)]
+    dead = sorted({process for process, _ in slots if not os.path.exists(f"/proc/{process}")})
+    behind = max((lag for _, lag in slots if lag is not None), default=0)
+    if dead:
+        text = f"slots of dead processes: {', '.join(map(str, dead))}"
+        return [finding("metadata readers", "warning", text, "the committer frees them within seconds")]
+    if behind > READER_LAG_MAX:
+        text = f"a read is open since {behind} transactions"
+        return [finding("metadata readers", "warning", text, "a bug, if it stays: restart, and report it")]
+    return [finding("metadata readers", "ok", f"{len(slots)} slots, none stale")]
 
 
 def state_size(parts: Parts) -> float:

@@ -26,6 +26,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from objstore.errors import StoreError
 from objstore.processes import link
 from objstore.processes.link import Message
 
@@ -171,7 +172,10 @@ class Supervisor:
         except SystemExit as ended:
             code = ended.code if isinstance(ended.code, int) else 1
         except BaseException as failure:
-            self.log("a process ended with an error", child=child.name, failure=repr(failure), trace=True)
+            # What can happen to a store is told in one line; a bug comes with its trace.
+            expected = isinstance(failure, StoreError)
+            words = f"{type(failure).__name__}: {failure}"
+            self.log("a process ended with an error", child=child.name, failure=words, trace=not expected)
         finally:
             sys.stdout.flush()
             sys.stderr.flush()

@@ -1,0 +1,376 @@
+"""What the admin port's functions are, over the upkeep process's parts.
+
+Concurrency: one event loop; nothing here changes but the last usage and status seen, for the metrics.
+"""
+
+import json
+import logging
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from objstore import __version__
+from objstore.admin.app import Admin, Problem
+from objstore.errors import StoreError
+from objstore.iam.directory import Directory
+from objstore.meta.schema import AccessKeyRecord, UserRecord
+from objstore.metrics import Accumulator, Family, Labels, render
+from objstore.node.disk import DiskState, Usage
+from objstore.processes import doctor
+from objstore.processes.control import ask, processes
+from objstore.processes.parts import Parts
+from objstore.upkeep.service import Service
+
+log = logging.getLogger(__name__)
+
+
+def user_facts(record: UserRecord) -> dict[str, Any]:
+    return {
+        "name": record.name,
+        "tenant": record.tenant,
+        "root": record.root,
+        "disabled": record.disabled,
+        "created": _time(record.created_us),
+        "email": record.email,
+    }
+
+
+def key_facts(access_key: str, record: AccessKeyRecord) -> dict[str, Any]:
+    return {
+        "access_key": access_key,
+        "user": record.user,
+        "disabled": record.disabled,
+        "created": _time(record.created_us),
+        "comment": record.comment,
+    }
+
+
+def _time(us: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(us / 1e6))
+
+
+class AdminPort:
+    """What the admin port's functions are, over this process's parts."""
+
+    def __init__(self, parts: Parts, directory: Directory, service: Service) -> None:
+        self._service = service
+        self._parts = parts
+        self._directory = directory
+        self._spec = parts.spec
+        self._totals = Accumulator()
+        self._usage: dict[int, Usage] = {}
+        self._upkeep: dict[str, Any] = {}  # The services' status, as of the last scrape.
+
+    def admin(self) -> Admin:
+        return Admin(
+            token=self._spec.token,
+            metrics_public=self._spec.config.metrics.public,
+            ready=self.ready,
+            cluster=self.cluster,
+            metrics=self.metrics,
+            status=self.status,
+            doctor=self.doctor,
+            disks=self.disks,
+            verify_disk=self.verify_disk,
+            users=self.users,
+            create_user=self.create_user,
+            disable_user=self.disable_user,
+            keys=self.keys,
+            upkeep=self._service.status,
+            create_key=self.create_key,
+            disable_key=self.disable_key,
+        )
+
+    # Health.
+
+    def _state(self) -> dict[str, Any]:
+        try:
+            state: dict[str, Any] = json.loads(Path(self._spec.run_directory, "state.json").read_text())
+        except (OSError, ValueError):
+            return {"children": {}}
+        return state
+
+    async def ready(self) -> dict[str, Any]:
+        """Whether a request would be served now: the committer and a worker live."""
+        children = self._state()["children"]
+        committer = self._parts.kv.connected and children.get("committer", {}).get("ready", False)
+        workers = sum(child["ready"] for name, child in children.items() if name.startswith("worker"))
+        if not committer:
+            return {"ready": False, "status": "the committer is away: reads only", "workers": workers}
+        if not workers:
+            return {"ready": False, "status": "no worker is ready", "workers": 0}
+        return {"ready": True, "status": "ready", "workers": workers}
+
+    async def cluster(self) -> dict[str, Any]:
+        """Whether enough disks are there to write (1+m) and to read everything (all but m)."""
+        _, m = self._spec.cluster.codec
+        states = [await self._disk_state(number) for number in self._parts.disks]
+        healthy = sum(state == "healthy" for state, _ in states)
+        unreadable = sum(
+            disk.state in (DiskState.MISSING, DiskState.FOREIGN, DiskState.FAILED)
+            for disk in self._parts.disks.values()
+        )
+        writable, readable = healthy >= 1 + m, unreadable <= m
+        words = (
+            "ok"
+            if writable and readable
+            else "too few disks to write"
+            if readable
+            else "too few disks to read"
+        )
+        return {
+            "writable": writable,
+            "readable": readable,
+            "status": words,
+            "disks": len(states),
+            "healthy": healthy,
+        }
+
+    # Disks.
+
+    async def _disk_state(self, number: int) -> tuple[str, str]:
+        """(state, reason): what this process sees, or what metadata says if that is worse."""
+        disk = self._parts.disks[number]
+        if disk.state is not DiskState.HEALTHY:
+            return disk.state.value, disk.reason
+        records = await self._parts.store.ledger.disks()
+        record = records.get(number)
+        if record is not None and record.state != "healthy":
+            return record.state, record.reason
+        return "healthy", ""
+
+    async def disks(self) -> list[dict[str, Any]]:
+        rows = []
+        for number, disk in self._parts.disks.items():
+            try:
+                usage = self._usage[number] = await disk.usage()
+            except StoreError:
+                self._usage.pop(number, None)
+                usage = None
+            state, reason = await self._disk_state(number)
+            rows.append(
+                {
+                    "disk": number,
+                    "path": disk.path,
+                    "state": state,
+                    "free": usage.free if usage else None,
+                    "total": usage.total if usage else None,
+                    "device": f"{os.major(usage.device)}:{os.minor(usage.device)}" if usage else None,
+                    "reason": reason,
+                }
+            )
+        return rows
+
+    async def verify_disk(self, number: int) -> dict[str, Any]:
+        disk = self._parts.disks.get(number)
+        if disk is None:
+            raise Problem(404, f"there is no disk {number}")
+        ledger = self._parts.store.ledger
+        try:
+            await disk.verify()
+        except StoreError as failure:
+            log.warning("disk not verified", extra={"disk": number, "failure": str(failure)})
+        else:
+            await ledger.set_disk_state(number, "healthy")
+        return next(row for row in await self.disks() if row["disk"] == number)
+
+    # Users and keys.
+
+    async def users(self) -> list[dict[str, Any]]:
+        return [user_facts(record) for record in await self._directory.list_users(limit=100_000)]
+
+    async def create_user(self, name: str, tenant: str, email: str) -> dict[str, Any]:
+        if tenant not in {one.name for one in await self._directory.list_tenants(limit=100_000)}:
+            await self._directory.create_tenant(tenant)
+        return user_facts(await self._directory.create_user(name, tenant=tenant, email=email))
+
+    async def disable_user(self, name: str, disabled: bool) -> dict[str, Any]:
+        return user_facts(await self._directory.set_user_disabled(name, disabled))
+
+    async def keys(self) -> list[dict[str, Any]]:
+        found = await self._directory.list_keys(limit=100_000)
+        return [key_facts(access_key, record) for access_key, record in found]
+
+    async def create_key(self, user: str, comment: str) -> dict[str, Any]:
+        access_key, secret = await self._directory.create_key(user, comment=comment)
+        return {
+            "access_key": access_key,
+            "secret_key": secret,
+            "user": user,
+            "endpoint": self._spec.endpoint,
+            "region": self._spec.config.server.region,
+        }
+
+    async def disable_key(self, access_key: str, disabled: bool) -> dict[str, Any]:
+        return key_facts(access_key, await self._directory.set_key_disabled(access_key, disabled))
+
+    # The whole.
+
+    async def status(self) -> dict[str, Any]:
+        state = self._state()
+        disks = await self.disks()
+        ready = await self.ready()
+        capacity = self._capacity()
+        k, m = self._spec.cluster.codec
+        children = [{"process": name, **child} for name, child in state["children"].items()]
+        upkeep = await self._service.status()
+        degraded = (
+            not ready["ready"]
+            or any(disk["state"] != "healthy" for disk in disks)
+            or bool(upkeep["alarms"])
+            or upkeep["repair"]["found"] > upkeep["repair"]["repaired"]
+        )
+        return {
+            "degraded": degraded,
+            "facts": {
+                "status": "degraded" if degraded and ready["ready"] else ready["status"],
+                "version": __version__,
+                "cluster": self._spec.cluster.cluster_id.hex(),
+                "endpoint": self._spec.endpoint,
+                "up_seconds": round(time.time() - state.get("started", time.time())),
+                "codec": f"{k}+{m}, {self._spec.backend.name}",
+                "free_bytes": int(capacity["free"]),
+                "usable_free_bytes": int(capacity["usable_free"]),
+                "volumes": ", ".join(f"{count} {state}" for state, count in upkeep["volumes"].items()),
+                "stored_bytes": upkeep["live_bytes"],
+                "damaged_files": upkeep["repair"]["found"] - upkeep["repair"]["repaired"],
+                **{f"alarm: {name}": words for name, words in upkeep["alarms"].items()},
+            },
+            "processes": children,
+            "disks": disks,
+        }
+
+    async def doctor(self) -> list[dict[str, Any]]:
+        alarms = (await self._service.status())["alarms"]
+        return await doctor.examine(self._parts, await self.disks(), self._state(), alarms)
+
+    def _capacity(self) -> dict[str, float]:
+        """Bytes. Disks that share a device count once."""
+        devices = {usage.device: usage for usage in self._usage.values()}
+        k, m = self._spec.cluster.codec
+        raw = sum(usage.total for usage in devices.values())
+        free = sum(usage.free for usage in devices.values())
+        return {"raw": raw, "free": free, "usable": raw * k / (k + m), "usable_free": free * k / (k + m)}
+
+    # Metrics.
+
+    def own_families(self) -> list[Family]:
+        """Only this process's: what exists once per store."""
+        names: Labels = ("disk",)
+        up: list[tuple[Labels, list[float]]] = []
+        states: list[tuple[Labels, list[float]]] = []
+        total: list[tuple[Labels, list[float]]] = []
+        used: list[tuple[Labels, list[float]]] = []
+        for number, disk in self._parts.disks.items():
+            up.append(((str(number),), [float(disk.state is DiskState.HEALTHY)]))
+            states += [((str(number), state.value), [float(disk.state is state)]) for state in DiskState]
+            if usage := self._usage.get(number):
+                total.append(((str(number),), [usage.total]))
+                used.append(((str(number),), [usage.total - usage.free]))
+        capacity = self._capacity()
+
+        def gauge(name: str, doc: str, value: float) -> Family:
+            return Family(name, "gauge", doc, (), (), [((), [value])])
+
+        state = self._state()
+        restarts: list[tuple[Labels, list[float]]] = [
+            ((name,), [child["restarts"]]) for name, child in state["children"].items()
+        ]
+        expiries: list[tuple[Labels, list[float]]] = []
+        for place, certificate in doctor.certificates(self._spec.config).items():
+            try:
+                expiries.append(((place,), [doctor.expiry(certificate)]))
+            except (OSError, ValueError):
+                pass
+        return [
+            Family(
+                "build_info", "gauge", "The version that runs.", ("version",), (), [((__version__,), [1])]
+            ),
+            gauge(
+                "uptime_seconds",
+                "Since the supervisor's start.",
+                time.time() - state.get("started", time.time()),
+            ),
+            Family("disk_up", "gauge", "Whether the disk is healthy.", names, (), up),
+            Family("disk_state", "gauge", "1 for the state the disk is in.", ("disk", "state"), (), states),
+            Family("disk_total_bytes", "gauge", "Size of the disk's file system.", names, (), total),
+            Family("disk_used_bytes", "gauge", "Used on the disk's file system.", names, (), used),
+            gauge("capacity_raw_bytes", "All devices, each counted once.", capacity["raw"]),
+            gauge("capacity_free_bytes", "Free on all devices.", capacity["free"]),
+            gauge("capacity_usable_bytes", "Raw times k/(k+m).", capacity["usable"]),
+            gauge("meta_db_size_bytes", "Size of LMDB's file.", doctor.state_size(self._parts)),
+            Family(
+                "process_restarts",
+                "counter",
+                "Times a process was started again.",
+                ("process",),
+                (),
+                restarts,
+            ),
+            Family(
+                "tls_cert_expiry_timestamp_seconds",
+                "gauge",
+                "When the certificate ends.",
+                ("port",),
+                (),
+                expiries,
+            ),
+            *self._upkeep_families(),
+        ]
+
+    def _upkeep_families(self) -> list[Family]:
+        """From the last look at the services: `metrics` takes a fresh one."""
+        found = self._upkeep
+        if not found:
+            return []
+
+        def family(kind: str, name: str, doc: str, value: float) -> Family:
+            return Family(name, kind, doc, (), (), [((), [value])])
+
+        repair, trash = found["repair"], found["trash"]
+        runs: list[tuple[Labels, list[float]]] = []
+        failures: list[tuple[Labels, list[float]]] = []
+        for name, service in found["services"].items():
+            runs.append(((name,), [service["runs"]]))
+            failures.append(((name,), [service["failures"]]))
+        volumes: list[tuple[Labels, list[float]]] = [
+            ((state,), [count]) for state, count in found["volumes"].items()
+        ]
+        live, stored = found["live_bytes"], found["payload_bytes"]
+        return [
+            Family("volumes", "gauge", "Volumes by state.", ("state",), (), volumes),
+            family("gauge", "capacity_used_bytes", "Bytes of objects and parts, uncoded.", live),
+            family("gauge", "gc_pending_bytes", "Payload in volumes that nothing points at.", stored - live),
+            family("gauge", "trash_bytes", "Removed files that are still readable.", trash["kept_bytes"]),
+            family(
+                "gauge",
+                "repair_queue_files",
+                "Fragment files found damaged and not rebuilt.",
+                repair["found"] - repair["repaired"],
+            ),
+            family("gauge", "endangered_volumes", "Volumes that can lose no disk.", repair["endangered"]),
+            family("gauge", "lost_stripes", "Stripes that nothing can rebuild.", repair["lost_stripes"]),
+            family("gauge", "alarms", "Conditions that need an operator.", len(found["alarms"])),
+            family(
+                "gauge",
+                "scrub_last_round_timestamp_seconds",
+                "When the last whole scrub ended.",
+                found["scrub"]["last_round_finished_us"] / 1e6,
+            ),
+            Family("upkeep_runs", "counter", "Runs of each background service.", ("service",), (), runs),
+            Family("upkeep_failures", "counter", "Runs that failed.", ("service",), (), failures),
+            family("counter", "upkeep_paced_bytes", "Bytes that services moved.", found["bytes_worked"]),
+        ]
+
+    async def metrics(self) -> bytes:
+        await self.disks()  # Fresh usage.
+        self._upkeep = await self._service.status()
+        directory = self._spec.run_directory
+        for process in processes(directory):
+            snapshot = await ask(directory, process)
+            if snapshot is None:
+                self._totals.drop_gauges(process)
+            else:
+                self._totals.take(process, snapshot.incarnation, snapshot.families)
+        return render(self._totals.families())
