@@ -61,7 +61,7 @@ UNREADABLE: Final = (Corrupt, Unavailable, OSError)  # What a fragment's read ma
 
 
 class Hint(NamedTuple):
-    """A fragment that a read could not use, for repair to look at."""
+    """A fragment that a read found damaged or absent, for repair to look at."""
 
     volume: int
     fragment: int  # Index.
@@ -369,7 +369,10 @@ class BlobReader:
             self.counters.corrupt_fragments += 1
         else:
             self.counters.missing_fragments += 1
-        self._hints.append(Hint(record.id, index, extent.offset, str(failure) or type(failure).__name__))
+        # Damage only: a disk that is away or late is not damaged, and repair sees by itself that it is gone.
+        if isinstance(failure, (Corrupt, FileNotFoundError)):
+            words = str(failure) or type(failure).__name__
+            self._hints.append(Hint(record.id, index, extent.offset, words))
 
     async def _in_time(self, reading: Coroutine[Any, Any, int]) -> int:
         """Await a disk read under the deadline; a timer is only made if it does not end at once.

@@ -468,7 +468,10 @@ class BlobWriter:
                 await asyncio.wait([volume.tail], timeout=2 * self._limits.deadline_s)
             if volume.syncing is not None:
                 await asyncio.wait([volume.syncing], timeout=self._limits.deadline_s)
-            await self._seal_volume(volume)
+            try:
+                await self._seal_volume(volume)
+            except StoreError as failure:  # The upkeep seals it, as it does a dead writer's.
+                log.warning("volume %d was not sealed at the end: %s", volume.record.id, failure)
         self._threads.shutdown(wait=False)
 
     # Small lane.
@@ -1030,11 +1033,11 @@ class BlobWriter:
         return failures
 
     async def _report(self, record: VolumeRecord, failures: Mapping[int, BaseException]) -> None:
-        """Tell the ledger, for every process. A full disk is not a failed one: it only rests."""
+        """Tell the ledger, for every process. A full or busy disk is not a failed one: it only rests."""
         for index, failure in failures.items():
             number = record.disks[index]
             log.warning("fragment %d.%d on disk %d failed: %s", record.id, index, number, failure)
-            if isinstance(failure, DiskFull):
+            if isinstance(failure, (DiskFull, Overloaded)):
                 self._full[number] = self._clock.monotonic() + FULL_DISK_REST_S
                 continue
             try:
@@ -1083,7 +1086,10 @@ class BlobWriter:
                 volume.noted_at = now
         for volume in list(self._closing):
             if not volume.turns and not volume.pins and now - volume.used >= limits.linger_s:
-                await self._seal_volume(volume)
+                try:
+                    await self._seal_volume(volume)
+                except StoreError as failure:  # Tried again at the next tick; the others do not wait for it.
+                    log.warning("volume %d is not sealed yet: %s", volume.record.id, failure)
 
     def _covered(self, volume: _Volume) -> int:
         """The length that is known to be synced: what `extend` may note."""

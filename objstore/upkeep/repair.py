@@ -92,13 +92,16 @@ class Repair:
         sizes, away = await _sizes(ctx)
         gone = self._gone(away)
         intents = {(intent.volume, intent.index) for intent in await _all_intents(ctx)}
+        # Metadata's verdict needs no grace: failed for good, to be emptied, or (0) on no disk after a salvage.
+        states = (await ctx.ledger.disks()).items()
+        given_up = {0, *(number for number, disk in states if disk.state in ("failed", "retired"))}
         found: list[Damage] = []
         after = 0
         while records := await ctx.ledger.volumes(after):
             after = records[-1].id
             for record in records:
                 if record.state == VolumeState.SEALED and record.length:
-                    found += _damages(record, sizes, gone, intents)
+                    found += _damages(record, sizes, gone | given_up, intents)
         return found
 
     def _gone(self, away: Iterable[int]) -> set[int]:
@@ -119,14 +122,14 @@ def _damages(
     for file, number in enumerate(record.disks):
         if (record.id, file) in intents:
             found.append(Damage(record, file, "acknowledged stripes are missing from it"))
+        elif number in gone:
+            found.append(Damage(record, file, f"disk {number} is gone"))
         elif number in sizes:
             size = sizes[number].get((record.id, file))
             if size is None:
                 found.append(Damage(record, file, f"it is not on disk {number}"))
             elif size < record.length:
                 found.append(Damage(record, file, f"{size} of {record.length} bytes"))
-        elif number in gone:
-            found.append(Damage(record, file, f"disk {number} is gone"))
     return found
 
 

@@ -290,5 +290,10 @@ async def test_hints_are_bounded() -> None:
     rig.disks[record.disks[0]].mood = "dead"
     for extent in extents:
         await rig.reader.read(extent)
+    assert rig.reader.take_hints() == [], "a disk that is away is not damaged"
+    rig.wake()
+    rig.disks[record.disks[0]].lose(1, 0)
+    for extent in extents:
+        await rig.reader.read(extent)
     hints = rig.reader.take_hints()
     assert [hint.offset for hint in hints] == [extent.offset for extent in extents[-3:]]

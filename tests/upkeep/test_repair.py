@@ -186,6 +186,17 @@ async def test_an_open_volume_is_verified_and_left_to_its_writer() -> None:
     await yard.check()
 
 
+@pytest.mark.parametrize("state", ["failed", "retired"])
+async def test_a_disk_given_up_by_metadata_is_emptied_without_a_grace(state: str) -> None:
+    yard = await sealed("+++++++")
+    number = (await yard.ledger.get(1)).disks[2]
+    await yard.ledger.set_disk_state(number, state)
+    report = await Repair(yard.context(), grace_s=900).run()
+    assert report.repaired == report.found >= 1
+    assert all(number not in record.disks for record in await yard.ledger.volumes())
+    await yard.check()
+
+
 class Crash(BaseException):
     """The process is gone."""
 

@@ -118,3 +118,50 @@ async def test_a_volume_without_a_byte_is_sealed_at_zero() -> None:
     await yard.ledger.create(k=4, m=2, disks=[1, 2, 3, 4, 5, 6], lane=0, writer=b"w" * 16, policy="")
     sealed = await seal_dead(yard.context(), lambda writer: writer != b"w" * 16)
     assert [(record.id, record.length) for record in sealed] == [(2, 0)]
+
+
+class Crash(BaseException):
+    """The process is gone."""
+
+
+@pytest.mark.parametrize("point", ["seal-measured", "seal-recorded"])
+async def test_a_crash_while_sealing_is_finished_by_the_next(point: str) -> None:
+    def crash(name: str) -> None:
+        if name == point:
+            raise Crash
+
+    yard = await Yard().start()
+    await yard.put_object("o", b"o" * 10_000)
+    end = yard.writer._current[0].end
+    with pytest.raises(Crash):
+        await seal_dead(yard.context(crash), DEAD)
+    await yard.check()
+    await seal_dead(yard.context(), DEAD)
+    record = await yard.ledger.get(1, fresh=True)
+    assert (record.state, record.length) == (VolumeState.SEALED, end)
+    await yard.check()
+
+
+async def test_a_young_volume_is_left_until_news_of_its_writer_has_come() -> None:
+    yard = await Yard().start()
+    await yard.put_object("o", b"o")
+    assert await seal_dead(yard.context(), DEAD, young_s=30) == []
+    yard.clock.advance(31)
+    assert len(await seal_dead(yard.context(), DEAD, young_s=30)) == 1
+
+
+async def test_disks_given_up_for_good_do_not_keep_a_volume_open() -> None:
+    yard = await Yard().start()
+    await yard.put_object("o", b"o" * 10_000)
+    record = await yard.ledger.get(1)
+    end = yard.writer._current[0].end
+    await yard.writer.put(bytes(10_000), b"o-never", b"")
+    del yard.disks[record.disks[5]].fragments[1, 5].content[end + 100 :]
+    for number in record.disks[:2]:
+        yard.disks[number].mood = "missing"
+    with pytest.raises(Unavailable):
+        await find_length(yard.context(), record)
+    for number in record.disks[:2]:
+        await yard.ledger.set_disk_state(number, "failed")
+    assert await find_length(yard.context(), record) == end
+    await yard.check()
