@@ -92,7 +92,7 @@ class Repair:
         sizes, away = await _sizes(ctx)
         gone = self._gone(away)
         intents = {(intent.volume, intent.index) for intent in await _all_intents(ctx)}
-        # Metadata's verdict needs no grace: failed for good, to be emptied, or (0) on no disk after a salvage.
+        # Metadata's verdict needs no grace: failed, to be emptied, or (0) on no disk after a salvage.
         states = (await ctx.ledger.disks()).items()
         given_up = {0, *(number for number, disk in states if disk.state in ("failed", "retired"))}
         found: list[Damage] = []
