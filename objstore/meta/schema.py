@@ -130,7 +130,7 @@ class UploadRecord(Record, frozen=True, array_like=True, kw_only=True):
     checksum_algorithm: str = ""  # "CRC32", ... as S3 spells it; "" if the client named none.
     checksum_type: str = ""  # FULL_OBJECT or COMPOSITE.
     owner: str = ""
-    seen: int = 0  # xxh3-64 of the object record that the upload's start found; 0: there was none.
+    seen: int = 0  # xxh3-64 of what tells apart the object that the upload's start found; 0: there was none.
 
 
 class PartRecord(Record, frozen=True, array_like=True, kw_only=True):
@@ -226,7 +226,7 @@ CHECKSUMS: Final = ["CRC32", "CRC32C", "CRC64NVME", "SHA1", "SHA256"]  # The ord
 T = TypeVar("T")
 
 
-def encode(record: msgspec.Struct) -> bytes:
+def encode(record: msgspec.Struct | tuple[object, ...]) -> bytes:
     return _encoder.encode(record)
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from objstore.blobs.volumes import Stored
-from objstore.errors import TooLarge
+from objstore.errors import Overloaded, TooLarge
 from objstore.extents import Extent
 from objstore.ids import random_id
 from objstore.meta.schema import (
@@ -28,6 +28,7 @@ from objstore.objects.values import Body, Buffer, Digests
 GIB: Final = 1 << 30
 PUT_SIZE_MAX: Final = 5 * GIB  # Bytes, of one PUT, one part, one copied source.
 OBJECT_SIZE_MAX: Final = 5 * 1024 * GIB  # Bytes.
+PAGES_MAX: Final = 2_000  # Of extents, about 2 KB each: one commit puts them all. 180,000 pieces.
 NOTHING: Final = Stored([], {}, [])  # What an empty body is stored as.
 
 Describe = Callable[[Digests], bytes]  # The record without extents, encoded: for salvage.
@@ -61,6 +62,8 @@ class Kept:
             key = extent_page_key(self.blob, len(pages))
             pages[key] = encode(ExtentPage(extents=some, begin=begin))
             begin += sum(extent.length for extent in some)
+        if len(pages) > PAGES_MAX:
+            raise Overloaded(f"the body came in {len(extents)} pieces: too slowly for the memory there is")
         self.pages = pages
 
     async def write_again(self, store: Store) -> None:

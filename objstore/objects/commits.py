@@ -95,8 +95,8 @@ class Change:
 
 
 Build = Callable[[ObjectRecord | None, int], Change]  # (old record, order of the new one) -> change
-Check = Callable[[ObjectRecord | None, bytes | None, bool], None]
-"""(old record, its encoding, whether an object was seen that is gone): raises what the conditions demand."""
+Check = Callable[[ObjectRecord | None, bool], None]
+"""(old record, whether an object was seen since the request began): raises what the conditions demand."""
 
 
 def held(record: ObjectRecord) -> Sequence[Extent]:
@@ -148,7 +148,7 @@ async def change_object(
         old = None if value is None else decode(value, ObjectRecord)
         if check is not None:
             try:
-                check(old, value, seen)
+                check(old, seen)
             except Rejected:
                 if link is None or await link.stood():
                     raise

@@ -208,13 +208,12 @@ async def _change_words(
 
         def check_same(
             old: ObjectRecord | None,
-            value: bytes | None,
             vanished: bool,
             of: ObjectRecord = of,
             computed: Checksum | None = computed,
         ) -> None:
             if check is not None:
-                check(old, value, vanished)
+                check(old, vanished)
             if old is None:
                 raise NoSuchKey(place.key)
             if computed is not None and (old.etag, old.size) != (of.etag, of.size):

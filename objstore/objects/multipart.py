@@ -138,7 +138,7 @@ async def create_upload(
             checksum_algorithm=checksum_algorithm,
             checksum_type=checksum_type,
             owner=owner_of(who, place),
-            seen=_seen(present),
+            seen=_seen(None if present is None else decode(present, ObjectRecord)),
         )
         name = upload_key(place.bucket.id, place.raw_key, upload)
         try:
@@ -156,8 +156,11 @@ async def create_upload(
     raise Overloaded("the bucket's record kept changing")
 
 
-def _seen(value: bytes | None) -> int:
-    return 0 if value is None else xxhash.xxh3_64_intdigest(value) | 1
+def _seen(record: ObjectRecord | None) -> int:
+    """What tells one state of a key from every other, wherever compaction moves its bytes; 0: no object."""
+    if record is None:
+        return 0
+    return xxhash.xxh3_64_intdigest(encode((record.order, record.version, record.size, record.etag))) | 1
 
 
 async def find_upload(store: Store, who: Principal, bucket: str, key: str, upload: str) -> UploadRecord:
@@ -447,12 +450,12 @@ async def _complete(
     check = None
     if conditions.if_match is not None or conditions.if_none_match is not None:
 
-        def check_seen(old: ObjectRecord | None, value: bytes | None, vanished: bool) -> None:
-            check_complete(conditions, old, place.key, seen=record.seen, present=_seen(value))
+        def check_seen(old: ObjectRecord | None, vanished: bool) -> None:
+            check_complete(conditions, old, place.key, seen=record.seen, present=_seen(old))
 
         check = check_seen
         present = await store.kv.get(place.home)  # Refused early if refused already: before the manifest.
-        check_seen(None if present is None else decode(present, ObjectRecord), present, False)
+        check_seen(None if present is None else decode(present, ObjectRecord), False)
 
     pages: dict[bytes, bytes] = {}
     begin = 0

@@ -68,7 +68,7 @@ def write_check(conditions: Conditions, key: str) -> Check | None:
     if conditions.if_match is None and conditions.if_none_match is None:
         return None
 
-    def check(old: ObjectRecord | None, value: bytes | None, vanished: bool) -> None:
+    def check(old: ObjectRecord | None, vanished: bool) -> None:
         check_write(conditions, old, key, vanished=vanished)
 
     return check
@@ -78,7 +78,7 @@ async def check_early(store: Store, place: Place, check: Check | None) -> None:
     """Refuse before the body is read what is refused already. The commit decides again."""
     if check is not None:
         value = await store.kv.get(place.home)
-        check(None if value is None else decode(value, ObjectRecord), value, False)
+        check(None if value is None else decode(value, ObjectRecord), False)
 
 
 async def publish_object(
@@ -171,7 +171,7 @@ async def _delete(
     check: Check | None = None
     if conditions is not NO_CONDITIONS:
 
-        def check_old(old: ObjectRecord | None, value: bytes | None, vanished: bool) -> None:
+        def check_old(old: ObjectRecord | None, vanished: bool) -> None:
             if old is not None:
                 check_delete(conditions, old)
 

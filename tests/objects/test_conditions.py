@@ -173,13 +173,17 @@ async def test_a_conditional_write_is_decided_by_the_table(
 async def test_what_happened_during_the_upload_decides_a_conditional_complete(
     before: bool, during: str, conditions: Conditions, error: type[StoreError] | None
 ) -> None:
-    store = await with_object()  # The clock stands still: microseconds cannot tell before from after.
+    store = await with_object()
+    clock = store.clock
+    assert isinstance(clock, FakeClock)
+    clock.now -= 1_000_000  # It goes back, which no order does.
     if not before:
         await delete_object(store, WHO, "bucket", "key")
     upload, _ = await multipart.create_upload(
         store, WHO, "bucket", "key", About(), checksum_algorithm="", checksum_type=""
     )
     part = await multipart.put_part(store, WHO, "bucket", "key", upload, 1, MemoryBody(b"part"))
+    clock.now += 1
     if "delete" in during:
         await delete_object(store, WHO, "bucket", "key")
     if "put" in during:
