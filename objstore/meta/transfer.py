@@ -11,7 +11,7 @@ that is being written to is not one view: stop the workers for that, or take wha
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from pathlib import Path
 
 import aiofiles
@@ -55,24 +55,17 @@ async def export(
     if await asyncio.to_thread(path.exists):
         raise FileExistsError(f"{path} exists")
     temporary = path.with_name(path.name + ".part")
-    count = blocks = checksum = 0
-    encode = msgspec.msgpack.encode
+    count = 0
+
+    def counted(so_far: int) -> None:
+        nonlocal count
+        count = so_far
+        progress(so_far)
+
     try:
         async with aiofiles.open(temporary, "wb") as file:
-            await file.write(MAGIC)
-            raw, checksum = encode_block(START, 0, encode([1, now_us]), checksum)
-            await file.write(raw)
-            start, end = b"\0", b"\xff" * KEY_SIZE_MAX
-            while pairs := await kv.scan(start, end, SCAN_COUNT):
-                flat = [part for pair in pairs for part in pair]
-                raw, checksum = encode_block(PAIRS, len(pairs), encode(flat), checksum)
-                await file.write(raw)
-                count += len(pairs)
-                blocks += 1
-                start = pairs[-1][0] + b"\0"
-                progress(count)
-            raw, _ = encode_block(END, 0, encode([count, blocks]), checksum)
-            await file.write(raw)
+            async for chunk in stream(kv, now_us=now_us, progress=counted):
+                await file.write(chunk)
             await file.flush()
             if sync:
                 await asyncio.to_thread(os.fsync, file.fileno())
@@ -81,6 +74,26 @@ async def export(
         temporary.unlink(missing_ok=True)
         raise
     return count
+
+
+async def stream(kv: Kv, *, now_us: int, progress: Progress = no_progress) -> AsyncGenerator[bytes, None]:
+    """The bytes of an export, block by block. Raises: what `Kv.scan` raises."""
+    encode = msgspec.msgpack.encode
+    count = blocks = checksum = 0
+    yield MAGIC
+    raw, checksum = encode_block(START, 0, encode([1, now_us]), checksum)
+    yield raw
+    start, end = b"\0", b"\xff" * KEY_SIZE_MAX
+    while pairs := await kv.scan(start, end, SCAN_COUNT):
+        flat = [part for pair in pairs for part in pair]
+        raw, checksum = encode_block(PAIRS, len(pairs), encode(flat), checksum)
+        yield raw
+        count += len(pairs)
+        blocks += 1
+        start = pairs[-1][0] + b"\0"
+        progress(count)
+    raw, _ = encode_block(END, 0, encode([count, blocks]), checksum)
+    yield raw
 
 
 async def import_(kv: Kv, path: Path, *, replace: bool = False, progress: Progress = no_progress) -> int:
