@@ -363,11 +363,11 @@ class _Run:
     def _receive_body(self, conn: _Conn, now: float) -> None:
         try:
             if conn.compare or self.endpoint.tls or conn.status[:1] != b"2":
-                count = conn.sock.recv_into(self.view, min(conn.body_left, _RECEIVE_SIZE))
+                count = conn.sock.recv_into(self.view, min(conn.body_left, len(self.view)))
                 self._take(conn, self.view[:count])
             else:
                 # Dropped in the kernel: copying 64 MiB would cost the generator more than the server.
-                count = conn.sock.recv_into(self.view, min(conn.body_left, _RECEIVE_SIZE), socket.MSG_TRUNC)
+                count = conn.sock.recv_into(self.view, min(conn.body_left, len(self.view)), socket.MSG_TRUNC)
                 conn.body_left -= count
                 conn.received += count
         except (BlockingIOError, ssl.SSLWantReadError):

@@ -319,3 +319,11 @@ def test_deleting_what_was_never_put_is_refused() -> None:
     target = Target(name="t", endpoint=Endpoint(url="http://127.0.0.1:1", credentials=CREDENTIALS))
     with Generator(target.endpoint, 1) as generator, pytest.raises(TargetFailed, match="put some first"):
         Bench(target, generator, Plan()).delete(KIB, 1)
+
+
+def test_slow_readers_take_no_more_than_their_rate() -> None:
+    payload = Payload(size=8 * MIB)
+    with scripted_server([answer(payload.make())]) as endpoint, Generator(endpoint, 1) as generator:
+        outcome = generator.run([job(connections=4, seconds=0.6, cycle=True, read_rate=MIB)])
+    # Four readers of 1 MiB/s for 0.6 s have not nearly seen the end of 8 MiB.
+    assert (outcome.operations, outcome.errors) == (0, {})
