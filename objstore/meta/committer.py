@@ -375,8 +375,7 @@ class Committer:
                     for key in put:
                         sums.pop(key, None)
             for key, total in new:
-                if key in overlay:
-                    del overlay[key]
+                overlay.pop(key, None)
                 sums[key] = total
         return refused
 

@@ -5,8 +5,11 @@ parent, and from nobody else), makes the snapshot and writes the outcome to its 
 """
 
 import asyncio
+import os
 import pickle
 import sys
+import threading
+import time
 from collections.abc import Callable, Sequence
 
 import msgspec
@@ -21,6 +24,7 @@ OpenDisks = Callable[[], Sequence[Disk]]
 """Opens the cluster's disks; picklable (a module's function, or functools.partial of one)."""
 
 TIMEOUT_S = 3_600.0  # A fold of 100 million keys takes about ten minutes.
+NICENESS = 10  # Folding is never urgent; what it competes with is.
 
 
 class Outcome(msgspec.Struct, frozen=True, array_like=True):
@@ -82,7 +86,16 @@ async def do(open_disks: OpenDisks, plan: FoldPlan) -> Outcome:
             disk.close()
 
 
+def _end_with(parent: int) -> None:
+    """An orphan's snapshot is named by nobody: stop when the committer is gone."""
+    while os.getppid() == parent:
+        time.sleep(1.0)
+    os._exit(1)
+
+
 def main() -> None:
+    os.nice(NICENESS)
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     open_disks, plan = pickle.loads(sys.stdin.buffer.read())  # noqa: S301 - from our parent, over a pipe
     outcome = asyncio.run(do(open_disks, plan))
     sys.stdout.buffer.write(_encode(outcome))

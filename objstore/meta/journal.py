@@ -41,7 +41,7 @@ import re
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import msgspec
 import xxhash
@@ -58,6 +58,7 @@ BLOCK_SIZE = 512  # Bytes: batches and headers are padded to it, so that none sh
 PAYLOAD_SIZE_MAX = 64 * 1024 * 1024  # Bytes of one batch; the committer gathers far less.
 APPEND_TIMEOUT_S = 2.0  # A copy that takes longer is left behind (DESIGN section 5).
 STEP_TIMEOUT_S = 5.0  # For one step of opening an epoch on one disk: a create, a note, a chunk.
+FAILED_TIMEOUT_S = 0.5  # The same on a disk that has failed already: a try, not a hope.
 READ_SIZE = 4 * 1024 * 1024  # Bytes read at a time.
 
 KIND_BATCH = 0
@@ -76,8 +77,6 @@ _SNAPSHOT_NAME = re.compile(r"snapshot\.([0-9]{20})\.([0-9]{16})", re.ASCII)
 
 CrashPoint = Callable[[str], None]
 """Called with a name between two durable steps; a test raises there. In production it does nothing."""
-
-T = TypeVar("T")
 
 
 def no_crash(name: str) -> None:
@@ -475,6 +474,10 @@ class Journal:
             log.warning("journal copy lost", extra={"disk": number, "failure": why})
         self.failed[number] = why
 
+    def patience(self, disk: Disk) -> float:
+        """Seconds for one step on a disk: commits wait behind it, so one that failed gets little."""
+        return min(FAILED_TIMEOUT_S, self.append_timeout_s) if disk.number in self.failed else STEP_TIMEOUT_S
+
     def eligible(self) -> list[Disk]:
         return [disk for disk in self.disks if writable(disk) and disk.number not in self.failed]
 
@@ -548,7 +551,7 @@ class Journal:
 
         # 3. The number, into every reachable disk's identity. A member that does not take it is none.
         reachable = [disk for disk in self.disks if disk.number in listings]
-        failures = await together(reachable, lambda disk: disk.note_epoch(epoch), STEP_TIMEOUT_S)
+        failures = await together(reachable, lambda disk: disk.note_epoch(epoch), self.patience)
         for number, why in failures.items():
             self.avoid(number, why)
         if any(disk.number in failures for disk in members):
@@ -575,7 +578,7 @@ class Journal:
         async def listing(disk: Disk) -> None:
             found[disk.number] = {entry.name: entry.size for entry in await disk.logs()}
 
-        await together([disk for disk in self.disks if readable(disk)], listing, STEP_TIMEOUT_S)
+        await together([disk for disk in self.disks if readable(disk)], listing, self.patience)
         return found
 
     async def _learn_highest(self, listings: dict[int, dict[str, int]]) -> None:
@@ -584,7 +587,7 @@ class Journal:
         async def learn(disk: Disk) -> None:
             noted.append(await disk.noted_epoch())
 
-        await together([disk for disk in self.disks if disk.number in listings], learn, STEP_TIMEOUT_S)
+        await together([disk for disk in self.disks if disk.number in listings], learn, self.patience)
         named = [epoch_of_name(name) for listing in listings.values() for name in listing]
         self.highest = max([self.highest, self.header.epoch, *noted, *named])
 
@@ -767,7 +770,9 @@ def readable(disk: Disk) -> bool:
 
 
 async def together(
-    disks: Sequence[Disk], step: Callable[[Disk], Awaitable[object]], timeout_s: float
+    disks: Sequence[Disk],
+    step: Callable[[Disk], Awaitable[object]],
+    timeout_s: float | Callable[[Disk], float],
 ) -> dict[int, str]:
     """Do one step on every disk side by side; disk number -> failure, of those that failed or were late.
 
@@ -775,11 +780,12 @@ async def together(
     """
 
     async def one(disk: Disk) -> str | None:
+        limit_s = timeout_s(disk) if callable(timeout_s) else timeout_s
         try:
-            async with asyncio.timeout(timeout_s):
+            async with asyncio.timeout(limit_s):
                 await step(disk)
         except TimeoutError:
-            return f"no answer within {timeout_s:g} s"
+            return f"no answer within {limit_s:g} s"
         except (StoreError, OSError) as failure:
             return repr(failure)
         return None

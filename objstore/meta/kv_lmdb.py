@@ -20,7 +20,7 @@ instant leaves the last whole commit (the page cache survives); a power cut may 
 """
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -160,12 +160,6 @@ class _View:
             for key, stored in found:
                 unseal(key, stored)
         return pairs
-
-    def scan_chunks(self, start: bytes, end: bytes) -> Iterator[list[tuple[bytes, bytes]]]:
-        """The whole range in chunks, each from a read transaction of its own: not one view."""
-        while chunk := self.scan(start, end, SCAN_CHUNK):
-            yield chunk
-            start = chunk[-1][0] + b"\0"
 
     def engine_record(self, name: bytes) -> bytes | None:
         """One of the engine's own records."""

@@ -154,12 +154,12 @@ async def recover(
         state.commit({}, (), journal.end(), {})
         crash("recovery.recorded")
         _write_note(state.path, boot)
+        crash("recovery.noted")
+        _remove_other_states(state_directories, state.path)
+        await journal.clean_up()
     except BaseException:
         state.close()
         raise
-    crash("recovery.noted")
-    _remove_other_states(state_directories, state.path)
-    await journal.clean_up()
     return Recovered(journal, state, bool(reason) and found is not None, reason if found else "")
 
 

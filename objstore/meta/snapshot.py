@@ -58,7 +58,7 @@ FORMAT = 1
 BLOCK_SIZE = 64 * 1024  # Bytes of keys and values in a block, about: what a reader holds.
 BLOCK_STORED_MAX = 16 * 1024 * 1024  # Bytes: a larger block is taken for damage.
 COMPRESSION_LEVEL = 1  # Level 6 saves a tenth more space and takes four times as long.
-CHANGES_SIZE_MAX = 64 * 1024 * 1024  # Bytes of keys and values sorted in memory: one run.
+CHANGES_SIZE_MAX = 32 * 1024 * 1024  # Bytes of keys and values sorted in memory: 150 MB as objects.
 CLIENT_KEPT_US = 3_600_000_000  # An hour: far longer than any client waits for an outcome.
 
 START, PAIRS, CLIENTS, END = range(4)

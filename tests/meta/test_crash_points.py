@@ -13,6 +13,8 @@ import shutil
 import tempfile
 from pathlib import Path
 
+import pytest
+
 from tests.meta.history import Crash, World
 
 SEED_OF_VALUES = 11
@@ -84,8 +86,8 @@ async def cut(root: Path, first: int, second: int, *, power: bool) -> list[str]:
         shutil.rmtree(root)
 
 
-async def test_every_named_point_may_be_the_last_one_twice_in_a_row() -> None:
-    logging.getLogger("objstore.meta").setLevel(logging.CRITICAL)
+async def test_every_named_point_may_be_the_last_one_twice_in_a_row(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.CRITICAL, "objstore.meta")
     seed = random.SystemRandom().randrange(1 << 32)
     print(f"seed {seed}")
     rng = random.Random(seed)

@@ -13,14 +13,18 @@ import tempfile
 from collections import Counter
 from pathlib import Path
 
+import pytest
+
 from tests.meta.history import World
 
 COUNT = int(os.environ.get("OBJSTORE_HISTORIES", "20000" if os.environ.get("OBJSTORE_LONG") else "120"))
 STEPS = 20
 
 
-async def test_no_acknowledged_batch_is_lost_or_changed_in_any_history() -> None:
-    logging.getLogger("objstore.meta").setLevel(logging.CRITICAL)
+async def test_no_acknowledged_batch_is_lost_or_changed_in_any_history(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.CRITICAL, "objstore.meta")
     given = os.environ.get("OBJSTORE_SEED")
     first = random.SystemRandom().randrange(1 << 40)
     seeds = [int(given)] if given else [first + number for number in range(COUNT)]
