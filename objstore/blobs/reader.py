@@ -7,8 +7,8 @@ repair may have moved the file. What cannot be verified or reconstructed is Corr
 when disks are merely away); a stream that fails in the middle raises, and its consumer must cut.
 
 Memory: streams take their buffers' sizes from one budget, piece by piece; a piece grows while its consumer is
-quick and memory is plentiful, so that a thousand slow readers hold a thousand small pieces. The buffers
-themselves are never reused: whoever sends them may hold them after asking for more.
+quick and memory is plentiful, so that a thousand slow readers hold a thousand small pieces. A buffer is used
+again only when no view of it is left anywhere: whoever sends the bytes may hold them after asking for more.
 
 Concurrency: one event loop; no state between reads but the budget, the counters and the queue of hints.
 """
@@ -31,15 +31,18 @@ from objstore.codec.reed_solomon import Codec
 from objstore.errors import Corrupt, DiskMissing, Overloaded, Unavailable
 from objstore.extents import Extent
 from objstore.node.disk import Disk
-from objstore.node.fragments import RangeRead, Seal, block_size
+from objstore.node.fragments import RangeRead, Seal, block_size, covering_size
 
 log = logging.getLogger(__name__)
 
 CodecFor = Callable[[int, int], Codec]
 T = TypeVar("T")
 
+
 KIB: Final = 1024
 MIB: Final = 1024 * KIB
+KEPT_BUFFER_MIN: Final = 64 * KIB  # Bytes: smaller ones malloc keeps by itself.
+KEPT_LOOKS: Final = 8  # Kept buffers tried before a new one is made.
 
 
 class ReaderLimits(NamedTuple):
@@ -52,7 +55,8 @@ class ReaderLimits(NamedTuple):
     quick_s: float = 0.5  # A consumer that asks again within this gets larger pieces.
     deadline_s: float = 5.0  # Of one disk read; past it the fragment counts as missing.
     memory_wait_s: float = 30.0
-    inline_max: int = 256 * KIB  # Bytes verified on the event loop: about 30 us.
+    inline_max: int = 1 * MIB  # Bytes verified on the event loop: 36 us. A hand-off costs more.
+    kept: int = 16 * MIB  # Bytes of buffers kept for the next read: fresh ones cost a page fault per 4 KiB.
     hints: int = 4_096  # Damaged fragments remembered for repair.
 
 
@@ -112,6 +116,7 @@ class BlobReader:
         self._hints: deque[Hint] = deque(maxlen=limits.hints)
         self._waiters: deque[tuple[int, asyncio.Future[None]]] = deque()
         self._open_streams = 0
+        self._buffers = _Buffers(limits.kept)
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="verify")
 
     def close(self) -> None:
@@ -269,7 +274,11 @@ class BlobReader:
         disk = self._disks.get(record.disks[index]) if index < record.fragment_count else None
         if disk is None:
             raise DiskMissing(f"no disk for fragment {index} of volume {record.id}")
-        plan = RangeRead(self._seal, record.id, index, extent.offset, extent.fragment_size, begin, length)
+        size = extent.fragment_size
+        into = None
+        if length >= KEPT_BUFFER_MIN:
+            into = memoryview(self._buffers.take(covering_size(size, begin, length)))
+        plan = RangeRead(self._seal, record.id, index, extent.offset, size, begin, length, into)
         count = await self._in_time(disk.read(record.id, index, plan.position, plan.buffers))
         if length <= self._limits.inline_max:
             return plan.verified(count)
@@ -446,6 +455,38 @@ class BlobReader:
             if not future.done():
                 self.counters.memory_used += cost
                 future.set_result(None)
+
+
+class _Buffers:
+    """Buffers of recent reads. One is taken again when nobody holds a view of it any more.
+
+    CPython refuses to resize a bytearray while any buffer export of it is alive (a memoryview, a transport's
+    write queue, a disk's thread that is late): trying to is the test.
+    """
+
+    def __init__(self, kept_max: int) -> None:
+        self._kept_max = kept_max
+        self._kept = 0  # Bytes.
+        self._rings: dict[int, deque[bytearray]] = {}  # By size, the longest unused first.
+
+    def take(self, size: int) -> bytearray:
+        """At least `size` bytes of anything; a power of two."""
+        size = 1 << (size - 1).bit_length()
+        ring = self._rings.setdefault(size, deque())
+        for _ in range(min(len(ring), KEPT_LOOKS)):
+            buffer = ring[0]
+            ring.rotate(-1)
+            try:
+                buffer.append(0)
+            except BufferError:
+                continue  # Still being sent.
+            buffer.pop()
+            return buffer
+        buffer = bytearray(size)
+        if self._kept + size <= self._kept_max:
+            self._kept += size
+            ring.append(buffer)
+        return buffer
 
 
 class _Pieces:

@@ -297,3 +297,21 @@ async def test_hints_are_bounded() -> None:
         await rig.reader.read(extent)
     hints = rig.reader.take_hints()
     assert [hint.offset for hint in hints] == [extent.offset for extent in extents[-3:]]
+
+
+async def test_a_buffer_is_used_again_only_when_no_view_of_it_is_left() -> None:
+    rig = await Rig().start()
+    body = random.Random(3).randbytes(24 * MIB)
+    stored = await rig.put_stream(body)
+    held = []  # A consumer that keeps everything, as a slow transport's queue does.
+    async for views in rig.reader.stream(stored.extents, 0, len(body)):
+        held += views
+    assert b"".join(held) == body
+    held.clear()
+    ring = rig.reader._buffers._rings[MIB]
+    kept = [id(buffer) for buffer in ring]
+    assert await rig.read_all(stored.extents) == body
+    assert [id(buffer) for buffer in ring if id(buffer) in kept], "and then they are used again"
+    assert rig.reader._buffers._kept <= 16 * MIB
+    for _ in range(3):
+        assert await rig.read_all(stored.extents, 5_000_000, 9_000_000) == body[5_000_000:14_000_000]
