@@ -263,9 +263,7 @@ class App:
             request._version = HttpVersion11
             raise bad_http("The version of HTTP must be 1.0 or 1.1")
         expect = message.headers.get(hdrs.EXPECT)
-        if expect is not None:
-            if expect.lower() != "100-continue":
-                raise S3Fault("ExpectationFailed", 417, "Only 100-continue can be expected")
+        if expect is not None and expect.lower() == "100-continue":  # S3 ignores every other expectation.
             request.waits_for_100 = message.version >= HttpVersion11
         host = message.headers.get(hdrs.HOST, "")
         target = parse_target(message.path, host, self.domains)

@@ -27,7 +27,7 @@ import time
 from collections.abc import Awaitable, Callable
 from email.utils import formatdate
 from http import HTTPStatus
-from typing import Any
+from typing import Any, cast
 
 from aiohttp import StreamReader, web
 from aiohttp.abc import AbstractStreamWriter
@@ -77,13 +77,12 @@ class EdgeProtocol(RequestHandler):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         if self.edge.is_full():
-            self._refuse_connection(transport)
+            self._refuse_connection(cast(asyncio.Transport, transport))  # uvloop's is one in all but name.
             return
         super().connection_made(transport)
         self.app.observer.connections += 1
 
-    def _refuse_connection(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
+    def _refuse_connection(self, transport: asyncio.Transport) -> None:
         self.refused = True
         self._force_close = True  # data_received ignores what comes.
         self._manager = None

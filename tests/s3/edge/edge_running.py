@@ -55,6 +55,29 @@ class Edge:
             writer.close()
 
 
+class Line:
+    """One keep-alive connection after another: a new one whenever the edge closes the last."""
+
+    def __init__(self, edge: Edge) -> None:
+        self.edge = edge
+        self.streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
+
+    async def send(self, wire: bytes) -> "Answer":
+        if self.streams is None:
+            self.streams = await self.edge.connect()
+        reader, writer = self.streams
+        writer.write(wire)
+        answer = await asyncio.wait_for(read_answer(reader, head_only=wire.startswith(b"HEAD ")), 5.0)
+        if answer.headers.get("connection") == "close":
+            self.close()
+        return answer
+
+    def close(self) -> None:
+        if self.streams is not None:
+            self.streams[1].close()
+            self.streams = None
+
+
 @dataclass
 class Answer:
     status: int

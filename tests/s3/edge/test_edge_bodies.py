@@ -47,27 +47,24 @@ def frame(
     chunk_size: int = 65536,
     signed: bool = True,
     trailers: Sequence[tuple[str, str]] = (),
-    trailer_section: bool = False,
 ) -> bytes:
     """aws-chunked, written independently of the decoder, after AWS's description."""
-    framed, previous = b"", seed
+    framed, previous = [], seed
     for start in [*range(0, len(data), chunk_size), len(data)]:
         chunk = data[start : start + chunk_size]
         if signed:
             previous = chunk_signature("AWS4-HMAC-SHA256-PAYLOAD", previous, b"", chunk)
-            framed += f"{len(chunk):x};chunk-signature={previous}\r\n".encode()
+            framed.append(f"{len(chunk):x};chunk-signature={previous}\r\n".encode())
         else:
-            framed += f"{len(chunk):x}\r\n".encode()
+            framed.append(f"{len(chunk):x}\r\n".encode())
         if chunk:
-            framed += chunk + b"\r\n"
-    if trailers:
-        for name, value in trailers:
-            framed += f"{name}:{value}\r\n".encode()
-        if signed:
-            text = "".join(f"{name}:{value}\n" for name, value in trailers).encode()
-            signature = chunk_signature("AWS4-HMAC-SHA256-TRAILER", previous, text)
-            framed += f"x-amz-trailer-signature:{signature}\r\n".encode()
-    return framed + b"\r\n"
+            framed += [chunk, b"\r\n"]
+    framed += [f"{name}:{value}\r\n".encode() for name, value in trailers]
+    if trailers and signed:
+        text = "".join(f"{name}:{value}\n" for name, value in trailers).encode()
+        signature = chunk_signature("AWS4-HMAC-SHA256-TRAILER", previous, text)
+        framed.append(f"x-amz-trailer-signature:{signature}\r\n".encode())
+    return b"".join([*framed, b"\r\n"])
 
 
 def streaming(

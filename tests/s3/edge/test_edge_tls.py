@@ -1,0 +1,165 @@
+"""TLS: modern versions only, and a renewed certificate without a restart."""
+
+import asyncio
+import datetime
+import ssl
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+from edge_running import SMALL_LIMITS, Edge, Start, read_answer
+from edge_signing import sign
+
+from objstore.s3.server import serve_s3
+from objstore.s3.tls import Certificate, TlsFailure
+
+
+def issue(directory: Path, name: str, *, days: int = 30) -> tuple[Path, Path]:
+    """A self-signed certificate for localhost whose subject is `name`."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    now = datetime.datetime.now(datetime.UTC)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(subject)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(days=1))
+        .not_valid_after(now + datetime.timedelta(days=days))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    chain, secret = directory / "chain.pem", directory / "key.pem"
+    chain.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+    secret.write_bytes(
+        key.private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        )
+    )
+    return chain, secret
+
+
+def client_context() -> ssl.SSLContext:
+    context = ssl.create_default_context()
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    return context
+
+
+async def served_name(port: int) -> str:
+    _, writer = await asyncio.open_connection("127.0.0.1", port, ssl=client_context())
+    der = writer.get_extra_info("ssl_object").getpeercert(binary_form=True)
+    writer.close()
+    found = x509.load_der_x509_certificate(der).subject.get_attributes_for_oid(NameOID.COMMON_NAME)[0].value
+    return str(found)
+
+
+async def over_tls(edge: Edge, certificate: Certificate) -> Edge:
+    runner = await serve_s3(edge.app, "127.0.0.1", 0, ssl_context=certificate.context)
+    return Edge(edge.app, runner, edge.seen)
+
+
+async def test_a_signed_request_is_served_over_tls(start_edge: Start, tmp_path: Path) -> None:
+    secure = await over_tls(await start_edge(limits=SMALL_LIMITS), Certificate(*issue(tmp_path, "one")))
+    reader, writer = await asyncio.open_connection("127.0.0.1", secure.port, ssl=client_context())
+    for body in (b"", b"x" * 1000, b"x" * 1_000_000):
+        writer.write(sign("PUT", "/b/k", body=body).wire())
+        assert (await read_answer(reader)).status == 200
+        assert secure.seen[-1].body == body
+    writer.write(b"nonsense\r\n\r\n")
+    assert (await read_answer(reader)).code == "BadRequest"
+    writer.close()
+    await secure.runner.stop(0.5)
+
+
+async def test_a_renewed_certificate_is_taken_up_without_a_restart(start_edge: Start, tmp_path: Path) -> None:
+    certificate = Certificate(*issue(tmp_path, "one"))
+    secure = await over_tls(await start_edge(), certificate)
+    old_reader, old_writer = await asyncio.open_connection("127.0.0.1", secure.port, ssl=client_context())
+    assert await served_name(secure.port) == "one"
+    assert not certificate.reload_if_changed()
+    before = certificate.not_after
+    issue(tmp_path, "two", days=60)
+    assert certificate.reload_if_changed()
+    assert certificate.not_after > before
+    assert await served_name(secure.port) == "two"
+    old_writer.write(sign("GET", "/b/k").wire())
+    assert (await read_answer(old_reader)).status == 200
+    old_writer.close()
+    await secure.runner.stop(0.5)
+
+
+async def test_a_broken_renewal_changes_nothing_until_it_is_mended(start_edge: Start, tmp_path: Path) -> None:
+    chain, key = issue(tmp_path, "one")
+    certificate = Certificate(chain, key)
+    secure = await over_tls(await start_edge(), certificate)
+    good = chain.read_bytes()
+    for broken in (b"", good[: len(good) // 2], issue_elsewhere(tmp_path)):
+        chain.write_bytes(broken)
+        assert not certificate.reload_if_changed()
+        assert await served_name(secure.port) == "one"
+    chain.unlink()
+    assert not certificate.reload_if_changed()
+    assert await served_name(secure.port) == "one"
+    assert certificate.failures == 4
+    issue(tmp_path, "two")
+    assert certificate.reload_if_changed()
+    assert await served_name(secure.port) == "two"
+    await secure.runner.stop(0.5)
+
+
+def issue_elsewhere(directory: Path) -> bytes:
+    """The certificate of another key."""
+    other = directory / "other"
+    other.mkdir(exist_ok=True)
+    return issue(other, "stranger")[0].read_bytes()
+
+
+def test_a_certificate_that_cannot_be_used_is_named_at_the_start(tmp_path: Path) -> None:
+    chain, key = issue(tmp_path, "one")
+    with pytest.raises(TlsFailure, match="not there"):
+        Certificate(tmp_path / "nowhere.pem", key)
+    chain.write_bytes(b"not a certificate")
+    with pytest.raises(TlsFailure, match=r"chain\.pem"):
+        Certificate(chain, key)
+
+
+async def test_old_versions_of_tls_are_refused(start_edge: Start, tmp_path: Path) -> None:
+    secure = await over_tls(await start_edge(), Certificate(*issue(tmp_path, "one")))
+    context = client_context()
+    context.minimum_version = ssl.TLSVersion.TLSv1
+    context.maximum_version = ssl.TLSVersion.TLSv1_1
+    context.set_ciphers("ALL:@SECLEVEL=0")
+    with pytest.raises((ssl.SSLError, ConnectionError)):
+        await asyncio.open_connection("127.0.0.1", secure.port, ssl=context)
+    await secure.runner.stop(0.5)
+
+
+async def test_plain_http_on_a_tls_port_ends_and_leaves_no_traceback(
+    start_edge: Start, tmp_path: Path
+) -> None:
+    secure = await over_tls(await start_edge(), Certificate(*issue(tmp_path, "one")))
+    reader, writer = await secure.connect()
+    writer.write(sign("GET", "/b/k").wire())
+    try:
+        assert not (await asyncio.wait_for(reader.read(), 5)).startswith(b"HTTP/1.1 200")
+    except ConnectionError:
+        pass
+    writer.close()
+    await secure.runner.stop(0.5)
+
+
+async def test_watching_takes_up_a_renewal_by_itself(tmp_path: Path) -> None:
+    certificate = Certificate(*issue(tmp_path, "one"))
+    watching = asyncio.ensure_future(certificate.watch(0.01))
+    issue(tmp_path, "two")
+    for _ in range(500):
+        if certificate.reloads:
+            break
+        await asyncio.sleep(0.01)
+    assert certificate.reloads
+    watching.cancel()
