@@ -240,6 +240,12 @@ class LocalDisk:
 
     @property
     def state(self) -> DiskState:
+        """Asking about a full or missing disk also has it looked at again, at most once a second.
+
+        Else nobody would: placement leaves such a disk alone, and so no call would ever find it well again.
+        """
+        if (self._absent is not None or self._full) and time.monotonic() > self._next_look:
+            self._start_look()
         if self._absent is not None:
             return self._absent[0]
         if self._failed:
@@ -593,8 +599,12 @@ class LocalDisk:
     def _start_look(self) -> None:
         """At most one look runs; nobody waits for it."""
         if not self._closed and (self._look_task is None or self._look_task.done()):
+            try:
+                loop = asyncio.get_running_loop()
+            except RuntimeError:
+                return  # `state` may be asked before and after the loop runs.
             self._next_look = time.monotonic() + LOOK_INTERVAL_S
-            self._look_task = asyncio.get_running_loop().create_task(self._look())
+            self._look_task = loop.create_task(self._look())
 
     async def _look(self) -> None:
         self._next_look = time.monotonic() + LOOK_INTERVAL_S
@@ -1057,6 +1067,7 @@ class LocalDisk:
         except (FileNotFoundError, NotADirectoryError):
             self._identity_stat = None
             self._absent = DiskState.MISSING, f"no {IDENTITY_NAME} at its path: not mounted, or removed"
+            self._next_look = min(self._next_look, time.monotonic() + FULL_RETRY_S)
             raise DiskMissing(f"{self._where} is missing: {self._absent[1]}") from None
         seen = stat.st_dev, stat.st_ino, stat.st_mtime_ns
         if seen != self._identity_stat:

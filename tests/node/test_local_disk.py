@@ -422,6 +422,28 @@ async def test_a_full_disk_keeps_no_half_record_and_works_again_when_space_is_fr
     assert await whole(disk, 1, 0) == b"abc0123456789"
 
 
+async def test_who_only_asks_for_the_state_of_a_full_or_missing_disk_sees_it_recover(
+    disk: LocalDisk, path: Path, sys: FaultySyscalls, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(local, "FULL_RETRY_S", 0.0)
+    await disk.create(1, 0)
+    await settled(disk)
+    sys.fail("pwritev", errno.ENOSPC, times=1)
+    with pytest.raises(DiskFull):
+        await disk.append(1, 0, 0, [b"abc"], sync=True)
+    assert disk.state is DiskState.FULL
+    await settled(disk)
+    assert disk.state is DiskState.HEALTHY
+    path.rename(path.with_name("away"))
+    with pytest.raises(DiskMissing):
+        await disk.create(2, 0)
+    await settled(disk)
+    path.with_name("away").rename(path)
+    assert disk.state is DiskState.MISSING
+    await settled(disk)
+    assert disk.state is DiskState.SUSPECT
+
+
 async def test_below_the_low_water_mark_data_is_refused_but_not_deletes_and_the_journal(path: Path) -> None:
     disk = open_disk(str(path), options=DiskOptions(low_water=0))
     await disk.create(1, 0)
