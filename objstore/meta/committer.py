@@ -28,7 +28,7 @@ from typing import cast
 import msgspec
 
 from objstore.clock import Clock, SystemClock
-from objstore.errors import MetaUnavailable, StoreError
+from objstore.errors import StoreError
 from objstore.ids import Randomness
 from objstore.meta.journal import (
     APPEND_TIMEOUT_S,
@@ -109,8 +109,8 @@ class CommitterStats:
     clients: int = 0
 
 
-class StateLost(MetaUnavailable):
-    """LMDB's file can no longer be trusted: the next start builds another."""
+class StateLost(Exception):
+    """LMDB's file can no longer be trusted: this process ends, the next start builds another."""
 
 
 async def run_committer(
@@ -131,6 +131,7 @@ async def run_committer(
     progress: Progress | None = None,
     crash: CrashPoint = no_crash,
     stats: CommitterStats | None = None,
+    forget: bool = False,
 ) -> None:
     """Recover, serve until `stop` is set, then drain and leave a clean mark.
 
@@ -145,6 +146,7 @@ async def run_committer(
         stop: set by SIGTERM's handler.
         folder: makes snapshots, in another process (see fold.py); None: the journal only grows.
         trust_state: False after a death by SIGBUS.
+        forget: begin empty: see `recover`.
 
     Raises: MetaUnavailable, StateLost, Corrupt, TooFewDisks; lmdb.Error when a commit fails. In
         each case nothing that was acknowledged is lost, and the process must end: a new one recovers.
@@ -163,6 +165,7 @@ async def run_committer(
         progress=progress,
         crash=crash,
         append_timeout_s=options.append_timeout_s,
+        forget=forget,
     )
     log.info(
         "metadata recovered",

@@ -36,7 +36,7 @@ from typing import IO, NamedTuple
 import msgspec
 import xxhash
 
-from objstore.errors import Corrupt, StoreError
+from objstore.errors import Corrupt
 from objstore.meta.journal import (
     READ_SIZE,
     STEP_TIMEOUT_S,
@@ -346,7 +346,7 @@ class SnapshotWriter:
             raise FoldFailed(failures)
 
 
-class FoldFailed(StoreError):
+class FoldFailed(Exception):
     """A disk failed while a snapshot was written or read back. Nothing has changed: try without it."""
 
     def __init__(self, failures: dict[int, str]) -> None:

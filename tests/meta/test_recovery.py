@@ -421,6 +421,27 @@ async def test_rot_in_different_places_of_every_copy_is_put_together(store: Stor
         assert len([batch async for batch in read_segment([disk], segment, set())]) == 14
 
 
+@pytest.mark.parametrize("damage", ["cut", "rotten"])
+async def test_a_copy_that_lost_its_last_batch_is_replaced_though_lmdb_is_trusted(
+    store: Store, damage: str
+) -> None:
+    content = store.disks[0].log_files[journal_name(1)].content
+    if damage == "cut":
+        del content[-512:]
+    else:
+        content[-512 + 60] ^= 1
+    assert not (await store.start()).rebuilt
+    assert store.now is not None
+    (segment,) = store.now.journal.header.segments
+    whole = 0
+    for disk in store.disks:
+        try:
+            whole += len([batch async for batch in read_segment([disk], segment, set())]) == 2
+        except Corrupt:
+            continue
+    assert whole == 3
+
+
 async def test_a_segment_that_is_rotten_everywhere_is_refused_and_not_skipped(store: Store) -> None:
     await store.start()  # Closes the segment.
     name = journal_name(1)
