@@ -248,6 +248,14 @@ class Upkeep(Section, frozen=True, kw_only=True):
             " longer than a cable.",
         ),
     ] = 900.0
+    snapshot_hours: Annotated[
+        float,
+        Meta(
+            gt=0,
+            description="How often a copy of all metadata is stored in volumes, for `objstore meta rebuild`"
+            " after the loss of the journal. The first one a minute after the first start.",
+        ),
+    ] = 24.0
     garbage_percent: Annotated[
         int, Meta(ge=1, le=100, description="A sealed volume with more garbage than this is compacted.")
     ] = 30

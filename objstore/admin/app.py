@@ -36,6 +36,7 @@ class Admin:
     status: Callable[[], Awaitable[Json]]
     doctor: Callable[[], Awaitable[list[Json]]]
     upkeep: Callable[[], Awaitable[Json]]
+    copy_metadata: Callable[[], Awaitable[Json]]
     disks: Callable[[], Awaitable[list[Json]]]
     verify_disk: Callable[[int], Awaitable[Json]]
     users: Callable[[], Awaitable[list[Json]]]
@@ -116,6 +117,9 @@ def _routes(admin: Admin) -> list[Route]:
     async def upkeep(request: web.BaseRequest, parts: Sequence[str]) -> web.StreamResponse:
         return _json(await admin.upkeep())
 
+    async def copy_metadata(request: web.BaseRequest, parts: Sequence[str]) -> web.StreamResponse:
+        return _json(await admin.copy_metadata())
+
     async def disks(request: web.BaseRequest, parts: Sequence[str]) -> web.StreamResponse:
         return _json({"disks": await admin.disks()})
 
@@ -155,6 +159,7 @@ def _routes(admin: Admin) -> list[Route]:
         route("GET", "/api/v1/status", status),
         route("GET", "/api/v1/doctor", doctor),
         route("GET", "/api/v1/upkeep", upkeep),
+        route("POST", "/api/v1/meta/copy", copy_metadata),
         route("GET", "/api/v1/disks", disks),
         route("POST", "/api/v1/disks/([0-9]{1,5})/verify", verify_disk),
         route("GET", "/api/v1/users", users),

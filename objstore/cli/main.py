@@ -2,7 +2,9 @@
 
 import os
 import sys
-from typing import Annotated, Any
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
 
 import typer
 
@@ -18,7 +20,9 @@ from objstore.cli.client import (
     config_file,
 )
 from objstore.cli.output import OutputOption, show
-from objstore.config import ConfigError
+from objstore.config import ConfigError, Loaded
+
+T = TypeVar("T")
 
 app = typer.Typer(
     name="objstore",
@@ -32,10 +36,12 @@ config_app = typer.Typer(help="Check and show the configuration.", no_args_is_he
 user_app = typer.Typer(help="Users of tenants.", no_args_is_help=True)
 key_app = typer.Typer(help="Access keys of users.", no_args_is_help=True)
 disk_app = typer.Typer(help="The store's disks.", no_args_is_help=True)
+meta_app = typer.Typer(help="The store's metadata: copies, exports, salvage.", no_args_is_help=True)
 app.add_typer(config_app, name="config")
 app.add_typer(user_app, name="user")
 app.add_typer(key_app, name="key")
 app.add_typer(disk_app, name="disk")
+app.add_typer(meta_app, name="meta")
 
 
 def run() -> None:
@@ -369,6 +375,112 @@ def disk_verify(
     disk = AdminClient(data, config, admin).post(f"/api/v1/disks/{number}/verify")
     show([disk], DISK_COLUMNS, format_)
     raise SystemExit(output.OK if disk["state"] == "healthy" else output.DEGRADED)
+
+
+# --- metadata -------------------------------------------------------------------------------------
+
+
+def _offline(data: Path | None, config: Path | None, work: Callable[[Loaded], T]) -> T:
+    """Run work of processes/offline.py on a store that does not serve."""
+    from objstore.config import load
+    from objstore.errors import StoreError
+    from objstore.processes.cluster import CannotStart
+
+    flags: dict[str, tuple[str, object]] = {"server.data": ("--data", str(data))} if data is not None else {}
+    try:
+        return work(load(config_file(config), os.environ, flags))
+    except (CannotStart, StoreError, OSError) as failure:
+        fail(str(failure), output.FAILURE)
+        raise AssertionError from failure  # fail() has raised.
+
+
+@meta_app.command("copy")
+def meta_copy(
+    data: DataOption = None,
+    config: ConfigOption = None,
+    admin: AdminOption = None,
+    format_: OutputOption = None,
+) -> None:
+    """Store a copy of all metadata in volumes now, for a later rebuild. It is done daily anyway."""
+    show([AdminClient(data, config, admin).post("/api/v1/meta/copy")], ["began", "bytes"], format_)
+
+
+@meta_app.command("export")
+def meta_export(
+    file: Annotated[Path, typer.Argument(help="The file to make; it must not exist.")],
+    data: DataOption = None,
+    config: ConfigOption = None,
+) -> None:
+    """All metadata into one portable, checksummed file. The store must not be serving."""
+
+    def work(loaded: Loaded) -> int:
+        from objstore.processes import offline
+
+        return offline.export(loaded, file)
+
+    print(f"{file}: {_offline(data, config, work):,} records")
+
+
+@meta_app.command("import")
+def meta_import(
+    file: Annotated[Path, typer.Argument(help="A file that `objstore meta export` made.")],
+    replace: Annotated[
+        bool,
+        typer.Option("--replace", help="Overwrite what is there. Otherwise the store must be empty."),
+    ] = False,
+    data: DataOption = None,
+    config: ConfigOption = None,
+) -> None:
+    """Metadata from such a file into this store. The file is verified before anything is changed."""
+
+    def work(loaded: Loaded) -> int:
+        from objstore.processes import offline
+
+        return offline.import_(loaded, file, replace=replace)
+
+    print(f"{file}: {_offline(data, config, work):,} records")
+
+
+@meta_app.command("rebuild")
+def meta_rebuild(
+    yes: Annotated[bool, typer.Option("--yes", help="Do it. Without: only say what would happen.")] = False,
+    data: DataOption = None,
+    config: ConfigOption = None,
+    format_: OutputOption = None,
+) -> None:
+    """Salvage metadata from fragments alone, when the journal is lost. What is left of it is set aside.
+
+    Deletes and changes of settings since the newest snapshot cannot be known; what is doubtful is listed."""
+    if not yes:
+        print(
+            "This sets aside what is left of the journal and LMDB, and makes metadata anew from the newest\n"
+            "snapshot in the volumes and every stripe after it. Deletes since then come back. If the store\n"
+            "still starts, do not do it. To go on: --yes"
+        )
+        raise SystemExit(output.REFUSED)
+
+    def work(loaded: Loaded) -> Any:
+        from objstore.processes import offline
+
+        return offline.rebuild(loaded)
+
+    report = _offline(data, config, work)
+    facts = {
+        "volumes": report.volumes,
+        "stripes": report.stripes,
+        "snapshot": "found" if report.snapshot else "none",
+        "buckets": report.buckets,
+        "objects": report.objects,
+        "parts": report.parts,
+        "unreadable": len(report.unreadable),
+        "doubtful": len(report.doubtful),
+    }
+    show([{"what": what, "value": value} for what, value in facts.items()], ["what", "value"], format_)
+    rows = [{"what": "unreadable", "reason": reason} for reason in report.unreadable]
+    rows += [{"what": name, "reason": reason} for name, reason in report.doubtful]
+    if rows:
+        show(rows, ["what", "reason"], format_)
+    raise SystemExit(output.DEGRADED if rows else output.OK)
 
 
 if __name__ == "__main__":

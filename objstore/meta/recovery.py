@@ -64,6 +64,7 @@ STATE_PREFIX = "state-"
 SYNC_TIMEOUT_S = 60.0  # For the fdatasync of a whole state; a disk that takes longer has lost it.
 SYNC_FAILED = "its fdatasync failed"
 STEP_TIMEOUT_S = 5.0
+FORGET_STEP = 1 << 32  # Epochs: more than any store ever opens.
 BOOT_ID_PATH = Path("/proc/sys/kernel/random/boot_id")
 
 Progress = Callable[[int, int], None]
@@ -98,6 +99,7 @@ async def recover(
     progress: Progress | None = None,
     crash: CrashPoint = no_crash,
     append_timeout_s: float | None = None,
+    forget: bool = False,
 ) -> Recovered:
     """Find or rebuild the state and open a new epoch.
 
@@ -107,12 +109,14 @@ async def recover(
         state_directories: where LMDB may live, the preferred first; normally `meta` on each disk.
         trust_state: False if the last committer died in a way that casts doubt on LMDB (SIGBUS).
         boot: the boot id, for tests.
+        forget: begin empty, as in a new store, whatever epochs the disks name: for a rebuild from
+            fragments after the loss of the journal. No state and no journal file may be left.
 
     Raises: MetaUnavailable (the newest epoch is on none of the disks that are here), Corrupt,
         TooFewDisks.
     """
     boot = boot_id() if boot is None else boot
-    found = await _newest_epoch(disks, cluster)
+    found = None if forget else await _newest_epoch(disks, cluster)
     journal = Journal(
         disks=disks,
         copies=copies,
@@ -124,6 +128,9 @@ async def recover(
     )
     if append_timeout_s is not None:
         journal.append_timeout_s = append_timeout_s
+    if forget:
+        # Above any number that a disk which is away may know: its old journal must not win one day.
+        journal.highest = FORGET_STEP + max(await _noted(disks))
     if found is None:
         _refuse_forgotten_state(state_directories)
         state = _new_state(_by_fitness(state_directories, disks, b"", suspicious=False), randomness)
@@ -161,6 +168,19 @@ async def recover(
         state.close()
         raise
     return Recovered(journal, state, bool(reason) and found is not None, reason if found else "")
+
+
+async def _noted(disks: Sequence[Disk]) -> list[int]:
+    """The epochs that the disks name. Raises: MetaUnavailable."""
+    noted: list[int] = []
+
+    async def look(disk: Disk) -> None:
+        noted.append(await disk.noted_epoch())
+
+    await together([disk for disk in disks if readable(disk)], look, STEP_TIMEOUT_S)
+    if not noted:
+        raise MetaUnavailable(f"none of the disks can be read ({numbers(disks)})")
+    return noted
 
 
 async def _newest_epoch(disks: Sequence[Disk], cluster: bytes) -> tuple[EpochHeader, int, list[Disk]] | None:

@@ -20,6 +20,7 @@ from objstore.node.disk import DiskState, Usage
 from objstore.processes import doctor
 from objstore.processes.control import ask, processes
 from objstore.processes.parts import Parts
+from objstore.processes.salvage_copies import Copies
 from objstore.upkeep.service import Service
 
 log = logging.getLogger(__name__)
@@ -53,7 +54,8 @@ def _time(us: int) -> str:
 class AdminPort:
     """What the admin port's functions are, over this process's parts."""
 
-    def __init__(self, parts: Parts, directory: Directory, service: Service) -> None:
+    def __init__(self, parts: Parts, directory: Directory, service: Service, copies: Copies) -> None:
+        self._copies = copies
         self._service = service
         self._parts = parts
         self._directory = directory
@@ -78,6 +80,7 @@ class AdminPort:
             disable_user=self.disable_user,
             keys=self.keys,
             upkeep=self._service.status,
+            copy_metadata=self.copy_metadata,
             create_key=self.create_key,
             disable_key=self.disable_key,
         )
@@ -174,6 +177,10 @@ class AdminPort:
         else:
             await ledger.set_disk_state(number, "healthy")
         return next(row for row in await self.disks() if row["disk"] == number)
+
+    async def copy_metadata(self) -> dict[str, Any]:
+        about = await self._copies.take()
+        return {"bytes": about.size, "began": _time(about.began_us)}
 
     # Users and keys.
 

@@ -18,16 +18,17 @@ from objstore.processes.spec import Spec, disk_options, open_disk_list, open_dis
 log = logging.getLogger(__name__)
 
 
-def run(link: Link, died: str, spec: Spec) -> None:
+def run(link: Link, died: str, spec: Spec, *, forget: bool = False) -> None:
     """Until SIGTERM.
 
     Args:
         died: how the last committer ended; after SIGBUS the state it had mapped is not trusted.
+        forget: begin with empty metadata: see meta/recovery.py.
     """
-    uvloop.run(_serve(link, died, spec))
+    uvloop.run(_serve(link, died, spec, forget))
 
 
-async def _serve(link: Link, died: str, spec: Spec) -> None:
+async def _serve(link: Link, died: str, spec: Spec, forget: bool) -> None:
     loop = asyncio.get_running_loop()
     link.attach(loop)
     stop = asyncio.Event()
@@ -67,6 +68,7 @@ async def _serve(link: Link, died: str, spec: Spec) -> None:
             trust_state="SIGBUS" not in died,
             progress=progress,
             stats=stats,
+            forget=forget,
         )
     finally:
         metrics.close()

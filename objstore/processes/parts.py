@@ -16,10 +16,12 @@ from objstore.iam.directory import Directory
 from objstore.ids import random_id
 from objstore.meta.client import MetaClient
 from objstore.metrics import Family, Labels, Registry
+from objstore.node.fragments import Seal
 from objstore.node.local import LocalDisk
 from objstore.objects.ledger import MetaLedger
 from objstore.objects.store import Store
 from objstore.processes.spec import Spec, open_disks
+from objstore.upkeep.context import Context, Pace
 
 
 @dataclass(slots=True, kw_only=True)
@@ -108,6 +110,25 @@ async def until_stopped() -> None:
     stopped = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopped.set)
     await stopped.wait()
+
+
+def context_of(parts: Parts) -> Context:
+    """What the background services are given."""
+    spec, store = parts.spec, parts.store
+    k, m = spec.cluster.codec
+    return Context(
+        kv=store.kv,
+        ledger=store.ledger,
+        disks=parts.disks,
+        writer=store.writer,
+        reader=store.reader,
+        seal=Seal(spec.cluster.cluster_id, spec.cluster.checksum_secret),
+        codec=spec.backend.codec,
+        k=k,
+        m=m,
+        pace=Pace(spec.config.upkeep.bytes_per_second, store.clock),
+        clock=store.clock,
+    )
 
 
 def directory_of(parts: Parts) -> Directory:

@@ -26,7 +26,7 @@ from objstore import __version__
 from objstore.codec.backend import choose as choose_backend
 from objstore.config import Config, Loaded, host_and_port
 from objstore.processes import committer
-from objstore.processes.cluster import CannotStart, open_cluster, warnings_of
+from objstore.processes.cluster import RECORD_NAME, CannotStart, open_cluster, warnings_of
 from objstore.processes.link import Link
 from objstore.processes.spec import Spec
 from objstore.processes.supervisor import ChildMain, Supervisor
@@ -45,9 +45,7 @@ def serve(loaded: Loaded) -> int:
     """
     started = time.monotonic()
     config = loaded.config
-    set_up_logging(config.log.level)
-    data = _directory(Path(config.server.data))
-    run_directory = _directory(data / "run")
+    data, run_directory = _directories(config)
     _only_one(run_directory)
     token = _admin_token(data)
     worker_count = config.server.workers or os.cpu_count() or 1
@@ -57,26 +55,8 @@ def serve(loaded: Loaded) -> int:
     admin_tls = config.tls.admin and bool(config.tls.admin_certificate or config.tls.certificate)
     admin = _url(admin_sockets[0], admin_tls)
     _check_certificates(config)
-    _raise_limits()
-    # Processes that are not forked (a fold) find the package wherever it lies.
-    os.environ["PYTHONPATH"] = str(Path(__file__).resolve().parents[2])
-    backend = choose_backend(accelerate=config.blobs.accelerator != "zfec")
-    if config.blobs.accelerator == "isal" and not backend.accelerated:
-        raise CannotStart(f"blobs.accelerator is isal, but {backend.note}: apt-get install libisal2")
-    cluster = open_cluster(config, data, announce, codec_given=loaded.origins["blobs.codec"] != "default")
-    for line in warnings_of(cluster):
-        announce(line)
-
-    codec = f"{cluster.codec[0]}+{cluster.codec[1]}"
-    spec = Spec(
-        config=config,
-        data=str(data),
-        run_directory=_short(run_directory),
-        token=token,
-        endpoint=endpoint,
-        cluster=cluster,
-        backend=backend,
-    )
+    spec = _open(loaded, data, run_directory, token=token, endpoint=endpoint)
+    cluster, codec = spec.cluster, "{}+{}".format(*spec.cluster.codec)
     names = [f"worker-{number}" for number in range(1, worker_count + 1)]
     worker_sockets = dict(zip(names, listeners, strict=True))
 
@@ -138,6 +118,47 @@ def serve(loaded: Loaded) -> int:
             "cluster": cluster.cluster_id.hex(),
         },
     ).run()
+
+
+def prepare_store(loaded: Loaded) -> Spec:
+    """Lock and open a store that exists, for work that does not serve.
+
+    Raises: CannotStart.
+    """
+    data = Path(loaded.config.server.data)
+    if not (data / RECORD_NAME).exists() and not loaded.config.disks.paths:
+        raise CannotStart(f"no store at {data}: name it with --data DIR")
+    data, run_directory = _directories(loaded.config)
+    _only_one(run_directory)
+    return _open(loaded, data, run_directory, token="", endpoint="")
+
+
+def _directories(config: Config) -> tuple[Path, Path]:
+    set_up_logging(config.log.level)
+    data = _directory(Path(config.server.data))
+    return data, _directory(data / "run")
+
+
+def _open(loaded: Loaded, data: Path, run_directory: Path, *, token: str, endpoint: str) -> Spec:
+    config = loaded.config
+    _raise_limits()
+    # Processes that are not forked (a fold) find the package wherever it lies.
+    os.environ["PYTHONPATH"] = str(Path(__file__).resolve().parents[2])
+    backend = choose_backend(accelerate=config.blobs.accelerator != "zfec")
+    if config.blobs.accelerator == "isal" and not backend.accelerated:
+        raise CannotStart(f"blobs.accelerator is isal, but {backend.note}: apt-get install libisal2")
+    cluster = open_cluster(config, data, announce, codec_given=loaded.origins["blobs.codec"] != "default")
+    for line in warnings_of(cluster):
+        announce(line)
+    return Spec(
+        config=config,
+        data=str(data),
+        run_directory=_short(run_directory),
+        token=token,
+        endpoint=endpoint,
+        cluster=cluster,
+        backend=backend,
+    )
 
 
 def _check_certificates(config: Config) -> None:

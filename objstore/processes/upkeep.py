@@ -19,16 +19,22 @@ from objstore.admin.app import handler
 from objstore.admin.snippets import SNIPPETS
 from objstore.iam.directory import Directory
 from objstore.metrics import Registry
-from objstore.node.fragments import Seal
 from objstore.objects import doomed
 from objstore.processes.admin_port import AdminPort
 from objstore.processes.control import serve_metrics
 from objstore.processes.link import Link
-from objstore.processes.parts import Parts, directory_of, living_writers, open_parts, until_stopped
+from objstore.processes.parts import (
+    Parts,
+    context_of,
+    directory_of,
+    living_writers,
+    open_parts,
+    until_stopped,
+)
+from objstore.processes.salvage_copies import Copies
 from objstore.processes.spec import Spec
 from objstore.s3.tls import Certificate
 from objstore.upkeep.compaction import CompactionRules
-from objstore.upkeep.context import Context, Pace
 from objstore.upkeep.service import Periods, Service
 from objstore.upkeep.trash import TrashRules
 
@@ -51,7 +57,8 @@ async def _serve(link: Link, spec: Spec, sockets: Sequence[socket.socket]) -> No
     directory = directory_of(parts)
     await _bootstrap(link, parts, directory)
     service = _service(parts)
-    port = AdminPort(parts, directory, service)
+    copies = Copies(parts)
+    port = AdminPort(parts, directory, service, copies)
     registry.include(port.own_families)
     metrics = await serve_metrics(spec.run_directory, "upkeep", registry)
 
@@ -66,6 +73,7 @@ async def _serve(link: Link, spec: Spec, sockets: Sequence[socket.socket]) -> No
     listeners = [await loop.create_server(server, sock=listener, ssl=context) for listener in sockets]
     if config.upkeep.enabled:
         service.start()
+        tasks.append(loop.create_task(copies.keep(config.upkeep.snapshot_hours)))
     link.ready()
     await until_stopped()
     for task in tasks:
@@ -80,20 +88,7 @@ async def _serve(link: Link, spec: Spec, sockets: Sequence[socket.socket]) -> No
 
 def _service(parts: Parts) -> Service:
     spec, store, config = parts.spec, parts.store, parts.spec.config.upkeep
-    k, m = spec.cluster.codec
-    context = Context(
-        kv=store.kv,
-        ledger=store.ledger,
-        disks=parts.disks,
-        writer=store.writer,
-        reader=store.reader,
-        seal=Seal(spec.cluster.cluster_id, spec.cluster.checksum_secret),
-        codec=spec.backend.codec,
-        k=k,
-        m=m,
-        pace=Pace(config.bytes_per_second, store.clock),
-        clock=store.clock,
-    )
+    context = context_of(parts)
     grace_s = config.trash_days * 86_400
     return Service(
         context,

@@ -1,0 +1,169 @@
+"""`objstore meta export|import|rebuild`: work on a store that does not serve.
+
+The store is locked as for serving, a committer is forked and recovers, and the job runs in this process as
+the committer's only client. What holds for `serve` holds here: nothing is formatted, disks that are
+away are named and worked around.
+"""
+
+import asyncio
+import os
+import signal
+import socket
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from pathlib import Path
+
+import aiofiles
+import uvloop
+
+from objstore.config import Loaded
+from objstore.errors import StoreError
+from objstore.ids import random_id
+from objstore.meta import transfer
+from objstore.metrics import Registry
+from objstore.node.disk import DiskState
+from objstore.processes import committer, link
+from objstore.processes.cluster import CannotStart
+from objstore.processes.parts import Parts, context_of, open_parts
+from objstore.processes.serve import announce, prepare_store
+from objstore.processes.spec import Spec
+from objstore.processes.supervisor import die_with_parent, ended, set_process_name
+from objstore.upkeep.salvage import SalvageReport, salvage
+
+STOP_SECONDS = 60.0
+LOST = "lost-"  # Before the name of what a rebuild sets aside.
+
+Job = Callable[[Parts], Awaitable[None]]
+
+
+def run_job(loaded: Loaded, job: Job, *, forget: bool = False) -> None:
+    """Lock the store, let a committer recover it, do the job, stop in order.
+
+    Args:
+        forget: begin with empty metadata: what is left of the old is set aside.
+
+    Raises: CannotStart; what the job raises.
+    """
+    spec = prepare_store(loaded)
+    if forget:
+        _set_aside(spec)
+    ours, theirs = link.pair()
+    parent = os.getpid()
+    pid = os.fork()
+    if pid == 0:
+        code = 70
+        try:
+            die_with_parent(parent)
+            set_process_name("objstore-committer")
+            ours.close()
+            committer.run(link.Link(theirs), "", spec, forget=forget)
+            code = 0
+        except StoreError as failure:
+            announce(f"objstore: {failure}")
+        finally:
+            os._exit(code)
+    theirs.close()
+    try:
+        _wait_ready(ours, pid)
+        uvloop.run(_with_parts(spec, job))
+    finally:
+        _stop(pid)
+
+
+def _wait_ready(end: socket.socket, pid: int) -> None:
+    end.setblocking(True)
+    end.settimeout(1.0)
+    while True:
+        for message in link.receive(end):
+            if message.kind == "progress":
+                announce(f"committer: {message.text}")
+            elif message.kind == "ready":
+                return
+        done, status = os.waitpid(pid, os.WNOHANG)
+        if done:
+            raise CannotStart(f"metadata cannot be recovered: the committer {ended(status)}")
+
+
+def _stop(pid: int) -> None:
+    try:
+        os.kill(pid, signal.SIGTERM)
+        limit = time.monotonic() + STOP_SECONDS
+        while os.waitpid(pid, os.WNOHANG)[0] == 0:
+            if time.monotonic() > limit:
+                os.kill(pid, signal.SIGKILL)
+            time.sleep(0.01)
+    except (ProcessLookupError, ChildProcessError):
+        pass  # It ended before, and was reaped.
+
+
+async def _with_parts(spec: Spec, job: Job) -> None:
+    parts = await open_parts(spec, Registry())
+    try:
+        await job(parts)
+    finally:
+        await parts.close()
+
+
+def export(loaded: Loaded, path: Path) -> int:
+    """All metadata into a file. Returns the number of records."""
+    count = 0
+
+    async def job(parts: Parts) -> None:
+        nonlocal count
+        count = await transfer.export(parts.kv, path, now_us=parts.store.clock.now_us())
+
+    run_job(loaded, job)
+    return count
+
+
+def import_(loaded: Loaded, path: Path, *, replace: bool) -> int:
+    """An export into this store. Returns the number of records."""
+    count = 0
+
+    async def job(parts: Parts) -> None:
+        nonlocal count
+        count = await transfer.import_(parts.kv, path, replace=replace)
+
+    run_job(loaded, job)
+    return count
+
+
+def rebuild(loaded: Loaded) -> SalvageReport:
+    """Metadata from fragments alone."""
+    reports: list[SalvageReport] = []
+
+    async def job(parts: Parts) -> None:
+        async def load(chunks: AsyncGenerator[bytes, None]) -> None:
+            place = Path(parts.spec.run_directory, f"snapshot-{random_id().hex()}")
+            try:
+                async with aiofiles.open(place, "wb") as file:
+                    async for chunk in chunks:
+                        await file.write(chunk)
+                await transfer.import_(parts.kv, place, replace=True)
+            finally:
+                await asyncio.to_thread(place.unlink, missing_ok=True)
+
+        reports.append(await salvage(context_of(parts), load))
+
+    run_job(loaded, job, forget=True)
+    return reports[0]
+
+
+def _set_aside(spec: Spec) -> None:
+    """Rename what is left of journal, snapshots and states, so that nothing takes them for the truth and
+    nothing removes them. The new journal's epoch is far above any number that an absent disk may know.
+    """
+    away = [disk for disk in spec.cluster.disks if disk.state is not DiskState.HEALTHY]
+    if away:
+        numbers = ", ".join(str(disk.number) for disk in away)
+        announce(f"Disks {numbers} are away: what only they hold is not found.")
+    for disk in spec.cluster.disks:
+        if disk.state is not DiskState.HEALTHY:
+            continue
+        for directory, prefixes in (("logs", ("journal.", "snapshot.")), ("meta", ("state-",))):
+            place = Path(disk.path, directory)
+            if not place.is_dir():
+                continue
+            for found in sorted(place.iterdir()):
+                if found.name.startswith(prefixes):
+                    found.rename(found.with_name(f"{LOST}{time.time_ns()}-{found.name}"))
