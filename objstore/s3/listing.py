@@ -117,6 +117,12 @@ def _entries(page: Page, names: list[str], *, middle: str, joint: str) -> str:
     return joint.join(entries)
 
 
+def _echo(prefix: str, write: Callable[[str], str]) -> str:
+    """The prefix as asked for. botocore decodes it in some listings only, so that a line feed, which XML can
+    carry, stays as it is: decoded or not, it reads the same."""
+    return "\n".join(map(write, prefix.split("\n")))
+
+
 class _Request:
     """What the three listings have in common, parsed once."""
 
@@ -180,7 +186,7 @@ def _result(
     # One string, made once: a page of 1,000 keys has 330 KB, and copying it costs as much as making it.
     return whole_document(
         f"{DECLARATION}<{root}{XMLNS}><Name>{escape(call.bucket)}</Name>"
-        f"<Prefix>{write(request.prefix)}</Prefix>"
+        f"<Prefix>{_echo(request.prefix, write)}</Prefix>"
         f"{marks(write)}<MaxKeys>{request.limit}</MaxKeys>{delimiter}"
         f"<IsTruncated>{'true' if page.truncated else 'false'}</IsTruncated>{encoding}"
         f"{head}{entries}{tail}{_prefixes(_written(page.prefixes, url=url, write=write))}</{root}>"

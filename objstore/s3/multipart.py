@@ -14,7 +14,14 @@ from objstore.objects.multipart import Claimed, UploadsPage
 from objstore.objects.values import Written, etag_text
 from objstore.s3.answers import document, empty, eventually
 from objstore.s3.call import Call
-from objstore.s3.errors import escape, fault_of, invalid_argument, invalid_request, malformed_xml
+from objstore.s3.errors import (
+    bad_checksum,
+    escape,
+    fault_of,
+    invalid_argument,
+    invalid_request,
+    malformed_xml,
+)
 from objstore.s3.headers import (
     about,
     add_checksum,
@@ -140,7 +147,13 @@ def parse_parts(body: bytes) -> list[Claimed]:
         raise NoParts("the document names no part")
     if len(root.children) > PARTS_MAX:
         raise malformed_xml()
-    return [_claimed(part) for part in root.children]
+    parts: list[Claimed] = []
+    for part in root.children:
+        claimed = _claimed(part)
+        if parts and parts[-1].number == claimed.number:
+            parts.pop()  # A part sent twice and listed twice: the later one counts.
+        parts.append(claimed)
+    return parts
 
 
 def _whole_checksum(call: Call) -> tuple[Checksum | None, str]:
@@ -156,7 +169,7 @@ def _whole_checksum(call: Call) -> tuple[Checksum | None, str]:
     digest = checksum_digest(algorithm, base)
     parts = int(count) if count.isascii() and count.isdigit() and len(count) < 6 else 0
     if digest is None or (dash and not parts):
-        raise invalid_request(f"Value for x-amz-checksum-{algorithm.lower()} header is invalid.")
+        raise bad_checksum(algorithm)  # It cannot be the object's, whatever it is.
     return Checksum(algorithm, "COMPOSITE" if dash else "FULL_OBJECT", digest, parts), kind
 
 

@@ -99,7 +99,11 @@ def _headers(call: Call, found: Found) -> tuple[int, CIMultiDict[str]]:
             headers["x-amz-mp-parts-count"] = str(found.part_count)
     if "x-amz-checksum-mode" in call.headers and checksum_mode(call):
         if "partNumber" in query and found.part_count:
-            add_checksum(headers, found.part_checksum)
+            # The part's own digest, and the type of the object's checksum.
+            add_checksum(headers, found.part_checksum, typed=False)
+            whole = Checksum.unpack(found.record.checksum)
+            if whole is not None and found.part_checksum is not None:
+                headers["x-amz-checksum-type"] = whole.type
         elif not found.ranged:
             add_checksum(headers, Checksum.unpack(found.record.checksum))
     return status, headers

@@ -81,6 +81,12 @@ ROUTES: Final[list[Route]] = [
         "accelerate",
         f"<AccelerateConfiguration{XMLNS}></AccelerateConfiguration>",
     ),
+    _default(
+        "GetBucketOwnershipControls",
+        "ownershipControls",
+        f"<OwnershipControls{XMLNS}><Rule><ObjectOwnership>BucketOwnerEnforced</ObjectOwnership></Rule>"
+        "</OwnershipControls>",
+    ),
     _unset("GetBucketPolicy", "policy", "NoSuchBucketPolicy", "The bucket policy does not exist"),
     _unset("GetBucketPolicyStatus", "policyStatus", "NoSuchBucketPolicy", "The bucket policy does not exist"),
     _unset("GetBucketTagging", "tagging", "NoSuchTagSet", "The TagSet does not exist"),
@@ -120,12 +126,6 @@ ROUTES: Final[list[Route]] = [
         "publicAccessBlock",
         "NoSuchPublicAccessBlockConfiguration",
         "The public access block configuration was not found",
-    ),
-    _unset(
-        "GetBucketOwnershipControls",
-        "ownershipControls",
-        "OwnershipControlsNotFoundError",
-        "The bucket ownership controls were not found",
     ),
     *_absent(
         "GET",

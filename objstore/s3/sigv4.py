@@ -51,7 +51,8 @@ _HEX64 = re.compile(r"[0-9a-f]{64}").fullmatch
 _AMZ_DATE = re.compile(r"[0-9]{8}T[0-9]{6}Z").fullmatch
 _HTTP_DATE = re.compile(
     r"(?:Mon|Tue|Wed|Thu|Fri|Sat|Sun), [0-9]{2} "
-    r"(?:Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec) [0-9]{4} [0-9]{2}:[0-9]{2}:[0-9]{2} GMT"
+    r"(?:Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec) [0-9]{4} [0-9]{2}:[0-9]{2}:[0-9]{2} "
+    r"(?:GMT|[+-]0000)"  # botocore signs with -0000.
 ).fullmatch
 _CREDENTIAL = re.compile(
     r"([\x21-\x2b\x2d\x2e\x30-\x7e]{1,128})/([0-9]{8})/([a-zA-Z0-9-]{1,64})/([a-z0-9-]{1,32})/([a-z0-9_]{1,32})"
@@ -185,7 +186,7 @@ def http_date_seconds(text: str) -> int | None:
     if _HTTP_DATE(text) is None:
         return None
     try:
-        return timegm(time.strptime(text, "%a, %d %b %Y %H:%M:%S GMT"))
+        return timegm(time.strptime(text.rpartition(" ")[0], "%a, %d %b %Y %H:%M:%S"))
     except ValueError:
         return None
 

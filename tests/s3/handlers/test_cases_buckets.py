@@ -320,7 +320,6 @@ async def test_case_19_a_version_marker_needs_a_key_marker(s3: Client) -> None:
         ("website", "NoSuchWebsiteConfiguration"),
         ("object-lock", "ObjectLockConfigurationNotFoundError"),
         ("publicAccessBlock", "NoSuchPublicAccessBlockConfiguration"),
-        ("ownershipControls", "OwnershipControlsNotFoundError"),
         ("encryption", "ServerSideEncryptionConfigurationNotFoundError"),
         ("replication", "ReplicationConfigurationNotFoundError"),
     ],
@@ -338,6 +337,11 @@ async def test_a_bucket_that_was_never_versioned_says_so(s3: Client) -> None:
     body = b"<VersioningConfiguration><Status>Enabled</Status></VersioningConfiguration>"
     answer = await s3("PUT", "bkt", query={"versioning": ""}, body=body)
     assert (answer.status, answer.code) == (501, "NotImplemented")
+
+
+async def test_a_bucket_belongs_to_its_owner_alone(s3: Client) -> None:
+    answer = await s3("GET", "bkt", query={"ownershipControls": ""})
+    assert answer.texts("Rule/ObjectOwnership") == ["BucketOwnerEnforced"]
 
 
 async def test_the_acl_is_the_owners_and_only_what_it_says_can_be_set(s3: Client) -> None:

@@ -198,7 +198,7 @@ async def test_case_4_complete_is_validated(s3: Client) -> None:
     )
     answer = await refused([(2, last), (1, first)])
     assert answer.code == "InvalidPartOrder"
-    answer = await refused([(1, first), (1, first)])
+    answer = await refused([(1, first), (2, last), (1, first)])
     assert answer.code == "InvalidPartOrder"
     answer = await refused([(1, last), (2, last)])
     assert answer.code == "InvalidPart"
@@ -263,6 +263,13 @@ async def test_a_complete_of_many_parts_is_parsed_beside_the_loop(s3: Client) ->
     listed = [(number, parts[0][1]) for number in range(2, 3002)]
     answer = await s3.complete("bkt", "k", upload, listed)  # 200 KB of XML: more than the loop takes.
     assert (answer.status, answer.code) == (400, "InvalidPart")
+
+
+async def test_of_a_part_listed_twice_the_later_counts(s3: Client) -> None:
+    upload, parts = await s3.upload("bkt", "k", [LAST])
+    answer = await s3.complete("bkt", "k", upload, [(1, "earlier"), (1, parts[0][1])])
+    assert answer.status == 200
+    assert (await s3("GET", "bkt", "k")).body == LAST
 
 
 async def test_an_etag_in_the_list_may_be_quoted_or_not(s3: Client) -> None:
@@ -444,6 +451,11 @@ async def test_case_34_composite_sha256(s3: Client) -> None:
     head = await s3("HEAD", "bkt", "k", headers={"x-amz-checksum-mode": "ENABLED"})
     assert head.headers["x-amz-checksum-sha256"] == expected
     assert head.headers["x-amz-checksum-type"] == "COMPOSITE"
+    answer = await s3(
+        "GET", "bkt", "k", query={"partNumber": "2"}, headers={"x-amz-checksum-mode": "ENABLED"}
+    )
+    assert answer.headers["x-amz-checksum-sha256"] == b64(digests[1])
+    assert answer.headers["x-amz-checksum-type"] == "COMPOSITE"
 
 
 async def test_case_34_without_an_algorithm_the_end_is_a_full_crc64nvme(s3: Client) -> None:
@@ -456,9 +468,10 @@ async def test_case_34_a_full_object_checksum_is_compared(s3: Client) -> None:
     headers = {"x-amz-checksum-algorithm": "CRC32", "x-amz-checksum-type": "FULL_OBJECT"}
     upload, parts = await s3.upload("bkt", "k", [FIRST, LAST], headers)
     expected = b64(crt.crc32(FIRST + LAST).to_bytes(4, "big"))
-    wrong = {"x-amz-checksum-crc32": "AAAAAA==", "x-amz-checksum-type": "FULL_OBJECT"}
-    answer = await s3.complete("bkt", "k", upload, parts, wrong)
-    assert (answer.status, answer.code) == (400, "BadDigest")
+    for text in ("AAAAAA==", "bad", "AAAAAA==-2"):
+        wrong = {"x-amz-checksum-crc32": text, "x-amz-checksum-type": "FULL_OBJECT"}
+        answer = await s3.complete("bkt", "k", upload, parts, wrong)
+        assert (answer.status, answer.code) == (400, "BadDigest")
     right = {"x-amz-checksum-crc32": expected, "x-amz-checksum-type": "FULL_OBJECT"}
     answer = await s3.complete("bkt", "k", upload, parts, right)
     assert (answer.status, answer.text("ChecksumCRC32")) == (200, expected)
