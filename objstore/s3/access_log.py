@@ -64,10 +64,11 @@ class AccessLog:
         self._writer = ThreadPoolExecutor(1, "access-log")
         self._timer: asyncio.TimerHandle | None = None
         self._flushing = False
+        self._closed = False
 
     def add(self, line: Line) -> None:
         lines = self._lines
-        if len(lines) >= WAITING_LINES_MAX:
+        if len(lines) >= WAITING_LINES_MAX or self._closed:
             self.dropped += 1
             return
         lines.append(self._encode(line))
@@ -102,7 +103,8 @@ class AccessLog:
             self.dropped += len(lines)  # The disk is full or gone: the store goes on.
 
     async def close(self) -> None:
-        """Write what is left. Lines added afterwards are lost."""
+        """Write what is left. Lines added afterwards are dropped and counted."""
+        self._closed = True
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

@@ -7,7 +7,17 @@ from typing import Any
 import pytest
 
 from objstore import errors
-from objstore.s3.errors import ROWS, S3Fault, escape, fault_of, render
+from objstore.s3.errors import (
+    ROWS,
+    S3Fault,
+    bad_checksum,
+    escape,
+    fault_of,
+    malformed_xml,
+    method_not_allowed,
+    not_implemented,
+    render,
+)
 
 
 def leaves(kind: type[errors.StoreError]) -> set[type[errors.StoreError]]:
@@ -75,3 +85,115 @@ def test_escaped_text_survives_an_xml_parser(text: str) -> None:
     back = ET.fromstring(f"<a>{escape(text)}</a>").text
     wanted = "".join("\ufffd" if c in "\x00\x1f\ufffe" else c for c in text)
     assert back == wanted
+
+
+# Recorded from AWS (LocalStack's validated snapshots, Apache-2.0): status, code, message, further fields.
+RECORDED: list[tuple[S3Fault | errors.StoreError, int, str, str, set[str]]] = [
+    (errors.NoSuchBucket("b"), 404, "NoSuchBucket", "The specified bucket does not exist", {"BucketName"}),
+    (errors.NoSuchKey("k"), 404, "NoSuchKey", "The specified key does not exist.", {"Key"}),
+    (
+        errors.NoSuchUpload("u"),
+        404,
+        "NoSuchUpload",
+        "The specified upload does not exist. The upload ID may be invalid, or the upload may have been "
+        "aborted or completed.",
+        {"UploadId"},
+    ),
+    (
+        errors.BucketOwnedByCaller("b"),
+        409,
+        "BucketAlreadyOwnedByYou",
+        "Your previous request to create the named bucket succeeded and you already own it.",
+        {"BucketName"},
+    ),
+    (
+        errors.ConditionFailed("If-Match"),
+        412,
+        "PreconditionFailed",
+        "At least one of the pre-conditions you specified did not hold",
+        {"Condition"},
+    ),
+    (
+        errors.BadRange(wanted="bytes=100-200", size=10),
+        416,
+        "InvalidRange",
+        "The requested range is not satisfiable",
+        {"ActualObjectSize", "RangeRequested"},
+    ),
+    (
+        errors.BadPart(upload="u", number=3, etag="e"),
+        400,
+        "InvalidPart",
+        "One or more of the specified parts could not be found.  The part may not have been uploaded, or the "
+        "specified entity tag may not match the part's entity tag.",
+        {"ETag", "PartNumber", "UploadId"},
+    ),
+    (
+        errors.CopyToSelf(),
+        400,
+        "InvalidRequest",
+        "This copy request is illegal because it is trying to copy an object to itself without changing the "
+        "object's metadata, storage class, website redirect location or encryption attributes.",
+        set(),
+    ),
+    (
+        errors.PartTooSmall(number=1, etag="e", size=1, minimum=5),
+        400,
+        "EntityTooSmall",
+        "Your proposed upload is smaller than the minimum allowed size",
+        {"MinSizeAllowed", "ProposedSize", "PartNumber", "ETag"},
+    ),
+    (
+        errors.TooLarge(size=12, maximum=10),
+        400,
+        "EntityTooLarge",
+        "Your proposed upload exceeds the maximum allowed size",
+        {"MaxSizeAllowed", "ProposedSize"},
+    ),
+    (
+        malformed_xml(),
+        400,
+        "MalformedXML",
+        "The XML you provided was not well-formed or did not validate against our published schema",
+        set(),
+    ),
+    (
+        method_not_allowed("PUT", "DeleteMarker"),
+        405,
+        "MethodNotAllowed",
+        "The specified method is not allowed against this resource.",
+        {"Method", "ResourceType"},
+    ),
+    (
+        not_implemented(header="If-Match", note="We don't accept the provided value"),
+        501,
+        "NotImplemented",
+        "A header you provided implies functionality that is not implemented",
+        {"Header", "additionalMessage"},
+    ),
+    (
+        bad_checksum("CRC32"),
+        400,
+        "BadDigest",
+        "The CRC32 you specified did not match the calculated checksum.",
+        set(),
+    ),
+    (
+        errors.BadArgument(
+            "The continuation token provided is incorrect", name="continuation-token", value=""
+        ),
+        400,
+        "InvalidArgument",
+        "The continuation token provided is incorrect",
+        {"ArgumentName", "ArgumentValue"},
+    ),
+]
+
+
+@pytest.mark.parametrize("row", RECORDED, ids=lambda row: row[2])
+def test_answers_are_those_that_aws_was_recorded_to_give(
+    row: tuple[S3Fault | errors.StoreError, int, str, str, set[str]],
+) -> None:
+    error, status, code, message, fields = row
+    fault = fault_of(error)
+    assert (fault.status, fault.code, fault.message, set(fault.fields)) == (status, code, message, fields)

@@ -113,6 +113,8 @@ async def test_a_log_that_cannot_be_written_stops_nothing_and_is_counted() -> No
         log.add(line())
     await log.close()
     assert log.dropped == 10
+    log.add(line())
+    assert log.dropped == 11, "a closed log takes no more lines"
     os.close(writer)
 
 
