@@ -89,14 +89,14 @@ class Run:
 
     def measure_machine(self) -> None:
         busy = floor.busy_share()
-        size = (256 if self.options.quick else 1024) * MIB
-        latency = floor.fdatasync_latency(self.scratch, 200 if self.options.quick else 1_000)
+        quick = self.options.quick
+        latency = floor.fdatasync_latency(self.scratch, 100 if quick else 1_000)
         self.machine = Machine(
             cores=len(os.sched_getaffinity(0)),
-            md5_rate=floor.md5_rate(),
+            md5_rate=floor.md5_rate(64 * MIB if quick else 256 * MIB),
             fdatasync_p50_s=latency[0],
             fdatasync_p99_s=latency[1],
-            write_rate=floor.write_rate(self.scratch, size),
+            write_rate=floor.write_rate(self.scratch, *((256 * MIB, 1) if quick else (GIB, 3))),
             filesystem=filesystem_of(self.scratch),
             busy_before=busy,
         )

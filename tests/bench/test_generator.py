@@ -289,30 +289,35 @@ def test_allocated_bytes_count_blocks_and_each_inode_once(tmp_path: Path) -> Non
     assert 100_000 <= allocated < 150_000
 
 
-def test_a_short_run_over_the_floor_writes_a_table_a_document_and_a_plot(tmp_path: Path) -> None:
-    command = [
-        sys.executable,
-        "bench/compare.py",
-        "--quick",
-        "--no-objstore",
-        "--only",
-        "figures",
-        "--workers",
-        "1",
-    ]
+def test_a_short_run_over_store_and_floor_writes_a_table_a_document_and_a_plot(tmp_path: Path) -> None:
+    sections = ["--only", "figures", "--only", "list", "--only", "space"]
+    short = ["--quick", "--seconds", "0.2", "--objects", "2000", "--bytes-max", "16"]
     done = subprocess.run(
-        [*command, "--seconds", "0.2", "--out", str(tmp_path)],
+        [sys.executable, "bench/compare.py", *sections, *short, "--workers", "2", "--out", str(tmp_path)],
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=240,
     )
-    assert done.returncode == 0, done.stderr
+    # 1: a figure missed its bar, which so short a run on a busy machine says nothing about.
+    assert done.returncode in (0, 1), done.stderr
     document = json.loads((tmp_path / "results.json").read_text())
     assert document["machine"]["md5_rate"] > 0
     assert all(math.isfinite(line["rate"]) and not line["errors"] for line in document["rows"])
-    assert "PUT 4 KiB x64" in (tmp_path / "table.txt").read_text()
+    measured = {line["name"] for line in document["figures"]}
+    for name in (
+        "PUT 4 KiB x64",
+        "GET 4 KiB x32",
+        "GET 64 MiB x4",
+        "PUT 4 KiB x1",
+        "space",
+        "LIST",
+        "LIST-DELIMITER",
+    ):
+        assert any(figure.startswith(name) for figure in measured), f"{name} is not among {measured}"
+    assert "objstore/2  PUT 4 KiB x64" in (tmp_path / "table.txt").read_text()
     assert (tmp_path / "plot.svg").read_text().startswith("<svg")
+    assert list((tmp_path / "scratch").iterdir()) == []  # The stores' data is gone.
 
 
 def test_deleting_what_was_never_put_is_refused() -> None:
