@@ -7,11 +7,13 @@ named `mood` in the directory, so that another process can change it: `failing` 
 
 import asyncio
 import os
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
 from objstore.errors import DiskFailed
-from objstore.node.disk import Buffer, DiskState, LogFile
+from objstore.node.disk import Buffer, Disk, DiskState, LogFile
+from objstore.node.local import open_disk
 
 
 class DirectoryDisk:
@@ -132,3 +134,10 @@ class DirectoryDisk:
 def open_disks(root: Path, count: int = 6) -> list[DirectoryDisk]:
     """Picklable with functools.partial, for the fold's process."""
     return [DirectoryDisk(number, root / f"disk{number}") for number in range(1, count + 1)]
+
+
+def disks_of(root: Path) -> Sequence[Disk]:
+    """The product's disks where they were formatted, else those above. Picklable, too."""
+    if (root / "disk1" / "objstore.id").exists():
+        return [open_disk(str(root / f"disk{number}")) for number in range(1, 7)]
+    return open_disks(root)  # type: ignore[return-value]

@@ -10,7 +10,9 @@ from pathlib import Path
 from objstore.meta.client import MetaClient
 from objstore.meta.committer import CommitterOptions, run_committer
 from objstore.meta.fold import folder_process
-from tests.meta.directory_disk import DirectoryDisk, open_disks
+from objstore.node.identity import make_identity
+from objstore.node.local import format_disk
+from tests.meta.directory_disk import DirectoryDisk, disks_of, open_disks
 
 CLUSTER = b"process cluster!"
 COPIES = 3
@@ -23,8 +25,15 @@ def state_directories(root: Path) -> list[Path]:
 class CommitterProcess:
     """`async with CommitterProcess(root) as committer`: ready when entered, killed when left."""
 
-    def __init__(self, root: Path, **options: float) -> None:
+    def __init__(self, root: Path, *, local: bool = False, **options: float) -> None:
+        """`local`: over the product's disks; otherwise over directory disks, which have moods."""
         self.root = root
+        if local:
+            for number in range(1, 7):
+                identity = make_identity(
+                    cluster=CLUSTER, uuid=bytes([number]) * 16, number=number, checksum_secret=7
+                )
+                format_disk(str(root / f"disk{number}"), identity)
         self.socket = root / "committer.sock"
         self.process: asyncio.subprocess.Process | None = None
         self._options = options
@@ -93,13 +102,13 @@ async def main(root: Path, options: dict[str, float]) -> None:
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
     await run_committer(
         socket_path=root / "committer.sock",
-        disks=open_disks(root),
+        disks=disks_of(root),
         copies=COPIES,
         cluster=CLUSTER,
         state_directories=state_directories(root),
         ready=lambda: print("ready", flush=True),
         stop=stop,
-        folder=folder_process(partial(open_disks, root)),
+        folder=folder_process(partial(disks_of, root)),
         options=CommitterOptions(**options),  # type: ignore[arg-type]
     )
 

@@ -17,7 +17,7 @@ import pytest
 
 from tests.meta.history import World
 
-COUNT = int(os.environ.get("OBJSTORE_HISTORIES", "20000" if os.environ.get("OBJSTORE_LONG") else "120"))
+COUNT = int(os.environ.get("OBJSTORE_HISTORIES", "20000" if os.environ.get("OBJSTORE_LONG") else "80"))
 STEPS = 20
 
 
