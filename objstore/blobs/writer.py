@@ -321,6 +321,8 @@ class BlobStream:
         task.add_done_callback(landed)
 
     def _touch(self, volume: _Volume, end: int) -> None:
+        if self._ended:
+            return  # Aborted: nobody will publish these bytes, and the volume need not wait for them.
         known = self._touched.get(volume.record.id)
         if known is None:
             volume.pins += 1
@@ -379,7 +381,8 @@ class BlobWriter:
         self._domain = domain
         self._chance = chance
         self._crash_point = crash_point
-        self._closed = False
+        self._closed = False  # Takes nothing more.
+        self._stopped = False  # And has flushed all that it took: no volume is opened any more.
         self._current: dict[Lane, _Volume] = {}
         self._opening = {lane: asyncio.Lock() for lane in Lane}
         self._closing: list[_Volume] = []  # Take no more appends, not sealed yet.
@@ -455,6 +458,7 @@ class BlobWriter:
             stream.abort()
         if self._flusher is not None:
             await asyncio.wait([self._flusher], timeout=2 * self._limits.deadline_s)
+        self._stopped = True
         if self._janitor is not None:
             self._janitor.cancel()
             await asyncio.wait([self._janitor], timeout=self._limits.deadline_s)
@@ -821,6 +825,8 @@ class BlobWriter:
                 return volume
             self._end_volume(volume)
         async with self._opening[lane]:
+            if self._stopped:
+                raise Overloaded("the writer is closed")
             volume = self._current.get(lane)
             if volume is None or not volume.open:
                 volume = await self._open(lane)

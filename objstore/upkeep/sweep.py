@@ -182,9 +182,15 @@ class LiveBytesAudit:
         key = volume_live_key(volume)
         value = await self._ctx.kv.get(key)
         record = await self._ctx.kv.get(volume_key(volume))
-        if counter(value) != now or record is None:
+        if counter(value) != now or (value is None and record is None):
             return
         try:
+            if record is None:
+                # The volume is gone; what was subtracted later has made the key again.
+                await self._ctx.kv.commit(
+                    Transaction(expect={key: value, volume_key(volume): None}, delete=[key])
+                )
+                return
             await self._ctx.kv.commit(
                 Transaction(expect={key: value, volume_key(volume): record}, add={key: Add(held - now)})
             )

@@ -22,9 +22,9 @@ async def filled(seed: int = 1) -> Yard:
         await yard.put_object(f"small{number}", rng.randbytes(rng.randint(1, 9_000)))
     for number in range(4):
         await yard.put_object(
-            f"large{number}", rng.randbytes(rng.randint(200_000, 9 * MIB)), paged=number % 2 == 1
+            f"large{number}", rng.randbytes(rng.randint(200_000, 5 * MIB)), paged=number % 2 == 1
         )
-    await yard.put_multipart("multi", [rng.randbytes(5 * MIB), rng.randbytes(1_000_000)])
+    await yard.put_multipart("multi", [rng.randbytes(2 * MIB), rng.randbytes(1_000_000)])
     for number in range(0, 40, 2):
         await yard.delete(object_key(BUCKET, b"small%d" % number))
     for number in range(2):

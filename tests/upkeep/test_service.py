@@ -93,6 +93,17 @@ async def test_the_audit_corrects_a_counter_that_drifted_and_leaves_the_right_on
     await yard.check()
 
 
+async def test_a_counter_of_a_volume_that_is_gone_is_removed() -> None:
+    yard = await Yard().start()
+    await yard.put_object("o", bytes(1_000))
+    await yard.kv.commit(Transaction(add={volume_live_key(77): Add(-5_000)}))
+    ctx = yard.context()
+    audit = LiveBytesAudit(ctx)
+    await Sweep(ctx, [audit], sleep=no_sleep).run()
+    assert await yard.kv.get(volume_live_key(77)) is None
+    await yard.check()
+
+
 async def test_a_counter_in_use_during_the_pass_is_left_alone() -> None:
     yard = await Yard().start()
     await yard.put_object("o", bytes(1_000))
