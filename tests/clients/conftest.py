@@ -55,6 +55,19 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
             yield Server(running.endpoint, running.access_key, running.secret_key)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _nothing_of_the_users_own() -> Iterator[None]:
+    """Clients that run in this process see no profile, no certificate bundle and no proxy of the user's."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in list(os.environ):
+            if name.startswith("AWS_") or name.lower() in ("http_proxy", "https_proxy", "all_proxy"):
+                patch.delenv(name)
+        patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+        patch.setenv("AWS_CONFIG_FILE", os.devnull)
+        patch.setenv("AWS_SHARED_CREDENTIALS_FILE", os.devnull)
+        yield
+
+
 @pytest.fixture(scope="session")
 def samples() -> Samples:
     print(f"seed {SEED}")
