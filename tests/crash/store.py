@@ -8,6 +8,7 @@ reads it back from the marks of any prefix.
 import hashlib
 import json
 import threading
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -100,11 +101,25 @@ class Promises:
 class Work:
     """Some clients that do everything once or twice, each on keys of its own."""
 
-    def __init__(self, server: Server, recorder: Recorder, *, rounds: int = 2, large: bool = True) -> None:
+    def __init__(
+        self,
+        server: Server,
+        recorder: Recorder,
+        *,
+        rounds: int = 2,
+        large: bool = True,
+        refusals_max: int = 1000,
+        timeout_s: float = 60.0,
+    ) -> None:
         self.server = server
         self.recorder = recorder
         self.rounds = rounds
         self.large = large
+        self.refusals_max = (
+            refusals_max  # Then a client gives up: a store that refuses all is slow to say so.
+        )
+        self.timeout_s = timeout_s  # For an answer; then its outcome is unknown.
+        self.slowest_s = 0.0  # Of all requests, refused ones too.
         self.live = Promises()
         self.refused: list[str] = []
         self._lock = threading.Lock()
@@ -122,7 +137,7 @@ class Work:
             assert not thread.is_alive(), "a request hangs"
 
     def _client(self, client: int) -> None:
-        s3 = self.server.boto3(read_timeout=60)
+        s3 = self.server.boto3(read_timeout=self.timeout_s)
         for number in range(1, self.rounds + 1):
             for kind in ("small", "page", "large"):
                 self._put(s3, f"{kind}-{client}-stays", number)
@@ -152,13 +167,19 @@ class Work:
         self._attempt(key, number, put)
 
     def _attempt(self, key: str, number: int, request: Any) -> None:
+        with self._lock:
+            if len(self.refused) >= self.refusals_max:
+                return
         self._note("try", key, number)
+        began = time.monotonic()
         try:
             request()
         except (ClientError, BotoCoreError) as failure:
             with self._lock:
                 self.refused.append(f"{key} {number}: {failure}")
             return
+        finally:
+            self.slowest_s = max(self.slowest_s, time.monotonic() - began)
         self._note("done", key, number)
 
     def _note(self, what: str, key: str, number: int) -> None:
