@@ -116,16 +116,16 @@ class Client(threading.Thread):
             answer = self._connection.getresponse()
             data = answer.read()
             if answer.will_close:
-                self._close()
+                self.disconnect()
         except (OSError, http.client.HTTPException) as failure:
-            self._close()
+            self.disconnect()
             raise NoAnswer(f"{type(failure).__name__}: {failure}") from failure
         if answer.status >= 500:
             code = re.search(rb"<Code>([^<]*)", data)
             raise NoAnswer(f"{answer.status} {code[1].decode() if code else ''}")
         return answer.status, data, answer.headers.get("ETag", "")
 
-    def _close(self) -> None:
+    def disconnect(self) -> None:
         if self._connection is not None:
             self._connection.close()
             self._connection = None
@@ -300,7 +300,7 @@ class Client(threading.Thread):
             self._expect(False, f"the client itself failed: {failure!r}")
         finally:
             self.parked.set()
-            self._close()
+            self.disconnect()
 
     def check_everything(self) -> None:
         """Read and list every key. Only while parked (called by others then)."""
