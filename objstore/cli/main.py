@@ -426,7 +426,7 @@ def meta_import(
     file: Annotated[Path, typer.Argument(help="A file that `objstore meta export` made.")],
     replace: Annotated[
         bool,
-        typer.Option("--replace", help="Overwrite what is there. Otherwise the store must be empty."),
+        typer.Option("--replace", help="Set aside the metadata that is there. Else it must be empty."),
     ] = False,
     data: DataOption = None,
     config: ConfigOption = None,

@@ -39,7 +39,7 @@ class CannotStart(Exception):
 class KnownDisk(msgspec.Struct, kw_only=True):
     number: int
     uuid: str  # 32 hex digits.
-    path: str  # Where it was last seen.
+    path: str  # Where it was last seen; relative to the data directory if it lies in there.
 
 
 class ClusterRecord(msgspec.Struct, kw_only=True):
@@ -154,7 +154,7 @@ def _fingerprint(master_key: str) -> str:
 def _read_record(data: Path) -> ClusterRecord | None:
     place = data / RECORD_NAME
     try:
-        return msgspec.json.decode(place.read_bytes(), type=ClusterRecord)
+        record = msgspec.json.decode(place.read_bytes(), type=ClusterRecord)
     except FileNotFoundError:
         return None
     except (OSError, msgspec.MsgspecError) as failure:
@@ -162,11 +162,16 @@ def _read_record(data: Path) -> ClusterRecord | None:
             f"{place} cannot be read ({failure}). It only remembers where the disks are: move it away and"
             " name every disk with --disk."
         ) from None
+    for disk in record.disks:
+        disk.path = str(data / disk.path)  # An absolute one stays as it is.
+    return record
 
 
 def _write_record(data: Path, record: ClusterRecord) -> None:
     place = data / RECORD_NAME
-    content = msgspec.json.format(msgspec.json.encode(record), indent=2) + b"\n"
+    disks = [msgspec.structs.replace(disk, path=_relative(disk.path, data)) for disk in record.disks]
+    plain = msgspec.structs.replace(record, disks=disks)
+    content = msgspec.json.format(msgspec.json.encode(plain), indent=2) + b"\n"
     try:
         if place.exists() and place.read_bytes() == content:
             return
@@ -179,6 +184,11 @@ def _write_record(data: Path, record: ClusterRecord) -> None:
         _sync_directory(data)
     except OSError as failure:
         raise CannotStart(f"cannot write {place}: {failure.strerror}") from None
+
+
+def _relative(path: str, data: Path) -> str:
+    """So that a data directory may be moved as a whole."""
+    return str(Path(path).relative_to(data)) if Path(path).is_relative_to(data) else path
 
 
 def _sync_directory(path: Path) -> None:

@@ -20,8 +20,11 @@ from objstore.config import Loaded
 from objstore.errors import StoreError
 from objstore.ids import random_id
 from objstore.meta import transfer
+from objstore.meta.kv import counter
+from objstore.meta.schema import serial_key
 from objstore.metrics import Registry
 from objstore.node.disk import DiskState
+from objstore.objects.ledger import VOLUME_SERIAL
 from objstore.processes import committer, link
 from objstore.processes.cluster import CannotStart
 from objstore.processes.parts import Parts, context_of, open_parts
@@ -36,15 +39,20 @@ LOST = "lost-"  # Before the name of what a rebuild sets aside.
 Job = Callable[[Parts], Awaitable[None]]
 
 
-def run_job(loaded: Loaded, job: Job, *, forget: bool = False) -> None:
+def run_job(
+    loaded: Loaded, job: Job, *, forget: bool = False, check: Callable[[Spec], None] | None = None
+) -> None:
     """Lock the store, let a committer recover it, do the job, stop in order.
 
     Args:
         forget: begin with empty metadata: what is left of the old is set aside.
+        check: called before anything is changed.
 
     Raises: CannotStart; what the job raises.
     """
     spec = prepare_store(loaded)
+    if check is not None:
+        check(spec)
     if forget:
         _set_aside(spec)
     ours, theirs = link.pair()
@@ -117,15 +125,49 @@ def export(loaded: Loaded, path: Path) -> int:
 
 
 def import_(loaded: Loaded, path: Path, *, replace: bool) -> int:
-    """An export into this store. Returns the number of records."""
+    """An export into this store. Returns the number of records.
+
+    Args:
+        replace: begin with empty metadata (what is there is set aside). Otherwise it must be empty.
+
+    Raises: CannotStart if the data on the disks is younger than the export: what the export does not know
+        would be lost to it, and new volumes would meet old files.
+    """
     count = 0
 
     async def job(parts: Parts) -> None:
         nonlocal count
-        count = await transfer.import_(parts.kv, path, replace=replace)
+        count = await transfer.import_(parts.kv, path)
 
-    run_job(loaded, job)
+    def check(spec: Spec) -> None:
+        known, found = asyncio.run(_newest_volume(path)), _newest_on_disks(spec)
+        if found > known:
+            raise CannotStart(
+                f"{path} is older than the data: it knows volumes up to {known}, the disks hold volume"
+                f" {found}. Nothing was changed; `objstore meta rebuild` salvages what the disks hold"
+            )
+
+    run_job(loaded, job, forget=replace, check=check)
     return count
+
+
+async def _newest_volume(path: Path) -> int:
+    """The volume counter of an export, every block of which is verified. Raises: Corrupt, OSError."""
+    newest = 0
+    async for pairs in transfer.read(path):
+        for key, value in pairs:
+            if key == serial_key(VOLUME_SERIAL):
+                newest = counter(value)
+    return newest
+
+
+def _newest_on_disks(spec: Spec) -> int:
+    newest = 0
+    for disk in spec.cluster.disks:
+        if disk.state is DiskState.HEALTHY:
+            names = (file.name for file in Path(disk.path, "fragments").glob("*/*"))
+            newest = max([newest, *(int(name.partition(".")[0]) for name in names)])
+    return newest
 
 
 def rebuild(loaded: Loaded) -> SalvageReport:
