@@ -96,6 +96,7 @@ def test_no_acknowledged_write_is_lost_and_nobody_waits_long_whatever_is_killed(
                 if victim in ("tree", "supervisor") or number == ROUNDS - 1:
                     load.check_everything()
                 assert load.alive(), load.findings.broken
+                assert load.findings.broken == [], f"seed {SEED}\n" + "\n".join(load.findings.broken[:20])
             load.work_until(100)
             load.check_everything()
         print(f"{load.report()}; starts {[f'{s:.1f}' for s in starts]} s; pressure {pressure.factor:.1f}")
