@@ -7,8 +7,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-from cryptography import x509
-
 from objstore.config import Config
 from objstore.errors import StoreError
 from objstore.meta.kv_lmdb import library_version
@@ -183,6 +181,8 @@ def certificates(config: Config) -> dict[str, str]:
 
 def expiry(certificate: str) -> float:
     """When the first certificate of a PEM file ends, seconds since 1970. Raises: OSError, ValueError."""
+    from cryptography import x509
+
     return x509.load_pem_x509_certificate(Path(certificate).read_bytes()).not_valid_after_utc.timestamp()
 
 

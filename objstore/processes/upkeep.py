@@ -33,7 +33,6 @@ from objstore.processes.parts import (
 )
 from objstore.processes.salvage_copies import Copies
 from objstore.processes.spec import Spec
-from objstore.s3.tls import Certificate
 from objstore.upkeep.compaction import CompactionRules
 from objstore.upkeep.service import Periods, Service
 from objstore.upkeep.trash import TrashRules
@@ -66,6 +65,8 @@ async def _serve(link: Link, spec: Spec, sockets: Sequence[socket.socket]) -> No
     tasks: list[asyncio.Task[None]] = []
     context: ssl.SSLContext | None = None
     if config.tls.admin and (name := config.tls.admin_certificate or config.tls.certificate):
+        from objstore.s3.tls import Certificate  # Loads x509: a tenth of a second that plain HTTP saves.
+
         certificate = Certificate(Path(name), Path(config.tls.admin_key or config.tls.key))
         context = certificate.context
         tasks.append(loop.create_task(certificate.watch()))

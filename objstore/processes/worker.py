@@ -25,7 +25,6 @@ from objstore.s3.app import App
 from objstore.s3.limits import Limits
 from objstore.s3.routes import ROUTES, choose
 from objstore.s3.server import BACKLOG, TLS_HANDSHAKE_S, EdgeServer, Runner
-from objstore.s3.tls import Certificate
 
 log = logging.getLogger(__name__)
 
@@ -61,6 +60,8 @@ async def _serve(link: Link, spec: Spec, name: str, sockets: Sequence[socket.soc
     tasks = [loop.create_task(mind_disks(parts)), loop.create_task(report_damage(parts))]
     context: ssl.SSLContext | None = None
     if config.tls.certificate:
+        from objstore.s3.tls import Certificate  # Loads x509: a tenth of a second that plain HTTP saves.
+
         certificate = Certificate(Path(config.tls.certificate), Path(config.tls.key))
         context = certificate.context
         tasks.append(loop.create_task(certificate.watch()))
