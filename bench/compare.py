@@ -146,7 +146,7 @@ class Run:
             finally:
                 for row in bench.rows:
                     self.show(row)
-                if target.root_pid is None or target.directory is None:
+                if not target.ours:
                     self._empty(bench)
 
     def measure_list(self, bench: Bench, keys: int) -> None:
@@ -159,43 +159,52 @@ class Run:
         self.show(bench.list_pages([{"delimiter": "/", "max-keys": "1000"}], "LIST-DELIMITER", keys))
 
     def measure_space_and_list(self) -> None:
-        """1,000,000 x 1 KiB and 100,000 x 64 KiB through 64 connections, each on a fresh store, nothing
-        forced."""
+        """1,000,000 x 1 KiB and 100,000 x 64 KiB through 64 connections, on fresh stores, nothing forced."""
         workers = max(self.options.workers)
-        wanted = self.options.only
+        if "list" in self.options.only:
+            with bare_aiohttp(workers) as target, self.bench(target) as bench:
+                bench.put(4 * KIB, 16, count=2_000)
+                self.show(bench.get(4 * KIB, 1))
         for size, count, bar in (
             (KIB, self.options.objects, 3.0),
             (64 * KIB, self.options.objects // 10, 1.7),
         ):
-            if size != KIB and "space" not in wanted:
+            if size != KIB and "space" not in self.options.only:
                 continue
-            self.say(f"loading {count:,} objects of {size // KIB} KiB")
-            with self.objstore(workers) as target, self.bench(target) as bench:
-                started, left = time.monotonic(), count
-                while left:
-                    row = bench.put(size, 64, count=min(left, 50_000))
-                    if row.errors:
-                        raise TargetFailed(f"loading failed: {row.errors}")
-                    left -= min(left, 50_000)
-                self.say(f"  {count / (time.monotonic() - started):,.0f} a second, signing included")
-                allocated = target.allocated_bytes()
-                stored = len(bench.stored(size))
-                if stored != count:
-                    raise TargetFailed(f"{stored:,} objects were acknowledged, {count:,} were meant to be")
-                assert allocated is not None
-                if "space" in wanted:
-                    figure = promised.space(
-                        f"space, {count:,} x {size // KIB} KiB", allocated, count * size, bar
-                    )
-                    self.figures.append(figure)
-                    self.say(report.figures_table([figure]))
-                if size == KIB and "list" in wanted:
-                    with bare_aiohttp(workers) as bare_target, self.bench(bare_target) as bare:
-                        bare.put(4 * KIB, 16, count=2_000)
-                        self.show(bare.get(4 * KIB, 1))
-                    bench.put(4 * KIB, 16, count=2_000)
-                    self.show(bench.get(4 * KIB, 1))
-                    self.measure_list(bench, count)
+            if not self.options.no_objstore:
+                with self.objstore(workers) as target, self.bench(target) as bench:
+                    self.measure_filled(bench, size, count, bar, before=0)
+            for target in self.options.target:
+                before = target.allocated_bytes()
+                with self.bench(target) as bench:
+                    self.measure_filled(bench, size, count, bar, before)
+                    self._empty(bench)
+
+    def measure_filled(self, bench: Bench, size: int, count: int, bar: float, before: int | None) -> None:
+        """Load `count` objects; then the space they take, and lists. `before`: allocated already."""
+        target = bench.target
+        self.say(f"loading {count:,} objects of {size // KIB} KiB into {target.name}")
+        started, left = time.monotonic(), count
+        while left:
+            row = bench.put(size, 64, count=min(left, 50_000))
+            if row.errors:
+                raise TargetFailed(f"loading {target.name} failed: {row.errors}")
+            left -= min(left, 50_000)
+        self.say(f"  {count / (time.monotonic() - started):,.0f} a second, signing included")
+        allocated, stored = target.allocated_bytes(), len(bench.stored(size))
+        if stored != count:
+            raise TargetFailed(f"{stored:,} objects were acknowledged, {count:,} were meant to be")
+        if "space" in self.options.only and allocated is not None and before is not None:
+            name = f"space, {count:,} x {size // KIB} KiB"
+            if before:
+                name += f", {target.name}"
+            figure = promised.space(name, allocated - before, count * size, bar)
+            self.figures.append(figure)
+            self.say(report.figures_table([figure]))
+        if size == KIB and "list" in self.options.only:
+            bench.put(4 * KIB, 16, count=2_000)
+            self.show(bench.get(4 * KIB, 1))
+            self.measure_list(bench, count)
 
     def measure_memory(self) -> None:
         """Anonymous memory of one worker: it gets all connections, which is the worst case."""
@@ -269,11 +278,10 @@ class Run:
                     self.measure_rows(target)
             for target in options.target:
                 self.measure_rows(target)
-        if not options.no_objstore:
-            if "memory" in only:
-                self.measure_memory()
-            if "space" in only or "list" in only:
-                self.measure_space_and_list()
+        if "memory" in only and not options.no_objstore:
+            self.measure_memory()
+        if "space" in only or "list" in only:
+            self.measure_space_and_list()
         assert self.machine is not None
         workers_list = options.workers
         self.figures = (

@@ -40,6 +40,7 @@ class Target:
     root_pid: int | None = None  # The server's topmost process, if it runs here.
     directory: Path | None = None  # Where it keeps its bytes, if that is here.
     workers: int | None = None  # As started; None when unknown.
+    ours: bool = False  # Started here, on a directory that goes afterwards: nothing needs tidying.
     bare: bool = False  # The bare aiohttp handler: buckets and keys mean nothing to it.
     bucket: str = field(default_factory=lambda: f"bench-{secrets.token_hex(4)}")
 
@@ -247,6 +248,7 @@ def objstore(
             root_pid=process.pid,
             directory=directory,
             workers=workers,
+            ours=True,
         )
         _await_ready(target, process, workers, log)
         yield target
