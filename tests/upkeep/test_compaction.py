@@ -6,6 +6,7 @@ import pytest
 
 from objstore.blobs.volumes import VolumeState
 from objstore.errors import Unavailable
+from objstore.meta.kv import Transaction
 from objstore.meta.schema import object_key
 from objstore.upkeep.compaction import CompactionRules, candidates, compact, gain
 from objstore.upkeep.context import Context
@@ -107,6 +108,37 @@ async def test_an_object_overwritten_while_it_moves_keeps_its_new_bytes() -> Non
     assert outcome.moved == 1
     assert outcome.dead == 1
     assert await yard.body_of(home) == b"new" * 1000
+    await ctx.writer.close()
+    await yard.check()
+
+
+@pytest.mark.parametrize("deed", ["overwrite", "delete"])
+async def test_a_change_between_compactions_look_and_its_commit_wins(deed: str) -> None:
+    yard = await Yard().start()
+    home = await yard.put_object("contested", b"old" * 1000)
+    await yard.restart_writer()
+    ctx = yard.context()
+    commit = yard.kv.commit
+    meddled = False
+
+    async def meddling(transaction: Transaction) -> None:
+        nonlocal meddled
+        if home in transaction.put and not meddled:
+            meddled = True  # Compaction has read the record and is about to commit.
+            if deed == "overwrite":
+                await yard.put_object("contested", b"new" * 1000)
+            else:
+                await yard.delete(home)
+        await commit(transaction)
+
+    yard.kv.commit = meddling  # type: ignore[method-assign]
+    outcome = await compact(ctx, 1)
+    assert meddled
+    assert (outcome.retired, outcome.moved, outcome.dead) == (True, 0, 1)
+    if deed == "overwrite":
+        assert await yard.body_of(home) == b"new" * 1000
+    else:
+        assert await yard.kv.get(home) is None
     await ctx.writer.close()
     await yard.check()
 

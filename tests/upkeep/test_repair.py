@@ -186,6 +186,15 @@ async def test_an_open_volume_is_verified_and_left_to_its_writer() -> None:
     await yard.check()
 
 
+async def test_a_fragment_file_that_its_writer_has_open_is_never_replaced() -> None:
+    yard = await Yard().start()
+    await yard.put_object("o", b"o" * 9_000)
+    before = snapshot(yard)
+    assert not await repair_file(yard.context(), 1, 0, RepairReport())
+    assert snapshot(yard) == before
+    assert sum(disk.calls["replace"] for disk in yard.disks.values()) == 0
+
+
 @pytest.mark.parametrize("state", ["failed", "retired"])
 async def test_a_disk_given_up_by_metadata_is_emptied_without_a_grace(state: str) -> None:
     yard = await sealed("+++++++")
