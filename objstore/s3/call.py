@@ -24,7 +24,7 @@ class Call:
     method: str
     bucket: str  # "" for the service.
     key: str  # "" for a bucket. Decoded exactly once from raw_path.
-    query: dict[str, str]  # Decoded once; a key without "=" has the value "". First value wins; authentication keys included.
+    query: dict[str, str]  # Decoded once, first value wins; "" without "="; authentication keys included.
     headers: CIMultiDictProxy[str]
     request_id: str
     body: Body  # Signature, chunk framing, Content-MD5 and checksums are its business.
