@@ -167,6 +167,7 @@ _SYSTEM: Final = frozenset(
         "x-amz-website-redirect-location",
     )
 )
+_REDIRECTS: Final = ("/", "http://", "https://")
 _SHOWN: Final = {  # System headers as they are written out.
     "cache-control": "Cache-Control",
     "content-disposition": "Content-Disposition",
@@ -262,6 +263,12 @@ def about(headers: Headers) -> About:
         elif name in _SYSTEM:
             if name == "content-encoding":
                 value = content_encoding(value)
+            elif name == "x-amz-website-redirect-location" and not value.startswith(_REDIRECTS):
+                raise S3Fault(
+                    "InvalidRedirectLocation",
+                    400,
+                    "The website redirect location must have a prefix of 'http://' or 'https://' or '/'.",
+                )
             if value:
                 system[name] = readable(value)
     if metadata:

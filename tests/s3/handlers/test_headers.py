@@ -220,6 +220,7 @@ def test_case_40_non_ascii_metadata_reads_back_as_rfc_2047() -> None:
         ("x-amz-acl", "fake-acl", "InvalidArgument"),
         ("x-amz-storage-class", "GLACIER", "InvalidStorageClass"),
         ("x-amz-write-offset-bytes", "0", "NotImplemented"),
+        ("x-amz-website-redirect-location", "elsewhere", "InvalidRedirectLocation"),
     ],
 )
 def test_a_header_that_asks_for_what_does_not_exist_is_refused(name: str, value: str, code: str) -> None:
