@@ -262,6 +262,15 @@ class Upkeep(Section, frozen=True, kw_only=True):
     bytes_per_second: Annotated[
         int, Meta(ge=1 * KIB, description="Pace of scrub and compaction together.")
     ] = 64 * MIB
+    period_factor: Annotated[
+        float,
+        Meta(
+            ge=0.001,
+            le=10,
+            description="Factor on the time between two rounds of repair, compaction, trash and sweep."
+            " Below 1 for a store that is being emptied, and for tests that want all of it at once.",
+        ),
+    ] = 1.0
 
 
 class Root(Section, frozen=True, kw_only=True):

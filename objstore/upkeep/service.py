@@ -63,6 +63,11 @@ class Periods(msgspec.Struct, frozen=True, kw_only=True):
     doomed_s: float = 60.0
     sweep_s: float = 86_400.0
 
+    def scaled(self, factor: float) -> "Periods":
+        """Everything but the scrub, whose pace is a promise of its own, `factor` times as far apart."""
+        names = ("disks_s", "seal_s", "repair_s", "trash_s", "compaction_s", "doomed_s", "sweep_s")
+        return msgspec.structs.replace(self, **{name: getattr(self, name) * factor for name in names})
+
 
 class Service:
     """Runs everything. `start`, then `close`."""

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from bench.sigv4 import Credentials
-from tests.chaos.workload import STALL_MAX_S, Load, Pressure
+from tests.chaos.workload import RESTLESS, STALL_MAX_S, Load, Pressure
 from tests.server import Server, start_server
 
 LONG = bool(os.environ.get("OBJSTORE_LONG"))
@@ -99,7 +99,7 @@ def test_two_lost_disks_cost_no_byte_and_no_key(
 ) -> None:
     print(f"seed {SEED}")
     attic = Attic(tmp_path / "attic", tmp_path / "dead")
-    environment = {"OBJSTORE_DEAD_DISKS": str(tmp_path / "dead")}
+    environment = RESTLESS | {"OBJSTORE_DEAD_DISKS": str(tmp_path / "dead")}
 
     def start(port: int = 0) -> Server:
         return start_server(tmp_path, workers=2, port=port, environment=environment, preload=failing_disks)

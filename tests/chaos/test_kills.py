@@ -15,7 +15,7 @@ import pytest
 
 from bench.shares import descendants
 from bench.sigv4 import Credentials
-from tests.chaos.workload import STALL_MAX_S, Load, Pressure
+from tests.chaos.workload import RESTLESS, STALL_MAX_S, Load, Pressure
 from tests.server import Server, start_server, wait_gone
 
 LONG = bool(os.environ.get("OBJSTORE_LONG"))
@@ -48,7 +48,7 @@ def restart(server: Server, directory: Path) -> Server:
     kill(pids)
     server.process.wait(30)
     wait_gone(pids)
-    return start_server(directory, workers=2, port=port)
+    return start_server(directory, workers=2, port=port, environment=RESTLESS)
 
 
 def await_replacement(server: Server, name: str, old: int) -> None:
@@ -67,7 +67,7 @@ def await_replacement(server: Server, name: str, old: int) -> None:
 def test_no_acknowledged_write_is_lost_and_nobody_waits_long_whatever_is_killed(tmp_path: Path) -> None:
     print(f"seed {SEED}")
     source = random.Random(SEED)
-    server = start_server(tmp_path, workers=2)
+    server = start_server(tmp_path, workers=2, environment=RESTLESS)
     credentials = Credentials(server.access_key, server.secret_key)
     load = Load(port=server.port, credentials=credentials, seed=SEED)
     starts = []
@@ -81,7 +81,7 @@ def test_no_acknowledged_write_is_lost_and_nobody_waits_long_whatever_is_killed(
                     if victim == "supervisor":
                         port = server.port
                         server.kill()  # Its children die with it, by PR_SET_PDEATHSIG.
-                        server = start_server(tmp_path, workers=2, port=port)
+                        server = start_server(tmp_path, workers=2, port=port, environment=RESTLESS)
                     else:
                         server = restart(server, tmp_path)
                     starts.append(time.monotonic() - began)

@@ -28,6 +28,19 @@ MIB = 1024 * 1024
 STALL_MAX_S = 5.0  # From a request's first attempt to its success, whatever dies meanwhile.
 GIVE_UP_S = 60.0  # Then the store is called gone; no test waits for ever.
 _PART_SIZE = 5 * MIB
+
+# Everything that usually happens in hours happens in seconds, while processes die and disks go: volumes are
+# sealed,
+# compacted and purged, copies of the metadata are stored in them, and all is scrubbed again and again.
+RESTLESS = {
+    "OBJSTORE_BLOBS__VOLUME_SIZE_MAX": str(2 * MIB),
+    "OBJSTORE_UPKEEP__GARBAGE_PERCENT": "10",
+    "OBJSTORE_UPKEEP__TRASH_DAYS": "0",
+    "OBJSTORE_UPKEEP__SNAPSHOT_HOURS": "0.001",
+    "OBJSTORE_UPKEEP__SCRUB_DAYS": "0.0001",
+    "OBJSTORE_UPKEEP__PERIOD_FACTOR": "0.003",  # Compaction every 0.9 s, trash every 1.8 s.
+}
+
 _ABSENT = 0  # The version number of a key that is not there; versions count from 1.
 
 
