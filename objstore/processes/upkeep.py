@@ -15,6 +15,7 @@ from pathlib import Path
 import uvloop
 from aiohttp import web
 
+from objstore.admin import guard
 from objstore.admin.app import handler
 from objstore.admin.snippets import SNIPPETS
 from objstore.iam.directory import Directory
@@ -38,8 +39,6 @@ from objstore.upkeep.service import Periods, Service
 from objstore.upkeep.trash import TrashRules
 
 log = logging.getLogger(__name__)
-
-HEADER_SECONDS = 10.0
 
 
 def run(link: Link, died: str, spec: Spec, sockets: Sequence[socket.socket]) -> None:
@@ -70,7 +69,10 @@ async def _serve(link: Link, spec: Spec, sockets: Sequence[socket.socket]) -> No
         certificate = Certificate(Path(name), Path(config.tls.admin_key or config.tls.key))
         context = certificate.context
         tasks.append(loop.create_task(certificate.watch()))
-    server = web.Server(handler(port.admin()), access_log=None, auto_decompress=False, keepalive_timeout=30)
+    server = web.Server(
+        handler(port.admin()), access_log=None, auto_decompress=False, keepalive_timeout=guard.HEADER_SECONDS
+    )
+    tasks.append(loop.create_task(guard.watch(server)))
     listeners = [await loop.create_server(server, sock=listener, ssl=context) for listener in sockets]
     if config.upkeep.enabled:
         service.start()
@@ -96,7 +98,7 @@ def _service(parts: Parts) -> Service:
         holder=parts.writer_id,
         alive=living_writers(spec.run_directory),
         sweep_doomed=partial(doomed.sweep, store),
-        periods=Periods(scrub_round_s=config.scrub_days * 86_400),
+        periods=Periods(scrub_round_s=config.scrub_days * 86_400).scaled(config.period_factor),
         compaction_rules=CompactionRules(garbage_share=config.garbage_percent / 100),
         trash_rules=TrashRules(grace_s=grace_s, grace_least_s=min(grace_s, 86_400)),
         repair_grace_s=config.repair_grace_seconds,

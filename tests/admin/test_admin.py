@@ -92,3 +92,10 @@ def test_the_page_has_what_operators_watch(store_server: Server) -> None:
     ):
         assert f"\n{name}" in page, name
     assert not re.search(r"secret|AKTESTROOT", page)
+
+
+def test_a_head_that_never_ends_is_cut_off_and_others_are_served_meanwhile(store_server: Server) -> None:
+    with socket.create_connection(("127.0.0.1", store_server.admin_port), 60) as silent:
+        silent.sendall(b"GET /health/live HTTP/1.1\r\nHost: x\r\n")
+        assert store_server.admin("GET", "/health/live", token=None)[0] == 200
+        assert silent.recv(1) == b""  # Ended by the other side.

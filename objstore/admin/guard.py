@@ -1,0 +1,43 @@
+"""Bounds on the admin port's connections: heads that do not come, and too many at once.
+
+aiohttp's keep-alive limit ends connections without a whole request; it is HEADER_SECONDS here. The rest is
+looked after below. The port is meant for few clients on a closed network: a look every second is enough.
+
+Concurrency: one task of the event loop that serves the port.
+"""
+
+import asyncio
+from typing import Final
+
+from aiohttp import web
+from aiohttp.web_protocol import RequestHandler
+
+HEADER_SECONDS: Final = 10.0  # From connecting, or from a request's first byte, to the end of its head.
+REQUEST_SECONDS: Final = 120.0  # A whole request; a copy of large metadata takes the longest.
+CONNECTIONS_MAX: Final = 256
+LOOK_SECONDS: Final = 1.0
+
+
+async def watch(server: web.Server) -> None:
+    """Close what exceeds a bound. Never returns."""
+    loop = asyncio.get_running_loop()
+    seen: dict[RequestHandler, tuple[object, float]] = {}  # What it does, and since when.
+    while True:
+        await asyncio.sleep(LOOK_SECONDS)
+        now = loop.time()
+        open_now = list(server.connections)
+        for connection in open_now:
+            doing: object = connection._current_request or connection._keepalive_handle
+            if connection not in seen or seen[connection][0] is not doing:
+                seen[connection] = (doing, now)
+        seen = {connection: seen[connection] for connection in open_now}
+        for connection, (activity, since) in seen.items():
+            if connection._current_request is not None:
+                late = now - since > REQUEST_SECONDS
+            else:  # With a keep-alive timer aiohttp ends it itself.
+                late = activity is None and now - since > HEADER_SECONDS
+            if late:
+                connection.force_close()
+        oldest = sorted(seen, key=lambda connection: seen[connection][1])
+        for connection in oldest[: max(0, len(oldest) - CONNECTIONS_MAX)]:
+            connection.force_close()
