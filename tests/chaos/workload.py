@@ -33,7 +33,7 @@ _PART_SIZE = 5 * MIB
 # sealed,
 # compacted and purged, copies of the metadata are stored in them, and all is scrubbed again and again.
 RESTLESS = {
-    "OBJSTORE_BLOBS__VOLUME_SIZE_MAX": str(2 * MIB),
+    "OBJSTORE_BLOBS__VOLUME_SIZE_MAX": str(MIB),
     "OBJSTORE_UPKEEP__GARBAGE_PERCENT": "10",
     "OBJSTORE_UPKEEP__TRASH_DAYS": "0",
     "OBJSTORE_UPKEEP__SNAPSHOT_HOURS": "0.001",
