@@ -8,7 +8,9 @@ import subprocess
 
 import pytest
 from botocore.exceptions import ClientError
+from typer.testing import CliRunner
 
+from objstore.cli.main import app
 from tests.server import ROOT, Server, environment_for, run_command
 
 
@@ -167,5 +169,16 @@ def test_help_needs_none_of_the_heavy_modules() -> None:
 
 
 def test_every_command_explains_itself() -> None:
-    for arguments in (["serve"], ["config"], ["user"], ["key"], ["disk"], ["status"], ["doctor"], ["health"]):
-        assert "Usage:" in run_command(*arguments, "--help").stdout
+    commands = [[], ["serve"], ["status"], ["doctor"], ["health"], ["upkeep"], ["token"]]
+    groups = {
+        "config": ["check", "show", "defaults"],
+        "user": ["create", "list", "disable"],
+        "key": ["create", "list", "disable"],
+        "disk": ["list", "verify"],
+        "meta": ["copy", "export", "import", "rebuild"],
+    }
+    commands += [[group, name] for group, names in groups.items() for name in names]
+    for command in commands:
+        done = CliRunner().invoke(app, [*command, "--help"])
+        assert done.exit_code == 0, command
+        assert "Usage:" in done.stdout, command

@@ -22,7 +22,6 @@ from tests.server import (
     environment_for,
     run_command,
     running_server,
-    start_server,
 )
 
 
@@ -232,22 +231,6 @@ def test_a_mistake_in_a_setting_ends_the_start_with_its_remedy(tmp_path: Path) -
 
 def test_python_without_assertions_is_refused(tmp_path: Path) -> None:
     assert "refuses to run under python -O" in refused(tmp_path, PYTHONOPTIMIZE="1")
-
-
-def test_kill_9_of_everything_loses_nothing_and_the_next_start_finds_it(tmp_path: Path) -> None:
-    server = start_server(tmp_path, workers=2)
-    s3 = server.boto3()
-    s3.create_bucket(Bucket="bucket")
-    for number in range(20):
-        s3.put_object(Bucket="bucket", Key=f"k{number}", Body=str(number).encode() * 500)
-    server.kill()
-    with running_server(tmp_path) as server:
-        s3 = server.boto3()
-        assert len(s3.list_objects_v2(Bucket="bucket")["Contents"]) == 20
-        for number in range(20):
-            assert (
-                s3.get_object(Bucket="bucket", Key=f"k{number}")["Body"].read() == str(number).encode() * 500
-            )
 
 
 def test_the_codec_of_the_last_start_holds_until_another_is_asked_for(tmp_path: Path) -> None:
