@@ -21,6 +21,8 @@ from tests.sim.file_system import PowerCut, SimFileSystem
 SEED = int(os.environ.get("OBJSTORE_SEED", "20261121"))
 LONG = bool(os.environ.get("OBJSTORE_LONG"))
 WORLDS_PER_CUT = 60 if LONG else 3  # Surviving states tried for each place where the power goes.
+FORMAT_WORLDS_PER_CUT = 10 if LONG else 3  # Each is a whole format.
+pytestmark = pytest.mark.timeout(7200 if LONG else 300)
 PATH = "/srv/disk"
 IDENTITY = make_identity(cluster=b"c" * 16, uuid=b"u" * 16, number=1, checksum_secret=77)
 SEAL = Seal(b"c" * 16, 77)
@@ -274,7 +276,7 @@ async def test_a_disk_half_formatted_by_a_power_cut_is_formatted_again_or_whole(
         sim.power_cut_at(at)
         with pytest.raises(PowerCut):
             format_disk(PATH, IDENTITY, sys=sim)
-        for world in range(WORLDS_PER_CUT):
+        for world in range(FORMAT_WORLDS_PER_CUT):
             where = f"cut at {at} of {whole}, world {world}, seed {SEED}"
             fresh = sim.after_power_cut(random.Random(f"{SEED} {at} {world}"))
             try:
