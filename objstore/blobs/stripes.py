@@ -5,7 +5,7 @@
     stripe     the payload, zero-padded to k x fragment size, cut into k contiguous data fragments
 
 The fragment record's header carries the directory's offset and the payload's size, so the
-directory is found without an index. docs/formats-blobs.md draws it byte by byte.
+directory is found without an index. docs/formats.md draws it byte by byte.
 """
 
 from collections.abc import Sequence

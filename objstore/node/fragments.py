@@ -1,6 +1,6 @@
 """The fragment record and the fragment file: bytes to headers, ranges to reads, and back. Pure.
 
-What it is: the format of docs/formats-node.md (drawn there byte by byte) and nothing else. It knows no
+What it is: the format of docs/formats.md (drawn there byte by byte) and nothing else. It knows no
 disk; `FileScan` is given something that reads. It does not know what a payload holds.
 
 A fragment file is a 64-byte file header and then records, one a stripe, each a multiple of 8 bytes:

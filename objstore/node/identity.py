@@ -1,7 +1,7 @@
 """The identity file of a disk: who it is, to which cluster it belongs, and what only the disks know.
 
 One JSON object in `objstore.id` at the root of the disk directory, mode 0600, replaced as a whole (temporary
-file, sync, rename, directory sync). It is drawn in docs/formats-node.md. It holds the cluster's secrets:
+file, sync, rename, directory sync). It is drawn in docs/formats.md. It holds the cluster's secrets:
 never log an Identity (its repr hides them).
 """
 

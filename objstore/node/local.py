@@ -1,6 +1,6 @@
 """A disk that is a directory of this machine. Implements node/disk.py's Disk.
 
-Layout (docs/formats-node.md has it in full):
+Layout (docs/formats.md has it in full):
 
     objstore.id                        identity.py
     fragments/<xx>/<volume>.<index>    xx: the volume's low byte in hex

@@ -1,0 +1,166 @@
+"""docs/formats.md, held to the code: every key and record of metadata, byte by byte.
+
+A test that fails here means that a store of an earlier release may no longer be read: do not change the
+bytes, see the upgrade rule.
+"""
+
+import msgspec
+import pytest
+
+from objstore.blobs.volumes import VolumeRecord
+from objstore.extents import Extent
+from objstore.meta import schema
+from objstore.meta.kv import counter, counter_value
+from objstore.meta.schema import (
+    AccessKeyRecord,
+    BucketRecord,
+    Checksum,
+    DiskRecord,
+    DoomedRecord,
+    ExtentPage,
+    Extra,
+    Multipart,
+    ObjectRecord,
+    PartEntry,
+    PartRecord,
+    PartsPage,
+    TenantRecord,
+    UploadRecord,
+    UserRecord,
+    decode,
+    encode,
+)
+from objstore.upkeep.claims import ClaimRecord
+
+ID = bytes(range(16))
+EXTENT = Extent(7, 64, 4096, 8, 300, 0x1122334455667788)
+EXTENT_HEX = "9607 40 cd1000 08 cd012c cf1122334455667788"
+
+KEYS = [
+    (schema.bucket_key("photos"), "62" + b"photos".hex()),
+    (schema.tenant_bucket_key("acme", "photos"), "69" + b"acme\0photos".hex()),
+    (schema.bucket_objects_key(258), "63 0000000000000102 6f"),
+    (schema.bucket_bytes_key(258), "63 0000000000000102 73"),
+    (schema.bucket_uploads_key(258), "63 0000000000000102 75"),
+    (schema.object_key(258, b"a/b"), "6f 0000000000000102 612f62"),
+    (schema.extent_page_key(ID, 258), "78" + ID.hex() + "0102"),
+    (schema.upload_key(258, b"a\0b", ID), "6d 0000000000000102 6100ff62 0001" + ID.hex()),
+    (schema.part_key(ID, 10_000), "70" + ID.hex() + "2710"),
+    (schema.parts_page_key(ID, 1), "71" + ID.hex() + "0001"),
+    (schema.upload_generation_key(ID), "67" + ID.hex() + "6e"),
+    (schema.upload_bytes_key(ID), "67" + ID.hex() + "73"),
+    (schema.doomed_key(ID), "64" + ID.hex()),
+    (schema.volume_key(258), "56 0000000000000102"),
+    (schema.volume_length_key(258), "4c 0000000000000102"),
+    (schema.volume_live_key(258), "47 0000000000000102"),
+    (schema.repair_key(258, 5), "52 0000000000000102 05"),
+    (schema.disk_key(258), "44 0102"),
+    (schema.serial_key("volumes"), "4e" + b"volumes".hex()),
+    (schema.claim_key("upkeep"), "43" + b"upkeep".hex()),
+    (schema.setting_key("scrub"), "53" + b"scrub".hex()),
+    (schema.tenant_key("acme"), "74" + b"acme".hex()),
+    (schema.user_key("alice"), "75" + b"alice".hex()),
+    (schema.access_key_key("OSABC"), "6b" + b"OSABC".hex()),
+]
+
+RECORDS: list[tuple[msgspec.Struct, str]] = [
+    (EXTENT, EXTENT_HEX),
+    (
+        BucketRecord(id=1, tenant="t", owner="u", created_us=2, region="r", settings={"s": b"\1"}),
+        "97 01 01 a174 a175 02 a172 81a173c40101",
+    ),
+    (
+        ObjectRecord(1, 2, b"", 3, ID, b"\0\1\2\3\4", [EXTENT]),
+        "99 01 02 c400 03 c410" + ID.hex() + "c4050001020304 91" + EXTENT_HEX + "c0 a0",
+    ),
+    (
+        ObjectRecord(
+            1, 2, ID, 3, ID + b"\0\2", b"", [], Extra(multipart=Multipart(ID, 2, EXTENT), salvaged=True), "o"
+        ),
+        "99 01 02 c410" + ID.hex() + "03 c412" + ID.hex() + "0002 c400 90"
+        "82 a170 93 c410" + ID.hex() + "02" + EXTENT_HEX + "a173 c3 a16f",
+    ),
+    (
+        Extra(content_type="t", headers={"h": "1"}, metadata={"m": "2"}, blob=ID, pages=3),
+        "85 a174 a174 a168 81a168a131 a16d 81a16da132 a178 c410" + ID.hex() + "a16e 03",
+    ),
+    (ExtentPage(extents=[EXTENT], begin=9), "93 01 91" + EXTENT_HEX + "09"),
+    (
+        UploadRecord(order=2, checksum_algorithm="SHA1", checksum_type="COMPOSITE", owner="o", seen=5),
+        "98 01 02 00 c0 a4" + b"SHA1".hex() + "a9" + b"COMPOSITE".hex() + "a16f 05",
+    ),
+    (
+        PartRecord(order=2, size=3, etag=ID, checksum=b"", extents=[EXTENT], blob=ID, pages=1, home=b"m"),
+        "99 01 02 03 c410" + ID.hex() + "c400 91" + EXTENT_HEX + "c410" + ID.hex() + "01 c4016d",
+    ),
+    (
+        PartsPage(parts=[PartEntry(number=1, size=2, etag=ID)], begin=9),
+        "93 01 91 94 01 02 c410" + ID.hex() + "c400 09",
+    ),
+    (DoomedRecord(since_us=2, unlisted=True), "93 01 02 c3"),
+    (
+        DiskRecord(uuid=ID, path="/d", state="suspect", reason="r", since_us=2),
+        "96 01 c410" + ID.hex() + "a22f64 a7" + b"suspect".hex() + "a172 02",
+    ),
+    (TenantRecord(name="t", created_us=2), "94 01 a174 02 c2"),
+    (UserRecord(tenant="t", name="u", created_us=2, root=True), "97 01 a174 a175 02 c2 c3 a0"),
+    (AccessKeyRecord(user="u", secret=b"\7", created_us=2, comment="c"), "96 01 a175 c40107 02 c2 a163"),
+    (
+        VolumeRecord(id=7, k=2, m=1, disks=[1, 2, 3], state=1, lane=1, writer=ID, length=64, retired_us=5),
+        "9c 01 07 02 01 93010203 01 01 c410" + ID.hex() + "a0 00 40 05",
+    ),
+    (ClaimRecord(1, ID, 4), "93 01 c410" + ID.hex() + "04"),
+]
+
+
+@pytest.mark.parametrize(("key", "hexadecimal"), KEYS)
+def test_a_key_has_the_bytes_that_the_page_shows(key: bytes, hexadecimal: str) -> None:
+    assert key.hex() == hexadecimal.replace(" ", "")
+
+
+@pytest.mark.parametrize(("record", "hexadecimal"), RECORDS, ids=lambda value: type(value).__name__)
+def test_a_record_has_the_bytes_that_the_page_shows_and_is_read_from_them(
+    record: msgspec.Struct, hexadecimal: str
+) -> None:
+    assert encode(record).hex() == hexadecimal.replace(" ", "")
+    assert decode(bytes.fromhex(hexadecimal), type(record)) == record
+
+
+@pytest.mark.parametrize(
+    ("short", "record"),
+    [
+        ("97 01 02 c400 03 c400 c400 90", ObjectRecord(1, 2, b"", 3, b"", b"", [])),
+        ("92 01 02", DoomedRecord(since_us=2)),
+        ("92 01 90", ExtentPage(extents=[])),
+        ("95 07 40 08 00 01", Extent(7, 64, 8, 0, 1)),
+    ],
+)
+def test_absent_fields_at_the_end_mean_their_defaults(short: str, record: msgspec.Struct) -> None:
+    assert decode(bytes.fromhex(short), type(record)) == record
+
+
+def test_fields_of_a_later_release_at_the_end_are_ignored() -> None:
+    assert decode(bytes.fromhex("95 01 02 c3 a16e 07"), DoomedRecord) == DoomedRecord(
+        since_us=2, unlisted=True
+    )
+
+
+def test_a_counter_is_sixteen_bytes_of_twos_complement() -> None:
+    assert counter_value(-2).hex() == "ff" * 15 + "fe"
+    assert counter(counter_value(-2)) == -2
+    assert counter(None) == 0
+
+
+@pytest.mark.parametrize(
+    ("checksum", "packed"),
+    [
+        (Checksum("CRC32", "FULL_OBJECT", b"\1\2\3\4"), "00 01020304"),
+        (Checksum("CRC32C", "FULL_OBJECT", b"\1\2\3\4"), "01 01020304"),
+        (Checksum("CRC64NVME", "FULL_OBJECT", b"\1" * 8), "02 0101010101010101"),
+        (Checksum("SHA1", "FULL_OBJECT", b"\1" * 20), "03" + "01" * 20),
+        (Checksum("SHA256", "COMPOSITE", b"\1" * 32, 258), "84" + "01" * 32 + "0102"),
+    ],
+)
+def test_a_checksum_is_packed_as_the_page_shows(checksum: Checksum, packed: str) -> None:
+    assert checksum.pack().hex() == packed.replace(" ", "")
+    assert Checksum.unpack(bytes.fromhex(packed)) == checksum
