@@ -10,14 +10,12 @@ own process, this one imports what workers and upkeep need (most of it aiohttp) 
 import contextlib
 import errno
 import fcntl
-import json
 import logging
 import os
 import resource
 import secrets
 import socket
 import stat
-import sys
 import time
 import traceback
 from pathlib import Path
@@ -28,6 +26,7 @@ from objstore.config import Config, Loaded, host_and_port
 from objstore.processes import committer
 from objstore.processes.cluster import RECORD_NAME, CannotStart, open_cluster, warnings_of
 from objstore.processes.link import Link
+from objstore.processes.logs import set_up_logging
 from objstore.processes.spec import Spec
 from objstore.processes.supervisor import ChildMain, Supervisor
 
@@ -192,35 +191,6 @@ def log_event(event: str, *, trace: bool = False, **fields: object) -> None:
     if trace:
         fields["trace"] = traceback.format_exc()
     _log.warning(event, extra=fields)
-
-
-class _JsonLines(logging.Formatter):
-    """One JSON object a line: time, level, logger, process, message, and the fields of `extra`."""
-
-    _own = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
-
-    def format(self, record: logging.LogRecord) -> str:
-        content: dict[str, object] = {
-            "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
-            + f".{int(record.msecs):03}Z",
-            "level": record.levelname.lower(),
-            "logger": record.name,
-            "pid": record.process,
-            "event": record.getMessage(),
-        }
-        content |= {key: value for key, value in vars(record).items() if key not in self._own}
-        if record.exc_info:
-            content["trace"] = self.formatException(record.exc_info)
-        return json.dumps(content, default=str)
-
-
-def set_up_logging(level: str) -> None:
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_JsonLines())
-    root = logging.getLogger()
-    root.handlers[:] = [handler]
-    root.setLevel(level.upper())
-    logging.getLogger("asyncio").setLevel(logging.WARNING)
 
 
 def _directory(path: Path) -> Path:
