@@ -29,6 +29,8 @@ ALIASES: Final = {
     "OBJSTORE_ROOT_ACCESS_KEY": "root.access_key",
     "OBJSTORE_ROOT_SECRET_KEY": "root.secret_key",
 }
+# What the commands read that are no settings of the store: which one, and its token.
+COMMAND_VARIABLES: Final = {"OBJSTORE_ADMIN", "OBJSTORE_CONFIG", "OBJSTORE_TOKEN"}
 
 
 class ConfigError(Exception):
@@ -283,7 +285,7 @@ class Root(Section, frozen=True, kw_only=True):
     ] = ""
     secret_key: Annotated[
         str,
-        Meta(pattern=r"^([!-~]{8,256})?$", description="8 to 256 printable characters without spaces."),
+        Meta(pattern=r"^([!-~]{8,128})?$", description="8 to 128 printable characters without spaces."),
     ] = ""
 
     def __repr__(self) -> str:  # A secret never reaches a log or a traceback.
@@ -476,8 +478,11 @@ def _from_environment(
         if name is None:
             # OBJSTORE_WITHOUT_SECTION may be another program's; near misses of our own are not.
             near = difflib.get_close_matches(plain, list(variables), 1, 0.85)
+            if not near and plain not in COMMAND_VARIABLES:  # OBJSTORE_WORKERS: its section is missing.
+                option = "." + plain.removeprefix(ENVIRONMENT_PREFIX).lower()
+                near = [place for place, full in variables.items() if full.endswith(option)]
             if "__" in variable or near:
-                raise ConfigError(f"unknown variable {variable}{_nearest(plain, list(variables))}")
+                raise ConfigError(f"unknown variable {variable}{_nearest(plain, near or list(variables))}")
             continue
         text, origin = environment[variable], f"environment {variable}"
         if variable not in variables:

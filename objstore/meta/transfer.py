@@ -109,7 +109,9 @@ async def import_(kv: Kv, path: Path, *, replace: bool = False, progress: Progre
     async for _ in read(path):
         pass
     if not replace and await kv.scan(b"\0", b"\xff" * KEY_SIZE_MAX, 1):
-        raise BadRequest("the store is not empty: an import goes into a new one")
+        raise BadRequest(
+            "the store is not empty: an import goes into a new one, or with --replace in its place"
+        )
     count = 0
     pending: list[asyncio.Task[None]] = []
 

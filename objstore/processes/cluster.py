@@ -95,7 +95,7 @@ def open_cluster(
         paths = named or [str(data / f"disk{number}") for number in range(1, DEFAULT_DISKS + 1)]
         record = _adopt(paths)
         if record is None:
-            record, first_start = _plan(paths, config), True
+            record, first_start = _plan(paths, config, announce), True
         _write_record(data, record)
     if codec_given or not record.codec:
         record.codec = config.blobs.codec
@@ -232,7 +232,7 @@ def _identity_or_none(path: str) -> Identity | None:
         return None
 
 
-def _plan(paths: list[str], config: Config) -> ClusterRecord:
+def _plan(paths: list[str], config: Config, announce: Callable[[str], None]) -> ClusterRecord:
     """A new store's record. Every path must be free to take: checked before anything is made."""
     k, m = config.codec
     if len(set(map(os.path.realpath, paths))) != len(paths):
@@ -244,6 +244,13 @@ def _plan(paths: list[str], config: Config) -> ClusterRecord:
         )
     for path in paths:
         _must_be_free(path)
+    mounted = [path for path in paths if os.path.ismount(path)]
+    for path in paths:
+        if mounted and path not in mounted:
+            announce(
+                f"--disk {path} is no mount point, while {mounted[0]} is: if its device is not mounted, stop"
+                " the store, remove --data, and begin again."
+            )
     return ClusterRecord(
         cluster=random_id().hex(),
         formed=False,
@@ -389,8 +396,21 @@ def warnings_of(cluster: Cluster) -> list[str]:
         for disk in cluster.disks
         if disk.state is not DiskState.HEALTHY
     ]
+    lines += [
+        f"Disk {disk.number} ({disk.path}) is read-only: its file system is mounted so. It is read from; new"
+        " bytes and journal copies go elsewhere."
+        for disk in cluster.disks
+        if disk.state is DiskState.HEALTHY and _is_read_only(disk.path)
+    ]
     lines += shared_devices(cluster.disks)
     return lines
+
+
+def _is_read_only(path: str) -> bool:
+    try:
+        return bool(os.statvfs(path).f_flag & os.ST_RDONLY)
+    except OSError:
+        return False  # What is wrong with it shows when it is used.
 
 
 def shared_devices(disks: list[FoundDisk]) -> list[str]:

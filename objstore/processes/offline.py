@@ -28,7 +28,7 @@ from objstore.objects.ledger import VOLUME_SERIAL
 from objstore.processes import committer, link
 from objstore.processes.cluster import CannotStart
 from objstore.processes.parts import Parts, context_of, open_parts
-from objstore.processes.serve import announce, prepare_store
+from objstore.processes.serve import prepare_store, warn
 from objstore.processes.spec import Spec
 from objstore.processes.supervisor import die_with_parent, ended, set_process_name
 from objstore.upkeep.salvage import SalvageReport, salvage
@@ -67,7 +67,7 @@ def run_job(
             committer.run(link.Link(theirs), "", spec, forget=forget)
             code = 0
         except StoreError as failure:
-            announce(f"objstore: {failure}")
+            warn(f"objstore: {failure}")
         finally:
             os._exit(code)
     theirs.close()
@@ -84,7 +84,7 @@ def _wait_ready(end: socket.socket, pid: int) -> None:
     while True:
         for message in link.receive(end):
             if message.kind == "progress":
-                announce(f"committer: {message.text}")
+                warn(f"committer: {message.text}")
             elif message.kind == "ready":
                 return
         done, status = os.waitpid(pid, os.WNOHANG)
@@ -166,7 +166,8 @@ def _newest_on_disks(spec: Spec) -> int:
     for disk in spec.cluster.disks:
         if disk.state is DiskState.HEALTHY:
             names = (file.name for file in Path(disk.path, "fragments").glob("*/*"))
-            newest = max([newest, *(int(name.partition(".")[0]) for name in names)])
+            numbers = (name.partition(".")[0] for name in names)
+            newest = max([newest, *(int(number) for number in numbers if number.isdecimal())])
     return newest
 
 
@@ -198,7 +199,7 @@ def _set_aside(spec: Spec) -> None:
     away = [disk for disk in spec.cluster.disks if disk.state is not DiskState.HEALTHY]
     if away:
         numbers = ", ".join(str(disk.number) for disk in away)
-        announce(f"Disks {numbers} are away: what only they hold is not found.")
+        warn(f"Disks that are not there: {numbers}. What lies only on them is not found.")
     for disk in spec.cluster.disks:
         if disk.state is not DiskState.HEALTHY:
             continue

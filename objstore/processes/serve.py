@@ -16,8 +16,10 @@ import resource
 import secrets
 import socket
 import stat
+import sys
 import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 
 from objstore import __version__
@@ -54,7 +56,7 @@ def serve(loaded: Loaded) -> int:
     admin_tls = config.tls.admin and bool(config.tls.admin_certificate or config.tls.certificate)
     admin = _url(admin_sockets[0], admin_tls)
     _check_certificates(config)
-    spec = _open(loaded, data, run_directory, token=token, endpoint=endpoint)
+    spec = _open(loaded, data, run_directory, token=token, endpoint=endpoint, announce=announce)
     cluster, codec = spec.cluster, "{}+{}".format(*spec.cluster.codec)
     names = [f"worker-{number}" for number in range(1, worker_count + 1)]
     worker_sockets = dict(zip(names, listeners, strict=True))
@@ -129,7 +131,7 @@ def prepare_store(loaded: Loaded) -> Spec:
         raise CannotStart(f"no store at {data}: name it with --data DIR")
     data, run_directory = _directories(loaded.config)
     _only_one(run_directory)
-    return _open(loaded, data, run_directory, token="", endpoint="")
+    return _open(loaded, data, run_directory, token="", endpoint="", announce=warn)
 
 
 def _directories(config: Config) -> tuple[Path, Path]:
@@ -138,7 +140,15 @@ def _directories(config: Config) -> tuple[Path, Path]:
     return data, _directory(data / "run")
 
 
-def _open(loaded: Loaded, data: Path, run_directory: Path, *, token: str, endpoint: str) -> Spec:
+def _open(
+    loaded: Loaded,
+    data: Path,
+    run_directory: Path,
+    *,
+    token: str,
+    endpoint: str,
+    announce: Callable[[str], None],
+) -> Spec:
     config = loaded.config
     _raise_limits()
     # Processes that are not forked (a fold) find the package wherever it lies.
@@ -182,6 +192,11 @@ def _raise_limits() -> None:
 def announce(line: str) -> None:
     """For the operator, on standard output."""
     print(line, flush=True)
+
+
+def warn(line: str) -> None:
+    """For the operator, where standard output holds a result."""
+    print(line, file=sys.stderr, flush=True)
 
 
 _log = logging.getLogger("objstore.supervisor")

@@ -76,6 +76,10 @@ def test_a_mistake_in_the_file_is_named_with_its_remedy(tmp_path: Path, text: st
     [
         ({"OBJSTORE_SERVER__WORKRS": "1"}, "did you mean OBJSTORE_SERVER__WORKERS?"),
         ({"OBJSTORE_ROOT_ACESS_KEY": "x"}, "did you mean OBJSTORE_ROOT_ACCESS_KEY?"),
+        (
+            {"OBJSTORE_WORKERS": "1"},
+            "unknown variable OBJSTORE_WORKERS; did you mean OBJSTORE_SERVER__WORKERS?",
+        ),
         ({"OBJSTORE_SERVER__WORKERS": "1_0"}, "a whole number, not '1_0'"),
         ({"OBJSTORE_SERVER__WORKERS": "٣"}, "a whole number"),
         ({"OBJSTORE_METRICS__PUBLIC": "maybe"}, "true or false, not 'maybe'"),
@@ -90,7 +94,8 @@ def test_a_mistake_in_a_variable_is_named_with_its_remedy(environment: dict[str,
 
 
 def test_variables_of_others_are_left_alone() -> None:
-    assert load(None, {"OBJSTORE_LONG": "1", "PATH": "/bin"}).config == Config()
+    others = {"OBJSTORE_LONG": "1", "OBJSTORE_ADMIN": "store:9001", "OBJSTORE_TOKEN": "t", "PATH": "/bin"}
+    assert load(None, others).config == Config()
 
 
 def test_lists_and_numbers_are_read_from_variables() -> None:
@@ -109,6 +114,13 @@ def test_a_secret_is_read_from_a_file_without_its_line_end_and_never_shown(tmp_p
     assert loaded.shown("root.secret_key") == "(hidden)"
     with pytest.raises(ConfigError, match="keep one"):
         load(None, environment | {"OBJSTORE_ROOT_SECRET_KEY": "another-secret"})
+
+
+def test_a_secret_that_the_directory_would_refuse_is_refused_at_the_start() -> None:
+    given = {"OBJSTORE_ROOT_ACCESS_KEY": "rootkey"}
+    assert load(None, given | {"OBJSTORE_ROOT_SECRET_KEY": "s" * 128}).config.root.secret_key == "s" * 128
+    with pytest.raises(ConfigError, match=r"root\.secret_key"):
+        load(None, given | {"OBJSTORE_ROOT_SECRET_KEY": "s" * 129})
 
 
 def test_a_refused_secret_is_not_in_the_message() -> None:

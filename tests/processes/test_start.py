@@ -164,6 +164,46 @@ def test_a_path_that_holds_something_else_is_refused_and_left_alone(tmp_path: Pa
     assert not (tmp_path / "d0").exists()  # Checked before anything was made.
 
 
+def test_a_path_that_is_no_mount_point_is_named_when_others_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = [str(tmp_path / f"disk{number}") for number in range(6)]
+    monkeypatch.setattr(os.path, "ismount", lambda path: path != paths[3])
+    lines: list[str] = []
+    data = tmp_path / "data"
+    data.mkdir()
+    found = cluster.open_cluster(
+        load(None, {}, {"disks.paths": ("--disk", paths)}).config, data, lines.append
+    )
+    assert [line for line in lines if "no mount point" in line] == [
+        f"--disk {paths[3]} is no mount point, while {paths[0]} is: if its device is not mounted, stop the"
+        " store, remove --data, and begin again."
+    ]
+    for lock in found.locks:
+        os.close(lock)
+
+
+def test_a_disk_that_is_mounted_read_only_is_named_at_the_start(
+    formed: Path, disks: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = cluster.open_cluster(Config(), formed / "data", lambda line: None, codec_given=False)
+    asked = os.statvfs
+
+    def statvfs(path: str) -> os.statvfs_result:
+        real = asked(path)
+        flags = real.f_flag | (os.ST_RDONLY if path == str(disks[1]) else 0)
+        return os.statvfs_result((*real[:8], flags, real[9], real.f_fsid))
+
+    monkeypatch.setattr(os, "statvfs", statvfs)
+    try:
+        lines = [line for line in cluster.warnings_of(found) if "read-only" in line]
+    finally:
+        for lock in found.locks:
+            os.close(lock)
+    assert len(lines) == 1
+    assert lines[0].startswith(f"Disk 2 ({disks[1]}) is read-only: its file system is mounted so.")
+
+
 def test_too_few_disks_are_refused_with_the_number_that_is_needed(tmp_path: Path) -> None:
     assert "2 disks are too few for codec 4+2" in refused(
         tmp_path, f"--disk={tmp_path / 'a'}", f"--disk={tmp_path / 'b'}"
