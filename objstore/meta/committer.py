@@ -67,9 +67,9 @@ from objstore.meta.messages import (
     packed,
 )
 from objstore.meta.messages import encode as encode_message
-from objstore.meta.recovery import Progress, recover
+from objstore.meta.recovery import Progress, distrust, recover
 from objstore.meta.snapshot import FoldFailed, FoldPlan
-from objstore.node.disk import Disk
+from objstore.node.disk import Disk, DiskState
 
 log = logging.getLogger(__name__)
 
@@ -78,6 +78,7 @@ ROUND_SIZE_MAX = 16 * 1024 * 1024  # Bytes of messages in a round; its journal r
 HOT_COUNT_MAX = 20_000  # Recently read or written records kept in memory: about 5 MB.
 CLIENT_KEPT_US = 3_600_000_000  # An hour, as in snapshots.
 CLIENTS_MAX = 1_024  # Connections.
+UNVERIFIED = (DiskState.SUSPECT, DiskState.READ_ONLY, DiskState.FAILED)  # As a worker has it.
 ANSWERS_SIZE_MAX = 1024 * 1024  # Bytes of unread answers; a client within its window has far less.
 
 Folder = Callable[[FoldPlan], Awaitable[Snapshot]]
@@ -242,6 +243,10 @@ class Committer:
             ready()
             await self._rounds()
             server.close()
+            # Housekeeping changes LMDB, too: nothing may once it is synced for the mark.
+            for task in background:
+                task.cancel()
+            await asyncio.gather(*background, return_exceptions=True)
             await self._leave_clean_mark()
         finally:
             server.close()
@@ -452,7 +457,11 @@ class Committer:
             self._start_fold()
 
     async def _disown_state(self) -> None:
-        """Say in the journal that no state is to be trusted: a failed fdatasync is reported once only."""
+        """Say in the journal that no state is to be trusted: a failed fdatasync is reported once only.
+
+        And beside the state, first: whatever fails LMDB's disk may fail the journal's too.
+        """
+        distrust(self._state.path)
         try:
             await self._journal.roll(state=b"")
         except StoreError as failure:
@@ -522,11 +531,18 @@ class Committer:
         self._wake.set()
 
     async def _try_failed_disks(self) -> None:
-        """A disk that failed the journal is used again only after it passed a verification."""
+        """A disk that failed the journal, or was away, is used again only after it passed a verification.
+
+        A disk that was away when the epoch was opened failed nothing here; but with it the journal may have
+        all its copies again, and in this process nobody else looks at it.
+        """
         now = self._clock.monotonic()
-        for number in list(self._journal.failed):
+        for disk in self._journal.disks:
+            number = disk.number
+            if number not in self._journal.failed and disk.state not in UNVERIFIED:
+                self._verify_after.pop(number, None)
+                continue
             due = self._verify_after.setdefault(number, now + self._options.verify_interval_s)
-            disk = next(disk for disk in self._journal.disks if disk.number == number)
             if due > now:
                 continue
             del self._verify_after[number]

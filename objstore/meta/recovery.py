@@ -212,23 +212,26 @@ async def _newest_epoch(disks: Sequence[Disk], cluster: bytes) -> tuple[EpochHea
             )
         return None
     name = journal_name(epoch)
-    holders: list[Disk] = []
-    header: EpochHeader | None = None
-    size = 0
+    found: list[tuple[Disk, EpochHeader, int]] = []
     for disk in here:
         if name not in named[disk.number]:
             continue
         read = await read_header(disk, name)
         if read is None or read[0].epoch != epoch or read[0].cluster != cluster:
             continue
-        header, size = read
-        if disk.number in header.members:
-            holders.append(disk)
-    if header is None or not holders:
+        if disk.number in read[0].members:
+            found.append((disk, *read))
+    # A power cut may leave a header on one disk alone, and if that disk is then away, the next start takes
+    # the number again. An epoch that served a batch is named by all its members: so what they hold decides.
+    # If none of them names it, it never served.
+    found = [one for one in found if noted[one[0].number] == epoch] or found
+    if not found:
         raise MetaUnavailable(
             f"the newest journal epoch is {epoch}, and none of the disks that are here"
             f" ({numbers(here)}) holds it: bring back one of {numbers(away)}"
         )
+    _, header, size = found[0]
+    holders = [disk for disk, its_header, _ in found if its_header == header]
     if header.format != FORMAT:
         raise Corrupt(f"{name} has format {header.format}, this release reads {FORMAT}")
     return header, size, holders
@@ -291,6 +294,7 @@ async def _why_not(
         async with asyncio.timeout(SYNC_TIMEOUT_S):
             await asyncio.to_thread(state.sync)
     except (OSError, TimeoutError) as failure:
+        distrust(state.path)
         return f"{SYNC_FAILED}: {failure!r}"
     end = state.end()
     if end.epoch != header.epoch and (
@@ -381,6 +385,15 @@ def _write_note(path: Path, boot: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path / NOTE_NAME)
+
+
+def distrust(path: Path) -> None:
+    """Let no start of this boot trust the state: a failed write-back is reported once, and the next sync
+    succeeds. For when no journal takes the word of it; another boot does not trust it anyway."""
+    try:
+        (path / NOTE_NAME).unlink(missing_ok=True)
+    except OSError as failure:
+        log.error("the note of a lost state stays", extra={"state": str(path), "failure": repr(failure)})
 
 
 def _exists(path: Path) -> bool:

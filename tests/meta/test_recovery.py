@@ -4,6 +4,7 @@ import asyncio
 import os
 import random
 import shutil
+import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -362,6 +363,149 @@ async def test_a_returning_disk_with_an_older_journal_decides_nothing(store: Sto
     shutil.rmtree(store.state())
     await store.start()
     assert store.read(b"c") == b"3"
+
+
+async def test_a_header_that_never_came_into_force_does_not_speak_for_the_epoch_that_took_its_number(
+    store: Store,
+) -> None:
+    """Each time at most one disk is away. A power cut leaves the next epoch's header on disk 5 alone; the
+    start without it takes the same number; then disk 5 is back."""
+    store.disks[0].mood = store.disks[1].mood = "missing"
+    await store.start()
+    assert store.now is not None
+    journal = store.now.journal
+    assert journal.header.members == [3, 4, 5]
+    store.disks[0].mood = store.disks[1].mood = "well"
+    await store.write(c=b"3")
+
+    class PowerCut(BaseException): ...
+
+    def cut(call: str, volume: int, index: int) -> None:
+        if call == "log_create":
+            raise PowerCut
+
+    def lights_out(point: str) -> None:
+        if point == "journal.open.before-header":
+            for disk in store.disks:
+                disk.before = cut if disk.number != 5 else None
+
+    # Disk 3 fails a copy, so that the batch lies on 4 and 5; then the lights go out over the new headers.
+    store.disks[2].mood = "sync-error"
+    journal.crash = lights_out
+    with pytest.raises(PowerCut):
+        await store.write(d=b"never acknowledged")
+    await asyncio.sleep(0.01)
+    name = journal_name(journal.highest)
+    assert [disk.number for disk in store.disks if name in disk.log_files] == [5]
+    for disk in store.disks:
+        disk.before = None
+        disk.lose_power()
+    store.disks[2].mood = "well"
+
+    store.boot = "after the power cut"
+    store.disks[4].mood = "missing"
+    recovered = await store.start()
+    assert journal_name(recovered.journal.header.epoch) == name
+    await store.write(e=b"acknowledged")
+    assert store.now is not None
+    assert max(store.now.journal.header.members) < 5, "else the test does not show what it should"
+
+    store.boot = "after another power cut"
+    store.disks[4].mood = "well"
+    await store.start()
+    assert store.read(b"c") == b"3"
+    assert store.read(b"e") == b"acknowledged"
+
+
+async def test_a_lost_state_is_not_trusted_though_no_disk_took_the_note_of_its_loss(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All disks on one device: its hiccup fails LMDB's sync and every journal copy at once."""
+    for disk in store.disks:
+        disk.mood = "sync-error"
+    await store.committer()._disown_state()
+    for disk in store.disks:
+        disk.mood = "well"
+    assert (await store.start()).rebuilt
+    assert store.read(b"b") == b"2"
+
+    # The same, when a start finds it out and then cannot open an epoch.
+    store.kill()
+
+    def fail(_: int) -> None:
+        raise OSError(5, "Input/output error")
+
+    for disk in store.disks:
+        disk.mood = "sync-error"
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fdatasync", fail)
+        with pytest.raises(TooFewDisks):
+            await store.start()
+    for disk in store.disks:
+        disk.mood = "well"
+    assert (await store.start()).rebuilt
+    assert store.read(b"b") == b"2"
+
+
+async def test_nothing_changes_lmdb_once_it_was_synced_for_the_clean_mark(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert store.now is not None
+    state = store.now.state
+    options = CommitterOptions(housekeeping_s=0.001)
+    committer = Committer(store.now.journal, state, folder=None, clock=SystemClock(), options=options)
+    synced: list[bool] = []
+    late: list[str] = []
+    sync, commit = state.sync, state.commit
+    released = threading.Event()
+
+    def slow_sync() -> None:
+        synced.append(True)
+        released.wait(0.2)
+        sync()
+
+    def seen(*arguments: object, **words: object) -> None:
+        if synced:
+            late.append("commit")
+        commit(*arguments, **words)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(state, "sync", slow_sync)
+    monkeypatch.setattr(state, "commit", seen)
+    old = ClientRecord(1, 1)  # Applied long ago: housekeeping forgets it, with a commit of its own.
+
+    class Clients(dict[bytes, ClientRecord]):
+        def items(self):  # type: ignore[no-untyped-def]
+            if synced:
+                self[b"a client long gone"[:16]] = old
+            return super().items()
+
+    committer._applied = Clients(committer._applied)
+    stop = asyncio.Event()
+    stop.set()
+    await committer.serve(str(tmp_path / "socket"), lambda: None, stop)
+    store.now = None
+    assert synced
+    assert not late
+
+
+async def test_a_disk_that_was_away_is_verified_and_the_journal_has_all_its_copies_again(
+    store: Store,
+) -> None:
+    for number in (3, 4, 5, 6):
+        store.disks[number - 1].mood = "missing"
+    await store.start()
+    assert store.now is not None
+    assert store.now.journal.header.members == [1, 2]
+    for number in (3, 4, 5, 6):  # Back, and like any disk that was away not yet verified.
+        store.disks[number - 1].mood = "well"
+        store.disks[number - 1].suspicion = "it was missing and is back, not yet verified"
+    options = CommitterOptions(verify_interval_s=0.0)
+    committer = Committer(
+        store.now.journal, store.now.state, folder=None, clock=SystemClock(), options=options
+    )
+    await committer._try_failed_disks()
+    await committer._try_failed_disks()
+    assert len(store.now.journal.eligible()) == 6
 
 
 async def test_with_fewer_disks_there_are_fewer_copies_and_a_warning(
