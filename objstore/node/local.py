@@ -339,10 +339,10 @@ class LocalDisk:
             "replace",
             self.options.limit_s,
             None,
-            self._publish,
+            self._publish_fragment,
             temporary,
-            self._fragment(volume, index),
-            True,
+            volume,
+            index,
         )
         self._forget(volume, index)
 
@@ -642,13 +642,19 @@ class LocalDisk:
     async def _open_fragment(self, volume: int, index: int, *, writable: bool) -> _File:
         """An open descriptor, kept. Files are opened for writing too only by their writer."""
         key = (volume, index, writable)
-        task = self._opening.get(key)
-        if task is None:
-            # A task of its own: a caller that is cancelled must not lose the descriptor.
-            task = asyncio.get_running_loop().create_task(self._do_open_fragment(*key))
-            self._opening[key] = task
-            task.add_done_callback(lambda done: self._end_opening(self._opening, key, done))
-        return await asyncio.shield(task)
+        while True:
+            task = self._opening.get(key)
+            if task is None:
+                # A task of its own: a caller that is cancelled must not lose the descriptor.
+                task = asyncio.get_running_loop().create_task(self._do_open_fragment(*key))
+                self._opening[key] = task
+                task.add_done_callback(lambda done: self._end_opening(self._opening, key, done))
+            file = await asyncio.shield(task)
+            if not file.doomed:
+                return file
+            # Closed by another before we came to use it: its number may be another file's by now.
+            if self._opening.get(key) is task:
+                del self._opening[key]
 
     async def _do_open_fragment(self, volume: int, index: int, writable: bool) -> _File:
         flags = (os.O_RDWR if writable else os.O_RDONLY) | os.O_CLOEXEC
@@ -682,10 +688,16 @@ class LocalDisk:
 
     def _keep(self, volume: int, index: int, fd: int, *, writable: bool) -> _File:
         key = (volume, index)
-        old = self._files.pop(key, None)
-        if old is not None:
-            self._doom(old)
+        old = self._files.get(key)
         file = _File(self, fd, writable=writable)
+        if old is not None and old.writable and not writable and not self._closed:
+            # Opened for writing while we opened it for reading: it may have unsynced bytes.
+            file.doomed = True
+            self._close_descriptor(file)
+            return old
+        if old is not None:
+            del self._files[key]
+            self._doom(old)
         if self._closed:
             file.doomed = True
             self._close_descriptor(file)
@@ -938,6 +950,17 @@ class LocalDisk:
                 raise FileExistsError(name)
         sys.rename(temporary, name)
         sync_directory(os.path.dirname(name), sys)
+
+    def _publish_fragment(self, temporary: str, volume: int, index: int) -> None:
+        """Put a synced temporary file in a fragment file's place. It is no trash, though what was there was:
+        with its marker it would one day be purged without a grace."""
+        name = self._fragment(volume, index)
+        self._publish(temporary, name, True)
+        markers = self._markers(volume, index)
+        for marker in markers:
+            self._sys.unlink(os.path.join(os.path.dirname(name), marker))
+        if markers:
+            sync_directory(os.path.dirname(name), self._sys)
 
     def _markers(self, volume: int, index: int) -> dict[str, int]:
         """Names of the file's markers of retirement, and their times in microseconds."""

@@ -205,6 +205,19 @@ async def test_a_failed_replacement_leaves_the_old_file_and_no_residue(
     assert await whole(disk, 1, 0) == b"old"
 
 
+async def test_a_file_put_in_the_place_of_trash_is_no_trash(disk: LocalDisk, path: Path) -> None:
+    await disk.create(1, 0)
+    await disk.append(1, 0, 0, [b"a stale copy"], sync=True)
+    await disk.retire(1, 0, 500)
+    await disk.replace(1, 0, [b"whole again"])
+    assert await disk.fragment_files() == [(1, 0, 11, 0)]
+    with pytest.raises(Denied):
+        await disk.purge(1, 0, retired_before_us=10**17)
+    await disk.retire(1, 0, 10**17)
+    with pytest.raises(Denied):  # The grace begins anew.
+        await disk.purge(1, 0, retired_before_us=10**16)
+
+
 async def test_trash_stays_readable_until_it_is_purged_and_only_old_trash_is(disk: LocalDisk) -> None:
     await disk.create(1, 0)
     await disk.append(1, 0, 0, [b"abc"], sync=True)
@@ -723,6 +736,52 @@ async def test_open_descriptors_are_bounded_and_a_dirty_file_is_not_closed(path:
         assert await whole(disk, volume, 0) == (b"unsynced" if volume == 1 else b"")
     assert len(disk._files) <= 4
     disk.close()
+
+
+async def test_a_reader_that_opens_late_does_not_close_a_file_with_unsynced_bytes(
+    disk: LocalDisk, sys: FaultySyscalls
+) -> None:
+    await disk.create(1, 0)
+    await disk.append(1, 0, 0, [b"synced "], sync=True)
+    disk._forget(1, 0)  # As the cache does with a clean file.
+    sys.hang("open")
+    reading = asyncio.create_task(whole(disk, 1, 0))
+    while not sys.calls["open"]:
+        await asyncio.sleep(0.001)
+    while disk._opening and sys.trace[-1][0] != "open":
+        await asyncio.sleep(0.001)
+    await disk.append(1, 0, 7, [b"and not"], sync=False)
+    held = disk._files[1, 0]
+    assert held.dirty
+    sys.release()
+    assert await reading == b"synced and not"
+    assert disk._files[1, 0] is held, "its write-back error would be nobody's"
+    assert not held.doomed
+
+
+async def test_a_descriptor_closed_between_its_opening_and_its_use_is_opened_again(
+    disk: LocalDisk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the call goes to whatever file has been given the descriptor's number meanwhile."""
+    await disk.create(1, 0)
+    await disk.append(1, 0, 0, [b"abc"], sync=True)
+    disk._forget(1, 0)
+    keep = disk._keep
+    kept = 0
+
+    def keep_and_lose(volume: int, index: int, fd: int, *, writable: bool) -> object:
+        nonlocal kept
+        kept += 1
+        file = keep(volume, index, fd, writable=writable)
+        if kept == 1:
+            disk._forget(volume, index)
+        return file
+
+    monkeypatch.setattr(disk, "_keep", keep_and_lose)
+    await disk.append(1, 0, 3, [b"def"], sync=True)
+    assert kept == 2
+    assert await whole(disk, 1, 0) == b"abcdef"
+    assert disk.state is DiskState.HEALTHY
 
 
 async def test_calls_beyond_the_queue_are_turned_away_at_once(path: Path, sys: FaultySyscalls) -> None:
