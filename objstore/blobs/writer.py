@@ -463,7 +463,8 @@ class BlobWriter:
             self._janitor.cancel()
             await asyncio.wait([self._janitor], timeout=self._limits.deadline_s)
         for lane in Lane:
-            volume = self._current.pop(lane, None)
+            async with self._opening[lane]:  # One that is just being made is sealed, too.
+                volume = self._current.pop(lane, None)
             if volume is not None:
                 volume.open = False
                 self._closing.append(volume)
@@ -926,11 +927,14 @@ class BlobWriter:
         self._closing.append(volume)
 
     async def _seal_volume(self, volume: _Volume) -> None:
-        """Seal at the end of the last append that stands: first the record, then the files.
+        """Seal at the end of what is durable: first the record, then the files.
+
+        Behind it lie at most stripes of streams that were given up. A length that covered them would promise
+        what a power cut may still take, and no walk gets over a place without a header.
 
         Raises: MetaUnavailable; the volume stays in `_closing` and is tried again.
         """
-        record = await self._ledger.seal(volume.record.id, volume.end)
+        record = await self._ledger.seal(volume.record.id, self._covered(volume))
         self._closing.remove(volume)
         self._crash_point("volume-sealed")
         length = record.length
@@ -1098,7 +1102,8 @@ class BlobWriter:
                     log.warning("volume %d is not sealed yet: %s", volume.record.id, failure)
 
     def _covered(self, volume: _Volume) -> int:
-        """The length that is known to be synced: what `extend` may note."""
+        """The length that is synced on the quorum: what `extend` may note, and where a seal cuts."""
         if volume.lane is Lane.SMALL:
             return volume.end
-        return volume.history[-1][0] if volume.history else 0
+        spare = volume.record.fragment_count - self._quorum(volume.record)
+        return max((covered for covered, failed in volume.history if len(failed) <= spare), default=0)

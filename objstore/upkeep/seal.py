@@ -70,6 +70,8 @@ async def seal_volume(ctx: Context, record: VolumeRecord) -> VolumeRecord:
             f"{noted} bytes were noted as durable, {length} bytes are readable",
         )
         length = noted
+    elif length > noted:
+        await _sync(ctx, record)
     ctx.crash_point("seal-measured")
     sealed = await ctx.ledger.seal(record.id, length)
     ctx.crash_point("seal-recorded")
@@ -82,6 +84,29 @@ async def seal_volume(ctx: Context, record: VolumeRecord) -> VolumeRecord:
             # Harmless: the file is longer or shorter than the record says; scrub sees the latter.
             log.info("fragment file %d.%d was not cut: %s", record.id, index, failure)
     return sealed
+
+
+async def _sync(ctx: Context, record: VolumeRecord) -> None:
+    """Make durable what a killed writer left in the page cache. A length must not cover what a power cut can
+    still take: no walk gets over a place without a header, so repair would never mend the volume again.
+
+    Raises: Unavailable if fewer than k fragment files took it: seen again at the next pass.
+    """
+    synced = there = 0
+    for index, number in enumerate(record.disks):
+        disk = ctx.disks.get(number)
+        if disk is None:
+            continue
+        try:
+            await disk.sync(record.id, index)
+        except UNREADABLE as failure:
+            log.info("fragment file %d.%d was not synced: %s", record.id, index, failure)
+            there += not isinstance(failure, OSError)
+        else:
+            there += 1
+            synced += 1
+    if synced < min(record.k, there):
+        raise Unavailable(f"{synced} of {there} fragment files of volume {record.id} could be synced")
 
 
 async def find_length(
@@ -113,8 +138,9 @@ async def find_length(
             for index, found in enumerate(fragments)
         )
         if not headers:
-            # An acknowledged stripe is whole on k+1 disks at least, so with k away one shows it.
-            if away > min(record.k, record.m):
+            # An acknowledged stripe is whole on k+1 disks at least, so with k away or gone one shows it.
+            lost = sum(number in gone for number in record.disks)
+            if away and away + lost > min(record.k, record.m):
                 raise Unavailable(f"{away} disks of volume {record.id} are away")
             return end
         header = headers[0]

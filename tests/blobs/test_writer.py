@@ -5,6 +5,7 @@ import os
 import random
 from itertools import combinations
 
+import msgspec
 import pytest
 
 from objstore.blobs.stripes import unpack_directory
@@ -664,3 +665,26 @@ async def test_closing_under_a_busy_stream_opens_no_new_volume() -> None:
     while stream._sent:
         await asyncio.wait(list(stream._sent))
     assert VolumeState.OPEN not in {record.state for record in await rig.ledger.volumes()}
+
+
+async def test_a_volume_is_sealed_behind_what_was_synced_and_not_behind_what_was_given_up() -> None:
+    """Else a power cut between the record and the files leaves a length that no walk can reach."""
+    rig = await Rig().start()
+    kept = await rig.put_stream(bytes(5_000_000))
+    await rig.commit(kept, b"o-home", b"record")
+    stream = rig.writer.stream(b"o-left")
+    await stream.write(bytes(9_000_000))
+    while stream._sent:
+        await asyncio.sleep(0)
+    stream.abort()
+    volume = kept.extents[0].volume
+    synced = {
+        number: {key: file.synced for key, file in disk.fragments.items()}
+        for number, disk in rig.disks.items()
+    }
+    await rig.writer.close()
+    record = await rig.ledger.get(volume, fresh=True)
+    assert record.length
+    for index, number in enumerate(record.disks):
+        assert synced[number][volume, index] >= record.length
+    assert await rig.new_reader().read(msgspec.structs.replace(kept.extents[-1], length=1, digest=0)) == b"\0"
