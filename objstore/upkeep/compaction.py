@@ -135,6 +135,11 @@ async def compact(ctx: Context, volume: int, rules: CompactionRules = DEFAULT_RU
         await _move_all(ctx, batch, outcome)
     except Corrupt as failure:
         outcome.stuck.append(str(failure))
+    # Whatever is counted as live was seen here: moved, or dead and not yet swept. More means that the walk
+    # has missed something (a length that is too short, say), and the trash would take it.
+    live = (await ctx.ledger.lengths([volume]))[0][1]
+    if live > outcome.dead_bytes:
+        outcome.stuck.append(f"{live} bytes count as live, {outcome.dead_bytes} were found and not moved")
     if outcome.stuck:
         ctx.alarms.set(f"compaction of volume {volume}", "; ".join(outcome.stuck[:3]))
         return outcome

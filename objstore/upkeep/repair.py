@@ -92,9 +92,7 @@ class Repair:
         sizes, away = await _sizes(ctx)
         gone = self._gone(away)
         intents = {(intent.volume, intent.index) for intent in await _all_intents(ctx)}
-        # Metadata's verdict needs no grace: failed, to be emptied, or (0) on no disk after a salvage.
-        states = (await ctx.ledger.disks()).items()
-        given_up = {0, *(number for number, disk in states if disk.state in ("failed", "retired"))}
+        given_up = await _given_up(ctx)
         found: list[Damage] = []
         after = 0
         while records := await ctx.ledger.volumes(after):
@@ -110,6 +108,12 @@ class Repair:
         away = set(away)
         self._gone_since = {number: self._gone_since.get(number, now) for number in away}
         return {number for number, since in self._gone_since.items() if now - since >= self._grace_s}
+
+
+async def _given_up(ctx: Context) -> set[int]:
+    """Metadata's verdict needs no grace: failed, to be emptied, or (0) on no disk after a salvage."""
+    states = (await ctx.ledger.disks()).items()
+    return {0, *(number for number, disk in states if disk.state in ("failed", "retired"))}
 
 
 def _damages(
@@ -191,16 +195,20 @@ async def rebuilt(ctx: Context, record: VolumeRecord, file: int, report: RepairR
             ctx.seal, volume=record.id, index=file, k=record.k, m=record.m, created_us=record.created_us
         )
     ]
+    given_up = await _given_up(ctx)
     async for header in headers(ctx, record, record.length):
         size = header.fragment_size
         fragment: Buffer | None = None
         try:
             fragment = await ctx.reader.fragment(record, header.offset, size, file)
             await ctx.pace.spend(size)
-        except UNREADABLE:
+        except UNREADABLE as own:
             try:
                 fragment = await ctx.reader.rebuild(record, header.offset, size, file)
             except Corrupt as failure:
+                if isinstance(own, Unavailable) and record.disks[file] not in given_up:
+                    # Late or away, not lost: its own fragment may be the one that still saves the stripe.
+                    raise own from failure
                 # Nothing can bring it back (or nobody was ever told that it stood). Its place is kept,
                 # so that what follows it stays readable.
                 report.lost_stripes += 1

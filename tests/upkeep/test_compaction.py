@@ -2,14 +2,17 @@
 
 import random
 
+import msgspec
 import pytest
 
 from objstore.blobs.volumes import VolumeState
 from objstore.errors import Unavailable
 from objstore.meta.kv import Transaction
-from objstore.meta.schema import object_key
+from objstore.meta.schema import object_key, volume_key
+from objstore.objects.ledger import encode_volume
 from objstore.upkeep.compaction import CompactionRules, candidates, compact, gain
 from objstore.upkeep.context import Context
+from objstore.upkeep.walk import headers
 from tests.upkeep.rig import BUCKET, Yard
 
 MIB = 1024 * 1024
@@ -262,4 +265,22 @@ async def test_a_crash_at_any_point_of_compaction_loses_nothing(point: str, nth:
             await yard.ledger.seal(record.id, size)
     await compact_all(ctx, yard)
     await ctx.writer.close()
+    await yard.check()
+
+
+async def test_a_volume_whose_live_bytes_were_not_all_seen_is_not_retired() -> None:
+    """A length that is too short, for whatever reason, must not lead to the trash of what lies behind it."""
+    yard = await Yard().start()
+    for number in range(6):
+        await yard.put_object(f"o{number}", bytes(5_000 + number))
+    await yard.restart_writer()
+    record = await yard.ledger.get(1, fresh=True)
+    found = [header async for header in headers(yard.context(), record, record.length)]
+    short = msgspec.structs.replace(record, length=found[0].end)
+    await yard.kv.commit(Transaction(put={volume_key(1): encode_volume(short)}))
+    ctx = yard.context()
+    outcome = await compact(ctx, 1)
+    assert not outcome.retired
+    assert any("live" in words for words in outcome.stuck)
+    assert "compaction of volume 1" in ctx.alarms.raised
     await yard.check()

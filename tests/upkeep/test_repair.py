@@ -1,13 +1,16 @@
 """Scrub and repair: what is damaged is found and rebuilt to the byte."""
 
 import random
+from collections.abc import Sequence
 from itertools import combinations
 
 import pytest
 
 from objstore.blobs.volumes import VolumeState
+from objstore.errors import Unavailable
 from objstore.upkeep.repair import Repair, RepairReport, repair_file
 from objstore.upkeep.scrub import cursor, scrub_volume, step
+from objstore.upkeep.walk import headers
 from tests.upkeep.rig import Yard
 
 
@@ -226,3 +229,35 @@ async def test_a_crash_in_repair_leaves_the_old_state_or_the_new(point: str) -> 
     assert report.repaired == report.found >= 1
     assert VolumeState.OPEN not in (await yard.states()).values()
     await yard.check()
+
+
+async def test_a_fragment_that_is_only_late_is_never_overwritten_with_zeros() -> None:
+    """Its stripe has k good fragments, this one among them; its file is rebuilt because of another stripe."""
+    yard = await sealed()
+    record = await yard.ledger.get(1)
+    offset = await third_stripe(yard, 1)
+    for index in (3, 4):
+        yard.disks[record.disks[index]].flip(1, index, offset + 70)
+    victim = yard.disks[record.disks[0]]
+    victim.flip(1, 0, 64 + 70)  # What the repair is for: damage in the first stripe.
+    good = bytes(victim.fragments[1, 0].content)
+
+    real = victim.read
+
+    async def late(volume: int, index: int, position: int, buffers: Sequence[memoryview]) -> int:
+        if index == 0 and position > offset:
+            raise Unavailable("a disk read is overdue")
+        return await real(volume, index, position, buffers)
+
+    victim.read = late  # type: ignore[method-assign]
+    with pytest.raises(Unavailable):
+        await repair_file(yard.context(), 1, 0, RepairReport())
+    victim.read = real  # type: ignore[method-assign]
+    assert victim.fragments[1, 0].content == good
+    await repair_file(yard.context(), 1, 0, RepairReport())
+    await yard.check()
+
+
+async def third_stripe(yard: Yard, volume: int) -> int:
+    record = await yard.ledger.get(volume)
+    return [header.offset async for header in headers(yard.context(), record, record.length)][2]
