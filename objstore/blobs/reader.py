@@ -42,6 +42,9 @@ T = TypeVar("T")
 KIB: Final = 1024
 MIB: Final = 1024 * KIB
 KEPT_BUFFER_MIN: Final = 64 * KIB  # Bytes: smaller ones malloc keeps by itself.
+SEQUENTIAL_MAX: Final = (
+    128 * KIB
+)  # Bytes: up to this the parts of a range are read one after another if cached.
 KEPT_LOOKS: Final = 8  # Kept buffers tried before a new one is made.
 
 
@@ -116,6 +119,7 @@ class BlobReader:
         self._hints: deque[Hint] = deque(maxlen=limits.hints)
         self._waiters: deque[tuple[int, asyncio.Future[None]]] = deque()
         self._open_streams = 0
+        self._waited = 0  # Disk reads that did not end at once.
         self._buffers = _Buffers(limits.kept)
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="verify")
 
@@ -244,8 +248,14 @@ class BlobReader:
     async def _range(self, record: VolumeRecord, extent: Extent, begin: int, length: int) -> list[memoryview]:
         """Bytes [begin, begin + length) of one extent, each data fragment's part read side by side."""
         parts = slices(extent, begin, length)
-        if len(parts) == 1:
-            return [await self._part(record, extent, *parts[0])]
+        views: list[memoryview] = []
+        if len(parts) == 1 or length <= SEQUENTIAL_MAX:
+            # Small: one after another, while the page cache has them. Tasks would cost more than the reads.
+            waited = self._waited
+            while parts and self._waited == waited:
+                views.append(await self._part(record, extent, *parts.pop(0)))
+            if not parts:
+                return views
         tasks = [asyncio.get_running_loop().create_task(self._part(record, extent, *part)) for part in parts]
         try:
             await asyncio.wait(tasks)  # Each has its deadlines.
@@ -257,7 +267,7 @@ class BlobReader:
         for failure in failures:
             if failure is not None:
                 raise failure
-        return [task.result() for task in tasks]
+        return views + [task.result() for task in tasks]
 
     async def _part(
         self, record: VolumeRecord, extent: Extent, index: int, begin: int, length: int
@@ -392,6 +402,7 @@ class BlobReader:
             waits_for = reading.send(None)
         except StopIteration as done:
             return done.value  # type: ignore[no-any-return]
+        self._waited += 1
         try:
             async with asyncio.timeout(self._limits.deadline_s):
                 return await _resume(reading, waits_for)

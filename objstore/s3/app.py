@@ -47,6 +47,7 @@ from objstore.s3.errors import (
     slow_down,
 )
 from objstore.s3.limits import Admission, Limits, weight
+from objstore.s3.outbox import Outbox
 from objstore.s3.sigv4 import Directory, Verifier
 from objstore.s3.target import parse_target
 
@@ -106,9 +107,13 @@ class EdgeRequest(web.BaseRequest):
     waits_for_100 = False
 
     async def _prepare_hook(self, response: web.StreamResponse) -> None:
-        """The last moment before the head is written; aiohttp calls it for every answer."""
+        """The last moment before the head is written; aiohttp calls it for every answer that it writes."""
         self.first_byte_at = time.monotonic()
-        headers = response.headers
+        self.decorate(response)
+
+    def decorate(self, response: web.StreamResponse) -> None:
+        """Add what every answer says, and decide whether the connection goes on."""
+        headers = response._headers
         headers[hdrs.SERVER] = SERVER
         headers[_REQUEST_ID] = self.request_id
         headers[_HOST_ID] = self.app.host_id
@@ -188,6 +193,7 @@ class App:
         self.now = now
         self.hash_pool = hash_pool or ThreadPoolExecutor(_HASH_THREADS, "hash")
         self.draining = False
+        self.outbox = Outbox()
         self._random = randomness or random.Random(os.urandom(16))  # noqa: S311 # Names requests, guards nothing.
         self._id_prefix = self._random.randbytes(4).hex().upper()
         self._id_count = count(self._random.getrandbits(32))
@@ -230,9 +236,12 @@ class App:
                 if not admitted:
                     raise slow_down()
                 response = await self._serve(request)
-                await response.prepare(request)
-                await response.write_eof()
-                self._check_whole(request, response)
+                if type(response) is web.Response and not response.prepared and not request.waits_for_100:
+                    await self.outbox.answer(request, response)
+                else:
+                    await response.prepare(request)
+                    await response.write_eof()
+                    self._check_whole(request, response)
             except (S3Fault, StoreError) as error:
                 fault = fault_of(error)
             except (ConnectionError, asyncio.CancelledError):
@@ -449,7 +458,7 @@ def _sent(request: EdgeRequest, response: web.StreamResponse | None) -> int:
         return 0
     if type(response) is web.Response:
         body = response._body
-        return len(body) if isinstance(body, bytes) else 0
+        return len(body) if isinstance(body, (bytes, bytearray)) else 0
     left = request._payload_writer.length
     declared = response.headers.get(hdrs.CONTENT_LENGTH)
     if left is not None and declared is not None:

@@ -1,0 +1,81 @@
+"""Whole answers on their way out: head and body in one piece, all of one turn of the loop in one burst.
+
+aiohttp writes each answer at once, through a chain of coroutines made for streams. An answer that is whole in
+memory needs none of it: its head is made in one step (by aiohttp's own serializer, which refuses CR and LF),
+and what the requests of one turn have to say is written when they have all been served. A client on the same
+machine is then woken once for many answers, not once for each: a wake-up costs as much as a small request.
+
+Order: a connection serves one request at a time, and the burst is scheduled before the request's task ends,
+so it leaves before anything that the connection does next (its next answer, its close).
+
+Concurrency: one Outbox per App, used by its event loop only. At most one answer a
+connection waits.
+"""
+
+import asyncio
+import time
+from typing import TYPE_CHECKING, Any
+
+from aiohttp import hdrs, web
+from aiohttp.helpers import must_be_empty_body, rfc822_formatted_time, should_remove_content_length
+from aiohttp.http import HttpVersion11
+from aiohttp.http_writer import _serialize_headers
+
+if TYPE_CHECKING:
+    from objstore.s3.app import EdgeRequest
+
+
+class Outbox:
+    def __init__(self) -> None:
+        self._waiting: list[tuple[asyncio.Transport, bytes]] = []
+
+    async def answer(self, request: "EdgeRequest", response: web.Response) -> None:
+        """Finish a response whose body (bytes or nothing) is in memory, as prepare and write_eof would.
+
+        Raises: ConnectionResetError if the client is gone.
+        """
+        method = request._method
+        status = response._status
+        body = response._body
+        version = request._version
+        if version is not HttpVersion11 or not (body is None or isinstance(body, (bytes, bytearray))):
+            await response.prepare(request)
+            await response.write_eof()
+            return
+        protocol: Any = request._protocol
+        if protocol._paused:  # The client is slow to take its earlier answers.
+            await protocol._drain_helper()
+        transport = protocol.transport
+        if transport is None or transport.is_closing():
+            raise ConnectionResetError("the client is gone")
+        headers = response._headers
+        empty = must_be_empty_body(method, status)
+        if should_remove_content_length(method, status):
+            headers.popall(hdrs.CONTENT_LENGTH, None)
+        elif hdrs.CONTENT_LENGTH not in headers and (body or (status != 304 and method != hdrs.METH_HEAD)):
+            headers[hdrs.CONTENT_LENGTH] = str(len(body)) if body else "0"
+        if not empty and body and hdrs.CONTENT_TYPE not in headers:
+            headers[hdrs.CONTENT_TYPE] = "application/octet-stream"
+        if hdrs.DATE not in headers:
+            headers[hdrs.DATE] = rfc822_formatted_time()
+        if response._keep_alive is None:
+            response._keep_alive = request.keep_alive
+        request.decorate(response)
+        if not response._keep_alive and hdrs.CONNECTION not in headers:
+            headers[hdrs.CONNECTION] = "close"
+        head = _serialize_headers(f"HTTP/1.1 {status} {response._reason}", headers)
+        data = head if empty or not body else head + body
+        request._payload_writer.output_size = len(data)
+        response._body_length = len(data)
+        response._must_be_empty_body = empty
+        response._eof_sent = True  # aiohttp's own prepare and write_eof have nothing left to do.
+        request.first_byte_at = time.monotonic()
+        if not self._waiting:
+            asyncio.get_running_loop().call_soon(self._send)
+        self._waiting.append((transport, data))
+
+    def _send(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        for transport, data in waiting:
+            if not transport.is_closing():
+                transport.write(data)
