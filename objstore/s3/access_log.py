@@ -10,6 +10,7 @@ import os
 import re
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final
+from urllib.parse import unquote
 
 import msgspec
 
@@ -17,9 +18,15 @@ FLUSH_SECONDS: Final = 1.0
 FLUSH_LINES: Final = 512  # About 200 KiB.
 WAITING_LINES_MAX: Final = 100_000  # About 40 MiB: a log disk that hangs for some seconds loses nothing.
 
-_SECRET_IN_QUERY = re.compile(
-    r"(?i)(^|[&?])(X-Amz-Signature|X-Amz-Credential|X-Amz-Security-Token|Signature|AWSAccessKeyId)=[^&]*"
+_SECRET_NAMES: Final = (
+    "X-Amz-Signature",
+    "X-Amz-Credential",
+    "X-Amz-Security-Token",
+    "Signature",
+    "AWSAccessKeyId",
 )
+_SECRET_IN_QUERY = re.compile(rf"(?i)(^|[&?])({'|'.join(_SECRET_NAMES)})=[^&]*")
+_SECRET_LOWER: Final = frozenset(name.lower() for name in _SECRET_NAMES)
 
 
 class Line(msgspec.Struct, omit_defaults=True, kw_only=True):
@@ -45,8 +52,25 @@ class Line(msgspec.Struct, omit_defaults=True, kw_only=True):
 
 
 def redact(query: str) -> str:
-    """A raw query without the values of its credentials."""
-    return _SECRET_IN_QUERY.sub(r"\1\2=REDACTED", query) if query else query
+    """A raw query without the values of its credentials, however their names are escaped."""
+    if not query:
+        return query
+    query = _SECRET_IN_QUERY.sub(r"\1\2=REDACTED", query)
+    if "%" not in query:
+        return query
+    pieces = (piece.partition("=") for piece in query.split("&"))
+    return "&".join(
+        f"{name}=REDACTED" if unquote(name).lower() in _SECRET_LOWER else name + equals + value
+        for name, equals, value in pieces
+    )
+
+
+def _printable(line: Line) -> Line:
+    """aiohttp hands over bytes that are not UTF-8 as surrogates, which JSON cannot carry."""
+    texts = {name: value for name in line.__struct_fields__ if isinstance(value := getattr(line, name), str)}
+    return msgspec.structs.replace(
+        line, **{name: text.encode(errors="backslashreplace").decode() for name, text in texts.items()}
+    )
 
 
 class AccessLog:
@@ -71,7 +95,10 @@ class AccessLog:
         if len(lines) >= WAITING_LINES_MAX or self._closed:
             self.dropped += 1
             return
-        lines.append(self._encode(line))
+        try:
+            lines.append(self._encode(line))
+        except UnicodeEncodeError:
+            lines.append(self._encode(_printable(line)))
         if self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(FLUSH_SECONDS, self._flush)
         elif len(lines) == FLUSH_LINES:

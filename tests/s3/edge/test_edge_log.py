@@ -7,7 +7,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from edge_running import Start
+from edge_running import Start, read_answer
 from edge_signing import SECRET, presign, sign
 
 from objstore.metrics import Registry, RequestMetrics
@@ -99,10 +99,34 @@ async def test_no_secret_stands_in_any_log_or_answer(
             "X-Amz-Security-Token=t&X-Amz-Credential=c",
             "X-Amz-Security-Token=REDACTED&X-Amz-Credential=REDACTED",
         ),
+        ("X%2DAmz%2dSignature=abc&b=%41", "X%2DAmz%2dSignature=REDACTED&b=%41"),
     ],
 )
 def test_credentials_of_a_query_are_redacted(query: str, shown: str) -> None:
     assert redact(query) == shown
+
+
+async def test_bytes_that_are_no_text_do_not_keep_a_request_out_of_the_log(
+    start_edge: Start, tmp_path: Path
+) -> None:
+    fd = os.open(tmp_path / "access.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    edge = await start_edge(access_log=AccessLog(fd))
+    wire = sign("GET", "/b/k").wire()
+    for agent in (b"\xff\xfe", b"\xed\xa0\x80", "é".encode()):
+        odd = wire.replace(b"\r\n\r\n", b"\r\nUser-Agent: " + agent + b"\r\n\r\n")
+        reader, writer = await edge.connect()
+        for _ in range(2):  # The connection survives it, too.
+            writer.write(odd)
+            assert (await read_answer(reader)).status == 200
+        writer.close()
+        assert (
+            await edge.send(b"GET / HTTP/1.1\r\nHost: x\r\nUser-Agent: " + agent + b"\r\n\r\n")
+        ).status == 403
+    await edge.runner.stop(1.0)
+    lines = [json.loads(text) for text in (tmp_path / "access.log").read_text().splitlines()]
+    assert [one["status"] for one in lines] == [200, 200, 403] * 3
+    assert [one["agent"] for one in lines[::3]] == ["\\udcff\\udcfe", "\\udced\\udca0\\udc80", "é"]
+    os.close(fd)
 
 
 async def test_a_log_that_cannot_be_written_stops_nothing_and_is_counted() -> None:
