@@ -19,6 +19,10 @@ from objstore.objects.values import Buffer
 from objstore.s3.errors import S3Fault, incomplete_body
 
 CHUNK_SIZE_MIN = 8192  # Of every signed chunk but the last data chunk.
+# Without signatures smaller ones are taken, too, but a body of tiny ones would cost its worker 2 us a byte:
+# beyond FREE_COUNT of them they must have AVERAGE_SIZE_MIN bytes on average.
+FREE_COUNT = 1024
+AVERAGE_SIZE_MIN = 1024
 _LINE_SIZE_MAX = 256  # Bytes of a chunk's head: 16 digits, the signature, CRLF.
 TRAILERS_SIZE_MAX = 8192  # Bytes.
 _EMPTY_SHA256 = sha256(b"").hexdigest()
@@ -116,8 +120,10 @@ class ChunkedDecoder:
             raise incomplete_body("The head of a chunk is malformed")
         size = int(match[1], 16)
         self._signature = match[2].decode() if self._signed else ""
-        if self._small and self._signed and size:
-            # Only now is it known that the small chunk was not the last one.
+        if size and (
+            (self._small and self._signed)  # Only now is it known that the small chunk was not the last one.
+            or self._count > FREE_COUNT + self.decoded // AVERAGE_SIZE_MIN
+        ):
             raise S3Fault(
                 "InvalidChunkSizeError",
                 403,

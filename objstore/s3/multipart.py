@@ -36,13 +36,12 @@ from objstore.s3.headers import (
     write_conditions,
 )
 from objstore.s3.listing import encoding_of, url_encoding
-from objstore.s3.objects import check_copy, check_size, copied, source_of
+from objstore.s3.objects import PARSE_IN_LOOP_MAX, check_copy, check_size, copied, source_of
 from objstore.s3.xml import XMLNS, Element, checksum_element, owner, parse, timestamp
 
 PAGE_MAX = 1000
 PARTS_MAX = 10_000
 COMPLETE_DOCUMENT_MAX = 4 * 1024 * 1024  # Bytes: 10,000 parts with ETag and SHA-256 are 2.5 MB.
-PARSE_IN_LOOP_MAX = 64 * 1024  # Bytes; longer documents are parsed in a thread.
 
 _PART_FIELDS = frozenset(("PartNumber", "ETag", *(f"Checksum{name}" for name in CHECKSUMS)))
 _upload_id = re.compile(r"[0-9a-f]{32}").fullmatch

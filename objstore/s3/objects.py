@@ -3,6 +3,8 @@
 The hot path is here: `get_object` and `put_object` do nothing for a feature that the request does not use.
 """
 
+import asyncio
+
 from aiohttp import web
 from multidict import CIMultiDict
 
@@ -48,7 +50,13 @@ PUT_SIZE_MAX = 5 * 1024**3  # Bytes of one PutObject, UploadPart or CopyObject.
 DELETES_MAX = 1000
 DELETE_DOCUMENT_MAX = 8 * 1024 * 1024  # Bytes: 1,000 keys of 1,024 bytes, all of them entities.
 
+PARSE_IN_LOOP_MAX = 64 * 1024  # Bytes; longer documents are parsed in a thread.
+_ECHO_MAX = 1024  # Characters: no key is longer, and what is longer is not worth an answer of megabytes.
+
 _DOOMED_FIELDS = frozenset(("Key", "VersionId", "ETag", "LastModifiedTime", "Size"))
+_DELETE_ELEMENTS_MAX = 2 + (1 + len(_DOOMED_FIELDS)) * (
+    DELETES_MAX + 1
+)  # One more, to be counted and refused.
 
 
 # --- Read ----------------------------------------------------------------------------------------
@@ -238,6 +246,19 @@ def _doomed(element: Element) -> Doomed:
     return Doomed(key=key, version=element.get("VersionId") or None, conditions=conditions)
 
 
+def parse_deletes(body: bytes) -> tuple[list[Doomed], bool]:
+    """What a DeleteObjects document names, and whether it asks for quiet. Raises: S3Fault."""
+    root = parse(body, "Delete", elements_max=_DELETE_ELEMENTS_MAX)
+    root.only(frozenset(("Object", "Quiet")))
+    quiet = (root.get("Quiet") or "false").strip().lower()
+    if quiet not in ("true", "false"):
+        raise malformed_xml()
+    doomed = [_doomed(child) for child in root.children if child.name == "Object"]
+    if not 1 <= len(doomed) <= DELETES_MAX:
+        raise malformed_xml()
+    return doomed, quiet == "true"
+
+
 def _promised(call: Call) -> bool:
     """Whether the client sent a digest of the document."""
     return any(
@@ -250,21 +271,18 @@ async def delete_objects(call: Call) -> web.Response:
     check_expected_owner(call.headers, call.who)
     if not _promised(call):
         raise invalid_request("Missing required header for this request: Content-MD5 OR x-amz-checksum-*")
-    root = parse(await call.read_document(DELETE_DOCUMENT_MAX), "Delete")
-    root.only(frozenset(("Object", "Quiet")))
-    quiet_text = (root.get("Quiet") or "false").strip().lower()
-    if quiet_text not in ("true", "false"):
-        raise malformed_xml()
-    doomed = [_doomed(child) for child in root.children if child.name == "Object"]
-    if not 1 <= len(doomed) <= DELETES_MAX:
-        raise malformed_xml()
+    body = await call.read_document(DELETE_DOCUMENT_MAX)
+    if len(body) <= PARSE_IN_LOOP_MAX:
+        doomed, quiet = parse_deletes(body)
+    else:
+        doomed, quiet = await asyncio.to_thread(parse_deletes, body)
     outcomes = await writes.delete_objects(call.store, call.who, call.bucket, doomed)
     rows = []
     for one, outcome in zip(doomed, outcomes, strict=True):
-        version = f"<VersionId>{escape(one.version)}</VersionId>" if one.version else ""
+        version = f"<VersionId>{escape(one.version[:_ECHO_MAX])}</VersionId>" if one.version else ""
         if outcome is not None:
             rows.append(_delete_error(one, version, outcome))
-        elif quiet_text == "false":
+        elif not quiet:
             rows.append(f"<Deleted><Key>{escape(one.key)}</Key>{version}</Deleted>")
     return document(f"<DeleteResult{XMLNS}>{''.join(rows)}</DeleteResult>")
 
@@ -272,7 +290,7 @@ async def delete_objects(call: Call) -> web.Response:
 def _delete_error(one: Doomed, version: str, outcome: StoreError) -> str:
     fault = fault_of(outcome)
     return (
-        f"<Error><Key>{escape(one.key)}</Key>{version}<Code>{fault.code}</Code>"
+        f"<Error><Key>{escape(one.key[:_ECHO_MAX])}</Key>{version}<Code>{fault.code}</Code>"
         f"<Message>{escape(fault.message)}</Message></Error>"
     )
 

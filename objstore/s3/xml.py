@@ -23,6 +23,7 @@ DECLARATION: Final = '<?xml version="1.0" encoding="UTF-8"?>\n'
 XMLNS: Final = ' xmlns="http://s3.amazonaws.com/doc/2006-03-01/"'
 DEPTH_MAX: Final = 16  # S3's deepest request document (lifecycle) has 7.
 ELEMENTS_MAX: Final = 100_000  # CompleteMultipartUpload: 10,000 parts of up to 4 elements, and room.
+_SLICE_SIZE: Final = 64 * 1024  # Bytes. A tag or comment that fills one is no request of S3's.
 
 _EXPRESSIBLE: Final = bytes(set(range(256)) - set(range(0x20)) | {0x09, 0x0A, 0x0D})
 
@@ -63,8 +64,11 @@ class Element:
         return text
 
 
-def parse(document: bytes, root: str) -> Element:
+def parse(document: bytes, root: str, *, elements_max: int = ELEMENTS_MAX) -> Element:
     """The document's root element, which must be called `root` (in any namespace or none).
+
+    It goes to expat in slices: between two of them other threads run, and a tag with a hundred thousand
+    attributes is refused before it is looked at.
 
     Raises: S3Fault MalformedXML.
     """
@@ -78,7 +82,7 @@ def parse(document: bytes, root: str) -> Element:
     def start(name: str, _attributes: dict[str, str]) -> None:
         nonlocal count
         count += 1
-        if len(stack) > DEPTH_MAX or count > ELEMENTS_MAX:
+        if len(stack) > DEPTH_MAX or count > elements_max:
             raise malformed_xml()
         element = Element(name.rpartition(" ")[2])
         stack[-1].children.append(element)
@@ -103,7 +107,12 @@ def parse(document: bytes, root: str) -> Element:
     parser.ExternalEntityRefHandler = refuse
     parser.ProcessingInstructionHandler = refuse
     try:
-        parser.Parse(document.decode(), True)
+        document.decode()  # expat would let some of what is not UTF-8 pass.
+        for at in range(0, len(document), _SLICE_SIZE):
+            if at and parser.CurrentByteIndex < at - _SLICE_SIZE:
+                raise malformed_xml()
+            parser.Parse(document[at : at + _SLICE_SIZE], False)
+        parser.Parse(b"", True)
     except (expat.ExpatError, ValueError) as failure:  # ValueError: bytes that are not UTF-8.
         raise malformed_xml() from failure
     if len(top.children) != 1 or top.children[0].name != root:

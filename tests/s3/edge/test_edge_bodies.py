@@ -15,7 +15,7 @@ from edge_running import Answer, Edge, Start, read_answer
 from edge_signing import NOW, REGION, SECRET, Signed, sign
 
 from objstore.s3 import checksums
-from objstore.s3.chunked import ChunkedDecoder, ChunkEnd, SignatureChain
+from objstore.s3.chunked import AVERAGE_SIZE_MIN, FREE_COUNT, ChunkedDecoder, ChunkEnd, SignatureChain
 from objstore.s3.errors import S3Fault
 from objstore.s3.sigv4 import signing_key
 
@@ -372,6 +372,17 @@ async def test_a_small_chunk_that_is_not_the_last_is_refused(edge: Edge) -> None
     answer = await edge.send(streaming(SIGNED, DATA[:20_000], chunk_size=8191).wire())
     refused(answer, 403, "InvalidChunkSizeError")
     assert b"<Chunk>1</Chunk><BadChunkSize>8191</BadChunkSize>" in answer.body
+
+
+async def test_a_body_of_a_million_tiny_chunks_is_refused_early(edge: Edge) -> None:
+    data = bytes(FREE_COUNT + 10)
+    refused(
+        await edge.send(streaming(UNSIGNED_TRAILER, data, chunk_size=1).wire()), 403, "InvalidChunkSizeError"
+    )
+    many = DATA[:3_000_000]
+    for size in (AVERAGE_SIZE_MIN, 3000):  # Small ones of an unsigned body are taken, also many.
+        assert (await edge.send(streaming(UNSIGNED_TRAILER, many, chunk_size=size).wire())).status == 200
+        assert edge.seen[-1].body == many
 
 
 async def test_trailers_must_be_those_that_were_declared_and_signed(edge: Edge) -> None:

@@ -364,6 +364,15 @@ async def test_case_20_many_are_deleted_in_order_and_absent_ones_count_as_delete
     assert listed.texts("Contents/Key") == []
 
 
+async def test_case_20_keys_of_megabytes_are_refused_in_an_answer_of_kilobytes(s3: Client) -> None:
+    keys = ["<" * 500_000, "é" * 500_000]
+    answer = await delete_many(s3, f"<Delete>{objects(*keys, 'absent')}</Delete>")
+    assert answer.status == 200
+    assert answer.texts("Error/Code") == ["KeyTooLongError"] * 2
+    assert answer.texts("Deleted/Key") == ["absent"]
+    assert len(answer.body) < 20_000
+
+
 async def test_case_20_percent_signs_in_keys_are_literal(s3: Client) -> None:
     await put(s3, "a/b")
     await delete_many(s3, f"<Delete>{objects('a%2Fb')}</Delete>")

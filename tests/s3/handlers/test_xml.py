@@ -6,6 +6,7 @@ import xml.etree.ElementTree as ElementTree
 import pytest
 
 from objstore.meta.schema import Checksum
+from objstore.s3 import xml
 from objstore.s3.errors import S3Fault, escape
 from objstore.s3.xml import (
     DEPTH_MAX,
@@ -86,6 +87,52 @@ def test_the_number_of_elements_is_bounded() -> None:
 )
 def test_what_is_no_document_is_malformed(document: bytes) -> None:
     refused(document)
+
+
+def test_a_tag_of_a_hundred_thousand_attributes_is_refused_before_it_is_parsed() -> None:
+    def slices(document: bytes) -> int:
+        """How many bytes of the document expat was given."""
+        given = 0
+        real = xml.expat.ParserCreate
+
+        class Parser:
+            def __init__(self, *args: object, **named: object) -> None:
+                object.__setattr__(self, "real", real(*args, **named))  # type: ignore[arg-type]
+
+            def __getattr__(self, name: str) -> object:
+                return getattr(self.real, name)
+
+            def __setattr__(self, name: str, value: object) -> None:
+                setattr(self.real, name, value)
+
+            def Parse(self, data: bytes, final: bool) -> object:  # noqa: N802 # expat's name.
+                nonlocal given
+                given += len(data)
+                return self.real.Parse(data, final)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(xml.expat, "ParserCreate", Parser)
+            refused(document)
+        return given
+
+    attributes = b" ".join(b'a%d=""' % n for n in range(100_000))
+    names = b" ".join(b'xmlns:a%d="u"' % n for n in range(100_000))
+    for document in (
+        b"<Delete " + attributes + b"></Delete>",
+        b"<Delete><Object " + names + b"/></Delete>",
+        b"<Delete><!--" + b"x" * 1_000_000 + b"--></Delete>",
+    ):
+        assert slices(document) <= 3 * 64 * 1024
+
+
+@pytest.mark.parametrize("text", ["x" * 3_000_000, "é" * 1_000_000, "&amp;" * 200_000, "a&#10;" * 200_000])
+def test_long_texts_and_long_documents_are_read_as_they_are(text: str) -> None:
+    document = f"<Delete><Object><Key>{text}</Key></Object><Quiet>true</Quiet></Delete>".encode()
+    (key,) = parse(document, "Delete").children[0].children
+    assert key.text == text.replace("&amp;", "&").replace("&#10;", "\n")
+    objects = "".join(f"<Object><Key>k{n}</Key></Object>" for n in range(20_000))
+    found = parse(f"<Delete>{objects}</Delete>".encode(), "Delete").children
+    assert [one.get("Key") for one in found] == [f"k{n}" for n in range(20_000)]
 
 
 def test_a_declared_encoding_does_not_change_how_bytes_are_read() -> None:
