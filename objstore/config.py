@@ -172,9 +172,9 @@ class Limits(Section, frozen=True, kw_only=True):
     """Bounds at the edge. Beyond them the answer is 503 SlowDown, early and cheap."""
 
     connections: Annotated[int, Meta(ge=1, description="Open connections per worker.")] = 4096
-    requests: Annotated[int, Meta(ge=1, description="Requests in flight per worker.")] = 1024
+    requests: Annotated[int, Meta(ge=1, description="Requests in flight per worker, of one tenant.")] = 1024
     body_bytes: Annotated[
-        int, Meta(ge=1 * MIB, description="Bytes of request bodies in flight per worker.")
+        int, Meta(ge=1 * MIB, description="Bytes of request bodies in flight per worker, of one tenant.")
     ] = 256 * MIB
     header_seconds: Annotated[
         float, Meta(gt=0, description="Longest time from a connection's first byte to the end of the head.")
@@ -182,9 +182,15 @@ class Limits(Section, frozen=True, kw_only=True):
     idle_seconds: Annotated[
         float, Meta(gt=0, description="A connection without a request is closed after this.")
     ] = 60.0
-    body_seconds: Annotated[float, Meta(gt=0, description="Longest pause within a request's body.")] = 30.0
+    body_seconds: Annotated[
+        float, Meta(gt=0, description="Longest pause within a request's body or an answer's.")
+    ] = 30.0
     body_rate: Annotated[
-        int, Meta(ge=0, description="Bytes a second that a body must average after its first ten seconds.")
+        int,
+        Meta(
+            ge=0,
+            description="Bytes a second that a body must average after its first ten seconds, and a reader.",
+        ),
     ] = 1024
 
 

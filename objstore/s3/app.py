@@ -105,6 +105,8 @@ class EdgeRequest(web.BaseRequest):
     body: RequestBody | NoBody | None = None
     first_byte_at = 0.0
     waits_for_100 = False
+    body_weight = 0
+    claimed: str | None = None  # The tenant that the request counts against.
 
     async def _prepare_hook(self, response: web.StreamResponse) -> None:
         """The last moment before the head is written; aiohttp calls it for every answer that it writes."""
@@ -226,6 +228,7 @@ class App:
         elif not request._payload.is_eof():
             body_weight = weight(None)
 
+        request.body_weight = body_weight
         fault: S3Fault | None = None
         admitted = self.admission.enter(body_weight)
         observer = self.observer
@@ -258,7 +261,7 @@ class App:
             protocol.ended += 1
             observer.in_flight -= 1
             if admitted:
-                self.admission.leave(body_weight)
+                self.admission.leave(body_weight, request.claimed)
             self._note(request, response, fault, began)
         assert response is not None
         if protocol.half_closed:
@@ -281,7 +284,10 @@ class App:
         verified = await self.verifier.verify(
             method, target, message.headers
         )  # Default deny: nothing before it.
-        request.who = verified.who
+        request.who = who = verified.who
+        if not self.admission.claim(who.tenant, request.body_weight):
+            raise slow_down()
+        request.claimed = who.tenant
 
         route = self.choose(method, target.bucket, target.key, target.query, verified.headers)
         request.operation = operation = route.operation

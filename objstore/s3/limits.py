@@ -18,12 +18,14 @@ class Limits:
     """Seconds and bytes. Defaults as in the configuration."""
 
     connections: int = 4096  # Per worker.
-    requests: int = 1024  # In flight, per worker.
-    body_bytes: int = 256 * MIB  # Of request bodies in flight, per worker, as `weight` counts them.
+    requests: int = 1024  # In flight, per worker, of one tenant. All together: a fourth more.
+    body_bytes: int = 256 * MIB  # Of request bodies in flight, likewise, as `weight` counts them.
     header_seconds: float = 10.0  # From the first byte of a head to its last.
     idle_seconds: float = 60.0  # A connection without a request.
     body_seconds: float = 30.0  # Longest pause of a sender in a body, and of a reader in an answer.
-    body_rate: int = 1024  # Bytes a second that a body averages after its first `rate_after_seconds`.
+    # Bytes a second that a body averages after its first `rate_after_seconds`, and a reader in each
+    # `body_seconds` that an answer waits for him.
+    body_rate: int = 1024
     rate_after_seconds: float = 10.0
     head_bytes: int = 64 * KIB  # Of one request's head: eight times what AWS takes.
     line_bytes: int = 16 * KIB  # The request line: a 1,024-byte key, escaped, and a long presigned query fit.
@@ -49,6 +51,7 @@ class Limits:
 
 # What one large upload can pin at the edge: twice the receive buffer, one read, two batches of hashing.
 BODY_WEIGHT_MAX = 1 * MIB
+RESERVE_PART = 4  # One part in so many, on top of what a single tenant may hold, is for the others.
 
 
 def weight(size: int | None) -> int:
@@ -57,16 +60,24 @@ def weight(size: int | None) -> int:
 
 
 class Admission:
-    """Requests and body bytes in flight in this worker. Belongs to the event loop."""
+    """Requests and body bytes in flight in this worker. Belongs to the event loop.
 
-    __slots__ = ("body_bytes", "body_bytes_max", "refused", "requests", "requests_max")
+    A request is counted in before it is proven, and claimed for its tenant afterwards. What one tenant may
+    hold is less than what there is: slow uploads of one never keep out another.
+    """
+
+    __slots__ = ("_requests_each", "_tenants", "body_bytes", "body_bytes_each", "body_bytes_max", "refused",
+                 "requests", "requests_max")  # fmt: skip
 
     def __init__(self, limits: Limits) -> None:
         self.requests = 0
-        self.requests_max = limits.requests
+        self._requests_each = limits.requests
+        self.requests_max = limits.requests + limits.requests // RESERVE_PART
         self.body_bytes = 0
-        self.body_bytes_max = limits.body_bytes
+        self.body_bytes_each = limits.body_bytes
+        self.body_bytes_max = limits.body_bytes + limits.body_bytes // RESERVE_PART
         self.refused = 0
+        self._tenants: dict[str, list[int]] = {}  # Requests and body bytes of each that has any.
 
     def enter(self, body_weight: int) -> bool:
         """Count a request in, or refuse it. One request alone always fits."""
@@ -79,8 +90,28 @@ class Admission:
         self.body_bytes += body_weight
         return True
 
-    def leave(self, body_weight: int) -> None:
+    def claim(self, tenant: str, body_weight: int) -> bool:
+        """Count a request that came in to its tenant, or refuse it. One request alone always fits."""
+        held = self._tenants.get(tenant)
+        if held is None:
+            self._tenants[tenant] = [1, body_weight]
+            return True
+        if held[0] >= self._requests_each or (held[1] + body_weight > self.body_bytes_each and held[1]):
+            self.refused += 1
+            return False
+        held[0] += 1
+        held[1] += body_weight
+        return True
+
+    def leave(self, body_weight: int, tenant: str | None) -> None:
+        """The request has ended. `tenant`: who claimed it, if anyone did."""
         self.requests -= 1
         self.body_bytes -= body_weight
+        if tenant is not None:
+            held = self._tenants[tenant]
+            held[0] -= 1
+            held[1] -= body_weight
+            if not held[0]:
+                del self._tenants[tenant]
         assert self.requests >= 0
         assert self.body_bytes >= 0

@@ -10,7 +10,7 @@ counts bytes as they come, and one sweep a second looks at all connections.
 | sends a head larger than `head_bytes` | answered 400 RequestHeaderSectionTooLarge and closed |
 | has no request for `idle_seconds` | closed |
 | pauses in a body, or sends it slower than `body_rate` | answered 400 RequestTimeout and closed |
-| does not take its answer | cut |
+| does not take its answer, or slower than `body_rate` | cut |
 | is one too many | answered 503 SlowDown and closed |
 
 Concurrency: all of it runs on one event loop. A connection's request runs as aiohttp's own task; the sweep
@@ -52,7 +52,8 @@ class EdgeProtocol(RequestHandler):
     __slots__ = (
         "app", "bytes_in", "edge", "ended",
         "half_closed", "head_bytes", "head_since", "read_from", "read_last",
-        "read_paused", "read_waited", "refused", "watched", "write_last", "write_paused",
+        "read_paused", "read_waited", "refused", "watched", "write_from", "write_last", "write_paused",
+        "write_waited",
     )  # fmt: skip
 
     def __init__(self, edge: "EdgeServer", **settings: Any) -> None:
@@ -70,8 +71,10 @@ class EdgeProtocol(RequestHandler):
         self.read_from = 0  # since this many bytes had come;
         self.read_last = 0  # as many had come at the last sweep;
         self.read_paused = 0.0  # seconds without any.
-        self.write_last = -1
-        self.write_paused = 0.0
+        self.write_last = -1  # Bytes of the answer that were taken at the last sweep;
+        self.write_paused = 0.0  # seconds without any.
+        self.write_waited = 0.0  # Seconds that the answer has waited for the client,
+        self.write_from = 0  # since so many bytes were taken.
 
     # --- Coming and going ------------------------------------------------------------------------------
 
@@ -212,9 +215,9 @@ class EdgeProtocol(RequestHandler):
             return
         if self.watched is not request:
             self.watched = request
-            self.read_waited = self.read_paused = self.write_paused = 0.0
+            self.read_waited = self.read_paused = self.write_paused = self.write_waited = 0.0
             self.read_from = self.read_last = self.bytes_in
-            self.write_last = -1
+            self.write_last, self.write_from = -1, 0
             return
         payload = request._payload
         if getattr(payload, "_waiter", None) is not None:
@@ -235,8 +238,15 @@ class EdgeProtocol(RequestHandler):
                 self.write_last, self.write_paused = taken, 0.0
             else:
                 self.write_paused += passed
-                if self.write_paused > limits.body_seconds:
-                    self.transport.abort()
+            self.write_waited += passed
+            too_slow = False
+            if (
+                self.write_waited > limits.body_seconds
+            ):  # Judged anew from time to time: a quick start buys nothing.
+                too_slow = taken - self.write_from < limits.body_rate * self.write_waited
+                self.write_waited, self.write_from = 0.0, taken
+            if too_slow or self.write_paused > limits.body_seconds:
+                self.transport.abort()
 
 
 def _unsent(transport: asyncio.Transport) -> int:

@@ -4,15 +4,17 @@ The fixture `no_tracebacks` fails a test that leaves an error in the log.
 """
 
 import asyncio
+import contextlib
 import os
 import random
 import socket
 import xml.etree.ElementTree as ET
+from dataclasses import replace
 
 import pytest
 from aiohttp import web
 from edge_running import SMALL_LIMITS, Answer, Edge, Start, read_answer, read_head
-from edge_signing import presign, sign
+from edge_signing import OTHER_ID, OTHER_SECRET, FakeCredential, FakeDirectory, presign, principal, sign
 
 from objstore.errors import Corrupt, MetaUnavailable
 from objstore.s3.call import Call
@@ -448,6 +450,33 @@ async def test_a_reader_that_takes_nothing_is_cut(start_edge: Start) -> None:
     sock.close()
 
 
+async def test_a_reader_that_takes_a_little_now_and_then_is_cut(start_edge: Start) -> None:
+    ended = asyncio.Event()
+
+    async def handle(call: Call) -> web.StreamResponse:
+        response = web.StreamResponse()
+        await response.prepare(call.request)
+        try:
+            for _ in range(10_000):
+                await response.write(b"x" * 100_000)
+        finally:
+            ended.set()
+        return response
+
+    edge = await start_edge(handle, limits=replace(SMALL_LIMITS, body_rate=10_000_000))
+    sock = socket.create_connection(("127.0.0.1", edge.port))
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    sock.setblocking(False)
+    sock.sendall(GOOD)
+    deadline = asyncio.get_running_loop().time() + 10
+    while not ended.is_set():
+        assert asyncio.get_running_loop().time() < deadline, "it may read for ever"
+        with contextlib.suppress(BlockingIOError):
+            sock.recv(20_000)
+        await asyncio.sleep(0.02)
+    sock.close()
+
+
 async def test_an_endless_head_is_refused_by_size(start_edge: Start) -> None:
     edge = await start_edge(limits=Limits(head_bytes=16_384))
     wire = b"GET / HTTP/1.1\r\n" + HOST + b"".join(b"A%d: %s\r\n" % (n, b"a" * 1000) for n in range(20))
@@ -497,6 +526,43 @@ async def test_requests_and_body_bytes_in_flight_are_bounded(start_edge: Start) 
     assert edge.app.admission.requests == 0
     assert edge.app.admission.body_bytes == 0
     assert (await edge.send(large)).status == 200
+
+
+async def test_one_tenant_cannot_hold_all_that_there_is(start_edge: Start) -> None:
+    go_on = asyncio.Event()
+    entered = asyncio.Semaphore(0)
+
+    async def handle(call: Call) -> web.StreamResponse:
+        if call.who.tenant == "t1":
+            entered.release()
+            await go_on.wait()
+        async for _ in call.body:
+            pass
+        await call.body.digests()
+        return web.Response()
+
+    directory = FakeDirectory()
+    other = replace(principal(OTHER_ID), tenant="t2")
+    directory.keys[OTHER_ID] = FakeCredential(OTHER_SECRET, other)
+    edge = await start_edge(
+        handle, directory=directory, limits=replace(SMALL_LIMITS, requests=8, body_bytes=4_000_000)
+    )
+    large = sign("PUT", "/b/k", body=b"x" * 1_000_000).wire()
+    held = [asyncio.ensure_future(edge.send(large)) for _ in range(4)]
+    for _ in held:
+        await entered.acquire()
+    assert (await edge.send(large)).code == "SlowDown"
+    theirs = sign("PUT", "/b/k", body=b"y" * 900_000, key_id=OTHER_ID, secret=OTHER_SECRET).wire()
+    assert (await edge.send(theirs)).status == 200
+    held += [asyncio.ensure_future(edge.send(GOOD)) for _ in range(4)]
+    for _ in held[4:]:
+        await entered.acquire()
+    assert (await edge.send(GOOD)).code == "SlowDown"
+    assert (await edge.send(theirs)).status == 200
+    go_on.set()
+    assert {(await answer).status for answer in held} == {200}
+    assert (edge.app.admission.requests, edge.app.admission.body_bytes) == (0, 0)
+    assert edge.app.admission._tenants == {}
 
 
 async def test_disconnects_at_every_phase_leave_nothing_behind(edge: Edge) -> None:
