@@ -149,7 +149,7 @@ def _routes(admin: Admin) -> list[Route]:
     def route(method: str, path: str, verb: Verb, *, open_: bool = False) -> Route:
         return Route(method, re.compile(path, re.ASCII), open_, verb)
 
-    name = r"([A-Za-z0-9._@+-]{1,128})"
+    name = r"([A-Za-z0-9._@+=,-]{1,128})"  # Whatever iam/names.py lets through.
     return [
         # The second names are MinIO's, so that probes survive a migration.
         route("GET", "/health/live|/minio/health/live", live, open_=True),
@@ -205,10 +205,12 @@ async def _body(
         raise Problem(413, "the request's body is too large")
     try:
         given = json.loads(content)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise Problem(400, "the request's body is not JSON") from None
     if not isinstance(given, dict) or not all(isinstance(value, str) for value in given.values()):
         raise Problem(400, "the request's body must be a JSON object of strings")
+    if not all(value.isprintable() for value in given.values()):  # Half surrogates, among others.
+        raise Problem(400, "the request's body has characters that cannot be printed")
     for name in required:
         if not given.get(name):
             raise Problem(400, f"{name} is missing")

@@ -44,6 +44,7 @@ def test_an_unknown_path_and_a_wrong_method_are_told_apart(store_server: Server)
         ({"name": "../x", "tenant": "a"}, "a user's name"),
         ({"name": "x", "tenant": "A B"}, "a tenant's name"),
         ({"name": "root", "tenant": "default"}, "exists"),
+        ({"name": "x", "tenant": "a", "email": "\ud800"}, "cannot be printed"),
     ],
 )
 def test_a_bad_request_is_answered_in_words(store_server: Server, content: object, words: str) -> None:
@@ -55,6 +56,22 @@ def test_a_bad_request_is_answered_in_words(store_server: Server, content: objec
 def test_a_body_beyond_the_bound_is_refused(store_server: Server) -> None:
     status, _ = store_server.admin("POST", "/api/v1/users", {"name": "x" * 100_000, "tenant": "a"})
     assert status == 413
+
+
+def test_a_body_nested_without_end_is_no_bug(store_server: Server) -> None:
+    with socket.create_connection(("127.0.0.1", store_server.admin_port), timeout=10) as connection:
+        connection.sendall(
+            b"POST /api/v1/users HTTP/1.1\r\nHost: x\r\nContent-Length: 60000\r\n"
+            b"Authorization: Bearer " + store_server.token.encode() + b"\r\n\r\n" + b"[" * 60_000
+        )
+        assert connection.recv(1000).startswith(b"HTTP/1.1 400 ")
+
+
+def test_every_user_that_can_be_made_can_be_disabled(store_server: Server) -> None:
+    name = "a.b_c@d+e=f,g-h"
+    assert store_server.admin("POST", "/api/v1/users", {"name": name, "tenant": "odd"})[0] == 201
+    status, user = store_server.admin("POST", f"/api/v1/users/{name}/disable")
+    assert (status, user["disabled"]) == (200, True)
 
 
 def test_one_scrape_counts_the_requests_of_all_workers(store_server: Server) -> None:
