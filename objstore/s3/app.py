@@ -57,6 +57,7 @@ SERVER = "objstore"
 RULES = frozenset({"tenant", "any-user"})
 _REQUEST_ID = istr("x-amz-request-id")
 _HOST_ID = istr("x-amz-id-2")
+_COPY_SOURCE = istr("x-amz-copy-source")
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _VERSIONS = (HttpVersion11, HttpVersion10)
 _OBJECT_PUTS = frozenset({"PutObject", "UploadPart"})  # Their bodies need a length.
@@ -226,6 +227,8 @@ class App:
                 int(length) if length.isascii() and length.isdigit() and len(length) < 20 else None
             )
         elif not request._payload.is_eof():
+            body_weight = weight(None)
+        if _COPY_SOURCE in headers:  # No body to receive, but one to move.
             body_weight = weight(None)
 
         request.body_weight = body_weight

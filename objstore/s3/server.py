@@ -11,7 +11,7 @@ counts bytes as they come, and one sweep a second looks at all connections.
 | has no request for `idle_seconds` | closed |
 | pauses in a body, or sends it slower than `body_rate` | answered 400 RequestTimeout and closed |
 | does not take its answer, or slower than `body_rate` | cut |
-| is one too many | answered 503 SlowDown and closed |
+| is one too many | takes the place of one that idles, or is answered 503 SlowDown and closed |
 
 Concurrency: all of it runs on one event loop. A connection's request runs as aiohttp's own task; the sweep
 only ends waits, it never awaits.
@@ -27,6 +27,7 @@ import time
 from collections.abc import Awaitable, Callable
 from email.utils import formatdate
 from http import HTTPStatus
+from itertools import islice
 from typing import Any, cast
 
 from aiohttp import StreamReader, web
@@ -41,6 +42,7 @@ from objstore.s3.limits import Limits
 _log = logging.getLogger("objstore.s3")
 
 _REFUSED_LINGER_S = 1.0  # So long a refused connection may read its answer.
+_EVICTION_LOOK = 256  # Connections looked at, oldest first, for one to close: bounds the time.
 _REFUSED_MAX = 256  # Refused connections that linger; more are cut at once.
 TLS_HANDSHAKE_S = 10.0
 BACKLOG = 1024
@@ -79,7 +81,7 @@ class EdgeProtocol(RequestHandler):
     # --- Coming and going ------------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        if self.edge.is_full():
+        if self.edge.is_full() and not self.edge.make_room():
             self._refuse_connection(cast(asyncio.Transport, transport))  # uvloop's is one in all but name.
             return
         super().connection_made(transport)
@@ -298,6 +300,23 @@ class EdgeServer(web.Server):
 
     def is_full(self) -> bool:
         return len(self._connections) >= self.app.limits.connections
+
+    def make_room(self) -> bool:
+        """Close a connection that has been without a request; whether there was one among the oldest.
+
+        Idle connections cost nothing to open: a thousand of them must not keep a client with a request out.
+        """
+        limits = self.app.limits
+        close_time = self._loop.time() - limits.evict_seconds + limits.idle_seconds
+        for connection in islice(self._connections, _EVICTION_LOOK):
+            if (
+                connection._waiter is not None  # It waits for a whole head.
+                and not connection._force_close
+                and connection._next_keepalive_close_time < close_time
+            ):
+                connection.force_close()
+                return True
+        return False
 
     def end_lingering(self, transport: asyncio.Transport) -> None:
         self.lingering.discard(transport)

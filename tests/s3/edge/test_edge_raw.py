@@ -499,6 +499,36 @@ async def test_one_connection_too_many_is_told_to_slow_down(start_edge: Start) -
     assert (await edge.send(GOOD)).status == 200
 
 
+async def test_connections_that_idle_give_way_to_one_with_a_request(start_edge: Start) -> None:
+    go_on = asyncio.Event()
+
+    async def handle(call: Call) -> web.StreamResponse:
+        if call.key == "slow":
+            await go_on.wait()
+        return web.Response()
+
+    edge = await start_edge(
+        handle, limits=replace(SMALL_LIMITS, connections=4, idle_seconds=30, evict_seconds=0.1)
+    )
+    busy, used, silent, half = [await edge.connect() for _ in range(4)]
+    busy[1].write(sign("GET", "/b/slow").wire())
+    used[1].write(GOOD)
+    assert (await read_answer(used[0])).status == 200
+    half[1].write(GOOD[:20])
+    await asyncio.sleep(0.15)
+    newcomers = [await edge.connect() for _ in range(3)]
+    for reader, writer in newcomers:
+        writer.write(GOOD)
+        assert (await read_answer(reader)).status == 200
+    for reader, _ in (used, silent, half):
+        assert await asyncio.wait_for(reader.read(), 5) == b""
+    assert (await edge.send(GOOD)).code == "SlowDown", "a connection just used is not closed"
+    go_on.set()
+    assert (await read_answer(busy[0])).status == 200
+    for _, writer in (busy, used, silent, half, *newcomers):
+        writer.close()
+
+
 async def test_requests_and_body_bytes_in_flight_are_bounded(start_edge: Start) -> None:
     go_on = asyncio.Event()
     entered = asyncio.Semaphore(0)
@@ -563,6 +593,26 @@ async def test_one_tenant_cannot_hold_all_that_there_is(start_edge: Start) -> No
     assert {(await answer).status for answer in held} == {200}
     assert (edge.app.admission.requests, edge.app.admission.body_bytes) == (0, 0)
     assert edge.app.admission._tenants == {}
+
+
+async def test_a_copy_counts_as_the_large_body_that_it_moves(start_edge: Start) -> None:
+    go_on = asyncio.Event()
+    entered = asyncio.Semaphore(0)
+
+    async def handle(call: Call) -> web.StreamResponse:
+        entered.release()
+        await go_on.wait()
+        return web.Response()
+
+    edge = await start_edge(handle, limits=replace(SMALL_LIMITS, body_bytes=2 * 1024 * 1024))
+    copy = sign("PUT", "/b/k", headers={"x-amz-copy-source": "/b/large"}).wire()
+    held = [asyncio.ensure_future(edge.send(copy)) for _ in range(2)]
+    for _ in held:
+        await entered.acquire()
+    assert (await edge.send(copy)).code == "SlowDown"
+    go_on.set()
+    assert {(await answer).status for answer in held} == {200}
+    assert edge.app.admission.body_bytes == 0
 
 
 async def test_disconnects_at_every_phase_leave_nothing_behind(edge: Edge) -> None:
