@@ -133,6 +133,7 @@ async def run_committer(
     crash: CrashPoint = no_crash,
     stats: CommitterStats | None = None,
     forget: bool = False,
+    served: Path | None = None,
 ) -> None:
     """Recover, serve until `stop` is set, then drain and leave a clean mark.
 
@@ -147,7 +148,7 @@ async def run_committer(
         stop: set by SIGTERM's handler.
         folder: makes snapshots, in another process (see fold.py); None: the journal only grows.
         trust_state: False after a death by SIGBUS.
-        forget: begin empty: see `recover`.
+        forget, served: see `recover`.
 
     Raises: MetaUnavailable, StateLost, Corrupt, TooFewDisks; lmdb.Error when a commit fails. In
         each case nothing that was acknowledged is lost, and the process must end: a new one recovers.
@@ -167,6 +168,7 @@ async def run_committer(
         crash=crash,
         append_timeout_s=options.append_timeout_s,
         forget=forget,
+        served=served,
     )
     log.info(
         "metadata recovered",
@@ -244,8 +246,8 @@ class Committer:
             await self._rounds()
             server.close()
             # Housekeeping changes LMDB, too: nothing may once it is synced for the mark.
-            for task in background:
-                task.cancel()
+            for step in background:
+                step.cancel()
             await asyncio.gather(*background, return_exceptions=True)
             await self._leave_clean_mark()
         finally:

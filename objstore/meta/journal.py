@@ -407,6 +407,7 @@ class Journal:
     crash: CrashPoint = no_crash
     append_timeout_s: float = APPEND_TIMEOUT_S
     highest: int = 0  # The highest number seen anywhere.
+    opened: Callable[[int], None] = lambda epoch: None  # Called when an epoch is in force.
 
     def end(self) -> End:
         position = self.position
@@ -561,6 +562,7 @@ class Journal:
         # 4. In force: the first batch may come.
         self.header = header
         self.members = members
+        self.opened(epoch)
         self.position = Position(
             epoch, self.position.sequence, self.position.checksum, len(content), len(content)
         )

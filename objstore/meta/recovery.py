@@ -28,6 +28,7 @@ import logging
 import os
 import shutil
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -100,6 +101,7 @@ async def recover(
     crash: CrashPoint = no_crash,
     append_timeout_s: float | None = None,
     forget: bool = False,
+    served: Path | None = None,
 ) -> Recovered:
     """Find or rebuild the state and open a new epoch.
 
@@ -111,12 +113,14 @@ async def recover(
         boot: the boot id, for tests.
         forget: begin empty, as in a new store, whatever epochs the disks name: for a rebuild from
             fragments after the loss of the journal. No state and no journal file may be left.
+        served: a file that lies on none of the disks and remembers the newest epoch that was in force: with
+            more than m disks away, those that are here may all know only the past. None: no such file.
 
     Raises: MetaUnavailable (the newest epoch is on none of the disks that are here), Corrupt,
         TooFewDisks.
     """
     boot = boot_id() if boot is None else boot
-    found = None if forget else await _newest_epoch(disks, cluster)
+    found = None if forget else await _newest_epoch(disks, cluster, served)
     journal = Journal(
         disks=disks,
         copies=copies,
@@ -126,6 +130,8 @@ async def recover(
         header=EpochHeader(FORMAT, cluster, 0, [], 0, 0, b"", None, [], 0),
         crash=crash,
     )
+    if served is not None:
+        journal.opened = partial(_remember, served)
     if append_timeout_s is not None:
         journal.append_timeout_s = append_timeout_s
     if forget:
@@ -183,7 +189,28 @@ async def _noted(disks: Sequence[Disk]) -> list[int]:
     return noted
 
 
-async def _newest_epoch(disks: Sequence[Disk], cluster: bytes) -> tuple[EpochHeader, int, list[Disk]] | None:
+def _remember(served: Path, epoch: int) -> None:
+    """A hint, not synced: an older one, or none, refuses less."""
+    temporary = served.with_name(served.name + ".new")
+    try:
+        temporary.write_text(f"{epoch}\n")
+        os.replace(temporary, served)
+    except OSError as failure:
+        log.warning(
+            "the newest epoch was not remembered", extra={"file": str(served), "failure": repr(failure)}
+        )
+
+
+def _remembered(served: Path) -> int:
+    try:
+        return int(served.read_text())
+    except (OSError, ValueError):
+        return 0
+
+
+async def _newest_epoch(
+    disks: Sequence[Disk], cluster: bytes, served: Path | None
+) -> tuple[EpochHeader, int, list[Disk]] | None:
     """The header of the highest epoch any identity names, and the disks here that hold it.
 
     None for a store that never had one. Raises: MetaUnavailable.
@@ -204,6 +231,12 @@ async def _newest_epoch(disks: Sequence[Disk], cluster: bytes) -> tuple[EpochHea
     if not here:
         raise MetaUnavailable(f"none of the disks can be read ({numbers(disks)})")
     epoch = max(noted.values())
+    if served is not None and epoch < (newest := _remembered(served)):
+        raise MetaUnavailable(
+            f"this store has served journal epoch {newest}, but the disks that are here ({numbers(here)})"
+            f" know only {epoch}: they would bring back the past. Bring back one of {numbers(away)}; if those are"
+            f" lost for ever, and what was written since with them, remove {served}"
+        )
     if epoch == 0:
         if away:
             raise MetaUnavailable(

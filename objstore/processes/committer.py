@@ -17,6 +17,8 @@ from objstore.processes.spec import Spec, disk_options, open_disk_list, open_dis
 
 log = logging.getLogger(__name__)
 
+SERVED_NAME = "newest-epoch"  # In the data directory.
+
 
 def run(link: Link, died: str, spec: Spec, *, forget: bool = False) -> None:
     """Until SIGTERM.
@@ -69,6 +71,7 @@ async def _serve(link: Link, died: str, spec: Spec, forget: bool) -> None:
             progress=progress,
             stats=stats,
             forget=forget,
+            served=Path(spec.data, SERVED_NAME),
         )
     finally:
         metrics.close()

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from objstore.clock import SystemClock
@@ -20,7 +21,9 @@ from objstore.meta.journal import (
     Resolved,
     Segment,
     Snapshot,
+    decode_header,
     encode,
+    encode_header,
     journal_name,
     read_segment,
     snapshot_name,
@@ -486,6 +489,39 @@ async def test_nothing_changes_lmdb_once_it_was_synced_for_the_clean_mark(
     store.now = None
     assert synced
     assert not late
+
+
+async def test_disks_that_know_only_the_past_do_not_start_a_store_that_has_served_since(store: Store) -> None:
+    """Disks 5 and 6 miss an epoch; then they alone are mounted, and the store is started again and again.
+    Their branch would have the higher epoch in the end, and win when all disks are back."""
+    served = store.root / "newest-epoch"
+    for number in (5, 6):
+        store.disks[number - 1].mood = "missing"
+    await store.start(served=served)
+    await store.write(c=b"acknowledged")
+    store.kill()
+    for disk in store.disks:
+        disk.mood = "well" if disk.number >= 5 else "missing"
+    shutil.rmtree(store.state())
+    for disk in store.disks[4:]:  # They were members of the epoch before.
+        disk.log_files.update(store.disks[0].log_files)
+    older = journal_name(1)
+    for disk in store.disks[4:]:
+        disk.log_files = {older: disk.log_files[older]}
+        header = decode_header(bytes(disk.log_files[older].content))
+        assert header is not None
+        changed = encode_header(msgspec.structs.replace(header[0], members=[5, 6]))
+        disk.log_files[older].content[: len(changed)] = changed
+    for _ in range(3):
+        with pytest.raises(MetaUnavailable, match="has served journal epoch 2"):
+            await store.start(served=served)
+    for disk in store.disks:
+        disk.mood = "well"
+    await store.start(served=served)
+    assert store.read(b"c") == b"acknowledged"
+    assert served.read_text().strip() == str(store.now.journal.header.epoch)  # type: ignore[union-attr]
+    served.write_text("torn")  # A hint that cannot be read refuses nothing.
+    await store.start(served=served)
 
 
 async def test_a_disk_that_was_away_is_verified_and_the_journal_has_all_its_copies_again(
