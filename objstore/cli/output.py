@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 OK, FAILURE, USAGE, DEGRADED, REFUSED = 0, 1, 2, 3, 4  # Exit codes.
+SIZE_COLUMNS = frozenset(("free", "total", "bytes"))
 
 
 class Format(StrEnum):
@@ -75,8 +76,17 @@ def _table(rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> None:
         )
         table.add_column(column.replace("_", " "), justify="right" if numeric else "left", overflow="fold")
     for row in rows:
-        table.add_row(*(Text(_cell(row.get(column)), style=_style(row.get(column))) for column in columns))
+        table.add_row(*(Text(_for_people(row, column), style=_style(row.get(column))) for column in columns))
     Console().print(table)
+
+
+def _for_people(row: dict[str, Any], column: str) -> str:
+    """Sizes in units; tables only, since programs read the other forms."""
+    value = row.get(column)
+    is_size = column in SIZE_COLUMNS or (column == "value" and str(row.get("what")).endswith("_bytes"))
+    if is_size and isinstance(value, (int, float)):
+        return size_text(value)
+    return _cell(value)
 
 
 def _style(value: Any) -> str:

@@ -40,14 +40,6 @@ async def create_user(
     raise Overloaded(f"tenant {tenant!r} kept changing")
 
 
-async def find_user(kv: Kv, name: str) -> UserRecord:
-    """Raises: BadArgument (no such user)."""
-    value = await kv.get(user_key(name))
-    if value is None:
-        raise no_such_user(name)
-    return decode(value, UserRecord)
-
-
 async def list_users(
     kv: Kv, *, tenant: str | None = None, after: str = "", limit: int = 1_000
 ) -> list[UserRecord]:

@@ -1,21 +1,19 @@
-"""The five checksums of S3: computing, naming, combining.
+"""The five checksums of S3 over what clients send: computing, naming. Combined ones: objects/checksums.py.
 
-CRC32, CRC32C and CRC64NVME come from awscrt (vectorised, and able to combine two results without the bytes);
+CRC32, CRC32C and CRC64NVME come from awscrt (vectorised);
 SHA1 and SHA256 from hashlib. A CRC is kept as an int while it runs and is big-endian bytes outside.
 
 Pure functions and one small running object; it may not know: HTTP, the store.
 """
 
-import base64
 import binascii
 import hashlib
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Final, Protocol
 
 from awscrt import checksums as crt
 
-from objstore.meta.schema import Checksum
 from objstore.objects.values import Buffer
 
 ALGORITHMS: Final = ("CRC32", "CRC32C", "CRC64NVME", "SHA1", "SHA256")
@@ -23,18 +21,12 @@ DEFAULT: Final = "CRC64NVME"
 SIZES: Final = {"CRC32": 4, "CRC32C": 4, "CRC64NVME": 8, "SHA1": 20, "SHA256": 32}  # Bytes of a digest.
 HEADERS: Final = {f"x-amz-checksum-{name.lower()}": name for name in ALGORITHMS}
 FULL_OBJECT: Final = "FULL_OBJECT"
-COMPOSITE: Final = "COMPOSITE"
 
 _crc64: Callable[[Buffer, int], int] = crt.crc64nvme
 _CRC: Final[dict[str, Callable[[Buffer, int], int]]] = {
     "CRC32": crt.crc32,
     "CRC32C": crt.crc32c,
     "CRC64NVME": crt.crc64nvme,
-}
-_COMBINE: Final[dict[str, Callable[[int, int, int], int]]] = {
-    "CRC32": crt.combine_crc32,
-    "CRC32C": crt.combine_crc32c,
-    "CRC64NVME": crt.combine_crc64nvme,
 }
 _BASE64 = re.compile(r"(?:[A-Za-z0-9+/]{4})*(?:[A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?").fullmatch
 
@@ -90,43 +82,3 @@ def decode_value(algorithm: str, text: str) -> bytes | None:
     except (binascii.Error, ValueError):
         return None
     return raw if len(raw) == SIZES[algorithm] else None
-
-
-def encode_value(checksum: Checksum) -> str:
-    """As headers and documents show it: base64, with `-N` when composite."""
-    text = base64.b64encode(checksum.digest).decode()
-    return f"{text}-{checksum.parts}" if checksum.type == COMPOSITE else text
-
-
-def header_name(algorithm: str) -> str:
-    return f"x-amz-checksum-{algorithm.lower()}"
-
-
-def combine_full(algorithm: str, parts: Sequence[tuple[bytes, int]]) -> Checksum:
-    """The full-object CRC of parts laid end to end.
-
-    Args:
-        algorithm: CRC32, CRC32C or CRC64NVME: the hashes cannot be combined.
-        parts: (digest, size in bytes) of each part, in order; at least one.
-    """
-    assert parts
-    step = _COMBINE[algorithm]
-    value = int.from_bytes(parts[0][0], "big")
-    for digest, size in parts[1:]:
-        value = step(value, int.from_bytes(digest, "big"), size)
-    return Checksum(algorithm, FULL_OBJECT, value.to_bytes(SIZES[algorithm], "big"))
-
-
-def compose(algorithm: str, digests: Sequence[bytes]) -> Checksum:
-    """The composite checksum: the checksum of the parts' digests, and how many there were."""
-    assert digests
-    return Checksum(algorithm, COMPOSITE, compute(algorithm, b"".join(digests)), len(digests))
-
-
-def types_of(algorithm: str) -> tuple[str, ...]:
-    """Which types a multipart upload may use with an algorithm; the first is the default."""
-    if algorithm == "CRC64NVME":
-        return (FULL_OBJECT,)
-    if algorithm in ("SHA1", "SHA256"):
-        return (COMPOSITE,)
-    return (COMPOSITE, FULL_OBJECT)

@@ -99,11 +99,6 @@ def missing_content_length() -> S3Fault:
     return S3Fault("MissingContentLength", 411, "You must provide the Content-Length HTTP header.")
 
 
-def missing_header(message: str, name: str = "") -> S3Fault:
-    """E.g. DeleteObjects without a digest: InvalidRequest with AWS's wording."""
-    return S3Fault("InvalidRequest", 400, message, {"MissingHeaderName": name} if name else {})
-
-
 def incomplete_body(message: str = "The request body terminated unexpectedly") -> S3Fault:
     return S3Fault("IncompleteBody", 400, message)
 

@@ -11,6 +11,7 @@ from botocore.exceptions import ClientError
 from typer.testing import CliRunner
 
 from objstore.cli.main import app
+from objstore.cli.output import Format, show
 from tests.server import ROOT, Server, environment_for, run_command
 
 
@@ -182,3 +183,19 @@ def test_every_command_explains_itself() -> None:
         done = CliRunner().invoke(app, [*command, "--help"])
         assert done.exit_code == 0, command
         assert "Usage:" in done.stdout, command
+
+
+def test_a_table_shows_sizes_in_units_and_other_forms_show_bytes(capsys: pytest.CaptureFixture[str]) -> None:
+    disk = {"disk": 1, "free": 1_610_612_736, "total": None}
+    show([disk], ["disk", "free", "total"], Format.TABLE)
+    show(
+        [{"what": "free_bytes", "value": 2048}, {"what": "up_seconds", "value": 2048}],
+        ["what", "value"],
+        Format.TABLE,
+    )
+    table = capsys.readouterr().out
+    assert "1.5 GiB" in table
+    assert "2.0 KiB" in table
+    assert "2048" in table
+    show([disk], ["disk", "free", "total"], Format.TSV)
+    assert capsys.readouterr().out == "disk\tfree\ttotal\n1\t1610612736\t\n"

@@ -303,3 +303,11 @@ def test_a_master_key_given_from_outside_is_on_no_disk_and_every_start_needs_it(
     )
     with running_server(tmp_path, root=None, environment=given) as server:
         server.boto3(ACCESS_KEY, SECRET_KEY).list_buckets()
+
+
+def test_metrics_are_shown_without_the_token_where_the_operator_wants_it_so(tmp_path: Path) -> None:
+    with running_server(tmp_path, environment={"OBJSTORE_METRICS__PUBLIC": "true"}) as server:
+        status, page = server.admin("GET", "/metrics", token=None)
+        assert status == 200
+        assert "objstore_build_info" in page
+        assert server.admin("GET", "/api/v1/status", token=None)[0] == 401
