@@ -407,8 +407,10 @@ def _name(home: bytes) -> str:
 async def _make_buckets(ctx: Context, report: SalvageReport) -> None:
     """A bucket for every id that has objects and no record, and fresh counters."""
     known: dict[int, str] = {}
+    taken: set[str] = set()  # A tenant may have called a bucket of its own so.
     for key, value in await _scan_all(ctx, b"b"):
         known[decode(value, BucketRecord).id] = key[1:].decode()
+        taken.add(key[1:].decode())
     start = b"o"
     counts: dict[int, tuple[int, int]] = {}
     for key, value in await _scan_all(ctx, start):
@@ -422,6 +424,8 @@ async def _make_buckets(ctx: Context, report: SalvageReport) -> None:
         }
         if bucket not in known:
             name = f"salvaged-{bucket}"
+            while name in taken:
+                name += "-1"
             record = BucketRecord(
                 format=FORMAT, id=bucket, tenant=TENANT, owner=TENANT, created_us=ctx.clock.now_us()
             )

@@ -8,7 +8,7 @@ import pytest
 
 from objstore.errors import Corrupt
 from objstore.meta.kv import DictKv, Transaction
-from objstore.meta.schema import ObjectRecord, decode, object_key
+from objstore.meta.schema import BucketRecord, ObjectRecord, bucket_key, decode, encode, object_key
 from objstore.objects.ledger import MetaLedger
 from objstore.upkeep.compaction import compact
 from objstore.upkeep.context import Context
@@ -187,6 +187,44 @@ async def test_pieces_of_two_versions_never_pass_for_one() -> None:
     body = await yard.body_of(object_key(BUCKET, b"same"))
     assert body == random.Random(1).randbytes(9 * MIB), "the older one, whole"
     assert any("not whole" in why for _, why in report.doubtful)
+
+
+async def test_bodies_that_look_like_records_and_directories_are_only_bodies() -> None:
+    yard = await filled(5)
+    stolen: list[bytes] = []
+    for disk in yard.disks.values():
+        for file in await disk.fragment_files():
+            room = bytearray(4 * MIB)
+            count = await disk.read(file.volume, file.index, 0, [memoryview(room)])
+            stolen.append(bytes(room[:count]))
+    home = object_key(BUCKET, b"small1")
+    about = await yard.kv.get(home)
+    directory = msgspec.msgpack.encode([[home, 0, 100, 0, about]])
+    for number, data in enumerate(stolen):
+        await yard.put_object(f"file{number}", data)
+        for cut in (64, 120, 128):  # From a record's header, its first block, its payload.
+            await yard.put_object(f"record{number}-{cut}", data[cut : cut + 50_000])
+    for number in range(1, 10):
+        await yard.put_object(f"directory{number}", directory * number)
+    await yard.put_object("after", b"the last one")
+    report = await rescue(yard)
+    assert report.unreadable == []
+    assert {key for key, _ in report.doubtful if "/" in key} <= {f"{BUCKET}/small3", f"{BUCKET}/large"}
+
+
+async def test_a_bucket_that_has_the_name_of_a_salvaged_one_stays_its_owners() -> None:
+    yard = await filled()
+    name = f"salvaged-{BUCKET}"
+    theirs = encode(BucketRecord(id=BUCKET + 1, tenant="evil", owner="bob", created_us=1))
+    await yard.kv.commit(Transaction(put={bucket_key(name): theirs}))
+    await take_snapshot(yard.context(), yard)
+    yard.clock.advance(1)
+    await yard.put_object("later", b"since the snapshot")
+    await rescue(yard, with_snapshot=True)
+    assert await yard.kv.get(bucket_key(name)) == theirs
+    other = await yard.kv.get(bucket_key(f"{name}-1"))
+    assert other is not None
+    assert decode(other, BucketRecord).id == BUCKET
 
 
 async def test_unsynced_and_torn_tails_are_no_objects() -> None:
