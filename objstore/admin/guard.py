@@ -7,15 +7,27 @@ Concurrency: one task of the event loop that serves the port.
 """
 
 import asyncio
+import logging
 from typing import Final
 
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.web_protocol import RequestHandler
 
 HEADER_SECONDS: Final = 10.0  # From connecting, or from a request's first byte, to the end of its head.
 REQUEST_SECONDS: Final = 120.0  # A whole request; a copy of large metadata takes the longest.
 CONNECTIONS_MAX: Final = 256
 LOOK_SECONDS: Final = 1.0
+
+
+def _is_ours(record: logging.LogRecord) -> bool:
+    error = record.exc_info[1] if record.exc_info else None
+    return not isinstance(error, HttpProcessingError)
+
+
+log = logging.getLogger("objstore.admin.http")
+"""For the server: aiohttp logs a traceback for whatever anyone sends that is no HTTP. These are left out."""
+log.addFilter(_is_ours)
 
 
 async def watch(server: web.Server) -> None:

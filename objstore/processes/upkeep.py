@@ -70,7 +70,11 @@ async def _serve(link: Link, spec: Spec, sockets: Sequence[socket.socket]) -> No
         context = certificate.context
         tasks.append(loop.create_task(certificate.watch()))
     server = web.Server(
-        handler(port.admin()), access_log=None, auto_decompress=False, keepalive_timeout=guard.HEADER_SECONDS
+        handler(port.admin()),
+        access_log=None,
+        auto_decompress=False,
+        keepalive_timeout=guard.HEADER_SECONDS,
+        logger=guard.log,
     )
     tasks.append(loop.create_task(guard.watch(server)))
     listeners = [await loop.create_server(server, sock=listener, ssl=context) for listener in sockets]

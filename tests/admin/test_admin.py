@@ -67,6 +67,17 @@ def test_a_body_nested_without_end_is_no_bug(store_server: Server) -> None:
         assert connection.recv(1000).startswith(b"HTTP/1.1 400 ")
 
 
+@pytest.mark.parametrize(
+    "wire", [b"GARBAGE\r\n\r\n", b"GET /\xff HTTP/1.1\r\nHost: x\r\n\r\n", b"GET / HTTP/1.1\r\nA: \0\r\n\r\n"]
+)
+def test_what_is_no_http_is_refused_and_leaves_no_traceback(store_server: Server, wire: bytes) -> None:
+    with socket.create_connection(("127.0.0.1", store_server.admin_port), timeout=10) as connection:
+        connection.sendall(wire)
+        assert b" 400 " in connection.recv(1000)
+    assert store_server.admin("GET", "/health/live", token=None)[0] == 200
+    assert "http_exceptions" not in store_server.text()
+
+
 def test_every_user_that_can_be_made_can_be_disabled(store_server: Server) -> None:
     name = "a.b_c@d+e=f,g-h"
     assert store_server.admin("POST", "/api/v1/users", {"name": name, "tenant": "odd"})[0] == 201
