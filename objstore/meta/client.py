@@ -329,9 +329,11 @@ class MetaClient:
         inode = (welcome.device, welcome.inode)
         old = self._reader
         if old is None or old.inode != inode or str(old.path) != welcome.path:
-            self._reader = LmdbReader(Path(welcome.path), inode)
+            # First: if the new one cannot be opened, better no reads than reads of the past.
+            self._reader = None
             if old is not None:
                 old.close()
+            self._reader = LmdbReader(Path(welcome.path), inode)
         # A process that keeps its id over a restart must not use a number twice: such a batch would
         # be taken for one that is applied already.
         self._next_number = max(self._next_number, welcome.last + 1)

@@ -149,6 +149,9 @@ async def recover(
             trusted, reason = await _trusted(
                 header, header_size, members, state_directories, boot, journal.bad
             )
+        else:
+            for path in [path for directory in state_directories for path in _states(directory)]:
+                distrust(path)  # Should this start end before it is recorded, the next is not told.
         if trusted is not None:
             state, journal.position, reason = trusted, _position(trusted.end(), header, header_size), ""
         else:
@@ -234,8 +237,8 @@ async def _newest_epoch(
     if served is not None and epoch < (newest := _remembered(served)):
         raise MetaUnavailable(
             f"this store has served journal epoch {newest}, but the disks that are here ({numbers(here)})"
-            f" know only {epoch}: they would bring back the past. Bring back one of {numbers(away)}; if those are"
-            f" lost for ever, and what was written since with them, remove {served}"
+            f" know only {epoch}: they would bring back the past. Bring back one of {numbers(away)}; if those"
+            f" are lost for ever, and what was written since with them, remove {served}"
         )
     if epoch == 0:
         if away:

@@ -12,12 +12,13 @@ from pathlib import Path
 import pytest
 
 from objstore.errors import Conflict, MetaUnavailable, Overloaded
-from objstore.meta.client import MetaClient
+from objstore.meta.client import MetaClient, _Connection
 from objstore.meta.kv import Add, Transaction, counter
 from objstore.meta.messages import (
     FORMAT,
     FrameReader,
     Hello,
+    Welcome,
     batch_frame,
     decode_answer,
     decode_welcome,
@@ -406,4 +407,19 @@ async def test_a_transaction_no_engine_takes_is_refused_before_it_is_sent(
         with pytest.raises(ValueError):
             await client.commit(wrong)
     assert await client.get(b"k") is None
+    await client.close()
+
+
+async def test_a_state_that_cannot_be_opened_is_no_reason_to_go_on_reading_the_last_one(
+    committer: CommitterProcess,
+) -> None:
+    client = await committer.client()
+    await client.commit(Transaction(put={b"a": b"1"}))
+    assert await client.get(b"a") == b"1"
+    elsewhere = Welcome(FORMAT, str(committer.root / "disk2" / "meta" / "state-new"), 1, 2, 9, 1, 0)
+    with pytest.raises(MetaUnavailable):
+        client._welcome(_Connection(client), elsewhere)
+    # Others may have committed to the new one: what the old one says is the past.
+    with pytest.raises(MetaUnavailable):
+        await client.get(b"a")
     await client.close()

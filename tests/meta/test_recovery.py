@@ -450,6 +450,22 @@ async def test_a_lost_state_is_not_trusted_though_no_disk_took_the_note_of_its_l
     assert store.read(b"b") == b"2"
 
 
+async def test_a_doubt_outlives_the_start_that_was_told_of_it(store: Store) -> None:
+    """The committer died by SIGBUS; the next is told so, and killed before it has opened an epoch."""
+    store.kill()
+
+    class Died(BaseException): ...
+
+    def die(name: str) -> None:
+        if name == "recovery.rebuild":
+            raise Died
+
+    with pytest.raises(Died):
+        await store.start(trust_state=False, crash=die)
+    assert (await store.start()).rebuilt
+    assert store.read(b"b") == b"2"
+
+
 async def test_nothing_changes_lmdb_once_it_was_synced_for_the_clean_mark(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
