@@ -11,13 +11,20 @@ Pure functions; it may not know: aiohttp, the store.
 import re
 from urllib.parse import quote, unquote_to_bytes
 
-from objstore.s3.errors import S3Fault, bad_http, invalid_uri
+from objstore.errors import KeyTooLong
+from objstore.s3.errors import S3Fault, bad_http, fault_of, invalid_uri
 
 _PLAIN = re.compile(r"[A-Za-z0-9_.~/-]*", re.ASCII).fullmatch  # Its own canonical form.
 _PLAIN_WORD = re.compile(r"[A-Za-z0-9_.~-]*", re.ASCII).fullmatch
 _BROKEN_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})").search
 _ABSOLUTE = re.compile(r"https?://([^/?#]*)", re.ASCII | re.IGNORECASE).match
 _PORT = re.compile(r":[0-9]{1,5}\Z", re.ASCII)
+
+# Bounds on work that is done before it is known who asks. No operation has 30 parameters; a key has 1,024
+# bytes, which are at most three characters each in a path.
+PARAMETERS_MAX = 128
+PATH_SIZE_MAX = 4096
+_KEY_SIZE_MAX = 1024
 
 Pairs = list[tuple[str, str]]
 
@@ -66,7 +73,12 @@ def _canonical_path(raw: str) -> str:
 
 
 def split_query(raw: str) -> Pairs:
-    """`a=1&b` -> [("a", "1"), ("b", "")]. `+` is a space, as in forms and in AWS."""
+    """`a=1&b` -> [("a", "1"), ("b", "")]. `+` is a space, as in forms and in AWS.
+
+    Raises: S3Fault InvalidURI, also for more than PARAMETERS_MAX of them.
+    """
+    if raw.count("&") >= PARAMETERS_MAX:
+        raise invalid_uri()
     pairs = []
     for piece in raw.split("&"):
         if not piece:
@@ -113,6 +125,8 @@ def parse_target(raw: str, host: str, domains: tuple[str, ...] = ()) -> Target:
         path = path or "/"
     if "#" in raw:
         raise invalid_uri()
+    if len(path) > PATH_SIZE_MAX:
+        raise fault_of(KeyTooLong(size=len(path), maximum=_KEY_SIZE_MAX))
 
     bucket = ""
     if domains:

@@ -526,6 +526,23 @@ def test_a_key_is_decoded_exactly_once_and_never_normalised(raw: str, bucket: st
     assert (target.bucket, target.key) == (bucket, key)
 
 
+@pytest.mark.parametrize(
+    ("raw", "code"),
+    [
+        ("/b/k?" + "&".join(["a"] * 129), "InvalidURI"),
+        ("/b/k?" + "&" * 5000, "InvalidURI"),
+        ("/b/" + "%41" * 1400, "KeyTooLongError"),
+        ("/b" + "/%41" * 1100, "KeyTooLongError"),
+    ],
+)
+def test_a_target_that_nobody_needs_costs_no_work_before_the_signature(raw: str, code: str) -> None:
+    with pytest.raises(S3Fault) as raised:
+        parse_target(raw, "h")
+    assert (raised.value.status, raised.value.code) == (400, code)
+    assert parse_target("/b/" + "%41" * 1024, "h").key == "A" * 1024
+    assert len(parse_target("/b/k?" + "&".join(["a=1"] * 128), "h").pairs) == 128
+
+
 def test_distinct_keys_never_collide() -> None:
     raws = ["/b/a%2525", "/b/a%25", "/b/a%C3%A9", "/b/ae%CC%81", "/b/a//b", "/b/a/b", "/b/a/./b", "/b/A"]
     keys = {parse_target(raw, "h").key for raw in raws}
