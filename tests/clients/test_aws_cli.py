@@ -1,6 +1,8 @@
 """The AWS CLI (version 1, from PyPI): signs its content type, default checksums, parts from 8 MiB."""
 
 import json
+import os
+import time
 from pathlib import Path
 
 import pytest
@@ -75,6 +77,8 @@ def test_the_aws_cli_synchronises_a_directory_there_and_back(
         path = there / f"d{number % 3}" / f"{number}.bin"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(samples.small[: number * 1000])
+        # Last-Modified has whole seconds: a file written in the second of its upload would count as newer.
+        os.utime(path, (time.time() - 60, time.time() - 60))
     run([*aws, "s3", "sync", "--quiet", str(there), f"s3://{bucket}/t"], env)
     run([*aws, "s3", "sync", "--quiet", f"s3://{bucket}/t", str(back)], env)
     files = {path.relative_to(there): path.read_bytes() for path in there.rglob("*") if path.is_file()}
