@@ -309,15 +309,14 @@ class BlobReader:
         """
         if index >= record.k:
             raise Corrupt(f"an extent of volume {record.id} points beyond its {record.k} data fragments")
-        if not isinstance(failure, Corrupt):
-            # A cached record may be old: repair may have moved the file.
-            fresh = await self._ledger.get(record.id, fresh=True)
-            if fresh.disks != record.disks:
-                record = fresh
-                try:
-                    return await self._read_fragment(record, extent, index, begin, length)
-                except UNREADABLE as again:
-                    failure = again
+        # A cached record may be old: repair may have moved this file, or the others.
+        fresh = await self._ledger.get(record.id, fresh=True)
+        if fresh.disks != record.disks:
+            record = fresh
+            try:
+                return await self._read_fragment(record, extent, index, begin, length)
+            except UNREADABLE as again:
+                failure = again
         self._count(record, extent, index, failure)
         self.counters.degraded_reads += 1
         # Whole blocks, so that each range is read once whatever is wanted of it.

@@ -9,6 +9,7 @@ import pytest
 from objstore.blobs.reader import MIB, ReaderLimits
 from objstore.errors import Corrupt, Overloaded, Unavailable
 from objstore.extents import Extent
+from objstore.objects.ledger import MetaLedger
 from tests.blobs.rig import Rig
 
 
@@ -108,6 +109,29 @@ async def test_reads_follow_the_number_of_disks_that_answer(moods: str, outcome:
             await rig.reader.read(extent)
         rig.wake()
         assert await rig.reader.read(extent) == b"body" * 5_000, "the disks came back"
+
+
+async def test_a_rotten_fragment_is_rebuilt_from_where_repair_has_moved_the_others() -> None:
+    """Two disks are gone and their files rebuilt elsewhere; a process that knows the old record finds rot."""
+    rig = await Rig("++++++++").start()
+    body = rig.rng.randbytes(3_000)
+    (extent,) = await rig.put(body)
+    await rig.writer.close()
+    record = await rig.ledger.get(extent.volume, fresh=True)
+    elsewhere = MetaLedger(rig.kv, clock=rig.clock)  # Another process: this one's cache is old from here on.
+    spare = sorted(set(rig.disks) - set(record.disks))
+    moved = record
+    for index, number in zip((4, 5), spare, strict=True):
+        old = rig.disks[record.disks[index]]
+        await rig.disks[number].replace(
+            extent.volume, index, [bytes(old.fragments[extent.volume, index].content)]
+        )
+        moved = await elsewhere.repaired(moved, index, number)
+        old.lose(extent.volume, index)
+    rig.disks[record.disks[0]].flip(extent.volume, 0, extent.offset + 70)
+    assert (await rig.ledger.get(extent.volume)).disks == record.disks, "the cache is old"
+    assert await rig.reader.read(extent) == body
+    assert await rig.read_all([extent]) == body
 
 
 async def test_a_moved_fragment_file_is_found_by_rereading_the_record() -> None:
