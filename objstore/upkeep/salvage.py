@@ -86,6 +86,7 @@ class Piece:
 @dataclass(slots=True)
 class SalvageReport:
     volumes: int = 0
+    newest_volume: int = 0  # The highest number of any fragment file.
     stripes: int = 0
     snapshot: SnapshotAbout | None = None
     objects: int = 0
@@ -130,7 +131,7 @@ async def _find_volumes(ctx: Context, report: SalvageReport) -> None:
     """A record for every volume of which a fragment file has a whole header."""
     found: dict[int, dict[int, int]] = {}
     shapes: dict[int, tuple[int, int, int]] = {}
-    answered = 0
+    answered = newest = 0
     for number, disk in ctx.disks.items():
         try:
             files = await disk.fragment_files()
@@ -139,6 +140,7 @@ async def _find_volumes(ctx: Context, report: SalvageReport) -> None:
             continue
         answered += 1
         for file in files:
+            newest = max(newest, file.volume)  # Its number is taken, whatever can be read of it.
             data = bytearray(FILE_HEADER_SIZE)
             try:
                 count = await disk.read(file.volume, file.index, 0, [memoryview(data)])
@@ -152,7 +154,6 @@ async def _find_volumes(ctx: Context, report: SalvageReport) -> None:
                 places[file.index] = number  # A copy in the trash gives way to one that is not.
     if not answered:
         raise Unavailable("no disk answers")
-    newest = max(found, default=0)
     for volume, places in sorted(found.items()):
         k, m, created_us = shapes[volume]
         record = VolumeRecord(
@@ -177,6 +178,7 @@ async def _find_volumes(ctx: Context, report: SalvageReport) -> None:
             )
         )
         report.volumes += 1
+    report.newest_volume = newest
     if newest:
         await ctx.kv.commit(Transaction(put={serial_key(VOLUME_SERIAL): counter_value(newest)}))
 
@@ -252,7 +254,7 @@ async def _load_newest(ctx: Context, found: list[Piece], load: LoadSnapshot, rep
         lengths = {
             volume_length_key(volume): counter_value(record.length) for volume, record in volumes.items()
         }
-        newest = max(known, *volumes, 0)
+        newest = max(known, report.newest_volume)
         put[serial_key(VOLUME_SERIAL)] = counter_value(newest)
         await ctx.kv.commit(Transaction(put={**put, **lengths}))
         for record in await _all_volumes(ctx):

@@ -242,3 +242,18 @@ async def test_salvage_never_writes_into_an_engine_that_holds_something() -> Non
     yard = await filled()
     with pytest.raises(Corrupt, match="already holds metadata"):
         await salvage(yard.context())
+
+
+async def test_the_number_of_a_volume_whose_headers_are_lost_is_not_given_again() -> None:
+    """Else an old file would lie where a new volume's belongs, or the trash would stop at it."""
+    yard = await filled()
+    await yard.restart_writer()
+    await yard.put_object("last", b"x" * 100)
+    last = max(record.id for record in await yard.ledger.volumes())
+    for disk in yard.disks.values():
+        for (volume, _), file in disk.fragments.items():
+            if volume == last:
+                file.content[0] ^= 1
+    lose_metadata(yard)
+    await salvage(yard.context())
+    assert await yard.ledger.newest_volume() == last
