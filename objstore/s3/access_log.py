@@ -14,6 +14,8 @@ from urllib.parse import unquote
 
 import msgspec
 
+from objstore.s3.target import PARAMETERS_MAX
+
 FLUSH_SECONDS: Final = 1.0
 FLUSH_LINES: Final = 512  # About 200 KiB.
 WAITING_LINES_MAX: Final = 100_000  # About 40 MiB: a log disk that hangs for some seconds loses nothing.
@@ -58,7 +60,8 @@ def redact(query: str) -> str:
     query = _SECRET_IN_QUERY.sub(r"\1\2=REDACTED", query)
     if "%" not in query:
         return query
-    pieces = (piece.partition("=") for piece in query.split("&"))
+    # A request with more parameters is refused whatever they are.
+    pieces = (piece.partition("=") for piece in query.split("&", PARAMETERS_MAX)[:PARAMETERS_MAX])
     return "&".join(
         f"{name}=REDACTED" if unquote(name).lower() in _SECRET_LOWER else name + equals + value
         for name, equals, value in pieces
