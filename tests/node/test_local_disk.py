@@ -744,11 +744,13 @@ async def test_a_reader_that_opens_late_does_not_close_a_file_with_unsynced_byte
     await disk.create(1, 0)
     await disk.append(1, 0, 0, [b"synced "], sync=True)
     disk._forget(1, 0)  # As the cache does with a clean file.
+    await disk.usage()  # Looks at the identity file now, and so not below.
+    if disk._look_task is not None:
+        await disk._look_task
+    opened = sys.calls["open"]
     sys.hang("open")
     reading = asyncio.create_task(whole(disk, 1, 0))
-    while not sys.calls["open"]:
-        await asyncio.sleep(0.001)
-    while disk._opening and sys.trace[-1][0] != "open":
+    while sys.calls["open"] == opened:
         await asyncio.sleep(0.001)
     await disk.append(1, 0, 7, [b"and not"], sync=False)
     held = disk._files[1, 0]
