@@ -265,6 +265,11 @@ class Supervisor:
             child.last_death, child.died = f"{child.died}, {how}" if child.died else how, ""
             if self._stopping:
                 continue
+            committer = self._children["committer"]
+            if "SIGBUS" in how and child is not committer and committer.pid:
+                # Only LMDB's file is mapped: its pages cannot be read. The committer that takes over
+                # does not trust it and builds it again, on another disk.
+                self._kill(committer, f"SIGBUS in {child.name}: the metadata state cannot be read")
             child.restarts += 1
             pause = PAUSES[min(child.in_a_row, len(PAUSES) - 1)] if child.in_a_row > 1 else 0.0
             child.start_at = now + pause

@@ -154,3 +154,15 @@ def test_a_kill_in_the_middle_of_a_load_loses_nothing_acknowledged(tmp_path: Pat
         for one in loads:
             for key in one.acknowledged:
                 assert s3.get_object(Bucket="bucket", Key=key)["Body"].read() == key.encode() * 20, key
+
+
+def test_a_worker_that_cannot_read_the_metadata_state_has_it_built_again(server: Server) -> None:
+    """A page of LMDB's file that the disk does not give back arrives as SIGBUS in whoever touches it."""
+    old, committer = server.children()["worker-1"], server.children()["committer"]
+    with load(server, "sigbus"):
+        os.kill(old, signal.SIGBUS)
+        back(server, "committer", committer)
+        back(server, "worker-1", old)
+    assert "SIGBUS in worker-1: the metadata state cannot be read" in server.text()
+    recovered = [line for line in server.text().splitlines() if "metadata recovered" in line]
+    assert '"rebuilt": true' in recovered[-1], recovered[-1]
