@@ -65,6 +65,7 @@ STATE_PREFIX = "state-"
 SYNC_TIMEOUT_S = 60.0  # For the fdatasync of a whole state; a disk that takes longer has lost it.
 SYNC_FAILED = "its fdatasync failed"
 STEP_TIMEOUT_S = 5.0
+ROOM_MIN = 16 << 20  # Bytes: what a few batches can add to LMDB. Disks are full for objects long before.
 FORGET_STEP = 1 << 32  # Epochs: more than any store ever opens.
 BOOT_ID_PATH = Path("/proc/sys/kernel/random/boot_id")
 
@@ -152,6 +153,15 @@ async def recover(
         else:
             for path in [path for directory in state_directories for path in _states(directory)]:
                 distrust(path)  # Should this start end before it is recorded, the next is not told.
+        roomy = [
+            place
+            for place in _by_fitness(state_directories, disks, b"", suspicious=False)
+            if _has_room(place)
+        ]
+        if trusted is not None and roomy and not _has_room(trusted.path):
+            # On a disk that is full it would end with its first commits, at every start again.
+            trusted.close()
+            trusted, reason = None, "its disk is full"
         if trusted is not None:
             state, journal.position, reason = trusted, _position(trusted.end(), header, header_size), ""
         else:
@@ -169,7 +179,10 @@ async def recover(
         crash("recovery.opened")
         state.commit({}, (), journal.end(), {})
         crash("recovery.recorded")
-        _write_note(state.path, boot)
+        try:
+            _write_note(state.path, boot)
+        except OSError as failure:  # Without a true one the next start builds the state again.
+            log.warning("no note beside the state", extra={"failure": repr(failure)})
         crash("recovery.noted")
         _remove_other_states(state_directories, state.path)
         await journal.clean_up()
@@ -525,7 +538,17 @@ def _by_fitness(
     if suspicious:
         name = STATE_PREFIX + state.hex()
         fit.sort(key=lambda directory: any(path.name.startswith(name) for path in _states(directory)))
+    fit.sort(key=lambda directory: not _has_room(directory))
     return fit
+
+
+def _has_room(place: Path) -> bool:
+    """Whether a state at `place`, or in it once it is made, could grow."""
+    try:
+        found = os.statvfs(place if place.exists() else place.parent)
+    except OSError:
+        return False
+    return found.f_bavail * found.f_frsize >= ROOM_MIN and not found.f_flag & os.ST_RDONLY
 
 
 def _new_state(directories: Sequence[Path], randomness: Randomness) -> LmdbState:

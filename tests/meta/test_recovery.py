@@ -14,6 +14,7 @@ import pytest
 
 from objstore.clock import SystemClock
 from objstore.errors import Corrupt, MetaUnavailable, TooFewDisks
+from objstore.meta import recovery
 from objstore.meta.committer import Committer, CommitterOptions, _Message
 from objstore.meta.journal import (
     KIND_BATCH,
@@ -276,6 +277,34 @@ async def test_lmdb_is_not_trusted_when_its_sync_fails(store: Store, monkeypatch
     assert store.state() != before
     assert store.state().parent != before.parent, "not on the same disk again"
     assert store.read(b"b") == b"2"
+
+
+async def test_lmdb_leaves_a_disk_that_is_full_to_the_last_byte(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.kill()
+    before = store.state()
+    full = before.parents[1]
+    asked = os.statvfs
+
+    def statvfs(path: Path) -> os.statvfs_result:
+        real = asked(path)
+        return os.statvfs_result((*real[:4], 0, *real[5:10], real.f_fsid)) if full in path.parents else real
+
+    def no_space(path: Path, boot: str) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "statvfs", statvfs)
+        assert (await store.start()).reason == "its disk is full"
+        assert full not in store.state().parents
+        await store.write(c=b"3")
+        assert not (await store.start()).rebuilt, "where it is now it has room"
+        # With no room anywhere it stays where it is, and a note that cannot be written ends nothing.
+        patch.setattr(recovery, "_has_room", lambda place: False)
+        patch.setattr(recovery, "_write_note", no_space)
+        assert not (await store.start()).rebuilt
+    assert [store.read(key) for key in (b"b", b"c")] == [b"2", b"3"]
 
 
 async def test_a_lost_state_is_never_trusted_again_though_its_next_sync_succeeds(store: Store) -> None:
