@@ -8,7 +8,7 @@ are computed anew (as S3 does it: the copy of a multipart object has a plain ETa
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import aclosing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Final
 
 import msgspec
@@ -296,7 +296,7 @@ async def copy_part(
                 name="x-amz-copy-source-range",
                 value=f"bytes={first}-{last}",
             )
-        found = replace(found, first=first, length=last - first + 1, ranged=True)
+        found = msgspec.structs.replace(found, first=first, length=last - first + 1, ranged=True)
     body = _body_of(store, found, record.checksum_algorithm or checksums.DEFAULT)
     began_us = store.clock.now_us()
 

@@ -4,6 +4,8 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Protocol
 
+import msgspec
+
 from objstore.iam.principal import Principal as Principal
 from objstore.meta.schema import BucketRecord, Checksum, ObjectRecord
 
@@ -80,8 +82,7 @@ class Written:
     version: bytes = b""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Found:
+class Found(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A version that a read chose, after its conditions held."""
 
     bucket: BucketRecord
