@@ -118,6 +118,19 @@ def _body_of(store: Store, found: Found, checksum_algorithm: str) -> _Copied:
     return _Copied(store, found, md5=md5, checksum=wanted)
 
 
+async def _find_source(store: Store, who: Principal, source: Source) -> Found:
+    """The version to copy, authorised as any read is. Raises: what find_object raises."""
+    return await find_object(
+        store,
+        who,
+        source.bucket,
+        source.key,
+        version=source.version,
+        conditions=source.conditions,
+        condition_prefix=COPY_SOURCE,
+    )
+
+
 async def copy_object(
     store: Store,
     who: Principal,
@@ -138,15 +151,7 @@ async def copy_object(
     onto_itself = source.bucket == bucket and source.key == key
     if onto_itself and about is None:
         raise CopyToSelf("a copy onto itself that changes nothing")
-    found = await find_object(
-        store,
-        who,
-        source.bucket,
-        source.key,
-        version=source.version,
-        conditions=source.conditions,
-        condition_prefix=COPY_SOURCE,
-    )
+    found = await _find_source(store, who, source)
     if found.record.size > PUT_SIZE_MAX:
         raise BadRequest(
             "The specified copy source is larger than the maximum allowable size for a copy source: "
@@ -240,15 +245,7 @@ async def _change_words(
         try:
             record, _ = await change_object(store, who, place, check_same, build)
         except _OtherBytes:
-            found = await find_object(
-                store,
-                who,
-                source.bucket,
-                source.key,
-                version=source.version,
-                conditions=source.conditions,
-                condition_prefix=COPY_SOURCE,
-            )
+            found = await _find_source(store, who, source)
             continue
         assert record is not None
         return Written(
@@ -276,15 +273,7 @@ async def copy_part(
     """
     check_part_number(number)
     place, name, value, record = await open_upload(store, who, bucket, key, upload)
-    found = await find_object(
-        store,
-        who,
-        source.bucket,
-        source.key,
-        version=source.version,
-        conditions=source.conditions,
-        condition_prefix=COPY_SOURCE,
-    )
+    found = await _find_source(store, who, source)
     if byte_range is not None:
         first, last = byte_range
         size = found.record.size

@@ -49,21 +49,13 @@ class Outbox:
         if transport is None or transport.is_closing():
             raise ConnectionResetError("the client is gone")
         headers = response._headers
-        if status == 200 and body and method != hdrs.METH_HEAD:  # The rule, not worth the questions below.
-            empty = False
-            headers[hdrs.CONTENT_LENGTH] = str(len(body))
-            if hdrs.CONTENT_TYPE not in headers:
-                headers[hdrs.CONTENT_TYPE] = "application/octet-stream"
-        else:
-            empty = must_be_empty_body(method, status)
-            if should_remove_content_length(method, status):
-                headers.popall(hdrs.CONTENT_LENGTH, None)
-            elif hdrs.CONTENT_LENGTH not in headers and (
-                body or (status != 304 and method != hdrs.METH_HEAD)
-            ):
-                headers[hdrs.CONTENT_LENGTH] = str(len(body)) if body else "0"
-            if not empty and body and hdrs.CONTENT_TYPE not in headers:
-                headers[hdrs.CONTENT_TYPE] = "application/octet-stream"
+        empty = must_be_empty_body(method, status)
+        if should_remove_content_length(method, status):
+            headers.popall(hdrs.CONTENT_LENGTH, None)
+        elif hdrs.CONTENT_LENGTH not in headers and (body or (status != 304 and method != hdrs.METH_HEAD)):
+            headers[hdrs.CONTENT_LENGTH] = str(len(body)) if body else "0"
+        if not empty and body and hdrs.CONTENT_TYPE not in headers:
+            headers[hdrs.CONTENT_TYPE] = "application/octet-stream"
         if hdrs.DATE not in headers:
             headers[hdrs.DATE] = rfc822_formatted_time()
         if response._keep_alive is None:
