@@ -86,6 +86,10 @@ class MetaLedger:
         self._clock = clock if clock is not None else SystemClock()
         self._cache: dict[int, VolumeRecord] = {}
 
+    def over(self, kv: Kv) -> "MetaLedger":
+        """The same records through another `Kv`, with a cache of its own."""
+        return MetaLedger(kv, clock=self._clock)
+
     # What the blob layer asks for.
 
     async def create(

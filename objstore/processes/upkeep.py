@@ -9,7 +9,7 @@ import logging
 import socket
 import ssl
 from collections.abc import Sequence
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
 
 import uvloop
@@ -101,7 +101,7 @@ def _service(parts: Parts) -> Service:
         context,
         holder=parts.writer_id,
         alive=living_writers(spec.run_directory),
-        sweep_doomed=partial(doomed.sweep, store),
+        sweep_doomed=lambda kv: doomed.sweep(replace(store, kv=kv)),
         periods=Periods(scrub_round_s=config.scrub_days * 86_400).scaled(config.period_factor),
         compaction_rules=CompactionRules(garbage_share=config.garbage_percent / 100),
         trash_rules=TrashRules(grace_s=grace_s, grace_least_s=min(grace_s, 86_400)),

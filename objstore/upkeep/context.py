@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from objstore.blobs.reader import BlobReader
 from objstore.blobs.writer import BlobWriter, CodecFor
@@ -12,6 +12,7 @@ from objstore.meta.kv import Kv
 from objstore.node.disk import Disk
 from objstore.node.fragments import Seal
 from objstore.objects.ledger import MetaLedger
+from objstore.upkeep.claims import Claim, ClaimedKv
 
 log = logging.getLogger(__name__)
 
@@ -63,8 +64,16 @@ def no_crash(name: str) -> None:
     """The crash point of production: nothing happens."""
 
 
+async def no_fence() -> None:
+    """Of work under no claim: an operator's own, at a store that does not serve."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Context:
+    """`fence` is awaited right before a file is put, cut, marked or removed; it raises Deposed if another
+    process has taken the claim under which the work began. Commits through `kv` and `ledger` are fenced by
+    themselves."""
+
     kv: Kv
     ledger: MetaLedger
     disks: Mapping[int, Disk]
@@ -78,3 +87,9 @@ class Context:
     clock: Clock = field(default_factory=SystemClock)
     alarms: Alarms = field(default_factory=Alarms)
     crash_point: Callable[[str], None] = no_crash
+    fence: Callable[[], Awaitable[None]] = no_fence
+
+    def under(self, claim: Claim) -> "Context":
+        """The same for work under a claim. The writer and its volumes stay this process's own."""
+        kv = ClaimedKv(self.kv, claim)
+        return replace(self, kv=kv, ledger=self.ledger.over(kv), fence=claim.confirm)

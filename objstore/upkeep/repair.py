@@ -22,6 +22,7 @@ from objstore.blobs.volumes import Intent, VolumeRecord, VolumeState
 from objstore.errors import Conflict, Corrupt, StoreError, Unavailable
 from objstore.node.disk import Buffer, Disk, DiskState
 from objstore.node.fragments import file_header, record_buffers, record_size
+from objstore.upkeep.claims import Deposed
 from objstore.upkeep.context import Context
 from objstore.upkeep.walk import headers
 
@@ -74,6 +75,8 @@ class Repair:
                 done = await repair_file(ctx, damage.record.id, damage.file, report)
             except Conflict:
                 continue  # The record has changed: the next pass sees what is left to do.
+            except Deposed:
+                raise
             except StoreError as failure:
                 report.failures.append(f"{damage.record.id}.{damage.file}: {failure}")
                 log.warning("fragment file %d.%d not rebuilt: %s", damage.record.id, damage.file, failure)
@@ -177,6 +180,7 @@ async def repair_file(ctx: Context, volume: int, file: int, report: RepairReport
         return False
     content = await rebuilt(ctx, record, file, report)
     ctx.crash_point("repair-rebuilt")
+    await ctx.fence()
     await target.replace(record.id, file, content)
     ctx.crash_point("repair-replaced")
     await ctx.ledger.repaired(record, file, target.number)

@@ -20,6 +20,7 @@ from objstore.errors import StoreError, Unavailable
 from objstore.meta.kv import Transaction
 from objstore.meta.schema import setting_key
 from objstore.node.fragments import FILE_HEADER_SIZE, FileScan
+from objstore.upkeep.claims import Deposed
 from objstore.upkeep.context import Context
 from objstore.upkeep.repair import RepairReport, repair_file
 
@@ -91,6 +92,8 @@ async def scrub_volume(ctx: Context, record: VolumeRecord) -> ScrubReport:
             continue  # Its writer has it open; the round after the seal mends it.
         try:
             report.repaired += await repair_file(ctx, record.id, file, RepairReport())
+        except Deposed:
+            raise
         except StoreError as failure:
             log.warning("fragment file %d.%d not rebuilt: %s", record.id, file, failure)
     if len(report.damaged) + len(report.unread) > record.m:

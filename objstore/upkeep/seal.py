@@ -27,6 +27,7 @@ from objstore.node.fragments import (
     record_size,
     verify_record,
 )
+from objstore.upkeep.claims import Deposed
 from objstore.upkeep.context import Context
 
 log = logging.getLogger(__name__)
@@ -51,6 +52,8 @@ async def seal_dead(ctx: Context, alive: Alive, *, young_s: float = 0.0) -> list
                 continue
             try:
                 sealed.append(await seal_volume(ctx, record))
+            except Deposed:
+                raise
             except StoreError as failure:
                 log.warning("volume %d of a dead writer is not sealed yet: %s", record.id, failure)
     return sealed
@@ -79,6 +82,7 @@ async def seal_volume(ctx: Context, record: VolumeRecord) -> VolumeRecord:
         disk = ctx.disks.get(number)
         try:
             if disk is not None:
+                await ctx.fence()
                 await disk.seal(record.id, index, sealed.length)
         except UNREADABLE as failure:
             # Harmless: the file is longer or shorter than the record says; scrub sees the latter.

@@ -23,6 +23,7 @@ import msgspec
 
 from objstore.blobs.volumes import VolumeState
 from objstore.errors import StoreError
+from objstore.meta.kv import Kv
 from objstore.node.disk import DiskState
 from objstore.upkeep import compaction, scrub, trash
 from objstore.upkeep.claims import Claim
@@ -78,7 +79,7 @@ class Service:
         *,
         holder: bytes,
         alive: Alive,
-        sweep_doomed: Callable[[], Awaitable[int]] | None = None,
+        sweep_doomed: Callable[[Kv], Awaitable[int]] | None = None,
         periods: Periods | None = None,
         compaction_rules: compaction.CompactionRules = compaction.DEFAULT_RULES,
         trash_rules: trash.TrashRules = trash.DEFAULT_RULES,
@@ -89,16 +90,16 @@ class Service:
         Args:
             holder: 16 bytes, this incarnation's id.
             alive: whether a writer (16 bytes) may still write. Must never call a living one dead.
-            sweep_doomed: objects.doomed.sweep with its store bound.
+            sweep_doomed: objects.doomed.sweep with its store bound but for the `Kv` to commit through.
         """
-        self._ctx = ctx
+        self._claim = Claim(ctx.kv, "upkeep", holder, ctx.clock)
+        self._ctx = ctx = ctx.under(self._claim)
         self._alive = alive
         self._sweep_doomed = sweep_doomed
         self._periods = periods if periods is not None else Periods()
         self._compaction_rules = compaction_rules
         self._trash_rules = trash_rules
         self._sleep = sleep
-        self._claim = Claim(ctx.kv, "upkeep", holder, ctx.clock)
         self._repair = Repair(ctx, grace_s=repair_grace_s)
         self._audit = LiveBytesAudit(ctx)
         self._sweep = Sweep(ctx, [self._audit], sleep=sleep)
@@ -251,7 +252,7 @@ class Service:
 
     async def doomed(self) -> str:
         assert self._sweep_doomed is not None
-        return f"{await self._sweep_doomed()} ids swept"
+        return f"{await self._sweep_doomed(self._ctx.kv)} ids swept"
 
     async def sweep(self) -> str:
         whole = await self._sweep.run()

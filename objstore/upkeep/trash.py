@@ -126,6 +126,7 @@ async def _empty(
         usage = await disk.usage()
         for file in files:
             if not file.retired_us:
+                await ctx.fence()
                 await disk.retire(file.volume, file.index, now_us)
                 report.retired += 1
                 report.kept_bytes += file.size
@@ -136,6 +137,7 @@ async def _empty(
                 report.kept_bytes += file.size
                 continue
             ctx.crash_point("trash-purging")
+            await ctx.fence()
             await disk.purge(file.volume, file.index, retired_before_us=before_us)
             purged.append(file)
             report.purged += 1

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from objstore.blobs.volumes import VolumeState
-from objstore.meta.kv import Add, DictKv, Transaction
+from objstore.meta.kv import Add, DictKv, Kv, Transaction
 from objstore.meta.schema import object_key, setting_key, volume_live_key
 from objstore.upkeep.claims import Claim
 from objstore.upkeep.context import Pace
@@ -185,7 +185,7 @@ async def test_the_services_bring_a_worn_store_back_to_order() -> None:
     ctx = yard.context()
     swept = 0
 
-    async def doomed() -> int:
+    async def doomed(kv: Kv) -> int:
         nonlocal swept
         swept += 1
         return 0
@@ -251,7 +251,7 @@ async def test_only_one_of_two_upkeep_processes_works() -> None:
 async def test_a_failing_service_shows_its_words_and_the_others_go_on() -> None:
     yard = await Yard().start()
 
-    async def broken() -> int:
+    async def broken(kv: Kv) -> int:
         raise TypeError("a bug")
 
     service = Service(
