@@ -5,9 +5,12 @@ unanswered the rest waits and goes with the next. When the committer dies the cl
 and sends every unanswered batch again, in order, under its old number: the committer keeps each
 client's last applied batch, so nothing is applied twice and every outcome is learned. A commit that
 has not been answered within the time limit raises MetaUnavailable, and its batch is never sent again.
+When the committer has been away for `away_s`, whatever waits for it fails, and what comes later is refused
+at once (`away` says so before a body is received): a restart is ridden out, an outage answers early.
 
 Concurrency: one client belongs to one event loop; nothing here takes a lock. Reads go on while the
-committer is away. A crash of this process leaves at most sent batches, which happen or not.
+committer is away, from the state that the beacon shows. A crash of this process leaves at most sent
+batches, which happen or not.
 """
 
 import asyncio
@@ -20,6 +23,7 @@ from typing import NamedTuple, cast
 
 from objstore.errors import MetaUnavailable, Overloaded
 from objstore.ids import random_id
+from objstore.meta.beacon import Beacon
 from objstore.meta.kv import Transaction
 from objstore.meta.kv_lmdb import SCAN_CHUNK, LmdbReader
 from objstore.meta.messages import (
@@ -45,7 +49,8 @@ BATCH_COUNT_MAX = 512  # Transactions in a message: about 5 ms of the committer'
 BATCH_SIZE_MAX = FRAME_SIZE_MAX - 1024  # Bytes: one transaction of the greatest size fits.
 QUEUE_COUNT_MAX = 10_000  # Commits that wait or are under way: a second of the committer's time.
 QUEUE_SIZE_MAX = 64 * 1024 * 1024  # Bytes.
-TIMEOUT_S = 15.0  # Longest wait for a commit: a restart of the committer fits several times.
+TIMEOUT_S = 15.0  # Longest wait for a committer that is there: it may be opening an epoch on slow disks.
+AWAY_S = 5.0  # Longest wait for one that is not: a restart takes about one second, ready again in two.
 RECONNECT_FIRST_S = 0.02
 RECONNECT_LAST_S = 0.2
 TICK_S = 0.25  # How often time limits are looked at.
@@ -60,6 +65,7 @@ class ClientStats:
     messages: int = 0
     overloaded: int = 0
     timeouts: int = 0
+    refused_away: int = 0  # Commits refused at once, the committer being away for long.
     connections: int = 0
 
 
@@ -81,6 +87,8 @@ class MetaClient:
         socket_path: the committer's Unix socket.
         client_id: 16 bytes that no other living client has; a fresh one if None.
         timeout_s: the longest that one commit waits for its outcome.
+        away_s: the longest that it waits while no committer is there.
+        beacon: shows which state is in force; None: only the committer's greeting does.
         window: unanswered messages; at most half of what the committer remembers.
     """
 
@@ -90,6 +98,8 @@ class MetaClient:
         client_id: bytes | None = None,
         *,
         timeout_s: float = TIMEOUT_S,
+        away_s: float = AWAY_S,
+        beacon: Beacon | None = None,
         window: int = WINDOW,
         queue_count_max: int = QUEUE_COUNT_MAX,
         queue_size_max: int = QUEUE_SIZE_MAX,
@@ -100,6 +110,11 @@ class MetaClient:
         self._client_id = random_id() if client_id is None else client_id
         assert len(self._client_id) == 16
         self._timeout_s = timeout_s
+        self._away_s = away_s
+        self._away_since: float | None = None  # None: the committer is there.
+        self._beacon = beacon or Beacon()
+        self._shared = beacon is not None
+        self._generation = 0  # Of the beacon, when `_reader` was opened.
         self._window = window
         self._queue_count_max = queue_count_max
         self._queue_size_max = queue_size_max
@@ -126,6 +141,7 @@ class MetaClient:
         """
         assert self._task is None
         self._loop = asyncio.get_running_loop()
+        self._away_since = self._loop.time()
         self._task = self._loop.create_task(self._stay_connected())
         self._tick()
         try:
@@ -158,14 +174,38 @@ class MetaClient:
         return self._connection is not None
 
     @property
+    def away(self) -> bool:
+        """Whether the committer has been gone for so long that a commit would be refused at once."""
+        since = self._away_since
+        return since is not None and self._loop is not None and self._loop.time() - since >= self._away_s
+
+    @property
     def reader(self) -> LmdbReader:
-        """The state itself, for callers that need no coroutine (the GET path).
+        """The state itself, for callers that need no coroutine (the GET path). Do not keep it.
 
         Raises: MetaUnavailable before the first contact with a committer.
         """
+        if self._beacon.generation != self._generation:
+            self._follow()
         if self._reader is None:
             raise MetaUnavailable("no metadata state is open")
         return self._reader
+
+    def _follow(self) -> None:
+        """Another state is in force: read from it, before any greeting says so. Raises: MetaUnavailable."""
+        generation = self._beacon.generation
+        self._open_state(*self._beacon.state())
+        self._generation = generation
+
+    def _open_state(self, path: Path, inode: tuple[int, int]) -> None:
+        old = self._reader
+        if old is not None and old.inode == inode and old.path == path:
+            return
+        # First: if the new one cannot be opened, better no reads than reads of the past.
+        self._reader = None
+        if old is not None:
+            old.close()
+        self._reader = LmdbReader(path, inode)
 
     # Kv.
 
@@ -204,6 +244,9 @@ class MetaClient:
         """
         encoded = encode_transaction(transaction)
         size = len(encoded)
+        if self._away_since is not None and self.away:
+            self.stats.refused_away += 1
+            raise MetaUnavailable("the committer is away: the commit was not sent")
         if self._count >= self._queue_count_max or self._size + size > self._queue_size_max:
             self.stats.overloaded += 1
             raise Overloaded(f"{self._count} commits of {self._size} bytes wait for the committer")
@@ -285,15 +328,16 @@ class MetaClient:
         """End what has waited too long. The oldest batch is always the first."""
         assert self._loop is not None
         now = self._loop.time()
+        away = self.away
         while self._sent:
             number, sent = next(iter(self._sent.items()))
-            if sent.waiting[-1].deadline > now:
+            if sent.waiting[-1].deadline > now and not away:
                 break
             del self._sent[number]
             self.stats.timeouts += len(sent.waiting)
             for one in sent.waiting:
                 self._give_up(one, "no answer from the committer: the outcome is unknown")
-        while self._queue and self._queue[0].deadline <= now:
+        while self._queue and (away or self._queue[0].deadline <= now):
             self.stats.timeouts += 1
             self._give_up(self._queue.popleft(), "no committer: the commit was not sent")
 
@@ -317,6 +361,8 @@ class MetaClient:
                     await connection.lost
                 finally:
                     self._connection = None
+                    if self._away_since is None:
+                        self._away_since = loop.time()
                     connection.abort()
             except (OSError, TimeoutError, MetaUnavailable) as failure:
                 log.debug("the committer is away", extra={"failure": repr(failure)})
@@ -326,21 +372,18 @@ class MetaClient:
     def _welcome(self, connection: "_Connection", welcome: Welcome) -> None:
         if welcome.format != FORMAT:
             raise MetaUnavailable(f"the committer speaks format {welcome.format}, this client {FORMAT}")
-        inode = (welcome.device, welcome.inode)
-        old = self._reader
-        if old is None or old.inode != inode or str(old.path) != welcome.path:
-            # First: if the new one cannot be opened, better no reads than reads of the past.
-            self._reader = None
-            if old is not None:
-                old.close()
-            self._reader = LmdbReader(Path(welcome.path), inode)
+        if self._shared:
+            self._follow()  # Shown before the committer listened; and if yet another is, that one counts.
+        else:
+            self._open_state(Path(welcome.path), (welcome.device, welcome.inode))
         # A process that keeps its id over a restart must not use a number twice: such a batch would
         # be taken for one that is applied already.
         self._next_number = max(self._next_number, welcome.last + 1)
         self._connection = connection
-        self.stats.connections += 1
+        self._away_since = None
         # A batch beyond its time limit must not go out again: the committer may have forgotten it.
         self._expire()
+        self.stats.connections += 1
         for sent in self._sent.values():
             connection.send(sent.frame)
         self._flush()

@@ -30,6 +30,7 @@ import msgspec
 from objstore.clock import Clock, SystemClock
 from objstore.errors import StoreError
 from objstore.ids import Randomness
+from objstore.meta.beacon import Beacon
 from objstore.meta.journal import (
     APPEND_TIMEOUT_S,
     KIND_BATCH,
@@ -134,6 +135,7 @@ async def run_committer(
     stats: CommitterStats | None = None,
     forget: bool = False,
     served: Path | None = None,
+    beacon: Beacon | None = None,
 ) -> None:
     """Recover, serve until `stop` is set, then drain and leave a clean mark.
 
@@ -149,6 +151,7 @@ async def run_committer(
         folder: makes snapshots, in another process (see fold.py); None: the journal only grows.
         trust_state: False after a death by SIGBUS.
         forget, served: see `recover`.
+        beacon: where it shows which state is in force, before any client can commit to it.
 
     Raises: MetaUnavailable, StateLost, Corrupt, TooFewDisks; lmdb.Error when a commit fails. In
         each case nothing that was acknowledged is lost, and the process must end: a new one recovers.
@@ -174,6 +177,8 @@ async def run_committer(
         "metadata recovered",
         extra={"epoch": journal.header.epoch, "state": str(state.path), "rebuilt": rebuilt, "why": reason},
     )
+    if beacon is not None:
+        beacon.show(state.path, state.inode)
     committer = Committer(
         journal, state, folder=folder, clock=clock, options=options, crash=crash, stats=stats
     )

@@ -72,6 +72,7 @@ async def _serve(link: Link, died: str, spec: Spec, forget: bool) -> None:
             stats=stats,
             forget=forget,
             served=Path(spec.data, SERVED_NAME),
+            beacon=spec.beacon,
         )
     finally:
         metrics.close()

@@ -47,7 +47,7 @@ class Parts:
 async def open_parts(spec: Spec, registry: Registry) -> Parts:
     """Raises: MetaUnavailable if no committer answers."""
     config = spec.config
-    kv = MetaClient(spec.committer_socket)
+    kv = MetaClient(spec.committer_socket, beacon=spec.beacon)
     await kv.start()
     disks = open_disks(spec)
     ledger = MetaLedger(kv)
@@ -180,10 +180,11 @@ def part_families(parts: Parts) -> list[Family]:
         counter("corrupt_fragments", "Fragments that reads found wrong.", reader.corrupt_fragments),
         counter("missing_fragments", "Fragments that reads found absent or late.", reader.missing_fragments),
         counter("failed_reads", "Ranges neither verified nor reconstructed.", reader.failed_reads),
-        gauge("blob_write_memory_bytes", "Stripes that uploads hold.", writer.memory_used),
-        gauge("blob_read_memory_bytes", "Bytes that downloads hold.", reader.memory_used),
+        gauge("blob_write_memory_bytes", "Stripes that uploads hold.", parts.store.writer.memory.used),
+        gauge("blob_read_memory_bytes", "Bytes that downloads hold.", parts.store.reader.memory.used),
         gauge("blob_queue_bytes", "Small bodies that wait for a stripe.", writer.queue_bytes),
         counter("meta_commits", "Commits answered by the committer.", client.commits),
         counter("meta_commit_timeouts", "Commits whose outcome stayed unknown.", client.timeouts),
+        counter("meta_commits_refused", "Commits refused at once, the committer away.", client.refused_away),
         counter("meta_connections", "Times a process connected to the committer.", client.connections),
     ]

@@ -25,6 +25,7 @@ from pathlib import Path
 from objstore import __version__
 from objstore.codec.backend import choose as choose_backend
 from objstore.config import Config, Loaded, host_and_port
+from objstore.meta.beacon import Beacon
 from objstore.processes import committer
 from objstore.processes.cluster import RECORD_NAME, CannotStart, open_cluster, warnings_of
 from objstore.processes.link import Link
@@ -167,6 +168,7 @@ def _open(
         endpoint=endpoint,
         cluster=cluster,
         backend=backend,
+        beacon=Beacon(),
     )
 
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from objstore.codec.backend import Backend
 from objstore.config import Config
+from objstore.meta.beacon import Beacon
 from objstore.node.local import DiskOptions, Expected, LocalDisk, open_disk
 from objstore.processes.cluster import Cluster
 
@@ -19,6 +20,7 @@ class Spec:
     endpoint: str
     cluster: Cluster
     backend: Backend
+    beacon: Beacon  # Which metadata state is in force; every child shares the page.
 
     @property
     def committer_socket(self) -> str:

@@ -56,6 +56,7 @@ async def _serve(link: Link, spec: Spec, name: str, sockets: Sequence[socket.soc
         limits=limits,
         access_log=access_log,
         observer=RequestMetrics(registry, name.removeprefix("worker-")),
+        no_writes=lambda: parts.kv.away,
     )
     tasks = [loop.create_task(mind_disks(parts)), loop.create_task(report_damage(parts))]
     context: ssl.SSLContext | None = None

@@ -44,6 +44,7 @@ from objstore.s3.errors import (
     invalid_uri,
     not_implemented,
     render,
+    service_unavailable,
     slow_down,
 )
 from objstore.s3.limits import Admission, Limits, weight
@@ -61,6 +62,7 @@ _COPY_SOURCE = istr("x-amz-copy-source")
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _VERSIONS = (HttpVersion11, HttpVersion10)
 _OBJECT_PUTS = frozenset({"PutObject", "UploadPart"})  # Their bodies need a length.
+_READS = frozenset({"GET", "HEAD"})
 _HASH_THREADS = min(8, (os.cpu_count() or 1) + 1)
 
 Chooser = Callable[[str, str, str, Mapping[str, str], Mapping[str, str]], Route]
@@ -162,6 +164,7 @@ class App:
         domains: base domains of virtual-host style.
         now: wall clock in seconds, for signatures.
         hash_pool: threads that hash large bodies; made here if not given.
+        no_writes: whether no change could be committed now: then its request is refused, its body unread.
 
     Raises: ValueError for a route without a rule that we know.
     """
@@ -181,6 +184,7 @@ class App:
         now: Callable[[], float] = time.time,
         hash_pool: Executor | None = None,
         randomness: random.Random | None = None,
+        no_writes: Callable[[], bool] = lambda: False,
     ) -> None:
         for route in routes:
             if route.rule not in RULES:
@@ -195,6 +199,7 @@ class App:
         self.observer: Observer = observer or Nobody()
         self.now = now
         self.hash_pool = hash_pool or ThreadPoolExecutor(_HASH_THREADS, "hash")
+        self.no_writes = no_writes
         self.draining = False
         self.outbox = Outbox()
         self._random = randomness or random.Random(os.urandom(16))  # noqa: S311 # Names requests, guards nothing.
@@ -296,6 +301,8 @@ class App:
         request.operation = operation = route.operation
         if route.handler is None:
             raise not_implemented(operation)
+        if method not in _READS and self.no_writes():
+            raise service_unavailable()  # Before the body is received: nothing could be committed for it.
         body = request.body = open_body(
             payload=request._payload,
             headers=verified.headers,

@@ -7,6 +7,8 @@ import sys
 from functools import partial
 from pathlib import Path
 
+from objstore.meta import beacon
+from objstore.meta.beacon import Beacon
 from objstore.meta.client import MetaClient
 from objstore.meta.committer import CommitterOptions, run_committer
 from objstore.meta.fold import folder_process
@@ -22,6 +24,11 @@ def state_directories(root: Path) -> list[Path]:
     return [root / f"disk{number}" / "meta" for number in range(1, 7)]
 
 
+def open_beacon(root: Path) -> Beacon:
+    with (root / "beacon").open("r+b") as file:
+        return Beacon(file.fileno())
+
+
 class CommitterProcess:
     """`async with CommitterProcess(root) as committer`: ready when entered, killed when left."""
 
@@ -35,6 +42,8 @@ class CommitterProcess:
                 )
                 format_disk(str(root / f"disk{number}"), identity)
         self.socket = root / "committer.sock"
+        (root / "beacon").write_bytes(bytes(beacon.SIZE))
+        self.beacon = open_beacon(root)
         self.process: asyncio.subprocess.Process | None = None
         self._options = options
 
@@ -82,8 +91,13 @@ class CommitterProcess:
         assert self.process is not None
         os.kill(self.process.pid, number)
 
-    async def client(self, **options: float) -> MetaClient:
-        client = MetaClient(self.socket, **options)  # type: ignore[arg-type]
+    async def client(self, *, follows: bool = False, **options: float) -> MetaClient:
+        """`follows`: it sees the beacon, as the processes of a store do."""
+        client = MetaClient(
+            self.socket,
+            beacon=self.beacon if follows else None,
+            **options,  # type: ignore[arg-type]
+        )
         await client.start(20.0)
         return client
 
@@ -110,6 +124,7 @@ async def main(root: Path, options: dict[str, float]) -> None:
         stop=stop,
         folder=folder_process(partial(disks_of, root)),
         options=CommitterOptions(**options),  # type: ignore[arg-type]
+        beacon=open_beacon(root),
     )
 
 

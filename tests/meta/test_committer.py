@@ -175,6 +175,66 @@ async def test_a_stopped_committer_makes_commits_unknown_in_time_and_overload_ch
     await client.close()
 
 
+async def test_a_restart_of_the_committer_is_ridden_out(committer: CommitterProcess) -> None:
+    client = await committer.client()
+    await committer.kill()
+    commit = asyncio.create_task(client.commit(Transaction(put={b"a": b"1"})))
+    await committer.start()
+    await commit
+    assert not client.away
+    assert await client.get(b"a") == b"1"
+    await client.close()
+
+
+async def test_without_a_committer_commits_fail_soon_then_at_once_and_reads_go_on(
+    committer: CommitterProcess,
+) -> None:
+    # A time limit that this test does not live to see: only the absence ends the wait.
+    client = await committer.client(away_s=0.5, timeout_s=10_000.0)
+    await client.commit(Transaction(put={b"a": b"1"}))
+    committer.signal(signal.SIGSTOP)
+    sent = asyncio.create_task(client.commit(Transaction(put={b"sent": b""})))
+    await asyncio.sleep(0.05)
+    await committer.kill()
+    waiting = asyncio.create_task(client.commit(Transaction(put={b"waiting": b""})))
+    for commit in (sent, waiting):
+        with pytest.raises(MetaUnavailable):
+            await commit
+    assert client.away
+    assert client._count == client._size == 0, "nothing is left in the queue"
+    with pytest.raises(MetaUnavailable, match="away"):
+        await client.commit(Transaction(put={b"late": b""}))
+    assert client.stats.refused_away == 1
+    assert await client.get(b"a") == b"1", "reads go on"
+    await committer.start()
+    while client.away:
+        await asyncio.sleep(0.01)
+    await client.commit(Transaction(expect={b"waiting": None, b"late": None}, put={b"a": b"2"}))
+    assert await client.get(b"a") == b"2"
+    await client.close()
+
+
+async def test_a_state_built_again_is_read_by_those_who_have_not_found_the_new_committer_yet(
+    committer: CommitterProcess,
+) -> None:
+    late, early = await committer.client(follows=True), await committer.client(follows=True)
+    await early.commit(Transaction(put={b"a": b"old"}))
+    assert await late.get(b"a") == b"old"
+    # It will not connect again: a worker whose next attempt comes a moment later than the other's.
+    assert late._task is not None
+    late._task.cancel()
+    await committer.kill()
+    assert await late.get(b"a") == b"old", "reads go on without a committer"
+    for path in states(committer.root):
+        shutil.rmtree(path)
+    await committer.start()
+    await early.commit(Transaction(expect={b"a": b"old"}, put={b"a": b"new"}))
+    assert await late.get(b"a") == b"new"
+    assert late.stats.connections == 1
+    await late.close()
+    await early.close()
+
+
 async def test_a_client_that_never_found_a_committer_says_so(tmp_path: Path) -> None:
     client = MetaClient(tmp_path / "nothing.sock")
     with pytest.raises(MetaUnavailable, match="no committer"):

@@ -97,6 +97,46 @@ def test_a_killed_child_is_replaced_under_load_and_nothing_acknowledged_is_lost(
                 one.wait_for(3)
 
 
+def test_while_no_committer_can_start_writes_are_refused_unread_and_reads_go_on(server: Server) -> None:
+    s3 = server.boto3()
+    s3.put_object(Bucket="bucket", Key="before", Body=b"there")
+    signer = server.boto3(signature_version="s3v4")
+    url = signer.generate_presigned_url("put_object", {"Bucket": "bucket", "Key": "refused"})
+    os.kill(server.pid, signal.SIGSTOP)  # It starts no other.
+    try:
+        os.kill(server.children()["committer"], signal.SIGKILL)
+        with pytest.raises(Exception, match="ServiceUnavailable"):  # The patience with a restart.
+            s3.put_object(Bucket="bucket", Key="waits", Body=b"x" * 100)
+        assert s3.get_object(Bucket="bucket", Key="before")["Body"].read() == b"there"
+        # Each worker has its own connection to the committer, and its own patience.
+        limit = time.monotonic() + 30
+        refused = 0
+        while refused < 10:
+            assert time.monotonic() < limit
+            connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
+            connection.putrequest("PUT", url.partition(str(server.port))[2])
+            connection.putheader("Content-Length", str(1 << 30))
+            connection.endheaders()  # And not one byte of the body.
+            response = connection.getresponse()
+            assert response.status == 503
+            assert b"ServiceUnavailable" in response.read()
+            connection.close()
+            refused += 1
+    finally:
+        os.kill(server.pid, signal.SIGCONT)
+    limit = time.monotonic() + 30
+    while True:
+        with contextlib.suppress(Exception):
+            s3.put_object(Bucket="bucket", Key="after", Body=b"x")
+            break
+        assert time.monotonic() < limit, server.text()[-4000:]
+        time.sleep(0.05)
+    server.wait_ready()
+    keys = {entry["Key"] for entry in s3.list_objects_v2(Bucket="bucket")["Contents"]}
+    assert "after" in keys
+    assert "refused" not in keys
+
+
 def test_a_worker_that_hangs_is_replaced_while_the_other_serves(server: Server) -> None:
     old = server.children()["worker-2"]
     os.kill(old, signal.SIGSTOP)
