@@ -13,10 +13,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import uvloop
-from aiohttp import web
 
-from objstore.admin import guard
-from objstore.admin.app import handler
+from objstore.admin import server as admin_server
 from objstore.admin.snippets import SNIPPETS
 from objstore.iam.directory import Directory
 from objstore.metrics import Registry
@@ -69,15 +67,7 @@ async def _serve(link: Link, spec: Spec, sockets: Sequence[socket.socket]) -> No
         certificate = Certificate(Path(name), Path(config.tls.admin_key or config.tls.key))
         context = certificate.context
         tasks.append(loop.create_task(certificate.watch()))
-    server = web.Server(
-        handler(port.admin()),
-        access_log=None,
-        auto_decompress=False,
-        keepalive_timeout=guard.HEADER_SECONDS,
-        logger=guard.log,
-    )
-    tasks.append(loop.create_task(guard.watch(server)))
-    listeners = [await loop.create_server(server, sock=listener, ssl=context) for listener in sockets]
+    server = await admin_server.serve(port.admin(), sockets, context)
     if config.upkeep.enabled:
         service.start()
         tasks.append(loop.create_task(copies.keep(config.upkeep.snapshot_hours)))
@@ -85,9 +75,7 @@ async def _serve(link: Link, spec: Spec, sockets: Sequence[socket.socket]) -> No
     await until_stopped()
     for task in tasks:
         task.cancel()
-    for listener in listeners:
-        listener.close()
-    await server.shutdown(2.0)
+    await server.close()
     await service.close()
     metrics.close()
     await parts.close()
