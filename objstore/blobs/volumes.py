@@ -97,7 +97,7 @@ class Ledger(Protocol):
         """Open -> sealed, at `length`. Idempotent: a sealed volume is returned as it is."""
         ...
 
-    async def suspect(self, disk: int, reason: str) -> None:
+    async def suspect(self, disk: int, reason: str, *, read_only: bool = False) -> None:
         """Record in metadata, for every process, that a disk takes no more writes until verified."""
         ...
 

@@ -1051,7 +1051,10 @@ class BlobWriter:
                 self._full[number] = self._clock.monotonic() + FULL_DISK_REST_S
                 continue
             try:
-                await self._ledger.suspect(number, str(failure) or type(failure).__name__)
+                disk = self._disks.get(number)
+                read_only = disk is not None and disk.state is DiskState.READ_ONLY
+                words = str(failure) or type(failure).__name__
+                await self._ledger.suspect(number, words, read_only=read_only)
             except StoreError as unreported:
                 # The bytes stand on the others; the disk object knows for this process.
                 log.warning("disk %d could not be reported: %s", number, unreported)

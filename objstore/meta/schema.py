@@ -169,7 +169,7 @@ class DoomedRecord(Record, frozen=True, array_like=True, kw_only=True):
 class DiskRecord(Record, frozen=True, array_like=True, kw_only=True):
     uuid: bytes  # 16 bytes, as in the disk's identity file.
     path: str
-    state: str  # healthy | suspect | failed | retired: see node/disk.py.
+    state: str  # healthy | suspect | read-only | failed | retired: see docs/formats.md.
     reason: str = ""  # In plain words, for people.
     since_us: int = 0
 

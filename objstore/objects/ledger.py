@@ -41,6 +41,8 @@ SCAN_PAGE: Final = 1_000
 VOLUME_SERIAL: Final = "volumes"
 DISKS_MAX: Final = 1 << 16  # A disk number has two bytes in its key.
 
+DOUBTS: Final = ("suspect", "read-only")  # States of a disk that a verification ends.
+
 Decide = Callable[[VolumeRecord], VolumeRecord | None]  # None: nothing to change.
 
 _record_encoder = msgspec.msgpack.Encoder()
@@ -156,8 +158,8 @@ class MetaLedger:
 
         return await self._change(volume, sealed, put={volume_length_key(volume): counter_value(length)})
 
-    async def suspect(self, disk: int, reason: str) -> None:
-        await self.set_disk_state(disk, "suspect", reason)
+    async def suspect(self, disk: int, reason: str, *, read_only: bool = False) -> None:
+        await self.set_disk_state(disk, "read-only" if read_only else "suspect", reason)
 
     async def usable_disks(self) -> list[int]:
         return [number for number, record in (await self.disks()).items() if record.state == "healthy"]
@@ -195,15 +197,15 @@ class MetaLedger:
         raise MetaUnavailable(f"disk {disk} not registered in {ATTEMPTS_MAX} attempts")
 
     async def set_disk_state(self, disk: int, state: str, reason: str = "") -> None:
-        """healthy | suspect | failed | retired. Setting the state that it has changes nothing; a suspicion
-        never turns a failed or retired disk into a merely suspect one."""
+        """One of meta/schema.py's states. Setting the state that it has changes nothing; a doubt (suspect,
+        read-only) is only ever about a healthy disk: it never undoes what an operator decided."""
         key = disk_key(disk)
         for _ in range(ATTEMPTS_MAX):
             old = await self._kv.get(key)
             record = (
                 DiskRecord(uuid=b"", path="", state="healthy") if old is None else decode(old, DiskRecord)
             )
-            if record.state == state or (state == "suspect" and record.state != "healthy"):
+            if record.state == state or (state in DOUBTS and record.state != "healthy"):
                 return
             new = msgspec.structs.replace(
                 record, state=state, reason=reason[:400], since_us=self._clock.now_us()

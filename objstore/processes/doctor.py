@@ -74,10 +74,7 @@ def _disks(disks: list[dict[str, Any]]) -> list[Finding]:
             "disks",
             "problem",
             f"disk {disk['disk']} ({disk['path']}) is {disk['state']}: {disk['reason']}",
-            # Metadata knows a disk that another process found read-only as suspect; the reason says why.
-            remedies.get("read-only" if "read-only" in disk["reason"] else disk["state"], "").replace(
-                "N", str(disk["disk"])
-            ),
+            remedies.get(disk["state"], "").replace("N", str(disk["disk"])),
         )
         for disk in disks
         if disk["state"] != "healthy"

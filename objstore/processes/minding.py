@@ -44,7 +44,9 @@ async def mind_disks(parts: Parts) -> None:
             if record.since_us < unwell_since[number]:
                 # Nobody else knows yet: say so, and let the upkeep process judge.
                 try:
-                    await parts.store.ledger.suspect(number, parts.disks[number].reason)
+                    disk = parts.disks[number]
+                    read_only = disk.state is DiskState.READ_ONLY
+                    await parts.store.ledger.suspect(number, disk.reason, read_only=read_only)
                 except StoreError as failure:
                     log.warning("suspicion not recorded", extra={"disk": number, "failure": str(failure)})
                 continue

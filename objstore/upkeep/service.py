@@ -25,6 +25,7 @@ from objstore.blobs.volumes import VolumeState
 from objstore.errors import StoreError
 from objstore.meta.kv import Kv
 from objstore.node.disk import DiskState
+from objstore.objects.ledger import DOUBTS
 from objstore.upkeep import compaction, scrub, trash
 from objstore.upkeep.claims import Claim
 from objstore.upkeep.context import Context
@@ -182,12 +183,12 @@ class Service:
         words: list[str] = []
         for number, record in (await ctx.ledger.disks()).items():
             disk = ctx.disks.get(number)
-            if disk is None or (record.state != "suspect" and disk.state is not DiskState.SUSPECT):
+            if disk is None or (record.state not in DOUBTS and disk.state is not DiskState.SUSPECT):
                 continue
             try:
                 await disk.verify()
             except StoreError as failure:
-                words.append(f"disk {number} stays suspect: {failure}")
+                words.append(f"disk {number} stays {record.state}: {failure}")
             else:
                 await ctx.ledger.set_disk_state(number, "healthy")
                 words.append(f"disk {number} is well again")

@@ -114,6 +114,17 @@ async def test_suspicion_is_for_every_process_and_never_improves_a_failed_disk()
         await one.register_disk(2, uuid=b"x" * 16, path="/d2")
 
 
+async def test_a_read_only_disk_is_called_so_in_every_process_and_is_not_placed_on() -> None:
+    one = ledger()
+    for number in (1, 2):
+        await one.register_disk(number, uuid=bytes([number]) * 16, path=f"/d{number}")
+    await one.suspect(2, "Read-only file system", read_only=True)
+    assert (await one.disks())[2].state == "read-only"
+    await one.suspect(2, "a sync failed")
+    assert (await one.disks())[2].state == "read-only", "the first doubt stays until it is verified"
+    assert await one.usable_disks() == [1]
+
+
 async def test_a_fence_is_the_record_as_it_was_committed() -> None:
     record, fence = await create(ledger())
     assert fence == encode_volume(record)

@@ -9,7 +9,6 @@ from objstore.processes.doctor import _disks
     ("state", "reason", "remedy"),
     [
         ("suspect", "append took 12 s", "check the device and its cabling, then: objstore disk verify 2"),
-        ("suspect", "disk 2 at /d is read-only: create: Read-only file system", "mount it writable"),
         ("read-only", "Read-only file system", "mount it writable, then: objstore disk verify 2"),
         ("full", "0 bytes free, 6291456 are kept", "free or add space"),
         ("missing", "no objstore.id at its path", "a path without its disk is never taken for an empty one"),

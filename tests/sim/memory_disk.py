@@ -11,6 +11,7 @@ Moods (set `disk.mood` at any time; a tiny language for `disks("+x~")`):
     ~  slow       writes and syncs never end: they count as overdue at once, the disk is suspect; reads go on
     !  sync-error appends land, then their sync fails with EIO: suspect, and a power cut takes the bytes
     #  full       no space for fragment data: DiskFull; reads, deletes and logs go on
+    r  read-only  every write raises DiskFailed; reads go on
     /  torn       the next append keeps only half of its bytes and fails: suspect, the mood is well again
 
 `calls` counts every call by name. `before` may be set to a function (name, volume, index) that runs first
@@ -33,6 +34,7 @@ MOODS = {
     "~": "slow",
     "!": "sync-error",
     "#": "full",
+    "r": "read-only",
     "/": "torn",
 }
 
@@ -101,6 +103,8 @@ class MemoryDisk:
             return DiskState.FAILED
         if self.suspicion:
             return DiskState.SUSPECT
+        if self.mood == "read-only":
+            return DiskState.READ_ONLY
         if self.mood == "full":
             return DiskState.FULL
         return DiskState.HEALTHY
@@ -244,6 +248,8 @@ class MemoryDisk:
             return
         if self.suspicion:
             raise DiskFailed(f"disk {self.number} is suspect: {self.suspicion}")
+        if self.mood == "read-only":
+            raise DiskFailed(f"disk {self.number} is read-only")
         if self.mood == "slow":
             self._suspect(f"{call} is overdue")
         if grows and self.mood == "full":

@@ -231,6 +231,21 @@ async def test_the_services_bring_a_worn_store_back_to_order() -> None:
     await yard.check()
 
 
+async def test_a_disk_that_a_writer_found_read_only_is_called_so_until_it_is_verified() -> None:
+    yard = await Yard("+++++++").start()
+    await yard.put_object("o", b"o" * 9_000)
+    victim = (await yard.ledger.get(1)).disks[3]
+    yard.disks[victim].mood = "read-only"
+    await yard.put_object("o2", b"o" * 9_000)
+    service = Service(yard.context(), holder=b"h" * 16, alive=lambda writer: True)
+    await service._claim.keep()
+    assert (await yard.ledger.disks())[victim].state == "read-only"
+    assert f"disk {victim} stays read-only" in await service.verify_disks()
+    yard.wake()
+    assert await service.verify_disks() == f"disk {victim} is well again"
+    assert (await yard.ledger.disks())[victim].state == "healthy"
+
+
 async def test_only_one_of_two_upkeep_processes_works() -> None:
     yard = await Yard().start()
     periods = Periods(disks_s=0.01, seal_s=0.01)
