@@ -24,11 +24,12 @@ from typing import Any, Final, NamedTuple, TypeVar
 import msgspec
 from xxhash import xxh3_64_intdigest
 
+from objstore.blobs.memory import MemoryBudget
 from objstore.blobs.stripes import slices
 from objstore.blobs.volumes import Ledger, VolumeRecord
 from objstore.clock import Clock, SystemClock
 from objstore.codec.reed_solomon import Codec
-from objstore.errors import Corrupt, DiskMissing, Overloaded, Unavailable
+from objstore.errors import Corrupt, DiskMissing, Unavailable
 from objstore.extents import Extent
 from objstore.node.disk import Disk
 from objstore.node.fragments import RangeRead, Seal, block_size, covering_size
@@ -86,7 +87,6 @@ class ReaderCounters(msgspec.Struct):
     corrupt_fragments: int = 0  # Verified and found wrong.
     missing_fragments: int = 0  # Not there, not readable or late.
     failed_reads: int = 0  # Neither verified nor reconstructed.
-    memory_used: int = 0  # Bytes.
 
 
 class BlobReader:
@@ -110,6 +110,7 @@ class BlobReader:
         limits: ReaderLimits = DEFAULT_LIMITS,
     ) -> None:
         self.counters = ReaderCounters()
+        self.memory = MemoryBudget(limits.memory, wait_s=limits.memory_wait_s, purpose="a read")
         self._disks = disks
         self._ledger = ledger
         self._seal = Seal(cluster, secret)
@@ -117,7 +118,6 @@ class BlobReader:
         self._clock: Clock = clock if clock is not None else SystemClock()
         self._limits = limits
         self._hints: deque[Hint] = deque(maxlen=limits.hints)
-        self._waiters: deque[tuple[int, asyncio.Future[None]]] = deque()
         self._open_streams = 0
         self._waited = 0  # Disk reads that did not end at once.
         self._buffers = _Buffers(limits.kept)
@@ -218,7 +218,7 @@ class BlobReader:
                     wanted = min(2 * wanted, limits.piece_max)
                 else:
                     wanted = max(wanted // 2, limits.piece_min)
-                self._return_memory(held)
+                self.memory.give_back(held)
                 held = 0
         finally:
             self._open_streams -= 1
@@ -227,7 +227,7 @@ class BlobReader:
                 await asyncio.wait([ahead])
                 if not ahead.cancelled():
                     ahead.exception()  # Seen: nobody wants these bytes any more.
-            self._return_memory(held + ahead_cost)
+            self.memory.give_back(held + ahead_cost)
 
     # Ranges.
 
@@ -418,53 +418,16 @@ class BlobReader:
         """Bytes granted at once, at most `wanted`; 0 if there are none to spare."""
         limits = self._limits
         cost = min(wanted, self._share())
-        if cost > limits.piece_min:
-            general = limits.memory - limits.memory // limits.reserve_part
-        else:
-            general = limits.memory
-        if self._waiters or self.counters.memory_used + cost > general:
-            return 0
-        self.counters.memory_used += cost
-        return cost
+        spare = limits.memory // limits.reserve_part if cost > limits.piece_min else 0
+        return cost if self.memory.try_take(cost, spare=spare) else 0
 
     async def _take_memory(self, wanted: int) -> int:
         """Bytes granted, at most `wanted`; after a wait the smallest piece. Raises: Overloaded."""
         cost = self._try_memory(wanted)
-        if cost:
-            return cost
-        cost = min(wanted, self._limits.piece_min)
-        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        entry = (cost, future)
-        self._waiters.append(entry)
-        self._serve_waiters()
-        try:
-            async with asyncio.timeout(self._limits.memory_wait_s):
-                await future
-        except BaseException as failure:
-            if entry in self._waiters:
-                self._waiters.remove(entry)
-            elif future.done() and not future.cancelled():
-                self.counters.memory_used -= cost
-            self._serve_waiters()
-            if isinstance(failure, TimeoutError):
-                raise Overloaded("no memory for a read within the limit") from None
-            raise
+        if not cost:
+            cost = min(wanted, self._limits.piece_min)
+            await self.memory.take(cost)
         return cost
-
-    def _return_memory(self, cost: int) -> None:
-        if cost:
-            self.counters.memory_used -= cost
-            self._serve_waiters()
-
-    def _serve_waiters(self) -> None:
-        while self._waiters:
-            cost, future = self._waiters[0]
-            if self.counters.memory_used and self.counters.memory_used + cost > self._limits.memory:
-                return
-            self._waiters.popleft()
-            if not future.done():
-                self.counters.memory_used += cost
-                future.set_result(None)
 
 
 class _Buffers:

@@ -33,6 +33,7 @@ from typing import Final, NamedTuple
 import msgspec
 from xxhash import xxh3_64_intdigest
 
+from objstore.blobs.memory import MemoryBudget
 from objstore.blobs.placement import Candidate, place
 from objstore.blobs.stripes import (
     DIRECTORY_ROOM,
@@ -100,7 +101,7 @@ DEFAULT_LIMITS: Final = WriterLimits()
 
 
 class WriterCounters(msgspec.Struct):
-    """For the metrics; only ever counted up, except the last two."""
+    """For the metrics; only ever counted up, except the last."""
 
     stripes: int = 0
     bodies: int = 0
@@ -110,7 +111,6 @@ class WriterCounters(msgspec.Struct):
     volumes_opened: int = 0
     syncs: int = 0
     pressure_flushes: int = 0
-    memory_used: int = 0  # Bytes.
     queue_bytes: int = 0
 
 
@@ -368,6 +368,7 @@ class BlobWriter:
         assert m >= 1
         assert len(writer) == len(cluster) == 16
         self.counters = WriterCounters()
+        self.memory = MemoryBudget(limits.memory, wait_s=limits.memory_wait_s, purpose="a stripe")
         self._disks = disks
         self._ledger = ledger
         self._k = k
@@ -395,7 +396,6 @@ class BlobWriter:
         # Bulk lane.
         self._streams: set[BlobStream] = set()
         self._stream_count = 0
-        self._waiters: deque[tuple[int, asyncio.Future[None]]] = deque()
         self._pool: dict[int, list[bytearray]] = {}
         self._pooled = 0
 
@@ -752,27 +752,8 @@ class BlobWriter:
         """Memory for one stripe, in the order of asking. Raises: Overloaded after `memory_wait_s`."""
         size = self._payload_size()
         cost = size * (self._k + self._m) // self._k
-        counters = self.counters
         self._start_janitor()
-        if self._waiters or counters.memory_used + cost > self._limits.memory:
-            future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            entry = (cost, future)
-            self._waiters.append(entry)
-            self._serve_waiters()
-            try:
-                async with asyncio.timeout(self._limits.memory_wait_s):
-                    await future
-            except BaseException as failure:
-                if entry in self._waiters:
-                    self._waiters.remove(entry)
-                elif future.done() and not future.cancelled():
-                    counters.memory_used -= cost  # It was granted in the same turn.
-                self._serve_waiters()
-                if isinstance(failure, TimeoutError):
-                    raise Overloaded("no memory for a stripe within the limit") from None
-                raise
-        else:
-            counters.memory_used += cost
+        await self.memory.take(cost)
         free = self._pool.get(size)
         if free:
             data = free.pop()
@@ -783,31 +764,19 @@ class BlobWriter:
         return _Buffer(data, cost, self._clock.monotonic())
 
     def _give_back(self, buffer: _Buffer, *, reuse: bool = True) -> None:
-        self.counters.memory_used -= buffer.cost
         if reuse and not self._closed:
+            # First, so that whoever is granted this memory finds the buffer still there.
             self._pool.setdefault(buffer.size, []).append(buffer.data)
             self._pooled += buffer.size
-            self._shrink_pool(0)
-        self._serve_waiters()
+            self._shrink_pool(-buffer.cost)
+        self.memory.give_back(buffer.cost)
 
     def _shrink_pool(self, coming: int) -> None:
         """Free memory kept for reuse, largest first, until all together stays within the limit."""
-        while self._pooled and self._pooled + coming + self.counters.memory_used > self._limits.memory:
+        while self._pooled and self._pooled + coming + self.memory.used > self._limits.memory:
             size = max(size for size, free in self._pool.items() if free)
             self._pool[size].pop()
             self._pooled -= size
-
-    def _serve_waiters(self) -> None:
-        counters = self.counters
-        while self._waiters:
-            cost, future = self._waiters[0]
-            # A lone buffer larger than the whole limit is granted when nothing else is held.
-            if counters.memory_used and counters.memory_used + cost > self._limits.memory:
-                return
-            self._waiters.popleft()
-            if not future.done():
-                counters.memory_used += cost
-                future.set_result(None)
 
     def _stream_ended(self, stream: BlobStream) -> None:
         self._streams.discard(stream)
@@ -1078,7 +1047,7 @@ class BlobWriter:
     async def _tick(self) -> None:
         limits = self._limits
         now = self._clock.monotonic()
-        if self._waiters:
+        if self.memory.waiting:
             for stream in list(self._streams):
                 buffer = stream._buffer
                 if buffer is not None and stream._filled and now - buffer.taken >= limits.pressure_s:

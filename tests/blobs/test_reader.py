@@ -225,7 +225,7 @@ async def test_a_stream_that_breaks_in_the_middle_raises_after_right_bytes_only(
         await read()
     assert body.startswith(got)
     assert len(got) >= len(body) - last.length - 1
-    assert rig.reader.counters.memory_used == 0
+    assert rig.reader.memory.used == 0
 
 
 async def test_many_small_extents_stream_as_one() -> None:
@@ -255,7 +255,7 @@ async def test_64_slow_readers_stay_within_the_memory() -> None:
     assert all(held)
     for _ in range(50):
         await asyncio.sleep(0)
-    assert rig.reader.counters.memory_used <= limits.memory
+    assert rig.reader.memory.used <= limits.memory
     real = sum(len(view) for views in held for view in views)
     assert real <= limits.memory
     for reader in readers[1:]:
@@ -264,7 +264,7 @@ async def test_64_slow_readers_stay_within_the_memory() -> None:
     async for views in readers[0]:
         got += b"".join(views)
     assert got == body
-    assert rig.reader.counters.memory_used == 0
+    assert rig.reader.memory.used == 0
 
 
 async def test_a_quick_reader_gets_larger_pieces_and_a_slow_one_smaller_ones() -> None:
@@ -291,7 +291,7 @@ async def test_readers_beyond_the_memory_wait_and_are_refused_at_the_limit() -> 
         await anext(readers[2])
     for reader in readers:
         await reader.aclose()
-    assert rig.reader.counters.memory_used == 0
+    assert rig.reader.memory.used == 0
     assert len(await rig.read_all(stored.extents)) == 2 * MIB
 
 
@@ -303,7 +303,7 @@ async def test_a_stream_closed_early_gives_everything_back() -> None:
         for _ in range(steps):
             await anext(reader)
         await reader.aclose()
-        assert rig.reader.counters.memory_used == 0
+        assert rig.reader.memory.used == 0
         assert rig.reader._open_streams == 0
 
 

@@ -304,7 +304,7 @@ async def test_a_stream_reads_back_as_it_was_written(size: int) -> None:
         begin = rng.randrange(size)
         length = rng.randint(1, size - begin)
         assert await rig.read_all(stored.extents, begin, length) == body[begin : begin + length]
-    assert rig.writer.counters.memory_used == 0
+    assert rig.writer.memory.used == 0
 
 
 async def test_the_last_stripe_of_a_stream_carries_about_and_every_one_its_place() -> None:
@@ -384,7 +384,7 @@ async def test_two_failed_syncs_refuse_a_stream_whose_bytes_have_left_memory() -
     rig.moods("!!++++")
     with pytest.raises(WriteQuorumNotMet, match="4 of 5 fragments durable"):
         await stream.finish(b"")
-    assert rig.writer.counters.memory_used == 0
+    assert rig.writer.memory.used == 0
     stored = await rig.put_stream(b"next" * 100_000)
     assert await rig.read_all(stored.extents) == b"next" * 100_000
 
@@ -428,14 +428,14 @@ async def test_64_streams_stay_within_the_memory_and_all_end() -> None:
         try:
             for at in range(0, len(body), 300_000):
                 await stream.write(body[at : at + 300_000])
-                peak = max(peak, rig.writer.counters.memory_used + rig.writer._pooled)
+                peak = max(peak, rig.writer.memory.used + rig.writer._pooled)
             return await stream.finish(b"")
         finally:
             stream.abort()
 
     stored = await asyncio.gather(*(upload(number) for number in range(64)))
     assert 0 < peak <= limits.memory
-    assert rig.writer.counters.memory_used == 0
+    assert rig.writer.memory.used == 0
     assert await rig.read_all(stored[17].extents) == body
 
 
@@ -464,7 +464,7 @@ async def test_no_memory_within_the_limit_is_a_clear_refusal() -> None:
     with pytest.raises(Overloaded, match="memory"):
         await rig.writer.stream(b"o").write(b"x")
     slow.abort()
-    assert rig.writer.counters.memory_used == 0
+    assert rig.writer.memory.used == 0
 
 
 async def test_an_aborted_stream_gives_everything_back() -> None:
@@ -475,9 +475,9 @@ async def test_an_aborted_stream_gives_everything_back() -> None:
     stream.abort()
     for _ in range(200):
         await asyncio.sleep(0.002)
-        if not rig.writer.counters.memory_used:
+        if not rig.writer.memory.used:
             break
-    assert rig.writer.counters.memory_used == 0
+    assert rig.writer.memory.used == 0
     assert all(volume.pins == 0 for volume in rig.writer._current.values())
 
 
