@@ -47,7 +47,7 @@ from objstore.s3.errors import (
     service_unavailable,
     slow_down,
 )
-from objstore.s3.limits import Admission, Limits, weight
+from objstore.s3.limits import Admission, Limits, document_weight, weight
 from objstore.s3.outbox import Outbox
 from objstore.s3.sigv4 import Directory, Verifier
 from objstore.s3.target import parse_target
@@ -224,17 +224,17 @@ class App:
         request.request_id = self.new_request_id()
         protocol: Any = request._protocol
         protocol.request_began(request)
-        headers = request._message.headers
+        message = request._message
+        headers = message.headers
         length = headers.get(hdrs.CONTENT_LENGTH)
         body_weight = 0
-        if length is not None:
-            body_weight = weight(
-                int(length) if length.isascii() and length.isdigit() and len(length) < 20 else None
-            )
-        elif not request._payload.is_eof():
-            body_weight = weight(None)
+        if length is not None or not request._payload.is_eof():
+            size = None
+            if length is not None and length.isascii() and length.isdigit() and len(length) < 20:
+                size = int(length)
+            body_weight = document_weight(size) if message.method == "POST" else weight(size)
         if _COPY_SOURCE in headers:  # No body to receive, but one to move.
-            body_weight = weight(None)
+            body_weight = max(body_weight, weight(None))
 
         request.body_weight = body_weight
         fault: S3Fault | None = None

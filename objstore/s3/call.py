@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from aiohttp import web
 from multidict import CIMultiDictProxy
 
+from objstore.errors import TooLarge
 from objstore.objects.store import Store
 from objstore.objects.values import Body, Principal
 
@@ -33,12 +34,13 @@ class Call:
 
     async def read_document(self, size_max: int = 1024 * 1024) -> bytes:
         """A small body (XML), whole and verified. Raises: S3Fault (too large, bad digest, ...)."""
+        declared = self.body.size
+        if declared is not None and declared > size_max:
+            raise TooLarge(size=declared, maximum=size_max)
         chunks, size = [], 0
         async for chunk in self.body:
             size += len(chunk)
             if size > size_max:
-                from objstore.errors import TooLarge  # Rare: keeps the import graph of the hot path flat.
-
                 raise TooLarge(size=size, maximum=size_max)
             chunks.append(bytes(chunk))
         await self.body.digests()

@@ -57,9 +57,19 @@ BODY_WEIGHT_MAX = 1 * MIB
 RESERVE_PART = 4  # One part in so many, on top of what a single tenant may hold, is for the others.
 
 
+# A document is held whole: its pieces, the whole that is made of them, and the tree that is made of that.
+DOCUMENT_SIZE_MAX = 8 * MIB  # The largest that any operation takes: 1,000 keys of 1,024 bytes, all entities.
+DOCUMENT_COPIES = 3
+
+
 def weight(size: int | None) -> int:
     """Bytes that a body of this declared size can hold in memory at the edge (None: unknown)."""
     return BODY_WEIGHT_MAX if size is None or size > BODY_WEIGHT_MAX else size
+
+
+def document_weight(size: int | None) -> int:
+    """The same for the body of a POST, which is a document and not a stream."""
+    return DOCUMENT_COPIES * (DOCUMENT_SIZE_MAX if size is None or size > DOCUMENT_SIZE_MAX else size)
 
 
 class Admission:

@@ -44,11 +44,11 @@ from objstore.s3.headers import (
     wanted_algorithm,
     write_conditions,
 )
+from objstore.s3.limits import DOCUMENT_SIZE_MAX
 from objstore.s3.xml import XMLNS, Element, checksum_element, parse, timestamp
 
 PUT_SIZE_MAX = 5 * 1024**3  # Bytes of one PutObject, UploadPart or CopyObject.
 DELETES_MAX = 1000
-DELETE_DOCUMENT_MAX = 8 * 1024 * 1024  # Bytes: 1,000 keys of 1,024 bytes, all of them entities.
 
 PARSE_IN_LOOP_MAX = 64 * 1024  # Bytes; longer documents are parsed in a thread.
 _ECHO_MAX = 1024  # Characters: no key is longer, and what is longer is not worth an answer of megabytes.
@@ -271,7 +271,7 @@ async def delete_objects(call: Call) -> web.Response:
     check_expected_owner(call.headers, call.who)
     if not _promised(call):
         raise invalid_request("Missing required header for this request: Content-MD5 OR x-amz-checksum-*")
-    body = await call.read_document(DELETE_DOCUMENT_MAX)
+    body = await call.read_document(DOCUMENT_SIZE_MAX)
     if len(body) <= PARSE_IN_LOOP_MAX:
         doomed, quiet = parse_deletes(body)
     else:

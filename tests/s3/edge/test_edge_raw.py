@@ -18,7 +18,7 @@ from edge_signing import OTHER_ID, OTHER_SECRET, FakeCredential, FakeDirectory, 
 
 from objstore.errors import Corrupt, MetaUnavailable
 from objstore.s3.call import Call
-from objstore.s3.limits import Limits
+from objstore.s3.limits import DOCUMENT_COPIES, MIB, Limits
 
 
 def is_s3_error(answer: Answer) -> None:
@@ -613,6 +613,46 @@ async def test_a_copy_counts_as_the_large_body_that_it_moves(start_edge: Start) 
     go_on.set()
     assert {(await answer).status for answer in held} == {200}
     assert edge.app.admission.body_bytes == 0
+
+
+@pytest.mark.parametrize("how", ["declared", "with a copy's source", "chunked"])
+async def test_a_document_counts_with_all_that_is_made_of_it(start_edge: Start, how: str) -> None:
+    go_on = asyncio.Event()
+    entered = asyncio.Semaphore(0)
+
+    async def handle(call: Call) -> web.StreamResponse:
+        entered.release()
+        await go_on.wait()
+        return web.Response(body=await call.read_document(4 * MIB))
+
+    edge = await start_edge(handle, limits=replace(SMALL_LIMITS, body_bytes=DOCUMENT_COPIES * 2 * MIB))
+    document = b"x" * MIB
+    headers = {"x-amz-copy-source": "/b/k"} if how == "with a copy's source" else {}
+    payload = "UNSIGNED-PAYLOAD"
+    if how == "chunked":  # Its size is unknown: it counts as the largest, and one alone always fits.
+        signed = sign("POST", "/b", query="delete=", headers=headers, payload=payload, length=False)
+        framed = b"%x\r\n%b\r\n0\r\n\r\n" % (len(document), document)
+        signed = replace(signed, headers=[*signed.headers, ("Transfer-Encoding", "chunked")], body=framed)
+    else:
+        signed = sign("POST", "/b", query="delete=", headers=headers, body=document, payload=payload)
+    held = []
+    for _ in range(1 if how == "chunked" else 2):
+        held.append(asyncio.ensure_future(edge.send(signed.wire())))
+        await entered.acquire()
+    assert (await edge.send(signed.wire())).code == "SlowDown"
+    go_on.set()
+    assert {(await answer).body for answer in held} == {document}
+    assert edge.app.admission.body_bytes == 0
+
+
+async def test_a_document_that_says_it_is_too_large_is_refused_before_its_bytes(start_edge: Start) -> None:
+    async def handle(call: Call) -> web.StreamResponse:
+        return web.Response(body=await call.read_document(1000))
+
+    edge = await start_edge(handle)
+    wire = sign("POST", "/b", query="delete=", body=b"x" * 1001, payload="UNSIGNED-PAYLOAD").wire()
+    assert (await edge.send(wire[:-1001])).code == "EntityTooLarge"
+    assert (await edge.send(wire)).code == "EntityTooLarge"
 
 
 async def test_disconnects_at_every_phase_leave_nothing_behind(edge: Edge) -> None:
