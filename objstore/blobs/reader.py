@@ -54,8 +54,9 @@ class ReaderLimits(NamedTuple):
 
     memory: int = 64 * MIB  # Bytes of pieces that all streams hold together.
     piece_min: int = 128 * KIB  # Bytes: a stream's first piece; doubled while its consumer is quick.
+    piece_floor: int = 12 * KIB  # Bytes: of the reserve. 1,365 of them fit, a worker has 1,280 requests.
     piece_max: int = 4 * MIB  # Bytes; the largest piece, if memory allows.
-    reserve_part: int = 4  # One part in so many of the memory is for smallest pieces only.
+    reserve_part: int = 4  # One part in so many of the memory is for such pieces: nobody waits for the slow.
     quick_s: float = 0.5  # A consumer that asks again within this gets larger pieces.
     deadline_s: float = 5.0  # Of one disk read; past it the fragment counts as missing.
     memory_wait_s: float = 30.0
@@ -415,17 +416,16 @@ class BlobReader:
         return max(self._limits.piece_min, self._limits.memory // (2 * max(1, self._open_streams)))
 
     def _try_memory(self, wanted: int) -> int:
-        """Bytes granted at once, at most `wanted`; 0 if there are none to spare."""
-        limits = self._limits
+        """Bytes granted at once, at most `wanted`; 0 if there are none to spare. Never of the reserve."""
         cost = min(wanted, self._share())
-        spare = limits.memory // limits.reserve_part if cost > limits.piece_min else 0
+        spare = self._limits.memory // self._limits.reserve_part
         return cost if self.memory.try_take(cost, spare=spare) else 0
 
     async def _take_memory(self, wanted: int) -> int:
-        """Bytes granted, at most `wanted`; after a wait the smallest piece. Raises: Overloaded."""
+        """Bytes granted, at most `wanted`; of the reserve the smallest piece. Raises: Overloaded."""
         cost = self._try_memory(wanted)
         if not cost:
-            cost = min(wanted, self._limits.piece_min)
+            cost = min(wanted, self._limits.piece_floor)
             await self.memory.take(cost)
         return cost
 

@@ -10,6 +10,7 @@ from objstore.blobs.reader import MIB, ReaderLimits
 from objstore.errors import Corrupt, Overloaded, Unavailable
 from objstore.extents import Extent
 from objstore.objects.ledger import MetaLedger
+from objstore.s3.limits import RESERVE_PART, Limits
 from tests.blobs.rig import Rig
 
 
@@ -281,7 +282,7 @@ async def test_a_quick_reader_gets_larger_pieces_and_a_slow_one_smaller_ones() -
 
 
 async def test_readers_beyond_the_memory_wait_and_are_refused_at_the_limit() -> None:
-    limits = ReaderLimits(memory=256 * 1024, memory_wait_s=0.02)
+    limits = ReaderLimits(memory=256 * 1024, piece_floor=128 * 1024, memory_wait_s=0.02)
     rig = await Rig(reader_limits=limits).start()
     stored = await rig.put_stream(bytes(2 * MIB))
     readers = [rig.reader.stream(stored.extents, 0, 2 * MIB) for _ in range(3)]
@@ -293,6 +294,23 @@ async def test_readers_beyond_the_memory_wait_and_are_refused_at_the_limit() -> 
         await reader.aclose()
     assert rig.reader.memory.used == 0
     assert len(await rig.read_all(stored.extents)) == 2 * MIB
+
+
+@pytest.mark.parametrize("pieces", [1, 2, 3])
+async def test_as_many_stalled_readers_as_a_worker_has_requests_keep_nobody_waiting(pieces: int) -> None:
+    edge = Limits()
+    count = edge.requests + edge.requests // RESERVE_PART
+    rig = await Rig(reader_limits=ReaderLimits(memory_wait_s=0.0)).start()  # Whoever would wait is refused.
+    stored = await rig.put_stream(bytes(2 * MIB))
+    stalled = [rig.reader.stream(stored.extents, 0, 2 * MIB) for _ in range(count - 1)]
+    for reader in stalled:
+        for _ in range(pieces):
+            assert await anext(reader)
+            rig.clock.advance(1)
+    assert len(await rig.read_all(stored.extents)) == 2 * MIB
+    for reader in stalled:
+        await reader.aclose()
+    assert rig.reader.memory.used == 0
 
 
 async def test_a_stream_closed_early_gives_everything_back() -> None:
