@@ -39,26 +39,22 @@ class Beacon:
 
     def __init__(self, descriptor: int = -1) -> None:
         self._page = mmap.mmap(descriptor, SIZE)
-        self._words = memoryview(self._page).cast("Q")
-
-    @property
-    def generation(self) -> int:
-        """Another number than before: another state is in force. Costs as much as reading a variable."""
-        return self._words[0]
+        self.words = memoryview(self._page).cast("Q")
+        """`words[0]` is the generation: another number than before, and another state is in force."""
 
     def show(self, path: Path, inode: tuple[int, int]) -> None:
         """The state that is in force from now on. Before the first commit to it is acknowledged."""
         text = msgspec.msgpack.encode((str(path), *inode))
         assert _TEXT_AT + len(text) <= SIZE
-        if self.generation and self._text() == text:
+        if self.words[0] and self._text() == text:
             return
         self._page[8 : _TEXT_AT + len(text)] = _HEAD.pack(len(text), xxhash.xxh3_64_intdigest(text)) + text
-        self._words[0] += 1
+        self.words[0] += 1
 
     def state(self) -> tuple[Path, tuple[int, int]]:
         """Path and (device, inode) of the state in force. Raises: MetaUnavailable if none was ever shown."""
         text = self._text()
-        if not self.generation or text is None:
+        if not self.words[0] or text is None:
             raise MetaUnavailable("no metadata state is in force yet")
         path, device, inode = _decode(text)
         return Path(path), (device, inode)

@@ -30,6 +30,7 @@ from objstore.meta.messages import (
     FORMAT,
     FRAME_SIZE_MAX,
     REMEMBERED_BATCHES,
+    REPORT,
     FrameReader,
     Hello,
     Welcome,
@@ -53,6 +54,8 @@ TIMEOUT_S = 15.0  # Longest wait for a committer that is there: it may be openin
 AWAY_S = 5.0  # Longest wait for one that is not: a restart takes about one second, ready again in two.
 RECONNECT_FIRST_S = 0.02
 RECONNECT_LAST_S = 0.2
+REPORTS_MAX = 64  # Damaged records told of within REPORT_AGAIN_S: with more the state is lost anyway.
+REPORT_AGAIN_S = 10.0
 TICK_S = 0.25  # How often time limits are looked at.
 
 
@@ -111,8 +114,10 @@ class MetaClient:
         assert len(self._client_id) == 16
         self._timeout_s = timeout_s
         self._away_s = away_s
+        self._reported: dict[bytes, float] = {}  # Damaged records -> when the committer was told.
         self._away_since: float | None = None  # None: the committer is there.
         self._beacon = beacon or Beacon()
+        self._beacon_words = self._beacon.words
         self._shared = beacon is not None
         self._generation = 0  # Of the beacon, when `_reader` was opened.
         self._window = window
@@ -185,7 +190,7 @@ class MetaClient:
 
         Raises: MetaUnavailable before the first contact with a committer.
         """
-        if self._beacon.generation != self._generation:
+        if self._beacon_words[0] != self._generation:
             self._follow()
         if self._reader is None:
             raise MetaUnavailable("no metadata state is open")
@@ -193,7 +198,7 @@ class MetaClient:
 
     def _follow(self) -> None:
         """Another state is in force: read from it, before any greeting says so. Raises: MetaUnavailable."""
-        generation = self._beacon.generation
+        generation = self._beacon_words[0]  # First: should it change meanwhile, the next read follows again.
         self._open_state(*self._beacon.state())
         self._generation = generation
 
@@ -206,6 +211,21 @@ class MetaClient:
         if old is not None:
             old.close()
         self._reader = LmdbReader(path, inode)
+        self._reader.on_damage = self._report
+
+    def _report(self, keys: Sequence[bytes]) -> None:
+        """Tell the committer of records that cannot be read: it looks for itself, and mends them."""
+        assert self._loop is not None
+        if self._connection is None:
+            return  # Whoever reads them next tells it.
+        now = self._loop.time()
+        for key in [key for key, when in self._reported.items() if now - when > REPORT_AGAIN_S]:
+            del self._reported[key]
+        fresh = [key for key in keys if key not in self._reported][: REPORTS_MAX - len(self._reported)]
+        if fresh:
+            self._reported.update(dict.fromkeys(fresh, now))
+            report = encode_transaction(Transaction(expect=dict.fromkeys(fresh)))
+            self._connection.send(batch_frame(REPORT, [report]))
 
     # Kv.
 

@@ -12,7 +12,13 @@ LMDB: after a death the next committer tells a client what became of a batch, an
 Concurrency: one event loop. `_rounds` alone touches the journal and LMDB's write side; the
 background steps (fdatasync of LMDB, folding, disks that come back) only set flags for it. A client
 that stops reading or sending holds up nobody: its messages are whole before they are looked at, and
-answers are buffered up to its window. Ends: on SIGTERM (drain, sync, clean mark), when LMDB fails or
+answers are buffered up to its window.
+
+A record that fails its checksum fails the mini-transaction that needs it, and nothing else: it is
+looked up in snapshot and journal, by another process, and put back. With many of them, or damage to
+what holds records together, the state is lost: it is built again.
+
+Ends: on SIGTERM (drain, sync, clean mark), when LMDB fails or
 is lost, when no disk takes the journal. It never goes on in doubt: the next start recovers.
 """
 
@@ -20,15 +26,15 @@ import asyncio
 import logging
 import os
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import NoReturn, cast
 
 import msgspec
 
 from objstore.clock import Clock, SystemClock
-from objstore.errors import StoreError
+from objstore.errors import Corrupt, StoreError
 from objstore.ids import Randomness
 from objstore.meta.beacon import Beacon
 from objstore.meta.journal import (
@@ -48,12 +54,14 @@ from objstore.meta.journal import (
     writable,
 )
 from objstore.meta.kv import counter, counter_value
-from objstore.meta.kv_lmdb import BatchFailures, ClientRecord, Failure, LmdbState
+from objstore.meta.kv_lmdb import BatchFailures, ClientRecord, Failure, LmdbState, Rotten
 from objstore.meta.messages import (
     CONFLICT,
     FORMAT,
     LIMIT,
     REMEMBERED_BATCHES,
+    REPORT,
+    ROTTEN,
     Answer,
     FrameReader,
     Hello,
@@ -69,7 +77,7 @@ from objstore.meta.messages import (
 )
 from objstore.meta.messages import encode as encode_message
 from objstore.meta.recovery import Progress, distrust, recover
-from objstore.meta.snapshot import FoldFailed, FoldPlan
+from objstore.meta.snapshot import FoldFailed, FoldPlan, LookUp
 from objstore.node.disk import Disk, DiskState
 
 log = logging.getLogger(__name__)
@@ -82,8 +90,14 @@ CLIENTS_MAX = 1_024  # Connections.
 UNVERIFIED = (DiskState.SUSPECT, DiskState.READ_ONLY, DiskState.FAILED)  # As a worker has it.
 ANSWERS_SIZE_MAX = 1024 * 1024  # Bytes of unread answers; a client within its window has far less.
 
+ROTTEN_MAX = 32  # Damaged records that are mended one by one: with more, more than they are damaged.
+LOOK_UP_AGAIN_S = 300.0  # After a look-up that failed: a copy of the journal must come back first.
+
 Folder = Callable[[FoldPlan], Awaitable[Snapshot]]
 """Makes a snapshot by the plan, in another process. Raises: FoldFailed, Corrupt."""
+
+Finder = Callable[[LookUp], Awaitable[dict[bytes, bytes | None]]]
+"""Looks keys up in snapshot and journal, in another process. Raises: Corrupt, Unavailable."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,6 +123,9 @@ class CommitterStats:
     rolls: int = 0
     folds: int = 0
     clients: int = 0
+    rotten: int = 0  # Records that failed their checksum.
+    mended: int = 0  # Of those, put back from the journal.
+    damaged: int = 0  # Rotten now.
 
 
 class StateLost(Exception):
@@ -125,6 +142,7 @@ async def run_committer(
     ready: Callable[[], None],
     stop: asyncio.Event,
     folder: Folder | None = None,
+    finder: Finder | None = None,
     clock: Clock | None = None,
     randomness: Randomness = os.urandom,
     options: CommitterOptions | None = None,
@@ -149,6 +167,7 @@ async def run_committer(
         ready: called once, when clients can connect.
         stop: set by SIGTERM's handler.
         folder: makes snapshots, in another process (see fold.py); None: the journal only grows.
+        finder: looks damaged records up, as above; None: they stay until they are overwritten.
         trust_state: False after a death by SIGBUS.
         forget, served: see `recover`.
         beacon: where it shows which state is in force, before any client can commit to it.
@@ -180,7 +199,7 @@ async def run_committer(
     if beacon is not None:
         beacon.show(state.path, state.inode)
     committer = Committer(
-        journal, state, folder=folder, clock=clock, options=options, crash=crash, stats=stats
+        journal, state, folder=folder, finder=finder, clock=clock, options=options, crash=crash, stats=stats
     )
     await committer.serve(str(socket_path), ready, stop)
 
@@ -205,6 +224,7 @@ class Committer:
         state: LmdbState,
         *,
         folder: Folder | None,
+        finder: Finder | None = None,
         clock: Clock,
         options: CommitterOptions,
         crash: CrashPoint = no_crash,
@@ -214,6 +234,7 @@ class Committer:
         self._journal = journal
         self._state = state
         self._folder = folder
+        self._finder = finder
         self._clock = clock
         self._options = options
         self._crash = crash
@@ -232,6 +253,12 @@ class Committer:
         self._fold_task: asyncio.Task[None] | None = None
         self._fold_after = 0.0
         self._verify_after: dict[int, float] = {}
+        self._rotten: dict[bytes, int] = {}  # Damaged records -> which finding of ours: it may rot again.
+        self._true: dict[
+            bytes, tuple[int, bytes | None]
+        ] = {}  # Of those: finding, and the value it must have.
+        self._look_up_task: asyncio.Task[None] | None = None
+        self._look_up_after = 0.0
 
     async def serve(self, socket_path: str, ready: Callable[[], None], stop: asyncio.Event) -> None:
         loop = asyncio.get_running_loop()
@@ -257,12 +284,10 @@ class Committer:
             await self._leave_clean_mark()
         finally:
             server.close()
-            for task in [*background, self._fold_task]:
-                if task is not None:
-                    task.cancel()
-            await asyncio.gather(*background, return_exceptions=True)
-            if self._fold_task is not None:
-                await asyncio.gather(self._fold_task, return_exceptions=True)
+            tasks = [task for task in (*background, self._fold_task, self._look_up_task) if task is not None]
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
             for client in list(self._connections):
                 client.close()
             self._state.close()
@@ -280,6 +305,8 @@ class Committer:
                 raise self._failure
             if self._want_roll or self._folded is not None:
                 await self._roll(self._want_roll)
+            if self._true:
+                await self._mend()
             messages = self._gather()
             if messages:
                 await self._round(messages)
@@ -311,7 +338,10 @@ class Committer:
             if number <= last:
                 answers.append((client, self._looked_up(client.id, number, last, failures)))
                 continue
-            refused = self._resolve(transactions, overlay, sums)
+            try:
+                refused = self._resolve(transactions, overlay, sums)
+            except Corrupt as damage:  # No record's: of what leads to one.
+                await self._lose_state(f"{self._state.path} is damaged: {damage}")
             if refused:
                 failures = [*failures, BatchFailures(number, refused)]
                 self.stats.refused += len(refused)
@@ -323,6 +353,24 @@ class Committer:
             await self._make_durable(overlay, outcomes)
         for client, answer in answers:
             client.answer(answer)
+
+    async def _lose_state(self, why: str) -> NoReturn:
+        """Let no start trust this state. Raises: StateLost."""
+        self._failure = StateLost(why)
+        await self._disown_state()
+        raise self._failure
+
+    async def _apply(
+        self,
+        put: dict[bytes, bytes],
+        delete: Sequence[bytes] = (),
+        clients: Mapping[bytes, ClientRecord] | None = None,
+    ) -> None:
+        """Commit to LMDB, up to the journal's end. Raises: StateLost, lmdb.Error."""
+        try:
+            self._state.commit(put, delete, self._journal.end(), clients or {})
+        except Corrupt as damage:  # Again at every start, if that state were trusted.
+            await self._lose_state(f"{self._state.path} is damaged: {damage}")
 
     def _looked_up(self, client: bytes, number: int, last: int, fresh: list[BatchFailures]) -> Answer:
         """The outcome of a batch that was applied before."""
@@ -347,36 +395,40 @@ class Committer:
         read = self._state.get
         for index, (expect, put, delete, add) in enumerate(transactions):
             failure: Failure | None = None
-            for key, expected in expect.items():
-                if key in overlay:
-                    value = overlay[key]
-                elif key in sums:
-                    value = counter_value(sums[key])
-                elif key in hot:
-                    value = hot[key]
-                else:
-                    value = hot[key] = read(key)
-                if value != expected:
-                    failure = Failure(index, CONFLICT, key)
-                    break
             new: list[tuple[bytes, int]] = []
-            if failure is None:
-                for key, (delta, at_most) in add.items():
-                    if key in sums:
-                        held = sums[key]
+            try:
+                for key, expected in expect.items():
+                    if key in overlay:
+                        value = overlay[key]
+                    elif key in sums:
+                        value = counter_value(sums[key])
+                    elif key in hot:
+                        value = hot[key]
                     else:
-                        if key in overlay:
-                            value = overlay[key]
-                        elif key in hot:
-                            value = hot[key]
-                        else:
-                            value = hot[key] = read(key)
-                        held = counter(value)
-                    change = delta if delta.__class__ is int else narrow(delta)
-                    if at_most is not None and change > 0 and held + change > narrow(at_most):
-                        failure = Failure(index, LIMIT, key, packed(held), at_most)
+                        value = hot[key] = read(key)
+                    if value != expected:
+                        failure = Failure(index, CONFLICT, key)
                         break
-                    new.append((key, held + change))
+                if failure is None:
+                    for key, (delta, at_most) in add.items():
+                        if key in sums:
+                            held = sums[key]
+                        else:
+                            if key in overlay:
+                                value = overlay[key]
+                            elif key in hot:
+                                value = hot[key]
+                            else:
+                                value = hot[key] = read(key)
+                            held = counter(value)
+                        change = delta if delta.__class__ is int else narrow(delta)
+                        if at_most is not None and change > 0 and held + change > narrow(at_most):
+                            failure = Failure(index, LIMIT, key, packed(held), at_most)
+                            break
+                        new.append((key, held + change))
+            except Rotten as rotten:
+                self._found_rotten(rotten.key)
+                failure = Failure(index, ROTTEN, rotten.key)
             if failure is not None:
                 refused.append(failure)
                 continue
@@ -428,7 +480,7 @@ class Committer:
             for client, (number, failures) in outcomes.items()
         }
         self._crash("committer.commit.before")
-        self._state.commit(put, delete, self._journal.end(), records)
+        await self._apply(put, delete, records)
         self._crash("committer.commit.after")
         self._applied.update(records)
 
@@ -437,6 +489,10 @@ class Committer:
         if len(hot) > HOT_COUNT_MAX:
             hot.clear()
         hot.update(overlay)
+        if self._rotten:
+            for key in overlay.keys() & self._rotten.keys():  # Written anew.
+                del self._rotten[key]
+            self.stats.damaged = len(self._rotten)
         self.stats.rounds += 1
 
     # Epochs.
@@ -445,7 +501,7 @@ class Committer:
         """Open a new epoch and record it in LMDB before its first batch."""
         snapshot, self._folded, self._want_roll = self._folded, None, ""
         await self._journal.roll(state=self._state.state_id(), snapshot=snapshot)
-        self._state.commit({}, (), self._journal.end(), {})
+        await self._apply({})
         self.stats.rolls += 1
         log.info(
             "journal epoch opened",
@@ -532,6 +588,7 @@ class Committer:
             elif journal.eligible() and any(not writable(disk) for disk in journal.members):
                 self._ask_for_roll("a member is no longer healthy")
             self._consider_fold()
+            self._consider_look_up()
 
     def _ask_for_roll(self, why: str) -> None:
         self._want_roll = why
@@ -628,6 +685,86 @@ class Committer:
         finally:
             self._fold_task = None
 
+    # Damaged records.
+
+    def _found_rotten(self, key: bytes) -> None:
+        """Have the record mended: from memory if it is there, else from the journal."""
+        if key in self._rotten:
+            return
+        self.stats.rotten += 1
+        finding = self._rotten[key] = self.stats.rotten
+        self.stats.damaged = len(self._rotten)
+        log.error("a metadata record fails its checksum", extra={"key": repr(key[:200])})
+        if len(self._rotten) > ROTTEN_MAX:
+            self._give_up_state(f"more than {ROTTEN_MAX} records of {self._state.path} fail their checksums")
+        elif key in self._hot:
+            self._true[key] = finding, self._hot[key]
+            self._wake.set()
+
+    def _give_up_state(self, why: str) -> None:
+        self._failure = self._failure or StateLost(why)
+        self._wake.set()
+
+    def _look_at(self, keys: Iterable[bytes]) -> None:
+        """A client could not read these: see for ourselves."""
+        for key in keys:
+            try:
+                self._state.get(key)
+            except Rotten as rotten:
+                self._found_rotten(rotten.key)
+            except Corrupt as damage:
+                self._give_up_state(f"{self._state.path} is damaged: {damage}")
+
+    def _consider_look_up(self) -> None:
+        keys = [key for key in self._rotten if key not in self._true]
+        if not keys or self._finder is None or self._look_up_task is not None:
+            return
+        if self._clock.monotonic() >= self._look_up_after:
+            self._look_up_task = asyncio.get_running_loop().create_task(self._look_up(self._finder, keys))
+
+    async def _look_up(self, finder: Finder, keys: list[bytes]) -> None:
+        """What the keys must be, by snapshot and journal. What is written meanwhile is rotten no more."""
+        journal = self._journal
+        findings = {key: self._rotten[key] for key in keys}
+        wanted = LookUp(keys, journal.header.snapshot, journal.segments_with_current())
+        kept = {one.name for one in wanted.segments} | ({wanted.snapshot.name} if wanted.snapshot else set())
+        kept -= journal.keep
+        journal.keep |= kept
+        try:
+            found = await finder(wanted)
+            self._true.update((key, (findings[key], value)) for key, value in found.items())
+            self._wake.set()
+        except (StoreError, OSError, FoldFailed) as failure:
+            log.error("damaged records could not be looked up", extra={"failure": repr(failure)})
+            self._look_up_after = self._clock.monotonic() + LOOK_UP_AGAIN_S
+        except Exception as failure:
+            self._failure = failure
+            self._wake.set()
+        finally:
+            journal.keep -= kept
+            self._look_up_task = None
+
+    async def _mend(self) -> None:
+        """Put true values back. Not into the journal: it has them. Raises: StateLost, lmdb.Error."""
+        true, self._true = self._true, {}
+        put: dict[bytes, bytes] = {}
+        for key, (finding, value) in true.items():
+            if self._rotten.get(key) != finding:
+                continue  # Written anew meanwhile.
+            if value is None:
+                # The key itself is wrong, and another key is missing: who knows how many.
+                await self._lose_state(f"{self._state.path} holds a key that the journal does not know")
+            put[key] = value
+        if not put:
+            return
+        await self._apply(put)
+        self._hot.update(put)
+        for key in put:
+            del self._rotten[key]
+            log.warning("a metadata record was mended", extra={"key": repr(key[:200])})
+        self.stats.mended += len(put)
+        self.stats.damaged = len(self._rotten)
+
     # Clients.
 
     def _greet(self, client: "_Client", hello: Hello) -> None:
@@ -661,7 +798,11 @@ class Committer:
         )
 
     def _receive(self, client: "_Client", payload: bytes) -> None:
-        self._arrived.append(_Message(client, decode_batch(payload), len(payload)))
+        batch = decode_batch(payload)
+        if batch.number == REPORT:
+            self._look_at(key for transaction in batch.transactions for key in transaction.expect)
+            return
+        self._arrived.append(_Message(client, batch, len(payload)))
         client.unanswered += 1
         self._wake.set()
 

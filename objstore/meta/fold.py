@@ -1,7 +1,8 @@
 """Folding in a process of its own: it never reads LMDB, and its memory and GIL are its own.
 
 `python -m objstore.meta.fold` reads one pickled job from its standard input (from the committer, its
-parent, and from nobody else), makes the snapshot and writes the outcome to its standard output.
+parent, and from nobody else), makes the snapshot or looks keys up, and writes the outcome to its
+standard output.
 """
 
 import asyncio
@@ -15,9 +16,9 @@ from collections.abc import Callable, Sequence
 import msgspec
 
 from objstore.errors import Corrupt, StoreError, Unavailable
-from objstore.meta.committer import Folder
+from objstore.meta.committer import Finder, Folder
 from objstore.meta.journal import Snapshot
-from objstore.meta.snapshot import FoldFailed, FoldPlan, fold
+from objstore.meta.snapshot import FoldFailed, FoldPlan, LookUp, fold, look_up
 from objstore.node.disk import Disk
 
 OpenDisks = Callable[[], Sequence[Disk]]
@@ -31,6 +32,7 @@ class Outcome(msgspec.Struct, frozen=True, array_like=True):
     snapshot: Snapshot | None
     failures: dict[int, str] = {}  # Of disks.
     corrupt: str = ""
+    found: dict[bytes, bytes | None] = {}  # Of a look-up.
 
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -45,27 +47,7 @@ def folder_process(open_disks: OpenDisks, *, timeout_s: float = TIMEOUT_S) -> Fo
     """
 
     async def run(plan: FoldPlan) -> Snapshot:
-        process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            "objstore.meta.fold",
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-        )
-        try:
-            async with asyncio.timeout(timeout_s):
-                answer, _ = await process.communicate(pickle.dumps((open_disks, plan)))
-        except TimeoutError:
-            raise Unavailable(f"a fold did not end within {timeout_s:g} s") from None
-        finally:
-            if process.returncode is None:
-                process.kill()
-                await process.wait()
-        if process.returncode != 0:
-            raise Unavailable(f"the fold's process ended with {process.returncode}")
-        outcome = _decode(answer)
-        if outcome.failures:
-            raise FoldFailed(outcome.failures)
+        outcome = await _done(open_disks, plan, timeout_s)
         if outcome.snapshot is None:
             raise Corrupt(outcome.corrupt)
         return outcome.snapshot
@@ -73,10 +55,50 @@ def folder_process(open_disks: OpenDisks, *, timeout_s: float = TIMEOUT_S) -> Fo
     return run
 
 
-async def do(open_disks: OpenDisks, plan: FoldPlan) -> Outcome:
+def finder_process(open_disks: OpenDisks, *, timeout_s: float = TIMEOUT_S) -> Finder:
+    """A `Finder` that runs each look-up in a new process. Raises (the finder): Corrupt, Unavailable."""
+
+    async def run(wanted: LookUp) -> dict[bytes, bytes | None]:
+        outcome = await _done(open_disks, wanted, timeout_s)
+        if outcome.corrupt:
+            raise Corrupt(outcome.corrupt)
+        return outcome.found
+
+    return run
+
+
+async def _done(open_disks: OpenDisks, job: FoldPlan | LookUp, timeout_s: float) -> Outcome:
+    """The outcome of a job in a process of its own. Raises: FoldFailed, Unavailable."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "objstore.meta.fold",
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+    )
+    try:
+        async with asyncio.timeout(timeout_s):
+            answer, _ = await process.communicate(pickle.dumps((open_disks, job)))
+    except TimeoutError:
+        raise Unavailable(f"a fold did not end within {timeout_s:g} s") from None
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    if process.returncode != 0:
+        raise Unavailable(f"the fold's process ended with {process.returncode}")
+    outcome = _decode(answer)
+    if outcome.failures:
+        raise FoldFailed(outcome.failures)
+    return outcome
+
+
+async def do(open_disks: OpenDisks, job: FoldPlan | LookUp) -> Outcome:
     disks = open_disks()
     try:
-        return Outcome(await fold(disks, plan))
+        if isinstance(job, LookUp):
+            return Outcome(None, found=await look_up(disks, job))
+        return Outcome(await fold(disks, job))
     except FoldFailed as failure:
         return Outcome(None, failure.failures)
     except StoreError as failure:
@@ -96,8 +118,8 @@ def _end_with(parent: int) -> None:
 def main() -> None:
     os.nice(NICENESS)
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
-    open_disks, plan = pickle.loads(sys.stdin.buffer.read())  # noqa: S301 - from our parent, over a pipe
-    outcome = asyncio.run(do(open_disks, plan))
+    open_disks, job = pickle.loads(sys.stdin.buffer.read())  # noqa: S301 - from our parent, over a pipe
+    outcome = asyncio.run(do(open_disks, job))
     sys.stdout.buffer.write(_encode(outcome))
 
 

@@ -20,7 +20,7 @@ instant leaves the last whole commit (the page cache survives); a power cut may 
 """
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -48,6 +48,8 @@ _FAILURES: dict[type[Exception], type[Exception]] = {
     lmdb.PageNotFoundError: Corrupt,
     lmdb.InvalidError: Corrupt,
     lmdb.PanicError: Corrupt,
+    lmdb.PageFullError: Corrupt,  # "Internal error", as LMDB says of both.
+    lmdb.CursorFullError: Corrupt,
     lmdb.ReadersFullError: Overloaded,
     lmdb.Error: MetaUnavailable,
 }
@@ -97,11 +99,21 @@ _decode_end = msgspec.msgpack.Decoder(End).decode
 _decode_client = msgspec.msgpack.Decoder(ClientRecord).decode
 
 
+class Rotten(Corrupt):
+    """One record's bytes are wrong. What lies around it may be well."""
+
+    def __init__(self, key: bytes) -> None:
+        super().__init__(f"metadata record {key!r} fails its checksum")
+        self.key = key
+
+
 class _View:
     """Reads of one open environment. Every call is one or more short read transactions."""
 
     def __init__(self, environment: "lmdb.Environment", path: Path) -> None:
         self.path = path
+        self.on_damage: Callable[[Sequence[bytes]], None] | None = None
+        """Told of keys that could not be read, before the error is raised."""
         self._environment = environment
         self._begin = environment.begin
         with translate(_FAILURES):  # type: ignore[arg-type]
@@ -119,16 +131,19 @@ class _View:
             with self._begin(self._data) as transaction:
                 stored = transaction.get(key) if len(key) <= HEAD_SIZE else self._tree.get(transaction, key)
         except lmdb.Error as failure:
-            raise _translated(failure) from failure
+            raise self._damage(failure, [key]) from failure
+        except Corrupt as failure:
+            self._damage(failure, [key])
+            raise
         if stored is None:
             return None
         value: bytes = stored[:-CHECKSUM_SIZE]
         if _digest(key + value) != stored[-CHECKSUM_SIZE:]:
-            raise Corrupt(f"metadata record {key!r} fails its checksum")
+            raise self._damage(Rotten(key), [key])
         return value
 
     def get_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
-        """The values in the order of `keys`, from one view. Raises: as `get`."""
+        """The values in the order of `keys`, from one view. Raises: as `get`, for any of them."""
         try:
             with self._begin(self._data) as transaction:
                 get = transaction.get
@@ -136,9 +151,13 @@ class _View:
                     get(key) if len(key) <= HEAD_SIZE else self._tree.get(transaction, key) for key in keys
                 ]
         except lmdb.Error as failure:
-            raise _translated(failure) from failure
+            raise self._damage(failure, keys) from failure
+        except Corrupt as failure:
+            self._damage(failure, keys)
+            raise
         return [
-            None if stored is None else unseal(key, stored) for key, stored in zip(keys, found, strict=True)
+            None if stored is None else self._unsealed(key, stored)
+            for key, stored in zip(keys, found, strict=True)
         ]
 
     def scan(
@@ -158,8 +177,21 @@ class _View:
         ]
         if len(pairs) != len(found):
             for key, stored in found:
-                unseal(key, stored)
+                self._unsealed(key, stored)
         return pairs
+
+    def _unsealed(self, key: bytes, stored: bytes) -> bytes:
+        value = stored[:-CHECKSUM_SIZE]
+        if _digest(key + value) != stored[-CHECKSUM_SIZE:]:
+            raise self._damage(Rotten(key), [key])
+        return value
+
+    def _damage(self, failure: Exception, keys: Sequence[bytes]) -> Exception:
+        """The failure in our terms. If it is damage, whoever wants to know is told of the keys."""
+        ours = _translated(failure)
+        if isinstance(ours, Corrupt) and self.on_damage is not None:
+            self.on_damage(keys)
+        return ours
 
     def engine_record(self, name: bytes) -> bytes | None:
         """One of the engine's own records."""
@@ -311,8 +343,25 @@ class LmdbState(_View):
     ) -> None:
         """One write transaction: values, the journal's end, the clients' outcomes. Not synced.
 
-        Raises: lmdb.Error (disk or map full, corruption). The committer does not outlive it.
+        Raises: Corrupt (the file's pages make no sense); lmdb.Error (disk or map full). The committer
+            does not outlive either.
         """
+        try:
+            self._commit(put, delete, end, clients, forget)
+        except lmdb.Error as failure:
+            ours = _translated(failure)
+            if isinstance(ours, Corrupt):
+                raise ours from failure
+            raise
+
+    def _commit(
+        self,
+        put: Mapping[bytes, bytes],
+        delete: Iterable[bytes],
+        end: End,
+        clients: Mapping[bytes, ClientRecord],
+        forget: Iterable[bytes],
+    ) -> None:
         digest = _digest
         short: list[tuple[bytes, bytes]] = []
         long: list[bytes] = []

@@ -10,7 +10,8 @@ is a greeting; then the client sends batches and the committer answers each, in 
 
 Batch numbers of one client ascend, gaps included: a batch that the client has given up is never
 sent again. A batch whose number is at or below the client's last applied one is not applied again:
-its outcome is looked up. `known` is false when that lies too far back.
+its outcome is looked up. `known` is false when that lies too far back. Number 0 is a report, not a batch:
+the client could not read the keys that its transactions name in `expect`. It is not answered.
 
 Pure: bytes in, values out.
 """
@@ -21,7 +22,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from objstore.errors import Conflict, LimitReached, StoreError
+from objstore.errors import Conflict, Corrupt, LimitReached, StoreError
 from objstore.meta.kv import KEY_SIZE_MAX, VALUE_SIZE_MAX, Transaction
 from objstore.meta.kv_lmdb import BatchFailures, ClientRecord, Failure
 
@@ -30,8 +31,11 @@ FRAME_SIZE_MAX = 16 * 1024 * 1024  # Bytes; longer ones end the connection.
 TRANSACTION_SIZE_MAX = 8 * 1024 * 1024  # Bytes: a CompleteMultipartUpload of 10,000 parts has about 1 MB.
 REMEMBERED_BATCHES = 16  # Batches back for which failures are kept; a client has fewer outstanding.
 
+REPORT = 0  # In place of a batch's number.
+
 CONFLICT = 1  # Failure.kind
 LIMIT = 2
+ROTTEN = 3  # A record that the decision needs fails its checksum.
 
 _FRAME = struct.Struct("<I")
 
@@ -121,6 +125,8 @@ def batch_frame(number: int, transactions: Sequence[bytes]) -> bytes:
 def failure_of(failure: Failure) -> StoreError:
     if failure.kind == LIMIT:
         return LimitReached(failure.key, value=_unpacked(failure.value), at_most=_unpacked(failure.at_most))
+    if failure.kind == ROTTEN:
+        return Corrupt(f"metadata record {failure.key!r} fails its checksum; it is being mended")
     assert failure.kind == CONFLICT
     return Conflict(failure.key)
 

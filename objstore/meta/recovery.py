@@ -345,6 +345,7 @@ async def _why_not(
     except (OSError, TimeoutError) as failure:
         distrust(state.path)
         return f"{SYNC_FAILED}: {failure!r}"
+    state.clients()  # Raises if one is damaged: read once, at a start.
     end = state.end()
     if end.epoch != header.epoch and (
         end.epoch > header.epoch

@@ -367,6 +367,31 @@ class FoldPlan(msgspec.Struct, frozen=True, array_like=True):
     scratch: str = ""  # Directory for sorted runs; "" is the system's.
 
 
+class LookUp(msgspec.Struct, frozen=True, array_like=True):
+    """Keys to look up in the journal: what LMDB says of them cannot be read."""
+
+    keys: list[bytes]
+    snapshot: Snapshot | None
+    segments: list[Segment]  # In order; the last may be of a file that is still being appended to.
+
+
+async def look_up(disks: Sequence[Disk], wanted: LookUp) -> dict[bytes, bytes | None]:
+    """The values of the keys at the end of the last segment; None: no such key. Raises: Corrupt."""
+    bad: set[tuple[int, str]] = set()
+    found: dict[bytes, bytes | None] = dict.fromkeys(wanted.keys)
+    if wanted.snapshot is not None:
+        async for block in read_blocks(disks, wanted.snapshot, bad):
+            if block.kind == PAIRS:
+                held = dict(block.pairs())
+                found.update((key, held[key]) for key in held.keys() & found.keys())
+    for segment in wanted.segments:
+        async for batch in read_segment(disks, segment, bad):
+            resolved = batch.resolved()
+            found.update((key, resolved.put[key]) for key in resolved.put.keys() & found.keys())
+            found.update((key, None) for key in found.keys() & set(resolved.delete))
+    return found
+
+
 async def fold(disks: Sequence[Disk], plan: FoldPlan, *, crash: CrashPoint = no_crash) -> Snapshot:
     """Merge snapshot and segments into a new snapshot on every target, and read it back from each.
 

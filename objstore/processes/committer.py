@@ -9,7 +9,7 @@ from pathlib import Path
 import uvloop
 
 from objstore.meta.committer import CommitterOptions, CommitterStats, run_committer
-from objstore.meta.fold import folder_process
+from objstore.meta.fold import finder_process, folder_process
 from objstore.metrics import Family, Registry
 from objstore.processes.control import serve_metrics
 from objstore.processes.link import Link
@@ -17,6 +17,8 @@ from objstore.processes.spec import Spec, disk_options, open_disk_list, open_dis
 
 log = logging.getLogger(__name__)
 
+# Pages that cannot be read, or in which LMDB finds what cannot be: the next start would die of them again.
+MAPPING_DEATHS = ("SIGBUS", "SIGSEGV", "SIGABRT")
 SERVED_NAME = "newest-epoch"  # In the data directory.
 
 
@@ -24,7 +26,7 @@ def run(link: Link, died: str, spec: Spec, *, forget: bool = False) -> None:
     """Until SIGTERM.
 
     Args:
-        died: how the last committer ended; after SIGBUS the state it had mapped is not trusted.
+        died: how the last committer ended; after MAPPING_DEATHS the state it had mapped is not trusted.
         forget: begin with empty metadata: see meta/recovery.py.
     """
     uvloop.run(_serve(link, died, spec, forget))
@@ -43,6 +45,13 @@ async def _serve(link: Link, died: str, spec: Spec, forget: bool) -> None:
     registry.include(lambda: _families(stats))
     metrics = await serve_metrics(spec.run_directory, "committer-metrics", registry)
 
+    opener = partial(
+        open_disk_list,
+        spec.cluster.cluster_id,
+        [(disk.number, disk.uuid, disk.path) for disk in spec.cluster.disks],
+        disk_options(config),
+    )
+
     def progress(loaded: int, expected: int) -> None:
         share = f" ({100 * loaded // expected}%)" if expected else ""
         link.progress(f"rebuilding metadata from the journal: {loaded:,} of {expected:,} keys{share}")
@@ -56,18 +65,12 @@ async def _serve(link: Link, died: str, spec: Spec, forget: bool) -> None:
             state_directories=[Path(disk.path) / "meta" for disk in disks.values()],
             ready=link.ready,
             stop=stop,
-            folder=folder_process(
-                partial(
-                    open_disk_list,
-                    spec.cluster.cluster_id,
-                    [(disk.number, disk.uuid, disk.path) for disk in spec.cluster.disks],
-                    disk_options(config),
-                )
-            ),
+            folder=folder_process(opener),
+            finder=finder_process(opener),
             options=CommitterOptions(
                 append_timeout_s=config.meta.copy_seconds, sync_interval_s=config.meta.sync_seconds
             ),
-            trust_state="SIGBUS" not in died,
+            trust_state=not any(name in died for name in MAPPING_DEATHS),
             progress=progress,
             stats=stats,
             forget=forget,
@@ -91,6 +94,11 @@ def _families(stats: CommitterStats) -> list[Family]:
         counter("meta_journal_bytes", "Bytes appended to the journal, once per round.", stats.journal_size),
         counter("meta_journal_rolls", "Journal epochs opened while running.", stats.rolls),
         counter("meta_folds", "Snapshots made.", stats.folds),
+        counter("meta_rotten_records", "Records that failed their checksum.", stats.rotten),
+        counter("meta_mended_records", "Of those, put back from the journal.", stats.mended),
+        Family(
+            "meta_damaged", "gauge", "Records that fail their checksum now.", (), (), [((), [stats.damaged])]
+        ),
         Family(
             "meta_clients", "gauge", "Processes connected to the committer.", (), (), [((), [stats.clients])]
         ),

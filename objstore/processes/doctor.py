@@ -10,6 +10,7 @@ from typing import Any
 from objstore.config import Config
 from objstore.errors import StoreError
 from objstore.meta.kv_lmdb import library_version
+from objstore.processes.control import Snapshot, ask
 from objstore.processes.parts import Parts
 
 FILES_WANTED = 16_384  # Open files per process: connections, and fragment files of every disk.
@@ -43,6 +44,7 @@ async def examine(
         _codec(parts),
         *_metadata(parts),
         *_readers(parts),
+        _records(await ask(parts.spec.run_directory, "committer-metrics")),
         *_certificates(parts.spec.config),
         _open_files(),
         await asyncio.to_thread(_clock),
@@ -155,6 +157,22 @@ def _readers(parts: Parts) -> list[Finding]:
         text = f"a read is open since {behind} transactions"
         return [finding("metadata readers", "warning", text, "a bug, if it stays: restart, and report it")]
     return [finding("metadata readers", "ok", f"{len(slots)} slots, none stale")]
+
+
+def _records(committer: Snapshot | None) -> Finding:
+    """Damage in LMDB: what the committer has found, and what it could not mend yet."""
+    if committer is None:
+        return finding("metadata records", "problem", "the committer does not answer", LOOK)
+    counts = {one.name: one.samples[0][1][0] for one in committer.families if len(one.samples) == 1}
+    found, now = int(counts.get("meta_rotten_records", 0)), int(counts.get("meta_damaged", 0))
+    remedy = "check the memory and the disk that holds LMDB: it returned other bytes than were written"
+    if now:
+        text = f"{now} fail their checksums; they are looked up in the journal"
+        return finding("metadata records", "problem", text, remedy)
+    if found:
+        text = f"{found} failed their checksums since the committer's start, and were put back"
+        return finding("metadata records", "warning", text, remedy)
+    return finding("metadata records", "ok", "none failed its checksum")
 
 
 def state_size(parts: Parts) -> float:

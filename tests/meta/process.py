@@ -11,7 +11,7 @@ from objstore.meta import beacon
 from objstore.meta.beacon import Beacon
 from objstore.meta.client import MetaClient
 from objstore.meta.committer import CommitterOptions, run_committer
-from objstore.meta.fold import folder_process
+from objstore.meta.fold import finder_process, folder_process
 from objstore.node.identity import make_identity
 from objstore.node.local import format_disk
 from tests.meta.directory_disk import DirectoryDisk, disks_of, open_disks
@@ -123,6 +123,7 @@ async def main(root: Path, options: dict[str, float]) -> None:
         ready=lambda: print("ready", flush=True),
         stop=stop,
         folder=folder_process(partial(disks_of, root)),
+        finder=finder_process(partial(disks_of, root)),
         options=CommitterOptions(**options),  # type: ignore[arg-type]
         beacon=open_beacon(root),
     )

@@ -2,7 +2,10 @@
 
 import pytest
 
-from objstore.processes.doctor import _disks
+from objstore.meta.committer import CommitterStats
+from objstore.processes.committer import _families
+from objstore.processes.control import Snapshot
+from objstore.processes.doctor import _disks, _records
 
 
 @pytest.mark.parametrize(
@@ -20,3 +23,21 @@ def test_a_disk_that_is_not_well_is_told_with_what_to_do(state: str, reason: str
     assert (found["check"], found["level"]) == ("disks", "problem")
     assert found["finding"] == f"disk 2 (/d) is {state}: {reason}"
     assert remedy in found["remedy"]
+
+
+@pytest.mark.parametrize(
+    ("found", "now", "level", "words"),
+    [
+        (0, 0, "ok", "none failed its checksum"),
+        (3, 0, "warning", "3 failed their checksums since the committer's start, and were put back"),
+        (3, 2, "problem", "2 fail their checksums; they are looked up in the journal"),
+    ],
+)
+def test_damaged_records_of_metadata_are_told(found: int, now: int, level: str, words: str) -> None:
+    stats = CommitterStats(rotten=found, damaged=now)
+    told = _records(Snapshot("", _families(stats)))
+    assert (told["level"], told["finding"]) == (level, words)
+
+
+def test_a_committer_that_does_not_say_what_it_found_is_a_problem() -> None:
+    assert _records(None)["level"] == "problem"
