@@ -15,7 +15,7 @@ from objstore.objects.doomed import sweep
 from objstore.objects.multipart import Claimed
 from objstore.objects.reads import find_object
 from objstore.objects.store import Store
-from objstore.objects.values import About, ByteRange
+from objstore.objects.values import About, ByteRange, Conditions
 from objstore.objects.writes import delete_object, put_object
 from tests.objects.audit import audit
 from tests.objects.fakes import MemoryBody, principal, read_all
@@ -131,5 +131,39 @@ async def test_large_objects_with_pages_and_many_parts_survive_compaction_and_re
         assert await sweep(store, grace_us=0) == 2
         counts = await audit(store)
         assert not set(counts) & {b"o", b"p", b"q", b"x", b"d"}
+    finally:
+        await real.stop()
+
+
+async def test_compaction_between_the_steps_of_an_upload_changes_none_of_its_answers(tmp_path: Path) -> None:
+    real = RealStore(tmp_path)
+    try:
+        store = await real.start()
+        await create_bucket(store, WHO, "bucket", region="")
+        present = await put_object(store, WHO, "bucket", "key", About(), MemoryBody(b"present" * 900))
+        upload, _ = await multipart.create_upload(
+            store, WHO, "bucket", "key", About(), checksum_algorithm="", checksum_type=""
+        )
+        written = await multipart.put_part(store, WHO, "bucket", "key", upload, 1, MemoryBody(b"part" * 900))
+        claims = [Claimed(number=1, etag=written.etag)]
+        before = (await find_object(store, WHO, "bucket", "key")).record.extents
+        store = await real.compact_all()
+        assert (await find_object(store, WHO, "bucket", "key")).record.extents != before, "it was moved"
+        # The object is the one that the upload's start saw, wherever its bytes are.
+        conditions = Conditions(if_match=present.etag)
+        first = await multipart.complete_upload(
+            store, WHO, "bucket", "key", upload, claims, conditions=conditions
+        )
+        for step in ("at once", "compact", "restart"):
+            if step == "compact":
+                store = await real.compact_all()
+            elif step == "restart":
+                store = await real.restart()
+            again = await multipart.complete_upload(
+                store, WHO, "bucket", "key", upload, claims, conditions=conditions
+            )
+            assert again == first, step
+            found = await find_object(store, WHO, "bucket", "key")
+            assert await read_all(store, found) == b"part" * 900, step
     finally:
         await real.stop()
