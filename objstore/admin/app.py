@@ -39,12 +39,13 @@ class Admin:
     copy_metadata: Callable[[], Awaitable[Json]]
     disks: Callable[[], Awaitable[list[Json]]]
     verify_disk: Callable[[int], Awaitable[Json]]
+    tenants: Callable[[], Awaitable[list[Json]]]
+    tenant: Callable[[str], Awaitable[Json]]  # With its users and buckets.
     users: Callable[[], Awaitable[list[Json]]]
     create_user: Callable[[str, str, str], Awaitable[Json]]  # Name, tenant, email.
-    disable_user: Callable[[str, bool], Awaitable[Json]]
     keys: Callable[[], Awaitable[list[Json]]]
     create_key: Callable[[str, str], Awaitable[Json]]  # User, comment.
-    disable_key: Callable[[str, bool], Awaitable[Json]]
+    set_disabled: Callable[[str, str, bool], Awaitable[Json]]  # "tenants", "users" or "keys"; which one.
 
 
 class Problem(Exception):
@@ -126,15 +127,18 @@ def _routes(admin: Admin) -> list[Route]:
     async def verify_disk(request: web.BaseRequest, parts: Sequence[str]) -> web.StreamResponse:
         return _json(await admin.verify_disk(int(parts[0])))
 
+    async def tenants(request: web.BaseRequest, parts: Sequence[str]) -> web.StreamResponse:
+        return _json({"tenants": await admin.tenants()})
+
+    async def tenant(request: web.BaseRequest, parts: Sequence[str]) -> web.StreamResponse:
+        return _json(await admin.tenant(parts[0]))
+
     async def users(request: web.BaseRequest, parts: Sequence[str]) -> web.StreamResponse:
         return _json({"users": await admin.users()})
 
     async def create_user(request: web.BaseRequest, parts: Sequence[str]) -> web.StreamResponse:
         given = await _body(request, required=("name", "tenant"), optional=("email",))
         return _json(await admin.create_user(given["name"], given["tenant"], given.get("email", "")), 201)
-
-    async def disable_user(request: web.BaseRequest, parts: Sequence[str]) -> web.StreamResponse:
-        return _json(await admin.disable_user(parts[0], parts[1] == "disable"))
 
     async def keys(request: web.BaseRequest, parts: Sequence[str]) -> web.StreamResponse:
         return _json({"keys": await admin.keys()})
@@ -143,8 +147,9 @@ def _routes(admin: Admin) -> list[Route]:
         given = await _body(request, required=("user",), optional=("comment",))
         return _json(await admin.create_key(given["user"], given.get("comment", "")), 201)
 
-    async def disable_key(request: web.BaseRequest, parts: Sequence[str]) -> web.StreamResponse:
-        return _json(await admin.disable_key(parts[0], parts[1] == "disable"))
+    async def set_disabled(request: web.BaseRequest, parts: Sequence[str]) -> web.StreamResponse:
+        kind, which, verb = parts
+        return _json(await admin.set_disabled(kind, which, verb == "disable"))
 
     def route(method: str, path: str, verb: Verb, *, open_: bool = False) -> Route:
         return Route(method, re.compile(path, re.ASCII), open_, verb)
@@ -162,12 +167,13 @@ def _routes(admin: Admin) -> list[Route]:
         route("POST", "/api/v1/meta/copy", copy_metadata),
         route("GET", "/api/v1/disks", disks),
         route("POST", "/api/v1/disks/([0-9]{1,5})/verify", verify_disk),
+        route("GET", "/api/v1/tenants", tenants),
+        route("GET", f"/api/v1/tenants/{name}", tenant),
         route("GET", "/api/v1/users", users),
         route("POST", "/api/v1/users", create_user),
-        route("POST", f"/api/v1/users/{name}/(disable|enable)", disable_user),
         route("GET", "/api/v1/keys", keys),
         route("POST", "/api/v1/keys", create_key),
-        route("POST", f"/api/v1/keys/{name}/(disable|enable)", disable_key),
+        route("POST", f"/api/v1/(tenants|users|keys)/{name}/(disable|enable)", set_disabled),
     ]
 
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from objstore.config import ConfigError, host_and_port, load
+from objstore.config import ConfigError, Loaded, host_and_port, load
 
 TIMEOUT_SECONDS = 30.0
 TOKEN_NAME = "admin.token"  # noqa: S105  (A file's name.)
@@ -54,17 +54,22 @@ def config_file(given: Path | None) -> Path | None:
     return usual if usual.exists() else None
 
 
+def settings(data: Path | None, config: Path | None) -> Loaded:
+    """The configuration in force, as a command's --data and --config have it. Raises: ConfigError."""
+    given: dict[str, tuple[str, object]] = {}
+    if data is not None:
+        given["server.data"] = ("--data", str(data))
+    return load(config_file(config), os.environ, given)
+
+
 class AdminClient:
     """One store. Finds address, token and TLS from the running store's state, else from the configuration."""
 
     def __init__(self, data: Path | None, config: Path | None, admin: str | None) -> None:
-        flags: dict[str, tuple[str, object]] = (
-            {"server.data": ("--data", str(data))} if data is not None else {}
-        )
-        settings = load(config_file(config), os.environ, flags).config
-        self._directory = Path(settings.server.data)
-        self._listen = settings.server.admin_listen
-        self._tls = settings.tls.admin and bool(settings.tls.admin_certificate or settings.tls.certificate)
+        found = settings(data, config).config
+        self._directory = Path(found.server.data)
+        self._listen = found.server.admin_listen
+        self._tls = found.tls.admin and bool(found.tls.admin_certificate or found.tls.certificate)
         self._elsewhere = admin is not None
         if admin is not None:
             self._listen = admin.removeprefix("https://").removeprefix("http://").rstrip("/")

@@ -5,7 +5,7 @@ import json
 import sys
 from collections.abc import Sequence
 from enum import StrEnum
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -25,6 +25,12 @@ OutputOption = Annotated[
     Format | None,
     typer.Option("-o", "--output", help="Default: a table on a terminal, TSV in a pipe.", show_default=False),
 ]
+
+
+def fail(text: str, code: int = FAILURE) -> NoReturn:
+    """End the command with one line for people and an exit code for programs."""
+    print(f"objstore: {text}", file=sys.stderr)
+    raise SystemExit(code)
 
 
 def show(rows: Sequence[dict[str, Any]], columns: Sequence[str], output: Format | None) -> None:

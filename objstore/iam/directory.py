@@ -144,6 +144,9 @@ class Directory:
     async def list_tenants(self, *, after: str = "", limit: int = 1_000) -> list[TenantRecord]:
         return await tenants.list_tenants(self._kv, after=after, limit=limit)
 
+    async def find_tenant(self, name: str) -> TenantRecord:
+        return await tenants.find_tenant(self._kv, name)
+
     async def set_tenant_disabled(self, name: str, disabled: bool = True) -> TenantRecord:
         return await tenants.set_tenant_disabled(self._kv, name, disabled)
 

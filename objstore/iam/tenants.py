@@ -4,7 +4,7 @@ from typing import Final
 
 import msgspec
 
-from objstore.errors import BadArgument, Conflict, Overloaded
+from objstore.errors import BadArgument, Conflict, Denied, Overloaded
 from objstore.iam.names import check_tenant
 from objstore.meta.kv import Kv, Transaction, prefix_end
 from objstore.meta.schema import TenantRecord, decode, encode, tenant_key
@@ -35,8 +35,21 @@ async def list_tenants(kv: Kv, *, after: str = "", limit: int = 1_000) -> list[T
     return [decode(value, TenantRecord) for _, value in pairs]
 
 
+async def find_tenant(kv: Kv, name: str) -> TenantRecord:
+    """Raises: BadArgument (no such tenant)."""
+    value = await kv.get(tenant_key(name))
+    if value is None:
+        raise no_such_tenant(name)
+    return decode(value, TenantRecord)
+
+
 async def set_tenant_disabled(kv: Kv, name: str, disabled: bool) -> TenantRecord:
-    """A disabled tenant's keys are refused from the next request on. Raises: BadArgument (no such tenant)."""
+    """A disabled tenant's keys are refused from the next request on.
+
+    Raises: BadArgument (no such tenant), Denied (root would lock itself out).
+    """
+    if disabled and name == DEFAULT_TENANT:
+        raise Denied(f"tenant {name!r} is root's and cannot be disabled; disable its other users instead")
     key = tenant_key(name)
     for _ in range(ATTEMPTS_MAX):
         value = await kv.get(key)

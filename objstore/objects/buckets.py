@@ -164,15 +164,15 @@ async def delete_bucket(store: Store, who: Principal, name: str) -> None:
 
 
 async def list_buckets(
-    store: Store, who: Principal, *, prefix: str, after: str, limit: int
+    store: Store, tenant: str, *, prefix: str, after: str, limit: int
 ) -> tuple[list[tuple[str, BucketRecord]], bool]:
-    """The caller's tenant's buckets: names > after, in order, and whether there are more."""
+    """A tenant's buckets: names > after, in order, and whether there are more."""
     assert limit >= 0
-    start = tenant_bucket_key(who.tenant, prefix)
+    start = tenant_bucket_key(tenant, prefix)
     end = prefix_end(start)
     if after:
-        start = max(start, tenant_bucket_key(who.tenant, after) + b"\0")
-    name_begin = len(tenant_bucket_key(who.tenant, ""))
+        start = max(start, tenant_bucket_key(tenant, after) + b"\0")
+    name_begin = len(tenant_bucket_key(tenant, ""))
     if start >= end or limit == 0:
         return [], False
     pairs = await store.kv.scan(start, end, limit + 1)

@@ -8,15 +8,16 @@ import logging
 import os
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from objstore import __version__
 from objstore.admin.app import Admin, Problem
 from objstore.errors import StoreError
 from objstore.iam.directory import Directory
-from objstore.meta.schema import AccessKeyRecord, UserRecord
+from objstore.meta.schema import AccessKeyRecord, TenantRecord, UserRecord
 from objstore.metrics import Accumulator, Family, Labels, render
 from objstore.node.disk import DiskState, Usage
+from objstore.objects.buckets import list_buckets
 from objstore.processes import doctor
 from objstore.processes.control import ask, processes
 from objstore.processes.parts import Parts
@@ -24,6 +25,13 @@ from objstore.processes.salvage_copies import Copies
 from objstore.upkeep.service import Service
 
 log = logging.getLogger(__name__)
+
+
+LISTED_MAX: Final = 100_000  # Tenants, users, keys or buckets in one answer.
+
+
+def tenant_facts(record: TenantRecord) -> dict[str, Any]:
+    return {"name": record.name, "disabled": record.disabled, "created": _time(record.created_us)}
 
 
 def user_facts(record: UserRecord) -> dict[str, Any]:
@@ -75,14 +83,15 @@ class AdminPort:
             doctor=self.doctor,
             disks=self.disks,
             verify_disk=self.verify_disk,
+            tenants=self.tenants,
+            tenant=self.tenant,
             users=self.users,
             create_user=self.create_user,
-            disable_user=self.disable_user,
             keys=self.keys,
             upkeep=self._service.status,
             copy_metadata=self.copy_metadata,
             create_key=self.create_key,
-            disable_key=self.disable_key,
+            set_disabled=self.set_disabled,
         )
 
     # Health.
@@ -182,21 +191,46 @@ class AdminPort:
         about = await self._copies.take()
         return {"bytes": about.size, "began": _time(about.began_us)}
 
-    # Users and keys.
+    # Tenants, users and keys.
+
+    async def tenants(self) -> list[dict[str, Any]]:
+        return [tenant_facts(record) for record in await self._directory.list_tenants(limit=LISTED_MAX)]
+
+    async def tenant(self, name: str) -> dict[str, Any]:
+        record = await self._directory.find_tenant(name)
+        users = await self._directory.list_users(tenant=name, limit=LISTED_MAX)
+        keys: dict[str, list[bool]] = {user.name: [] for user in users}  # User -> is each key disabled?
+        for _, key in await self._directory.list_keys(limit=LISTED_MAX):
+            if key.user in keys:
+                keys[key.user].append(key.disabled)
+        buckets, _ = await list_buckets(self._parts.store, name, prefix="", after="", limit=LISTED_MAX)
+        return {
+            "facts": tenant_facts(record),
+            "users": [
+                {
+                    "user": user.name,
+                    "disabled": user.disabled,
+                    "keys": len(keys[user.name]),
+                    "disabled_keys": sum(keys[user.name]),
+                }
+                for user in users
+            ],
+            "buckets": [
+                {"bucket": bucket, "created": _time(one.created_us), "owner": one.owner}
+                for bucket, one in buckets
+            ],
+        }
 
     async def users(self) -> list[dict[str, Any]]:
-        return [user_facts(record) for record in await self._directory.list_users(limit=100_000)]
+        return [user_facts(record) for record in await self._directory.list_users(limit=LISTED_MAX)]
 
     async def create_user(self, name: str, tenant: str, email: str) -> dict[str, Any]:
-        if tenant not in {one.name for one in await self._directory.list_tenants(limit=100_000)}:
+        if tenant not in {one.name for one in await self._directory.list_tenants(limit=LISTED_MAX)}:
             await self._directory.create_tenant(tenant)
         return user_facts(await self._directory.create_user(name, tenant=tenant, email=email))
 
-    async def disable_user(self, name: str, disabled: bool) -> dict[str, Any]:
-        return user_facts(await self._directory.set_user_disabled(name, disabled))
-
     async def keys(self) -> list[dict[str, Any]]:
-        found = await self._directory.list_keys(limit=100_000)
+        found = await self._directory.list_keys(limit=LISTED_MAX)
         return [key_facts(access_key, record) for access_key, record in found]
 
     async def create_key(self, user: str, comment: str) -> dict[str, Any]:
@@ -209,8 +243,14 @@ class AdminPort:
             "region": self._spec.config.server.region,
         }
 
-    async def disable_key(self, access_key: str, disabled: bool) -> dict[str, Any]:
-        return key_facts(access_key, await self._directory.set_key_disabled(access_key, disabled))
+    async def set_disabled(self, kind: str, which: str, disabled: bool) -> dict[str, Any]:
+        """Of a tenant, a user or a key; `kind` as in the path."""
+        if kind == "tenants":
+            return tenant_facts(await self._directory.set_tenant_disabled(which, disabled))
+        if kind == "users":
+            return user_facts(await self._directory.set_user_disabled(which, disabled))
+        assert kind == "keys"
+        return key_facts(which, await self._directory.set_key_disabled(which, disabled))
 
     # The whole.
 

@@ -33,7 +33,9 @@ async def list_buckets(call: Call) -> web.Response:
     page: list[tuple[str, BucketRecord]] = []
     more = False
     if region is None or region == call.store.region:  # Every bucket lies in the store's own region.
-        page, more = await buckets.list_buckets(call.store, call.who, prefix=prefix, after=after, limit=limit)
+        page, more = await buckets.list_buckets(
+            call.store, call.who.tenant, prefix=prefix, after=after, limit=limit
+        )
     rows = "".join(
         f"<Bucket><Name>{name}</Name><CreationDate>{timestamp(record.created_us)}</CreationDate>"
         f"<BucketRegion>{escape(record.region or call.store.region)}</BucketRegion></Bucket>"

@@ -7,7 +7,9 @@ import pytest
 
 from tests.server import Server
 
-PATHS = ["/metrics", "/api/v1/status", "/api/v1/doctor", "/api/v1/users", "/api/v1/keys", "/api/v1/disks"]
+PATHS = ["/metrics"] + [
+    f"/api/v1/{name}" for name in ("status", "doctor", "tenants", "tenants/default", "users", "keys", "disks")
+]
 
 
 @pytest.mark.parametrize("path", [*PATHS, "/api/v1/nothing", "/"])

@@ -40,17 +40,51 @@ def test_a_new_user_has_buckets_of_a_tenant_closed_to_all_others(store_server: S
     ]
 
 
-def test_a_disabled_key_or_user_is_refused_from_the_next_request_on(store_server: Server) -> None:
-    store_server.command("user", "create", "carol")
+def test_a_disabled_key_user_or_tenant_is_refused_from_the_next_request_on(store_server: Server) -> None:
+    store_server.command("user", "create", "carol", "--tenant", "carols")
     access, secret = new_key(store_server, "carol")
-    s3 = store_server.boto3(access, secret)
-    s3.list_buckets()
-    for kind, name in (("key", access), ("user", "carol")):
-        assert store_server.command(kind, "disable", name).stdout == f"{name}: disabled\n"
-        with pytest.raises(ClientError, match=r"AccessDenied|InvalidAccessKeyId"):
-            s3.list_buckets()
-        store_server.command(kind, "disable", "--undo", name)
+    # Each connection may reach another worker: both know at once.
+    clients = [store_server.boto3(access, secret) for _ in range(8)]
+    clients[0].create_bucket(Bucket="carols-books")
+    for s3 in clients:
         s3.list_buckets()
+    for kind, name in (("key", access), ("user", "carol"), ("tenant", "carols")):
+        assert store_server.command(kind, "disable", name).stdout == f"{name}: disabled\n"
+        for s3 in clients:
+            with pytest.raises(ClientError, match="InvalidAccessKeyId"):
+                s3.list_buckets()
+        assert store_server.command(kind, "enable", name).stdout == f"{name}: enabled\n"
+        for s3 in clients:
+            s3.list_buckets()
+        assert rows(store_server, kind, "disable", name)[0]["disabled"] is True
+        with pytest.raises(ClientError, match="InvalidAccessKeyId"):
+            clients[0].list_buckets()
+        assert store_server.command(kind, "disable", "--undo", name).stdout == f"{name}: enabled\n"
+        clients[0].list_buckets()
+
+
+def test_a_tenant_is_shown_with_its_users_and_buckets_and_no_other(store_server: Server) -> None:
+    for user, tenant in (("erin", "erins"), ("frank", "erins"), ("grace", "graces")):
+        store_server.command("user", "create", user, "--tenant", tenant)
+    access, secret = new_key(store_server, "erin")
+    store_server.command("key", "disable", new_key(store_server, "erin")[0])
+    store_server.boto3(access, secret).create_bucket(Bucket="erins-bucket")
+    store_server.command("user", "disable", "frank")
+    names = {row["name"]: row["disabled"] for row in rows(store_server, "tenant", "list")}
+    assert names["default"] is names["erins"] is names["graces"] is False
+    (shown,) = rows(store_server, "tenant", "show", "erins")
+    assert shown["facts"]["name"] == "erins"  # type: ignore[index]
+    assert shown["users"] == [
+        {"user": "erin", "disabled": False, "keys": 2, "disabled_keys": 1},
+        {"user": "frank", "disabled": True, "keys": 0, "disabled_keys": 0},
+    ]
+    bucket = shown["buckets"][0]  # type: ignore[index]
+    assert (bucket["bucket"], bucket["owner"]) == ("erins-bucket", "erin")
+    assert "erins-bucket" in store_server.command("tenant", "show", "erins").stdout
+    assert [user["name"] for user in rows(store_server, "user", "list", "--tenant", "erins")] == [
+        "erin",
+        "frank",
+    ]
 
 
 def test_a_secret_is_shown_once_and_with_settings_to_paste(store_server: Server) -> None:
@@ -82,6 +116,7 @@ def test_a_list_is_tab_separated_in_a_pipe_and_csv_or_yaml_or_a_table_when_asked
 
 def test_status_doctor_and_health_agree_on_a_healthy_store(store_server: Server) -> None:
     assert store_server.command("health", "--ready").stdout == "ready\n"
+    assert rows(store_server, "health", "--ready")[0]["ready"] is True
     status = rows(store_server, "status")[0]
     assert not status["degraded"]
     doctor = store_server.command("doctor", "-o", "json", check=False)
@@ -105,6 +140,9 @@ def test_a_disk_is_verified_by_hand(store_server: Server) -> None:
         (["user", "disable", "nobody"], 1, "there is no user 'nobody'"),
         (["user", "disable", "root"], 4, "root user cannot be disabled"),
         (["user", "create", "root"], 1, "exists"),
+        (["tenant", "show", "nobodys"], 1, "there is no tenant 'nobodys'"),
+        (["tenant", "disable", "nobodys"], 1, "there is no tenant 'nobodys'"),
+        (["tenant", "disable", "default"], 4, "root's and cannot be disabled"),
         (["key", "create", "nobody"], 1, "there is no user 'nobody'"),
         (["key", "create", "root", "--print", "mc"], 2, "one of boto3, aws, rclone"),
         (["key", "disable", "OSNOTAKEY"], 1, "there is no access key"),
@@ -173,8 +211,9 @@ def test_every_command_explains_itself() -> None:
     commands = [[], ["serve"], ["status"], ["doctor"], ["health"], ["upkeep"], ["token"]]
     groups = {
         "config": ["check", "show", "defaults"],
-        "user": ["create", "list", "disable"],
-        "key": ["create", "list", "disable"],
+        "tenant": ["list", "show", "disable", "enable"],
+        "user": ["create", "list", "disable", "enable"],
+        "key": ["create", "list", "disable", "enable"],
         "disk": ["list", "verify"],
         "meta": ["copy", "export", "import", "rebuild"],
     }

@@ -105,6 +105,8 @@ async def test_the_root_user_cannot_lock_itself_out() -> None:
     directory, _, _ = await ready()
     with pytest.raises(Denied):
         await directory.set_user_disabled("root")
+    with pytest.raises(Denied):
+        await directory.set_tenant_disabled("default")
 
 
 async def test_secrets_are_sealed_and_bound_to_their_key() -> None:
@@ -157,6 +159,7 @@ async def test_names_are_taken_once_and_owners_must_exist() -> None:
         directory.set_key_disabled("nobody"),
         directory.set_user_disabled("nobody"),
         directory.set_tenant_disabled("nobody"),
+        directory.find_tenant("nobody"),
     ):
         with pytest.raises(BadArgument):
             await refused

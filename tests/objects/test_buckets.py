@@ -131,7 +131,7 @@ async def test_buckets_are_listed_by_tenant_in_pages() -> None:
     await create_bucket(store, principal("default2", "x"), "zzz", region="")
 
     async def listed(prefix: str = "", after: str = "", limit: int = 10) -> tuple[list[str], bool]:
-        found, more = await list_buckets(store, WHO, prefix=prefix, after=after, limit=limit)
+        found, more = await list_buckets(store, WHO.tenant, prefix=prefix, after=after, limit=limit)
         return [name for name, _ in found], more
 
     assert await listed() == (["aaa", "bbb", "bbb-2", "ccc"], False)

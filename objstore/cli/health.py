@@ -1,0 +1,77 @@
+"""`objstore status`, `doctor`, `health`, `upkeep`, `token` and `disk`: how the store is."""
+
+from typing import Annotated, Final
+
+import typer
+
+from objstore.cli.client import AdminClient, ConfigOption, DataOption
+from objstore.cli.output import DEGRADED, FAILURE, OK
+from objstore.cli.store import Store, asks
+
+DISK_COLUMNS: Final = ("disk", "path", "state", "free", "total", "reason")
+
+disk_app = typer.Typer(help="The store's disks.", no_args_is_help=True)
+
+
+@asks
+def status(store: Store) -> None:
+    """The store on one screen. Exit code 3: it serves, but something is not as it should be."""
+    found = store.get("/api/v1/status")
+    if not store.show_whole(found):
+        facts = [{"what": what, "value": value} for what, value in found["facts"].items()]
+        store.show(facts, "what", "value")
+        store.show(found["processes"], "process", "pid", "ready", "restarts")
+        store.show(found["disks"], *DISK_COLUMNS)
+    raise SystemExit(DEGRADED if found["degraded"] else OK)
+
+
+@asks
+def upkeep(store: Store) -> None:
+    """What runs in the background: repair, scrub, compaction, trash."""
+    found = store.get("/api/v1/upkeep")
+    if not store.show_whole(found):
+        services = [{"service": name, **service} for name, service in found["services"].items()]
+        store.show(services, "service", "runs", "failures", "running", "last", "last_failure")
+
+
+@asks
+def doctor(store: Store) -> None:
+    """Look for what will hurt later, and say what to do. Exit code 3: something was found."""
+    findings = store.get("/api/v1/doctor")["findings"]
+    store.show(findings, "check", "level", "finding", "remedy")
+    raise SystemExit(DEGRADED if any(finding["level"] != "ok" for finding in findings) else OK)
+
+
+@asks
+def health(
+    store: Store,
+    ready: Annotated[bool, typer.Option("--ready", help="Ready to serve, not merely alive.")] = False,
+    cluster: Annotated[bool, typer.Option("--cluster", help="Enough disks to write.")] = False,
+) -> None:
+    """Exit code 0 if the store is alive (with --ready: serves). For containers and load balancers."""
+    path = "/health/cluster" if cluster else "/health/ready" if ready else "/health/live"
+    code, answer = store.call("GET", path, token=False, accept_errors=True)
+    facts = answer if isinstance(answer, dict) else {"status": answer}
+    store.tell(str(facts.get("status", facts)), facts)
+    raise SystemExit(OK if code == 200 else FAILURE)
+
+
+def token(data: DataOption = None, config: ConfigOption = None) -> None:
+    """Show the admin token (for Prometheus and for the command line elsewhere)."""
+    print(AdminClient(data, config, None).token())
+
+
+@disk_app.command("list")
+@asks
+def disk_list(store: Store) -> None:
+    """Every disk: state, space and why."""
+    store.show(store.get("/api/v1/disks")["disks"], *DISK_COLUMNS)
+
+
+@disk_app.command("verify")
+@asks
+def disk_verify(store: Store, number: Annotated[int, typer.Argument(help="The disk's number.")]) -> None:
+    """Write, sync and read back a probe; a suspect disk that passes takes writes again."""
+    disk = store.post(f"/api/v1/disks/{number}/verify")
+    store.show([disk], *DISK_COLUMNS)
+    raise SystemExit(OK if disk["state"] == "healthy" else DEGRADED)
