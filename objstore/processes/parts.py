@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from objstore.blobs.reader import BlobReader, ReaderLimits
-from objstore.blobs.writer import BlobWriter, WriterLimits
+from objstore.blobs.writer import DEFAULT_LIMITS, BlobWriter, WriterLimits
+from objstore.config import Config
 from objstore.iam.directory import Directory
 from objstore.ids import random_id
 from objstore.meta.client import MetaClient
@@ -44,6 +45,19 @@ class Parts:
             disk.close()
 
 
+def writer_limits(config: Config) -> WriterLimits:
+    """A writer's bounds under this configuration."""
+    # An append opens its file and writes to it; each may take as long as the disk allows. The disk itself must
+    # be the one that calls this overdue: it becomes suspect then, which a writer's impatience does not make it.
+    deadline_s = max(DEFAULT_LIMITS.deadline_s, 2 * config.disks.progress_seconds + 5)
+    return DEFAULT_LIMITS._replace(
+        memory=config.blobs.write_memory_bytes,
+        volume_size=config.blobs.volume_size_max,
+        disk_free_min=config.disks.reserve_bytes or DEFAULT_LIMITS.disk_free_min,
+        deadline_s=deadline_s,
+    )
+
+
 async def open_parts(spec: Spec, registry: Registry) -> Parts:
     """Raises: MetaUnavailable if no committer answers."""
     config = spec.config
@@ -52,9 +66,6 @@ async def open_parts(spec: Spec, registry: Registry) -> Parts:
     disks = open_disks(spec)
     ledger = MetaLedger(kv)
     k, m = spec.cluster.codec
-    limits = WriterLimits(memory=config.blobs.write_memory_bytes, volume_size=config.blobs.volume_size_max)
-    if config.disks.reserve_bytes:
-        limits = limits._replace(disk_free_min=config.disks.reserve_bytes)
     writer_id = random_id()
     writer = BlobWriter(
         disks=disks,
@@ -65,7 +76,7 @@ async def open_parts(spec: Spec, registry: Registry) -> Parts:
         cluster=spec.cluster.cluster_id,
         secret=spec.cluster.checksum_secret,
         codec=spec.backend.codec,
-        limits=limits,
+        limits=writer_limits(config),
     )
     reader = BlobReader(
         disks=disks,
