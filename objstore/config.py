@@ -261,7 +261,8 @@ class Upkeep(Section, frozen=True, kw_only=True):
         Meta(
             gt=0,
             description="How often a copy of all metadata is stored in volumes, for `objstore meta rebuild`"
-            " after the loss of the journal. The first one a minute after the first start.",
+            " after the loss of the journal. The first one a minute after the first start; one more a minute"
+            " after tenants, users, keys or buckets changed, at most every ten minutes.",
         ),
     ] = 24.0
     garbage_percent: Annotated[

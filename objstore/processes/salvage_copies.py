@@ -2,22 +2,70 @@
 
 An export is streamed from the metadata engine into a volume; its home is one setting, so the next one
 replaces it. It is no single view of a store that is being written to, and need not be: a rebuild applies
-every stripe that is younger than the copy's beginning.
+every stripe that is younger than the copy's beginning. But stripes say nothing of tenants, users, keys and
+buckets' settings, so that a copy is made soon after one of those has changed, beside the regular ones.
 
 Concurrency: one task of the upkeep process, and whoever asks for a copy by hand; one copy at a time.
 """
 
 import asyncio
 import logging
+from dataclasses import dataclass
+
+import xxhash
 
 from objstore.errors import StoreError
 from objstore.meta import transfer
+from objstore.meta.kv import Kv, prefix_end
 from objstore.processes.parts import Parts, context_of
 from objstore.upkeep.snapshots import SnapshotAbout, read_snapshot, store_snapshot
 
 log = logging.getLogger(__name__)
 
-LOOK_SECONDS = 60.0
+LOOK_SECONDS = 20.0  # A look reads every bucket's record: 50 ms for 100,000 of them.
+SETTLE_SECONDS = 60.0  # From a change to its copy: whoever makes one user makes ten.
+APART_SECONDS = 600.0  # Between two copies, however much changes,
+SHARE = 20  # and so many times as long as the last one took: large metadata is not copied all day.
+NAMES = (b"b", b"k", b"t", b"u")  # Buckets, access keys, tenants, users.
+PAGE = 1_000
+
+
+@dataclass(slots=True)
+class Timing:
+    """When a copy is due. Pure: told the time, and what there is."""
+
+    hours: float  # Between two copies when no name changes.
+    factor: float = 1.0  # Of the seconds above, for tests.
+    copied: int | None = None  # What the names were when this process began its last copy.
+    took: float = 0.0  # Seconds, of that copy.
+    _since: float | None = None  # When they were first seen to differ.
+
+    def due(self, names: int, *, now: float, age: float | None) -> bool:
+        """Args: names: their fingerprint; now: seconds; age: seconds since the newest copy began, if any."""
+        if names == self.copied:
+            self._since = None
+        elif self._since is None:
+            self._since = now
+        if age is not None and age > self.hours * 3_600:
+            return True
+        if self._since is None:
+            return False
+        settled = now - self._since >= SETTLE_SECONDS * self.factor
+        return settled and (age is None or age >= max(APART_SECONDS * self.factor, SHARE * self.took))
+
+
+async def fingerprint(kv: Kv) -> int:
+    """The xxh3-64 of every record of tenants, users, access keys and buckets. Raises: StoreError."""
+    digest = xxhash.xxh3_64()
+    for prefix in NAMES:
+        start, end = prefix, prefix_end(prefix)
+        while pairs := await kv.scan(start, end, PAGE):
+            for key, value in pairs:
+                digest.update(b"%d %d " % (len(key), len(value)))
+                digest.update(key + value)
+            start = pairs[-1][0] + b"\0"
+            await asyncio.sleep(0)
+    return digest.intdigest()
 
 
 class Copies:
@@ -25,25 +73,31 @@ class Copies:
 
     def __init__(self, parts: Parts) -> None:
         self._context = context_of(parts)
+        config = parts.spec.config.upkeep
+        self._timing = Timing(config.snapshot_hours, config.period_factor)
         self._one = asyncio.Lock()
 
     async def take(self) -> SnapshotAbout:
         """Take one now. Raises: StoreError."""
-        context = self._context
+        context, clock = self._context, self._context.clock
         async with self._one:
-            began_us = context.clock.now_us()
+            names = await fingerprint(context.kv)  # First: what changes meanwhile asks for another copy.
+            began, began_us = clock.monotonic(), clock.now_us()
             source = transfer.stream(context.kv, now_us=began_us)
             about = await store_snapshot(context, source, began_us=began_us)
+            self._timing.copied, self._timing.took = names, clock.monotonic() - began
         log.info("metadata copied into volumes", extra={"bytes": about.size})
         return about
 
-    async def keep(self, hours: float) -> None:
-        """Take one whenever the last is older than `hours`. Never returns."""
+    async def keep(self) -> None:
+        """Take one whenever it is due. Never returns."""
+        clock = self._context.clock
         while True:
-            await asyncio.sleep(LOOK_SECONDS)
+            await asyncio.sleep(LOOK_SECONDS * self._timing.factor)
             try:
                 newest = await self.newest()
-                if newest is None or self._context.clock.now_us() - newest.began_us > hours * 3_600e6:
+                age = None if newest is None else (clock.now_us() - newest.began_us) / 1e6
+                if self._timing.due(await fingerprint(self._context.kv), now=clock.monotonic(), age=age):
                     await self.take()
             except StoreError as failure:
                 log.warning("no copy of metadata was made", extra={"failure": str(failure)})

@@ -70,7 +70,7 @@ async def _serve(link: Link, spec: Spec, sockets: Sequence[socket.socket]) -> No
     server = await admin_server.serve(port.admin(), sockets, context)
     if config.upkeep.enabled:
         service.start()
-        tasks.append(loop.create_task(copies.keep(config.upkeep.snapshot_hours)))
+        tasks.append(loop.create_task(copies.keep()))
     link.ready()
     await until_stopped()
     for task in tasks:
