@@ -47,8 +47,8 @@ class Parts:
 
 def writer_limits(config: Config) -> WriterLimits:
     """A writer's bounds under this configuration."""
-    # An append opens its file and writes to it; each may take as long as the disk allows. The disk itself must
-    # be the one that calls this overdue: it becomes suspect then, which a writer's impatience does not make it.
+    # An append opens its file and writes to it, and each may take as long as the disk allows. The disk itself
+    # must call this overdue, since only then is it suspect: a writer that gives up earlier tells nobody.
     deadline_s = max(DEFAULT_LIMITS.deadline_s, 2 * config.disks.progress_seconds + 5)
     return DEFAULT_LIMITS._replace(
         memory=config.blobs.write_memory_bytes,
