@@ -26,7 +26,7 @@ import asyncio
 import logging
 import random
 from collections import deque
-from collections.abc import Awaitable, Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final, NamedTuple
 
@@ -34,7 +34,7 @@ import msgspec
 from xxhash import xxh3_64_intdigest
 
 from objstore.blobs.memory import MemoryBudget
-from objstore.blobs.placement import Candidate, place
+from objstore.blobs.placement import Candidate, Domain, device_domain, place
 from objstore.blobs.stripes import (
     DIRECTORY_ROOM,
     FRAGMENT_SIZE_MAX,
@@ -340,7 +340,7 @@ class BlobWriter:
         writer: 16 bytes, new for each incarnation of a process (ids.random_id).
         cluster, secret: what the checksums are bound to, from the identity file.
         codec: (k, m) -> codec (codec.backend.choose().codec).
-        domain: a disk's failure domain; by default each disk is one.
+        domain: a disk's failure domain, by its number and usage; by default its device.
         chance: for placement: numbers in [0, 1).
         crash_point: called with "volume-recorded", "volume-created", "stripe-encoded", "stripe-appended",
             "stripe-synced", "volume-sealed"; a crash test raises there.
@@ -360,7 +360,7 @@ class BlobWriter:
         clock: Clock | None = None,
         policy: str = "",
         limits: WriterLimits = DEFAULT_LIMITS,
-        domain: Callable[[int], Hashable] = lambda number: number,
+        domain: Domain = device_domain,
         chance: Callable[[], float] = random.random,
         crash_point: CrashPoint = lambda name: None,
     ) -> None:
@@ -856,7 +856,8 @@ class BlobWriter:
                     raise failure
                 log.warning("disk %d is not placed on: %s", number, failure)
             elif task.result().free >= self._limits.disk_free_min:
-                found.append(Candidate(number, task.result().free, self._domain(number)))
+                usage = task.result()
+                found.append(Candidate(number, usage.free, self._domain(number, usage)))
         return found
 
     def _quorum(self, record: VolumeRecord) -> int:

@@ -10,7 +10,7 @@ After a failed or overdue write or sync the disk is suspect: every later write r
 in this process at once, and in the others through its record in metadata, until `verify` clears it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from enum import StrEnum
 from typing import NamedTuple, Protocol
 
@@ -67,10 +67,12 @@ class Disk(Protocol):
         """
         ...
 
-    async def append(
+    def append(
         self, volume: int, index: int, offset: int, buffers: Sequence[Buffer], *, sync: bool
-    ) -> None:
+    ) -> Awaitable[None]:
         """Write the buffers one after another at `offset`, the file's present end.
+
+        May begin before it is awaited; its failures come with the await.
 
         With sync: durable once this returns. Deadline: the configured progress limit; past it the
         disk is suspect and the call raises.
@@ -97,9 +99,27 @@ class Disk(Protocol):
         """Cut the file to `length` (no more appends), give back preallocated space, sync."""
         ...
 
-    async def replace(self, volume: int, index: int, content: Sequence[Buffer]) -> None:
-        """For repair and scrub: a rebuilt fragment file in place of a damaged or missing one, atomically
-        (temporary file, sync, rename, directory sync)."""
+    # A rebuilt fragment file in place of a damaged or missing one, put together piece by piece in a temporary
+    # file and published whole. Whoever began it ends it, by `replace_publish` or `replace_abandon`.
+
+    async def replace_begin(self, volume: int, index: int) -> str:
+        """Begin one; returns the name that the next three calls take. It leaves what is there alone.
+
+        Raises: DiskFailed, DiskFull, DiskMissing; Overloaded if too many are under way.
+        """
+        ...
+
+    async def replace_append(self, name: str, offset: int, buffers: Sequence[Buffer]) -> None:
+        """Write the buffers at `offset`, the temporary file's present end. Not durable yet."""
+        ...
+
+    async def replace_publish(self, name: str, length: int) -> None:
+        """Put the file, which has `length` bytes, in its place: atomically and durably (sync, rename,
+        directory sync). It is no trash, even if what was there was."""
+        ...
+
+    async def replace_abandon(self, name: str) -> None:
+        """Drop what was begun. Idempotent, and never fails: what cannot be removed goes at the next start."""
         ...
 
     async def retire(self, volume: int, index: int, now_us: int) -> None:
@@ -118,7 +138,7 @@ class Disk(Protocol):
         """Make a log that holds `content`; whole and durable, or not there."""
         ...
 
-    async def log_append(self, name: str, offset: int, content: Buffer) -> None:
+    def log_append(self, name: str, offset: int, content: Buffer) -> Awaitable[None]:
         """Append at `offset`, the log's present end; durable once this returns."""
         ...
 

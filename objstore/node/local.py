@@ -20,11 +20,12 @@ What may go wrong, and what becomes of it:
     no identity file at the path                   missing; back again it is suspect until verified
     another disk's identity file                   foreign
 
-Concurrency: one event loop uses a LocalDisk. Blocking calls run in the disk's threads (threads.py), writes
-and reads in pools of their own, so that reads of a busy disk do not delay its appends. State is a few
-words, each assigned whole, from either side. Several processes open the same directory: each fragment file
-is written by one of them, the identity file by the committer or, before any other runs, the supervisor.
-A call that is cancelled runs on in its thread; its file stays open until it has ended.
+Concurrency: one event loop uses a LocalDisk. Synced appends are made by the loop's scribe (scribe.py) where
+the kernel allows it. Other blocking calls run in the disk's threads (threads.py), writes and reads in pools of
+their own, so that reads of a busy disk do not delay its appends. State is a few words, each assigned whole,
+from either side. Several processes open the same directory: each fragment file is written by one of them, the
+identity file by the committer or, before any other runs, the supervisor. A call that is cancelled runs on;
+its file stays open until it has ended.
 """
 
 import asyncio
@@ -33,7 +34,7 @@ import os
 import re
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, NoReturn, TypeVar
 
@@ -60,6 +61,7 @@ from objstore.node.identity import (
     write_identity,
     write_new,
 )
+from objstore.node.scribe import Call, Scribe
 from objstore.node.syscalls import RealSyscalls, Syscalls
 from objstore.node.threads import DiskThreads, Overdue
 
@@ -73,6 +75,7 @@ PIECE_SIZE = 8 * MIB  # Bytes a thread job writes of a large file: each job has 
 PROBE_SIZE = MIB  # Bytes that `verify` writes and reads back.
 LOOK_INTERVAL_S = 5.0  # Between looks at the identity file and the free space, while the disk is used.
 FULL_RETRY_S = 1.0  # After ENOSPC with space above the low-water mark (a quota, say): try again then.
+REPLACING_MAX = 16  # Fragment files put together at once: repair does one, scrub beside it another.
 READ_FAILURES_MAX = 8  # Failed reads in a row that make a disk failed: below that, rot of single sectors.
 
 _FRAGMENT_NAME = re.compile(r"(0|[1-9][0-9]{0,19})\.(0|[1-9][0-9]{0,2})(?:\.retired\.([1-9][0-9]{0,17}))?")
@@ -96,6 +99,7 @@ class DiskOptions:
     open_files_max: int = 128  # Descriptors kept open for this disk.
     write_threads: int = 4
     read_threads: int = 4
+    kernel_syncs: bool = True  # Appends are synced by the kernel's AIO where it can; False: by threads.
     queue_max: int = 512  # Calls that wait or run, per pool; beyond: Overloaded.
 
     def __post_init__(self) -> None:
@@ -146,14 +150,15 @@ class _File:
     __slots__ = (
         "allocated",
         "behind",
-        "dirty",
         "disk",
         "doomed",
         "fd",
         "sealed",
+        "synced",
         "touched",
         "users",
         "writable",
+        "written",
     )
 
     def __init__(self, disk: "LocalDisk", fd: int, *, writable: bool) -> None:
@@ -164,9 +169,15 @@ class _File:
         self.doomed = False
         self.touched = True  # Second chance in the cache.
         self.sealed = False
-        self.dirty = 0  # Bytes appended since the last sync.
+        # Two counts, so that an append and a sync side by side do not lose each other's change.
+        self.written = 0  # Bytes appended without a sync of their own. Changed by appends only.
+        self.synced = 0  # Those of them that a later sync covered. Changed by syncs only.
         self.behind = 0  # Write-back was started up to here.
         self.allocated = 0  # Blocks are preallocated up to here.
+
+    @property
+    def dirty(self) -> bool:
+        return self.written != self.synced
 
     def acquire(self) -> None:
         self.users += 1
@@ -175,6 +186,15 @@ class _File:
         self.users -= 1
         if self.doomed and not self.users:
             self.disk._close_descriptor(self)
+
+
+class _Replacement(NamedTuple):
+    """A fragment file that is being put together in tmp/."""
+
+    volume: int
+    index: int  # type: ignore[assignment]  # Shadows tuple.index, which nobody needs here.
+    temporary: str
+    file: _File
 
 
 class LocalDisk:
@@ -215,6 +235,7 @@ class LocalDisk:
         self._read_failures = 0  # In a row.
         self._files: dict[tuple[int, int], _File] = {}
         self._logs: dict[str, _File] = {}
+        self._replacing: dict[str, _Replacement] = {}
         self._opening: dict[tuple[int, int, bool], asyncio.Task[_File]] = {}
         self._opening_logs: dict[str, asyncio.Task[_File]] = {}
         self._writers = DiskThreads(
@@ -223,6 +244,10 @@ class LocalDisk:
         self._readers = DiskThreads(
             f"disk{self.number}-r", threads_max=options.read_threads, queue_max=options.queue_max
         )
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._scribe: Scribe | None = None  # The loop's.
+        self._at_scribe = False  # A call is there: at most one, so that a hung disk hangs one scribe.
+        self._scribe_hung = 0  # It is overdue and not yet back.
         self._identity_lock = threading.Lock()  # Read-modify-write of the identity file.
         self._identity_stat: tuple[int, int, int] | None = None
         self._usage: Usage | None = None
@@ -285,8 +310,21 @@ class LocalDisk:
         fd = await self._write("create", self.options.limit_s, None, self._create, volume, index)
         return self._keep(volume, index, fd, writable=True)
 
-    async def append(
+    def append(
         self, volume: int, index: int, offset: int, buffers: Sequence[Buffer], *, sync: bool
+    ) -> Awaitable[None]:
+        if sync and not self._full:
+            file = self._files.get((volume, index))
+            if file is not None and file.writable:
+                scribe = self._free_scribe()
+                if scribe is not None:
+                    assert not file.sealed, f"append to the sealed {volume}.{index}"
+                    file.touched = True
+                    return self._by_scribe(scribe, "append", self.options.limit_s, file, offset, buffers)
+        return self._append_in_thread(volume, index, offset, buffers, sync)
+
+    async def _append_in_thread(
+        self, volume: int, index: int, offset: int, buffers: Sequence[Buffer], sync: bool
     ) -> None:
         self._check_writable(grows=True)
         file = self._files.get((volume, index))
@@ -331,20 +369,40 @@ class LocalDisk:
             file = await self._open_fragment(volume, index, writable=True)
         await self._write("seal", self.options.limit_s, file, self._seal, file, length)
 
-    async def replace(self, volume: int, index: int, content: Sequence[Buffer]) -> None:
+    async def replace_begin(self, volume: int, index: int) -> str:
         self._check_writable(grows=True)
+        if len(self._replacing) >= REPLACING_MAX:
+            raise Overloaded(f"{self._where}: {REPLACING_MAX} fragment files are being replaced")
         temporary = self._temporary(f"{volume}.{index}")
-        await self._write_temporary("replace", temporary, content, self.options.limit_s)
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        limit_s = self.options.limit_s
+        fd = await self._write("replace", limit_s, None, self._open_temporary, temporary, flags)
+        name = os.path.basename(temporary)
+        self._replacing[name] = _Replacement(volume, index, temporary, _File(self, fd, writable=True))
+        return name
+
+    async def replace_append(self, name: str, offset: int, buffers: Sequence[Buffer]) -> None:
+        self._check_writable(grows=True)
+        file = self._replacing[name].file
+        await self._write("replace", self.options.limit_s, file, self._append, file, offset, buffers, False)
+
+    async def replace_publish(self, name: str, length: int) -> None:
+        self._check_writable(grows=True)
+        new = self._replacing[name]
+        limit_s = self.options.limit_s
+        await self._write("replace", limit_s, new.file, self._sync_whole, new.file, length)
         await self._write(
-            "replace",
-            self.options.limit_s,
-            None,
-            self._publish_fragment,
-            temporary,
-            volume,
-            index,
+            "replace", limit_s, None, self._publish_fragment, new.temporary, new.volume, new.index
         )
-        self._forget(volume, index)
+        del self._replacing[name]
+        self._doom(new.file)
+        self._forget(new.volume, new.index)
+
+    async def replace_abandon(self, name: str) -> None:
+        new = self._replacing.pop(name, None)
+        if new is not None:
+            self._writers.post(self._sys.unlink, new.temporary)  # Best effort; else swept at the next start.
+            self._doom(new.file)
 
     async def retire(self, volume: int, index: int, now_us: int) -> None:
         assert now_us > 0
@@ -373,7 +431,14 @@ class LocalDisk:
         await self._write_temporary("log_create", temporary, [content], limit_s)
         await self._write("log_create", limit_s, None, self._publish, temporary, self._log(name), False)
 
-    async def log_append(self, name: str, offset: int, content: Buffer) -> None:
+    def log_append(self, name: str, offset: int, content: Buffer) -> Awaitable[None]:
+        file = self._logs.get(name)
+        scribe = self._free_scribe() if file is not None else None
+        if scribe is None or file is None:
+            return self._log_append_in_thread(name, offset, content)
+        return self._by_scribe(scribe, "log_append", self.options.log_limit_s, file, offset, [content])
+
+    async def _log_append_in_thread(self, name: str, offset: int, content: Buffer) -> None:
         self._check_writable()
         file = self._logs.get(name)
         if file is None:
@@ -425,7 +490,7 @@ class LocalDisk:
         return usage
 
     async def verify(self) -> None:
-        hung = self._writers.hung + self._readers.hung
+        hung = self._writers.hung + self._readers.hung + self._scribe_hung
         if hung:
             raise DiskFailed(f"{self._where}: {hung} earlier calls still hang in the kernel")
         try:
@@ -465,10 +530,15 @@ class LocalDisk:
         self._closed = True
         if self._look_task is not None:
             self._look_task.cancel()
+        for new in self._replacing.values():
+            self._writers.post(self._sys.unlink, new.temporary)
+            self._doom(new.file)
+        self._replacing.clear()
         for file in [*self._files.values(), *self._logs.values()]:
             self._doom(file)
         self._files.clear()
         self._logs.clear()
+        self._leave_scribe()
         self._writers.close()
         self._readers.close()
 
@@ -500,23 +570,71 @@ class LocalDisk:
         self, what: str, limit_s: float, file: _File | None, function: Callable[..., T], *arguments: Any
     ) -> T:
         """Run a call that changes the disk, and judge its failure. Never retried: see RELIABILITY, law 10."""
-        count = self.counts.get(what)
-        if count is None:
-            count = self.counts[what] = OpCount()
+        count = self._count(what)
         if self._writers.hung >= self.options.write_threads:
             raise DiskFailed(f"{self._where}: all its threads hang in the kernel")
         start = time.perf_counter()
         try:
             result = await self._writers.run(limit_s, file, function, *arguments)
         except Overdue:
-            count.errors += 1
-            self.suspect(f"{what} took longer than {limit_s:g} s")
-            raise DiskFailed(f"{self._where} is suspect: {self._suspicion}") from None
+            raise self._judge_overdue(what, limit_s) from None
         except OSError as failure:
             count.errors += 1
             raise self._judge_write(what, failure) from failure
         count.add(time.perf_counter() - start)
         return result
+
+    def _count(self, what: str) -> OpCount:
+        count = self.counts.get(what)
+        if count is None:
+            count = self.counts[what] = OpCount()
+        return count
+
+    def _judge_overdue(self, what: str, limit_s: float) -> DiskFailed:
+        self._count(what).errors += 1
+        self.suspect(f"{what} took longer than {limit_s:g} s")
+        return DiskFailed(f"{self._where} is suspect: {self._suspicion}")
+
+    def _free_scribe(self) -> Scribe | None:
+        """The loop's scribe, if it may have a call of this disk now; else the disk's threads have to."""
+        if self._at_scribe or self._absent is not None or self._closed:
+            return None
+        if self._failed or self._suspicion or self._read_only:
+            return None
+        loop = asyncio.get_running_loop()
+        if loop is not self._loop:
+            self._leave_scribe()
+            self._loop = loop
+            self._scribe = self._sys.scribe(loop) if self.options.kernel_syncs else None
+            if self._scribe is not None:
+                self._scribe.join()
+        scribe = self._scribe
+        if scribe is None or not scribe.has_room:
+            return None
+        if time.monotonic() > self._next_look:
+            self._start_look()
+        return scribe
+
+    def _leave_scribe(self) -> None:
+        if self._scribe is not None:
+            self._scribe.leave()
+            self._scribe = None
+
+    def _by_scribe(
+        self,
+        scribe: Scribe,
+        what: str,
+        limit_s: float,
+        file: _File,
+        offset: int,
+        buffers: Sequence[Buffer],
+    ) -> "asyncio.Future[None]":
+        """A synced append without a thread of this disk."""
+        call = _Append(self, what, limit_s, file, offset, buffers)
+        self._at_scribe = True
+        file.acquire()
+        scribe.start(call, limit_s)
+        return call.future
 
     def _judge_write(self, what: str, failure: OSError) -> Exception:
         """What a failed write or sync says about the disk; returns what to raise."""
@@ -549,9 +667,7 @@ class LocalDisk:
         if self._absent is not None and time.monotonic() > self._next_look:
             await self._look()
         self._check_readable()
-        count = self.counts.get(what)
-        if count is None:
-            count = self.counts[what] = OpCount()
+        count = self._count(what)
         if self._readers.hung >= self.options.read_threads:
             raise DiskFailed(f"{self._where}: all its threads hang in the kernel")
         start = time.perf_counter()
@@ -790,7 +906,10 @@ class LocalDisk:
             raise
         return fd
 
-    def _append(self, file: _File, offset: int, buffers: Sequence[Buffer], sync: bool) -> None:
+    def _append(
+        self, file: _File, offset: int, buffers: Sequence[Buffer], sync: bool, ahead: bool = False
+    ) -> None:
+        """With `ahead` the sync follows at once, but is not ours: the scribe's."""
         sys = self._sys
         fd = file.fd
         stat = sys.fstat(fd)
@@ -801,7 +920,7 @@ class LocalDisk:
         for buffer in buffers:
             size += len(buffer)
         end = offset + size
-        if sync and self._preallocates and end > file.allocated:
+        if (sync or ahead) and self._preallocates and end > file.allocated:
             self._preallocate(file, offset, size)
         # One call that writes and syncs, if nothing earlier waits for a sync: one hand-off of the
         # interpreter's lock instead of two. It syncs the written range only.
@@ -819,8 +938,8 @@ class LocalDisk:
             else:
                 raise
         if not sync:
-            file.dirty += size
-            if end - file.behind >= self.options.write_behind:
+            file.written += size
+            if not ahead and end - file.behind >= self.options.write_behind:
                 self._start_write_back(file, end)
         elif not flags:
             self._sync_bytes(file)
@@ -872,15 +991,18 @@ class LocalDisk:
         self._look_at_identity()
         raise DiskFailed(f"{self._where}: the file was removed while it was open")
 
+    def _sync_whole(self, file: _File, length: int) -> None:
+        size = self._sys.fstat(file.fd).st_size
+        assert size == length, f"a file of {size} bytes published as one of {length}"
+        self._sync(file)
+
     def _sync_bytes(self, file: _File) -> None:
+        covered = file.written
         try:
             self._sys.fdatasync(file.fd)
         except OSError as failure:
-            if failure.errno in _FULL:
-                # Delayed allocation found no room: bytes taken earlier are lost, so this is no mere "full".
-                raise OSError(errno.EIO, f"sync: {failure.strerror}") from failure
-            raise
-        file.dirty = 0
+            raise _sync_failure(failure.errno or errno.EIO) from failure
+        file.synced = max(file.synced, covered)
 
     def _read_fully(self, fd: int, buffers: Sequence[memoryview], position: int) -> int:
         preadv = self._sys.preadv
@@ -904,8 +1026,9 @@ class LocalDisk:
         # A shorter file (this disk missed appends) stays short: zeros are not data. Cutting at the
         # present size gives back what was preallocated beyond it.
         sys.ftruncate(file.fd, min(size, length))
+        covered = file.written
         sys.fsync(file.fd)
-        file.dirty = 0
+        file.synced = max(file.synced, covered)
         file.sealed = True
 
     async def _write_temporary(
@@ -1138,6 +1261,88 @@ class LocalDisk:
             except FileNotFoundError:
                 pass
         self._usage = self._measure()
+
+
+class _Append(Call):
+    """An append at the scribe's, and what its outcome says about the disk."""
+
+    __slots__ = ("covered", "disk", "file", "future", "limit_s", "start", "what")
+
+    def __init__(
+        self,
+        disk: LocalDisk,
+        what: str,
+        limit_s: float,
+        file: _File,
+        offset: int,
+        buffers: Sequence[Buffer],
+    ) -> None:
+        super().__init__(self._write, (offset, buffers), file.fd)
+        self.disk = disk
+        self.what = what
+        self.limit_s = limit_s
+        self.file = file
+        self.covered = 0  # Bytes of the file that the sync covers.
+        self.future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.start = time.perf_counter()
+
+    def _write(self, offset: int, buffers: Sequence[Buffer]) -> None:
+        self.disk._append(self.file, offset, buffers, False, True)
+        self.covered = self.file.written
+
+    def expired(self) -> None:
+        self.disk._scribe_hung += 1
+        failure = self.disk._judge_overdue(self.what, self.limit_s)
+        if not self.future.done():
+            self.future.set_exception(failure)
+
+    def ended(self) -> None:
+        disk, file, future = self.disk, self.file, self.future
+        disk._at_scribe = False
+        if self.late:
+            disk._scribe_hung -= 1
+        if self.refused and not future.done():
+            task = asyncio.get_running_loop().create_task(self._sync_in_thread())
+            task.add_done_callback(lambda done: file.release())
+            return
+        file.release()
+        failure = self.failure
+        if failure is None and self.result:
+            failure = _sync_failure(-self.result)
+        if failure is None:
+            file.synced = max(file.synced, self.covered)
+            count = disk._count(self.what)
+            count.add(time.perf_counter() - self.start)
+        elif isinstance(failure, OSError) and not (self.late and isinstance(failure, TimeoutError)):
+            # Judged even if nobody waits any more: the kernel reports a failed sync once.
+            disk._count(self.what).errors += 1
+            failure = disk._judge_write(self.what, failure)
+        if future.done():
+            return
+        if failure is None:
+            future.set_result(None)
+        else:
+            future.set_exception(failure)
+
+    async def _sync_in_thread(self) -> None:
+        disk = self.disk
+        try:
+            await disk._write(self.what, self.limit_s, self.file, disk._sync_bytes, self.file)
+        except Exception as failure:
+            if not self.future.done():
+                self.future.set_exception(failure)
+        else:
+            if not self.future.done():
+                self.future.set_result(None)
+
+
+def _sync_failure(number: int) -> OSError:
+    if number in _FULL:
+        # Delayed allocation found no room: bytes taken earlier are lost, so this is no mere "full".
+        number, words = errno.EIO, f"sync: {os.strerror(number)}"
+    else:
+        words = os.strerror(number)
+    return OSError(number, words)
 
 
 class _Holders:

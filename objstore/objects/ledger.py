@@ -41,6 +41,8 @@ SCAN_PAGE: Final = 1_000
 VOLUME_SERIAL: Final = "volumes"
 DISKS_MAX: Final = 1 << 16  # A disk number has two bytes in its key.
 
+GIVEN_UP: Final = ("failed", "retired")  # States of a disk whose fragments do not come back.
+DRAINING: Final = "draining"  # To be emptied: no new volumes, and its files move elsewhere.
 DOUBTS: Final = ("suspect", "read-only")  # States of a disk that a verification ends.
 
 Decide = Callable[[VolumeRecord], VolumeRecord | None]  # None: nothing to change.

@@ -5,6 +5,7 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
 
+from objstore.blobs.placement import Domain, device_domain
 from objstore.blobs.reader import BlobReader
 from objstore.blobs.writer import BlobWriter, CodecFor
 from objstore.clock import Clock, SystemClock
@@ -84,6 +85,7 @@ class Context:
     k: int  # The policy's code, to which compaction brings narrower volumes back.
     m: int
     pace: Pace
+    domain: Domain = device_domain  # A disk's failure domain.
     clock: Clock = field(default_factory=SystemClock)
     alarms: Alarms = field(default_factory=Alarms)
     crash_point: Callable[[str], None] = no_crash

@@ -1,87 +1,115 @@
 """Repair: whole fragment files are rebuilt from k others, most endangered volumes first.
 
-What is missing comes from three places: repair intents (stripes acknowledged without this fragment), disks
-that are gone (their whole contents, after a grace: a cable is put back sooner), and files that are absent or
-too short where their record says they are. A file is rebuilt where it was if its disk takes writes, else on
-the emptiest healthy disk without a fragment of the volume; then the record is changed, conditionally.
+What is missing comes from four places: repair intents (stripes acknowledged without this fragment), disks
+that are gone (their whole contents, after a grace: a cable is put back sooner), files that are absent or
+too short where their record says they are, and disks that an operator wants empty. A file is rebuilt where it
+was if its disk takes writes, else on a healthy disk without a fragment of the volume, in the failure domain
+that has the fewest; then the record is changed, conditionally.
 
-A rebuilt file is published whole and atomically (Disk.replace), so a crash leaves the old state or the new.
-It is built in memory: one fragment file (the writer's volume_size at most), one at a time.
+It is put together stripe by stripe in a temporary file and published whole and atomically, so a crash
+leaves the old state or the new, and no more than one stripe is in memory.
+
+A stripe is given up only when fewer than k of its fragments can ever be read: what is merely late or away may
+come back. An operator who knows better says so (`objstore disk forget`): then that disk's fragments count as
+lost, files are rebuilt around such stripes, and what they held is reported (damage.py).
 
 Concurrency: one process. The volume is sealed, so its bytes do not change; its record may, and then Conflict
 says so and the next pass begins again.
 """
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import AsyncGenerator, Collection, Hashable, Iterable, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
+from objstore.blobs.placement import Candidate, Promise, place_one, promise_of
 from objstore.blobs.reader import UNREADABLE
 from objstore.blobs.volumes import Intent, VolumeRecord, VolumeState
 from objstore.errors import Conflict, Corrupt, StoreError, Unavailable
 from objstore.node.disk import Buffer, Disk, DiskState
-from objstore.node.fragments import file_header, record_buffers, record_size
+from objstore.node.fragments import RecordHeader, file_header, record_buffers, record_size
+from objstore.objects.ledger import DRAINING, GIVEN_UP
 from objstore.upkeep.claims import Deposed
 from objstore.upkeep.context import Context
 from objstore.upkeep.walk import headers
 
 log = logging.getLogger(__name__)
 
+FAILURES_KEPT: Final = 10_000  # Files whose rebuilding failed, remembered: they are tried after the others.
 GONE_STATES: Final = (DiskState.FAILED, DiskState.MISSING, DiskState.FOREIGN)
 
 
 class Damage(NamedTuple):
-    """One fragment file that is not what its record says."""
+    """One fragment file that is not what, or where, it should be."""
 
     record: VolumeRecord
     file: int  # Index of the fragment file.
     reason: str
+    moving: bool = False  # It is whole: its disk is to be emptied.
 
 
 @dataclass(slots=True)
 class RepairReport:
-    found: int = 0  # Damaged fragment files.
+    found: int = 0  # Damaged fragment files, and those to be moved.
     endangered: int = 0  # Volumes that can lose no further disk.
     repaired: int = 0
     repaired_bytes: int = 0
     waiting: int = 0  # Files without a disk to rebuild them on.
     lost_stripes: int = 0  # Not rebuildable from anything.
+    bare: int = 0  # Volumes that survive the loss of one failure domain, and then nothing more.
+    unprotected: int = 0  # Volumes that one failure domain could take away.
     failures: list[str] = field(default_factory=list)
 
 
 class Repair:
-    """Remembers since when a disk has been gone. One instance a process."""
+    """Remembers since when a disk has been gone, and what failed. One instance a process."""
 
     def __init__(self, ctx: Context, *, grace_s: float = 900.0) -> None:
         self._ctx = ctx
         self._grace_s = grace_s
         self._gone_since: dict[int, float] = {}
+        self._failed: Counter[tuple[int, int]] = Counter()  # Attempts in vain, by volume and file.
 
     async def run(self, limit: int = 1_000_000) -> RepairReport:
-        """Find damage, mend at most `limit` files. Raises: MetaUnavailable."""
+        """Find damage, try to mend at most `limit` files. Raises: MetaUnavailable, Deposed."""
         ctx = self._ctx
         report = RepairReport()
-        damages = await self.find()
+        damages = await self.find(report)
         report.found = len(damages)
-        per_volume: dict[int, int] = {}
-        for damage in damages:
-            per_volume[damage.record.id] = per_volume.get(damage.record.id, 0) + 1
+        per_volume = Counter(damage.record.id for damage in damages if not damage.moving)
         worst = [damage for damage in damages if per_volume[damage.record.id] >= damage.record.m]
-        report.endangered = len({damage.record.id for damage in worst})
-        damages.sort(key=lambda damage: (damage.record.m - per_volume[damage.record.id], damage.record.id))
-        for damage in damages[:limit]:
+        report.endangered = len({damage.record.id for damage in worst if not damage.moving})
+
+        def urgency(damage: Damage) -> tuple[bool, int, int, int]:
+            # A file that cannot be rebuilt must not keep the others waiting.
+            volume, spare = damage.record.id, damage.record.m - per_volume[damage.record.id]
+            return damage.moving, self._failed[volume, damage.file], spare, volume
+
+        tried = 0
+        for damage in sorted(damages, key=urgency):
+            if tried >= limit:
+                break
+            volume, file = damage.record.id, damage.file
             try:
-                done = await repair_file(ctx, damage.record.id, damage.file, report)
+                done = await repair_file(ctx, volume, file, report)
             except Conflict:
                 continue  # The record has changed: the next pass sees what is left to do.
             except Deposed:
                 raise
             except StoreError as failure:
-                report.failures.append(f"{damage.record.id}.{damage.file}: {failure}")
-                log.warning("fragment file %d.%d not rebuilt: %s", damage.record.id, damage.file, failure)
+                tried += 1
+                if len(self._failed) >= FAILURES_KEPT:
+                    self._failed.clear()
+                self._failed[volume, file] += 1
+                report.failures.append(f"{volume}.{file}: {failure}")
+                log.warning("fragment file %d.%d not rebuilt: %s", volume, file, failure)
                 continue
-            if not done:
+            if done:
+                tried += 1
+                self._failed.pop((volume, file), None)
+            else:
                 report.waiting += 1
         if report.endangered:
             ctx.alarms.set("endangered volumes", f"{report.endangered} volumes can lose no further disk")
@@ -89,20 +117,24 @@ class Repair:
             ctx.alarms.clear("endangered volumes")
         return report
 
-    async def find(self) -> list[Damage]:
-        """Every damaged fragment file of every sealed volume."""
+    async def find(self, report: RepairReport | None = None) -> list[Damage]:
+        """Every damaged fragment file of every sealed volume; counts weak placements in `report`."""
         ctx = self._ctx
         sizes, away = await _sizes(ctx)
         gone = self._gone(away)
         intents = {(intent.volume, intent.index) for intent in await _all_intents(ctx)}
-        given_up = await _given_up(ctx)
+        given_up = await given_up_disks(ctx)
+        leaving = await _leaving(ctx)
+        domains = await _domains(ctx)
         found: list[Damage] = []
         after = 0
         while records := await ctx.ledger.volumes(after):
             after = records[-1].id
             for record in records:
                 if record.state == VolumeState.SEALED and record.length:
-                    found += _damages(record, sizes, gone | given_up, intents)
+                    found += _damages(record, sizes, gone | given_up, intents, leaving)
+                    if report is not None:
+                        _count_promise(report, record, domains)
         return found
 
     def _gone(self, away: Iterable[int]) -> set[int]:
@@ -113,10 +145,36 @@ class Repair:
         return {number for number, since in self._gone_since.items() if now - since >= self._grace_s}
 
 
-async def _given_up(ctx: Context) -> set[int]:
-    """Metadata's verdict needs no grace: failed, to be emptied, or (0) on no disk after a salvage."""
+async def given_up_disks(ctx: Context) -> set[int]:
+    """Disks whose fragments will not come back, by metadata's verdict: forgotten by an operator, out of the
+    store, or (0) on no disk after a salvage. It needs no grace."""
     states = (await ctx.ledger.disks()).items()
-    return {0, *(number for number, disk in states if disk.state in ("failed", "retired"))}
+    return {0, *(number for number, disk in states if disk.state in GIVEN_UP)}
+
+
+async def _leaving(ctx: Context) -> set[int]:
+    """Disks that an operator wants empty: well, and read from as long as they are there."""
+    return {number for number, disk in (await ctx.ledger.disks()).items() if disk.state == DRAINING}
+
+
+async def _domains(ctx: Context) -> dict[int, Hashable]:
+    """The failure domain of every disk that says enough of itself."""
+    domains: dict[int, Hashable] = {}
+    for number, disk in ctx.disks.items():
+        try:
+            domains[number] = ctx.domain(number, await disk.usage())
+        except UNREADABLE:
+            continue
+    return domains
+
+
+def _count_promise(report: RepairReport, record: VolumeRecord, domains: Mapping[int, Hashable]) -> None:
+    known = [domains.get(number, ("away", number)) for number in record.disks]
+    match promise_of(known, record.m):
+        case Promise.BARE:
+            report.bare += 1
+        case Promise.NONE:
+            report.unprotected += 1
 
 
 def _damages(
@@ -124,6 +182,7 @@ def _damages(
     sizes: Mapping[int, Mapping[tuple[int, int], int]],
     gone: set[int],
     intents: set[tuple[int, int]],
+    leaving: set[int],
 ) -> list[Damage]:
     found: list[Damage] = []
     for file, number in enumerate(record.disks):
@@ -137,6 +196,8 @@ def _damages(
                 found.append(Damage(record, file, f"it is not on disk {number}"))
             elif size < record.length:
                 found.append(Damage(record, file, f"{size} of {record.length} bytes"))
+            elif number in leaving:
+                found.append(Damage(record, file, f"disk {number} is to be emptied", moving=True))
     return found
 
 
@@ -170,7 +231,7 @@ async def _all_intents(ctx: Context) -> list[Intent]:
 async def repair_file(ctx: Context, volume: int, file: int, report: RepairReport) -> bool:
     """Rebuild one fragment file of a sealed volume and note where it is; False if there is no disk for it.
 
-    Raises: Conflict, Corrupt, Unavailable.
+    Raises: Conflict, Corrupt, Unavailable, Deposed.
     """
     record = await ctx.ledger.get(volume, fresh=True)
     if record.state != VolumeState.SEALED:
@@ -178,10 +239,19 @@ async def repair_file(ctx: Context, volume: int, file: int, report: RepairReport
     target = await _target(ctx, record, file)
     if target is None:
         return False
-    content = await rebuilt(ctx, record, file, report)
-    ctx.crash_point("repair-rebuilt")
-    await ctx.fence()
-    await target.replace(record.id, file, content)
+    name = await target.replace_begin(record.id, file)
+    length = 0
+    try:
+        async with aclosing(rebuilt(ctx, record, file, report)) as content:
+            async for buffers in content:
+                await target.replace_append(name, length, buffers)
+                length += sum(len(buffer) for buffer in buffers)
+        ctx.crash_point("repair-rebuilt")
+        await ctx.fence()
+        await target.replace_publish(name, length)
+    except BaseException:
+        await target.replace_abandon(name)
+        raise
     ctx.crash_point("repair-replaced")
     await ctx.ledger.repaired(record, file, target.number)
     report.repaired += 1
@@ -189,18 +259,20 @@ async def repair_file(ctx: Context, volume: int, file: int, report: RepairReport
     return True
 
 
-async def rebuilt(ctx: Context, record: VolumeRecord, file: int, report: RepairReport) -> list[Buffer]:
-    """The whole content of a fragment file: its own good records, the others computed.
+async def rebuilt(
+    ctx: Context, record: VolumeRecord, file: int, report: RepairReport
+) -> AsyncGenerator[Sequence[Buffer], None]:
+    """The content of a fragment file, record by record: its own good ones, the others computed.
 
     Raises: Corrupt (a stripe's place cannot be found in any file), Unavailable.
     """
-    content: list[Buffer] = [
+    given_up = await given_up_disks(ctx)
+    yield [
         file_header(
             ctx.seal, volume=record.id, index=file, k=record.k, m=record.m, created_us=record.created_us
         )
     ]
-    given_up = await _given_up(ctx)
-    async for header in headers(ctx, record, record.length):
+    async for header in headers(ctx, record, record.length, gone=given_up):
         size = header.fragment_size
         fragment: Buffer | None = None
         try:
@@ -209,19 +281,21 @@ async def rebuilt(ctx: Context, record: VolumeRecord, file: int, report: RepairR
         except UNREADABLE as own:
             try:
                 fragment = await ctx.reader.rebuild(record, header.offset, size, file)
-            except Corrupt as failure:
+            except (Corrupt, Unavailable) as failure:
                 if isinstance(own, Unavailable) and record.disks[file] not in given_up:
                     # Late or away, not lost: its own fragment may be the one that still saves the stripe.
                     raise own from failure
+                if await survivors(ctx, record, header, given_up, without=file) >= record.k:
+                    raise  # Some are merely away.
                 # Nothing can bring it back (or nobody was ever told that it stood). Its place is kept,
                 # so that what follows it stays readable.
                 report.lost_stripes += 1
                 log.error("a stripe is lost: %s", failure)
             await ctx.pace.spend(size * (record.k + 1))
         if fragment is None:
-            content.append(bytes(record_size(size)))
+            yield [await _as_it_is(ctx, record, header, file)]
             continue
-        content += record_buffers(
+        yield record_buffers(
             ctx.seal,
             volume=record.id,
             index=file,
@@ -233,24 +307,57 @@ async def rebuilt(ctx: Context, record: VolumeRecord, file: int, report: RepairR
             directory_offset=header.directory_offset,
             clock_us=header.clock_us,
         )
-    return content
+
+
+async def survivors(
+    ctx: Context, record: VolumeRecord, header: RecordHeader, given_up: Collection[int], *, without: int = -1
+) -> int:
+    """Fragments of one stripe that are whole, or may turn out to be: late, or on a disk that may return."""
+    count = 0
+    for index, number in enumerate(record.disks):
+        if index == without:
+            continue
+        try:
+            await ctx.reader.fragment(record, header.offset, header.fragment_size, index)
+        except Unavailable:
+            count += number not in given_up
+        except UNREADABLE:
+            continue
+        else:
+            count += 1
+    return count
+
+
+async def _as_it_is(ctx: Context, record: VolumeRecord, header: RecordHeader, file: int) -> Buffer:
+    """A fragment's record that nothing can mend, as far as it can be read: its good blocks stay readable."""
+    data = bytearray(record_size(header.fragment_size))
+    disk = ctx.disks.get(record.disks[file])
+    if disk is not None:
+        try:
+            await disk.read(record.id, file, header.offset, [memoryview(data)])
+        except UNREADABLE:
+            return bytes(len(data))
+    return data
 
 
 async def _target(ctx: Context, record: VolumeRecord, file: int) -> Disk | None:
-    """The disk that the record names, if it takes writes; else the emptiest one without this volume."""
+    """The disk that the record names, if it takes writes; else one without this volume."""
     named = ctx.disks.get(record.disks[file])
     usable = set(await ctx.ledger.usable_disks())
     if named is not None and named.state is DiskState.HEALTHY and named.number in usable:
         return named
-    best: tuple[int, Disk] | None = None
+    candidates: list[Candidate] = []
     for number in usable - set(record.disks):
         disk = ctx.disks.get(number)
         if disk is None or disk.state is not DiskState.HEALTHY:
             continue
         try:
-            free = (await disk.usage()).free
+            usage = await disk.usage()
         except Unavailable:
             continue
-        if free > 2 * record.length and (best is None or free > best[0]):
-            best = (free, disk)
-    return best[1] if best is not None else None
+        if usage.free > 2 * record.length:
+            candidates.append(Candidate(number, usage.free, ctx.domain(number, usage)))
+    domains = await _domains(ctx) if candidates else {}
+    held = [domains.get(number, ("away", number)) for at, number in enumerate(record.disks) if at != file]
+    chosen = place_one(candidates, held)
+    return ctx.disks[chosen] if chosen is not None else None

@@ -27,6 +27,7 @@ from objstore.node.fragments import (
     record_size,
     verify_record,
 )
+from objstore.objects.ledger import GIVEN_UP
 from objstore.upkeep.claims import Deposed
 from objstore.upkeep.context import Context
 
@@ -126,7 +127,7 @@ async def find_length(
     """
     if gone is None:
         disks = await ctx.ledger.disks()
-        gone = {number for number, disk in disks.items() if disk.state in ("failed", "retired")}
+        gone = {number for number, disk in disks.items() if disk.state in GIVEN_UP}
     offset = FILE_HEADER_SIZE
     end = NOTHING
     while True:

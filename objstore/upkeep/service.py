@@ -38,6 +38,8 @@ log = logging.getLogger(__name__)
 CLAIM_RENEWAL_S: Final = 4.0
 YOUNG_VOLUME_S: Final = 30.0  # News of a new worker takes less.
 COMPACTED_AT_ONCE: Final = 4  # Volumes of one run: then the others get their turn.
+REPAIRED_AT_ONCE: Final = 8  # Files of one pass.
+REPAIRS_IN_A_ROW: Final = 64  # Passes without a pause while there is much to rebuild.
 JUDGED_MAX: Final = 100_000  # Volumes whose garbage was found not worth it, remembered.
 
 
@@ -199,8 +201,11 @@ class Service:
         return f"{len(sealed)} volumes sealed"
 
     async def repair(self) -> str:
-        async with self._files:
-            report = self._last_repair = await self._repair.run(limit=8)
+        for _ in range(REPAIRS_IN_A_ROW):
+            async with self._files:  # Let go now and then, so that the others get their turn.
+                report = self._last_repair = await self._repair.run(limit=REPAIRED_AT_ONCE)
+            if report.repaired < REPAIRED_AT_ONCE:
+                break
         return f"{report.repaired} of {report.found} damaged files rebuilt, {report.waiting} wait for a disk"
 
     async def empty_trash(self) -> str:

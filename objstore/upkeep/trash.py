@@ -28,6 +28,7 @@ from objstore.blobs.reader import UNREADABLE
 from objstore.blobs.volumes import VolumeRecord, VolumeState
 from objstore.errors import Conflict, Denied
 from objstore.node.disk import Disk, FragmentFile, Usage
+from objstore.objects.ledger import GIVEN_UP
 from objstore.upkeep.context import Context
 
 log = logging.getLogger(__name__)
@@ -161,13 +162,13 @@ async def _forget(
     report: TrashReport,
 ) -> None:
     """Delete the records of retired volumes without files, once every disk that might have one was seen."""
+    given_up = {number for number, disk in (await ctx.ledger.disks()).items() if disk.state in GIVEN_UP}
     held = {volume for _, volume, _ in there}
     for record in records.values():
         if (
             record.state == VolumeState.RETIRED
             and record.id not in held
-            and not away & set(record.disks)
-            and not set(record.disks) - set(ctx.disks)
+            and not (away | (set(record.disks) - set(ctx.disks))) & set(record.disks) - given_up
         ):
             try:
                 await ctx.ledger.forget(record)

@@ -4,7 +4,7 @@ A header that is damaged in one file is read from another, which also says where
 never looks for a record inside a payload, which may be a client's bytes made to look like one.
 """
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from typing import NamedTuple
 
 from objstore.blobs.reader import UNREADABLE
@@ -30,8 +30,13 @@ class Stripe(NamedTuple):
         return Extent(header.volume, header.offset, header.fragment_size, entry.begin, entry.length, digest)
 
 
-async def header_at(ctx: Context, record: VolumeRecord, offset: int) -> RecordHeader:
+async def header_at(
+    ctx: Context, record: VolumeRecord, offset: int, *, gone: Collection[int] = ()
+) -> RecordHeader:
     """The header of the stripe at `offset`, from the first fragment file that has it whole.
+
+    Args:
+        gone: disks that do not come back, whatever they say of themselves.
 
     Raises: Unavailable if a disk is away and no other file has it; Corrupt if no file has it.
     """
@@ -40,14 +45,15 @@ async def header_at(ctx: Context, record: VolumeRecord, offset: int) -> RecordHe
     for index, number in enumerate(record.disks):
         disk = ctx.disks.get(number)
         if disk is None:
-            away += 1
+            away += number not in gone
             continue
         data = bytearray(RECORD_HEADER_SIZE)
         try:
             count = await disk.read(record.id, index, offset, [memoryview(data)])
             return parse_header(ctx.seal, data[:count], record.id, index, offset)
-        except Unavailable:
-            away += 1
+        except Unavailable as failure:
+            words = str(failure)
+            away += number not in gone
         except UNREADABLE as failure:
             words = str(failure)
     if away:
@@ -56,12 +62,17 @@ async def header_at(ctx: Context, record: VolumeRecord, offset: int) -> RecordHe
 
 
 async def headers(
-    ctx: Context, record: VolumeRecord, length: int, *, start: int = FILE_HEADER_SIZE
+    ctx: Context,
+    record: VolumeRecord,
+    length: int,
+    *,
+    start: int = FILE_HEADER_SIZE,
+    gone: Collection[int] = (),
 ) -> AsyncIterator[RecordHeader]:
     """Every stripe's header from `start` up to `length`. Raises: Corrupt, Unavailable."""
     offset = start
     while offset < length:
-        header = await header_at(ctx, record, offset)
+        header = await header_at(ctx, record, offset, gone=gone)
         yield header
         offset = header.end
 

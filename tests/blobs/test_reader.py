@@ -12,6 +12,7 @@ from objstore.extents import Extent
 from objstore.objects.ledger import MetaLedger
 from objstore.s3.limits import RESERVE_PART, Limits
 from tests.blobs.rig import Rig
+from tests.sim.replacing import replace
 
 
 async def test_a_small_read_is_one_read_of_one_disk() -> None:
@@ -124,9 +125,8 @@ async def test_a_rotten_fragment_is_rebuilt_from_where_repair_has_moved_the_othe
     moved = record
     for index, number in zip((4, 5), spare, strict=True):
         old = rig.disks[record.disks[index]]
-        await rig.disks[number].replace(
-            extent.volume, index, [bytes(old.fragments[extent.volume, index].content)]
-        )
+        content = bytes(old.fragments[extent.volume, index].content)
+        await replace(rig.disks[number], extent.volume, index, [content])
         moved = await elsewhere.repaired(moved, index, number)
         old.lose(extent.volume, index)
     rig.disks[record.disks[0]].flip(extent.volume, 0, extent.offset + 70)

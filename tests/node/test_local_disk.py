@@ -26,6 +26,7 @@ from objstore.node.identity import IDENTITY_NAME, Peer, make_identity, read_iden
 from objstore.node.local import DiskOptions, Expected, LocalDisk, format_disk, lock_disk, open_disk
 from objstore.node.syscalls import RealSyscalls
 from tests.sim.faulty_syscalls import FaultySyscalls, SmallDisk
+from tests.sim.replacing import replace
 
 CLUSTER = b"c" * 16
 OPTIONS = DiskOptions(low_water=0)
@@ -184,8 +185,8 @@ async def test_a_replaced_file_is_what_every_reader_sees(disk: LocalDisk, path: 
     assert await whole(disk, 1, 0) == b"old"
     other = open_disk(str(path), options=OPTIONS)  # Another process's view, with the old file open.
     assert await whole(other, 1, 0) == b"old"
-    await disk.replace(1, 0, [b"new ", b"bytes"])
-    await disk.replace(2, 5, [b"a lost one"])
+    await replace(disk, 1, 0, [b"new ", b"bytes"])
+    await replace(disk, 2, 5, [b"a lost one"])
     assert await whole(disk, 1, 0) == b"new bytes"
     assert await whole(disk, 2, 5) == b"a lost one"
     await other.usage()  # Looks around: a file without a name is closed.
@@ -201,15 +202,44 @@ async def test_a_failed_replacement_leaves_the_old_file_and_no_residue(
     await disk.append(1, 0, 0, [b"old"], sync=True)
     sys.fail("rename", errno.EIO)
     with pytest.raises(DiskFailed):
-        await disk.replace(1, 0, [b"new"])
+        await replace(disk, 1, 0, [b"new"])
     assert await whole(disk, 1, 0) == b"old"
+
+
+async def test_a_replacement_is_unseen_until_it_is_published_and_gone_when_it_is_abandoned(
+    disk: LocalDisk, path: Path
+) -> None:
+    await disk.create(1, 0)
+    await disk.append(1, 0, 0, [b"old"], sync=True)
+    name = await disk.replace_begin(1, 0)
+    await disk.replace_append(name, 0, [b"half of", b" it"])
+    assert await whole(disk, 1, 0) == b"old"
+    assert len(list((path / "tmp").iterdir())) == 1
+    await disk.replace_abandon(name)
+    await disk.replace_abandon(name)
+    for _ in range(500):
+        if not list((path / "tmp").iterdir()):
+            break
+        await asyncio.sleep(0.01)
+    assert list((path / "tmp").iterdir()) == []
+    assert await whole(disk, 1, 0) == b"old"
+
+
+async def test_replacements_under_way_are_bounded(disk: LocalDisk) -> None:
+    names = [await disk.replace_begin(volume, 0) for volume in range(local.REPLACING_MAX)]
+    with pytest.raises(Overloaded):
+        await disk.replace_begin(99, 0)
+    for name in names:
+        await disk.replace_abandon(name)
+    assert await disk.fragment_files() == []
+    await disk.replace_abandon(await disk.replace_begin(99, 0))
 
 
 async def test_a_file_put_in_the_place_of_trash_is_no_trash(disk: LocalDisk, path: Path) -> None:
     await disk.create(1, 0)
     await disk.append(1, 0, 0, [b"a stale copy"], sync=True)
     await disk.retire(1, 0, 500)
-    await disk.replace(1, 0, [b"whole again"])
+    await replace(disk, 1, 0, [b"whole again"])
     assert await disk.fragment_files() == [(1, 0, 11, 0)]
     with pytest.raises(Denied):
         await disk.purge(1, 0, retired_before_us=10**17)
@@ -265,7 +295,7 @@ async def test_a_failed_write_makes_the_disk_suspect_until_it_is_verified(
         disk.append(1, 0, 0, [b"abc"], sync=True),
         disk.sync(1, 0),
         disk.seal(1, 0, 0),
-        disk.replace(3, 0, [b"x"]),
+        replace(disk, 3, 0, [b"x"]),
         disk.retire(1, 0, 5),
         disk.purge(1, 0, retired_before_us=9),
         disk.log_create("a"),

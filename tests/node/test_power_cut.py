@@ -17,6 +17,7 @@ from objstore.node.fragments import FileScan, RangeRead, Seal, file_header, reco
 from objstore.node.identity import Peer, make_identity
 from objstore.node.local import DiskOptions, LocalDisk, format_disk, open_disk
 from tests.sim.file_system import PowerCut, SimFileSystem
+from tests.sim.replacing import replace
 
 SEED = int(os.environ.get("OBJSTORE_SEED", "20261121"))
 LONG = bool(os.environ.get("OBJSTORE_LONG"))
@@ -105,10 +106,10 @@ async def live(disk: LocalDisk, seen: Acknowledged) -> None:
         await disk.seal(*key, len(seen.synced[key]))
         seen.sealed.add(key)
     seen.replaced[2, 0] = [b"rebuilt " * 2000]
-    await disk.replace(2, 0, [b"rebuilt " * 1000] * 2)
+    await replace(disk, 2, 0, [b"rebuilt " * 1000] * 2)
     seen.synced[2, 0] = seen.written[2, 0] = b"rebuilt " * 2000
     seen.replaced[2, 0].append(b"again " * 100)
-    await disk.replace(2, 0, [b"again " * 100])
+    await replace(disk, 2, 0, [b"again " * 100])
     seen.replaced[2, 0] = [b"again " * 100]
     seen.synced[2, 0] = seen.written[2, 0] = b"again " * 100
 

@@ -70,6 +70,7 @@ class MemoryDisk:
         self.before: Callable[[str, int, int], None] | None = None
         self.fragments: dict[tuple[int, int], _File] = {}
         self.log_files: dict[str, _File] = {}
+        self.replacing: dict[str, _File] = {}  # Temporary files; lost with the process.
         self.epoch = 0
         self.suspicion = ""
 
@@ -154,11 +155,29 @@ class MemoryDisk:
         del file.content[length:]  # A shorter file stays short: zeros are not data.
         file.synced = len(file.content)
 
-    async def replace(self, volume: int, index: int, content: Sequence[Buffer]) -> None:
+    async def replace_begin(self, volume: int, index: int) -> str:
+        await self._enter("replace_begin", volume, index, writes=True, grows=True)
+        name = f"{volume}.{index}.{self.calls['replace_begin']}"
+        self.replacing[name] = _File()
+        return name
+
+    async def replace_append(self, name: str, offset: int, buffers: Sequence[Buffer]) -> None:
+        await self._enter("replace_append", writes=True, grows=True)
+        self._append(self.replacing[name], offset, buffers, sync=False)
+
+    async def replace_publish(self, name: str, length: int) -> None:
+        volume, index = map(int, name.split(".")[:2])
         await self._enter("replace", volume, index, writes=True, grows=True)
-        data = bytearray().join(content)
-        self._make_room(len(data))
-        self.fragments[volume, index] = _File(data, len(data))
+        file = self.replacing[name]
+        assert len(file.content) == length
+        if self.mood == "sync-error":
+            self._suspect("sync failed: EIO")
+        file.synced = length
+        self.fragments[volume, index] = self.replacing.pop(name)
+
+    async def replace_abandon(self, name: str) -> None:
+        self.calls["replace_abandon"] += 1
+        self.replacing.pop(name, None)
 
     async def retire(self, volume: int, index: int, now_us: int) -> None:
         await self._enter("retire", volume, index, writes=True)

@@ -3,11 +3,13 @@
 import random
 from collections.abc import Sequence
 from itertools import combinations
+from typing import Any
 
 import pytest
 
 from objstore.blobs.volumes import VolumeState
-from objstore.errors import Unavailable
+from objstore.errors import Corrupt, Unavailable
+from objstore.node.disk import Buffer
 from objstore.upkeep.repair import Repair, RepairReport, repair_file
 from objstore.upkeep.scrub import cursor, scrub_volume, step
 from objstore.upkeep.walk import headers
@@ -261,3 +263,147 @@ async def test_a_fragment_that_is_only_late_is_never_overwritten_with_zeros() ->
 async def third_stripe(yard: Yard, volume: int) -> int:
     record = await yard.ledger.get(volume)
     return [header.offset async for header in headers(yard.context(), record, record.length)][2]
+
+
+async def test_repair_holds_one_stripe_in_memory_however_large_the_file_is() -> None:
+    yard = await Yard().start()
+    await yard.put_object("large", random.Random(3).randbytes(24_000_000))
+    await yard.restart_writer()
+    record = (await yard.ledger.volumes())[0]
+    good = bytes(yard.disks[record.disks[2]].fragments[1, 2].content)
+    yard.disks[record.disks[2]].lose(1, 2)
+    largest = 0
+    target = yard.disks[record.disks[2]]
+    real = target.replace_append
+
+    async def measured(name: str, offset: int, buffers: Sequence[Buffer]) -> None:
+        nonlocal largest
+        largest = max(largest, sum(len(buffer) for buffer in buffers))
+        await real(name, offset, buffers)
+
+    target.replace_append = measured  # type: ignore[method-assign]
+    assert await repair_file(yard.context(), 1, 2, RepairReport())
+    assert target.fragments[1, 2].content == good
+    assert len(good) > 5_000_000
+    assert largest < 1_100_000, "a fragment is at most a MiB"
+
+
+async def test_a_repair_that_fails_midway_leaves_no_temporary_file() -> None:
+    yard = await sealed()
+    record = await yard.ledger.get(1)
+    yard.disks[record.disks[0]].lose(1, 0)
+    for index in (1, 2, 3):
+        yard.disks[record.disks[index]].mood = "missing"
+    with pytest.raises(Unavailable):
+        await repair_file(yard.context(), 1, 0, RepairReport())
+    assert yard.disks[record.disks[0]].replacing == {}
+    assert yard.disks[record.disks[0]].calls["replace_abandon"] == 1
+
+
+async def test_a_disk_to_be_emptied_is_still_read_from_and_nothing_of_it_is_taken_for_lost() -> None:
+    """Its stripe is k of k+m elsewhere damaged: only the draining disk's own fragment still saves it."""
+    yard = await sealed("+++++++")
+    record = await yard.ledger.get(1)
+    leaving = record.disks[0]
+    for index in (1, 2):
+        yard.disks[record.disks[index]].flip(1, index, 64 + 70)
+    await yard.ledger.set_disk_state(leaving, "draining")
+    real = yard.disks[leaving].read
+
+    async def late(volume: int, index: int, position: int, buffers: Sequence[memoryview]) -> int:
+        raise Unavailable("a disk read is overdue")
+
+    yard.disks[leaving].read = late  # type: ignore[method-assign]
+    report = await Repair(yard.context()).run()
+    assert (report.lost_stripes, report.endangered) == (0, 0)
+    yard.disks[leaving].read = real  # type: ignore[method-assign]
+    report = await Repair(yard.context()).run()
+    assert report.repaired == report.found >= 1
+    assert all(leaving not in record.disks for record in await yard.ledger.volumes())
+    await yard.check()
+
+
+async def test_moves_off_a_disk_come_after_every_real_damage() -> None:
+    yard = await sealed("+++++++")
+    one, two = await yard.ledger.volumes()
+    leaving = one.disks[0]
+    await yard.ledger.set_disk_state(leaving, "draining")
+    lost = next(index for index, number in enumerate(two.disks) if number != leaving)
+    yard.disks[two.disks[lost]].lose(2, lost)
+    report = await Repair(yard.context()).run(limit=1)
+    assert report.repaired == 1
+    assert (2, lost) in yard.disks[two.disks[lost]].fragments
+
+
+async def test_a_file_that_cannot_be_rebuilt_keeps_no_other_waiting() -> None:
+    yard = await sealed()
+    one, two = await yard.ledger.volumes()
+    for index in (0, 1, 2):
+        yard.disks[one.disks[index]].lose(1, index)
+    yard.disks[two.disks[0]].lose(2, 0)
+    for disk in yard.disks.values():
+        real = disk.read
+
+        async def read(
+            volume: int, index: int, position: int, buffers: Sequence[memoryview], real: Any = real
+        ) -> int:
+            if volume == 1:
+                raise Unavailable("a disk read is overdue")
+            return int(await real(volume, index, position, buffers))
+
+        disk.read = read  # type: ignore[method-assign]
+    repair = Repair(yard.context())
+    for _ in range(4):
+        await repair.run(limit=1)
+    assert (2, 0) in yard.disks[two.disks[0]].fragments
+
+
+async def test_a_late_disk_given_up_for_good_lets_its_volumes_be_rebuilt_around_what_is_lost() -> None:
+    yard = await sealed("+++++++")
+    record = await yard.ledger.get(1)
+    offset = await third_stripe(yard, 1)
+    for index in (3, 4):
+        yard.disks[record.disks[index]].flip(1, index, offset + 70)
+    away = yard.disks[record.disks[0]]
+    away.mood = "missing"
+    repair = Repair(yard.context(), grace_s=0)
+    report = await repair.run()
+    assert report.lost_stripes == 0
+    assert any(failure.startswith("1.") for failure in report.failures), (
+        "it may come back: nothing is decided"
+    )
+    await yard.ledger.set_disk_state(away.number, "failed", "given up")
+    report = await repair.run()
+    assert report.failures == []
+    assert report.repaired == report.found >= 1
+    again = await yard.ledger.get(1, fresh=True)
+    assert away.number not in again.disks
+    readable = 0
+    for home, body in yard.objects.items():
+        try:
+            assert await yard.body_of(home) == body
+            readable += 1
+        except Corrupt:
+            pass
+    assert len(yard.objects) - 3 <= readable <= len(yard.objects), "one stripe of many"
+
+
+async def test_a_damaged_fragment_of_a_lost_stripe_keeps_its_good_blocks() -> None:
+    yard = await Yard().start()
+    small = await yard.put_object("whole", b"w" * 3_000)
+    await yard.put_object("bulk", bytes(100_000))
+    await yard.restart_writer()
+    record = await yard.ledger.get(1)
+    ctx = yard.context()
+    found = [header async for header in headers(ctx, record, record.length)]
+    stripe = found[-1]
+    assert stripe.fragment_size > 3 * 4_096
+    for index in (0, 1, 2):  # The last block of each of three fragments: k are no longer whole.
+        end = stripe.end if stripe.end < record.length else record.length
+        yard.disks[record.disks[index]].flip(1, index, end - 20)
+    before = bytes(yard.disks[record.disks[0]].fragments[1, 0].content)
+    report = RepairReport()
+    assert await repair_file(ctx, 1, 0, report)
+    assert report.lost_stripes == 1
+    assert yard.disks[record.disks[0]].fragments[1, 0].content == before
+    assert await yard.body_of(small) == b"w" * 3_000

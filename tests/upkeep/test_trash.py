@@ -138,6 +138,16 @@ async def test_a_disk_that_is_away_keeps_its_volumes_record_until_it_was_seen() 
     assert (await clear(ctx, RULES)).forgotten == 1
 
 
+async def test_a_disk_given_up_for_good_keeps_no_record_waiting() -> None:
+    yard = await with_a_retired_volume()
+    ctx = yard.context()
+    await clear(ctx, RULES)
+    yard.clock.advance(8 * DAY_S)
+    yard.disks[4].mood = "missing"
+    await yard.ledger.set_disk_state(4, "failed", "given up")
+    assert (await clear(ctx, RULES)).forgotten == 1
+
+
 async def test_files_of_open_and_sealed_volumes_are_never_touched() -> None:
     yard = await Yard().start()
     await yard.put_object("sealed", b"s")
