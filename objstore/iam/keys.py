@@ -5,6 +5,7 @@ from typing import Final
 import msgspec
 
 from objstore.errors import BadArgument, Conflict, Overloaded
+from objstore.iam.changes import ATTEMPTS_MAX, change_record
 from objstore.iam.names import check_access_key_id, check_secret, new_access_key_id, new_secret
 from objstore.iam.secrets import SecretBox
 from objstore.iam.users import no_such_user
@@ -12,7 +13,6 @@ from objstore.ids import Randomness
 from objstore.meta.kv import Kv, Transaction, prefix_end
 from objstore.meta.schema import AccessKeyRecord, access_key_key, decode, encode, user_key
 
-ATTEMPTS_MAX: Final = 64
 COMMENT_SIZE_MAX: Final = 256  # Characters.
 
 
@@ -71,18 +71,13 @@ async def list_keys(
 
 async def set_key_disabled(kv: Kv, access_key_id: str, disabled: bool) -> AccessKeyRecord:
     """A disabled key is refused from the next request on. Raises: BadArgument (no such key)."""
-    key = access_key_key(access_key_id)
-    for _ in range(ATTEMPTS_MAX):
-        value = await kv.get(key)
-        if value is None:
-            raise no_such_key(access_key_id)
-        record = msgspec.structs.replace(decode(value, AccessKeyRecord), disabled=disabled)
-        try:
-            await kv.commit(Transaction(expect={key: value}, put={key: encode(record)}))
-        except Conflict:
-            continue
-        return record
-    raise Overloaded(f"access key {access_key_id!r} kept changing")
+
+    def switch(record: AccessKeyRecord) -> AccessKeyRecord:
+        return msgspec.structs.replace(record, disabled=disabled)
+
+    return await change_record(
+        kv, access_key_key(access_key_id), AccessKeyRecord, switch, absent=no_such_key(access_key_id)
+    )
 
 
 async def give_key(

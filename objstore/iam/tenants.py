@@ -4,13 +4,13 @@ from typing import Final
 
 import msgspec
 
-from objstore.errors import BadArgument, Conflict, Denied, Overloaded
+from objstore.errors import BadArgument, Conflict, Denied
+from objstore.iam.changes import change_record
 from objstore.iam.names import check_tenant
 from objstore.meta.kv import Kv, Transaction, prefix_end
 from objstore.meta.schema import TenantRecord, decode, encode, tenant_key
 
 DEFAULT_TENANT: Final = "default"  # Root's.
-ATTEMPTS_MAX: Final = 64
 
 
 def no_such_tenant(name: str) -> BadArgument:
@@ -50,15 +50,8 @@ async def set_tenant_disabled(kv: Kv, name: str, disabled: bool) -> TenantRecord
     """
     if disabled and name == DEFAULT_TENANT:
         raise Denied(f"tenant {name!r} is root's and cannot be disabled; disable its other users instead")
-    key = tenant_key(name)
-    for _ in range(ATTEMPTS_MAX):
-        value = await kv.get(key)
-        if value is None:
-            raise no_such_tenant(name)
-        record = msgspec.structs.replace(decode(value, TenantRecord), disabled=disabled)
-        try:
-            await kv.commit(Transaction(expect={key: value}, put={key: encode(record)}))
-        except Conflict:
-            continue
-        return record
-    raise Overloaded(f"tenant {name!r} kept changing")
+
+    def switch(record: TenantRecord) -> TenantRecord:
+        return msgspec.structs.replace(record, disabled=disabled)
+
+    return await change_record(kv, tenant_key(name), TenantRecord, switch, absent=no_such_tenant(name))

@@ -5,12 +5,12 @@ from typing import Final
 import msgspec
 
 from objstore.errors import BadArgument, Conflict, Denied, Overloaded
+from objstore.iam.changes import ATTEMPTS_MAX, change_record
 from objstore.iam.names import check_email, check_user
 from objstore.iam.tenants import no_such_tenant
 from objstore.meta.kv import Kv, Transaction, prefix_end
 from objstore.meta.schema import UserRecord, decode, encode, tenant_key, user_key
 
-ATTEMPTS_MAX: Final = 64
 ROOT_USER: Final = "root"
 
 
@@ -58,18 +58,10 @@ async def set_user_disabled(kv: Kv, name: str, disabled: bool) -> UserRecord:
 
     Raises: BadArgument (no such user), Denied (root would lock itself out).
     """
-    key = user_key(name)
-    for _ in range(ATTEMPTS_MAX):
-        value = await kv.get(key)
-        if value is None:
-            raise no_such_user(name)
-        record = decode(value, UserRecord)
+
+    def switch(record: UserRecord) -> UserRecord:
         if record.root and disabled:
             raise Denied("the root user cannot be disabled; disable its access keys instead")
-        record = msgspec.structs.replace(record, disabled=disabled)
-        try:
-            await kv.commit(Transaction(expect={key: value}, put={key: encode(record)}))
-        except Conflict:
-            continue
-        return record
-    raise Overloaded(f"user {name!r} kept changing")
+        return msgspec.structs.replace(record, disabled=disabled)
+
+    return await change_record(kv, user_key(name), UserRecord, switch, absent=no_such_user(name))
