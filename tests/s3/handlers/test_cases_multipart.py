@@ -451,6 +451,12 @@ async def test_case_34_composite_sha256(s3: Client) -> None:
     head = await s3("HEAD", "bkt", "k", headers={"x-amz-checksum-mode": "ENABLED"})
     assert head.headers["x-amz-checksum-sha256"] == expected
     assert head.headers["x-amz-checksum-type"] == "COMPOSITE"
+    wanted = {"x-amz-object-attributes": "Checksum,ObjectParts,ObjectSize"}
+    attributes = await s3("GET", "bkt", "k", query={"attributes": ""}, headers=wanted)
+    assert attributes.text("Checksum/ChecksumSHA256") == expected
+    assert attributes.texts("ObjectParts/Part/ChecksumSHA256") == [b64(digest) for digest in digests]
+    assert attributes.texts("ObjectParts/Part/Size") == [str(len(FIRST)), str(len(LAST))]
+    assert attributes.text("ObjectSize") == str(len(FIRST + LAST))
     answer = await s3(
         "GET", "bkt", "k", query={"partNumber": "2"}, headers={"x-amz-checksum-mode": "ENABLED"}
     )
