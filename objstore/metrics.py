@@ -41,6 +41,16 @@ class Family(msgspec.Struct, array_like=True):
     samples: list[tuple[Labels, list[float]]]
 
 
+def counter(name: str, doc: str, value: float) -> Family:
+    """A counter without labels that something else has counted."""
+    return Family(name, "counter", doc, (), (), [((), [value])])
+
+
+def gauge(name: str, doc: str, value: float) -> Family:
+    """A gauge without labels, read just now."""
+    return Family(name, "gauge", doc, (), (), [((), [value])])
+
+
 class Counter:
     """A number that only grows, per set of label values."""
 

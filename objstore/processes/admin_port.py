@@ -15,7 +15,7 @@ from objstore.admin.app import Admin, Problem
 from objstore.errors import StoreError
 from objstore.iam.directory import Directory
 from objstore.meta.schema import AccessKeyRecord, TenantRecord, UserRecord
-from objstore.metrics import Accumulator, Family, Labels, render
+from objstore.metrics import Accumulator, Family, Labels, counter, gauge, render
 from objstore.node.disk import DiskState, Usage
 from objstore.objects.buckets import list_buckets
 from objstore.processes import doctor
@@ -317,9 +317,6 @@ class AdminPort:
                 used.append(((str(number),), [usage.total - usage.free]))
         capacity = self._capacity()
 
-        def gauge(name: str, doc: str, value: float) -> Family:
-            return Family(name, "gauge", doc, (), (), [((), [value])])
-
         state = self._state()
         restarts: list[tuple[Labels, list[float]]] = [
             ((name,), [child["restarts"]]) for name, child in state["children"].items()
@@ -372,9 +369,6 @@ class AdminPort:
         if not found:
             return []
 
-        def family(kind: str, name: str, doc: str, value: float) -> Family:
-            return Family(name, kind, doc, (), (), [((), [value])])
-
         repair, trash = found["repair"], found["trash"]
         runs: list[tuple[Labels, list[float]]] = []
         failures: list[tuple[Labels, list[float]]] = []
@@ -387,27 +381,25 @@ class AdminPort:
         live, stored = found["live_bytes"], found["payload_bytes"]
         return [
             Family("volumes", "gauge", "Volumes by state.", ("state",), (), volumes),
-            family("gauge", "capacity_used_bytes", "Bytes of objects and parts, uncoded.", live),
-            family("gauge", "gc_pending_bytes", "Payload in volumes that nothing points at.", stored - live),
-            family("gauge", "trash_bytes", "Removed files that are still readable.", trash["kept_bytes"]),
-            family(
-                "gauge",
+            gauge("capacity_used_bytes", "Bytes of objects and parts, uncoded.", live),
+            gauge("gc_pending_bytes", "Payload in volumes that nothing points at.", stored - live),
+            gauge("trash_bytes", "Removed files that are still readable.", trash["kept_bytes"]),
+            gauge(
                 "repair_queue_files",
                 "Fragment files found damaged and not rebuilt.",
                 repair["found"] - repair["repaired"],
             ),
-            family("gauge", "endangered_volumes", "Volumes that can lose no disk.", repair["endangered"]),
-            family("gauge", "lost_stripes", "Stripes that nothing can rebuild.", repair["lost_stripes"]),
-            family("gauge", "alarms", "Conditions that need an operator.", len(found["alarms"])),
-            family(
-                "gauge",
+            gauge("endangered_volumes", "Volumes that can lose no disk.", repair["endangered"]),
+            gauge("lost_stripes", "Stripes that nothing can rebuild.", repair["lost_stripes"]),
+            gauge("alarms", "Conditions that need an operator.", len(found["alarms"])),
+            gauge(
                 "scrub_last_round_timestamp_seconds",
                 "When the last whole scrub ended.",
                 found["scrub"]["last_round_finished_us"] / 1e6,
             ),
             Family("upkeep_runs", "counter", "Runs of each background service.", ("service",), (), runs),
             Family("upkeep_failures", "counter", "Runs that failed.", ("service",), (), failures),
-            family("counter", "upkeep_paced_bytes", "Bytes that services moved.", found["bytes_worked"]),
+            counter("upkeep_paced_bytes", "Bytes that services moved.", found["bytes_worked"]),
         ]
 
     async def metrics(self) -> bytes:

@@ -10,7 +10,7 @@ import uvloop
 
 from objstore.meta.committer import CommitterOptions, CommitterStats, run_committer
 from objstore.meta.fold import finder_process, folder_process
-from objstore.metrics import Family, Registry
+from objstore.metrics import Family, Registry, counter, gauge
 from objstore.processes.control import serve_metrics
 from objstore.processes.link import Link
 from objstore.processes.spec import Spec, disk_options, open_disk_list, open_disks
@@ -84,9 +84,6 @@ async def _serve(link: Link, died: str, spec: Spec, forget: bool) -> None:
 
 
 def _families(stats: CommitterStats) -> list[Family]:
-    def counter(name: str, doc: str, value: float) -> Family:
-        return Family(name, "counter", doc, (), (), [((), [value])])
-
     return [
         counter("meta_transactions", "Mini-transactions decided.", stats.transactions),
         counter("meta_conflicts", "Mini-transactions refused: an expectation or limit.", stats.refused),
@@ -96,10 +93,6 @@ def _families(stats: CommitterStats) -> list[Family]:
         counter("meta_folds", "Snapshots made.", stats.folds),
         counter("meta_rotten_records", "Records that failed their checksum.", stats.rotten),
         counter("meta_mended_records", "Of those, put back from the journal.", stats.mended),
-        Family(
-            "meta_damaged", "gauge", "Records that fail their checksum now.", (), (), [((), [stats.damaged])]
-        ),
-        Family(
-            "meta_clients", "gauge", "Processes connected to the committer.", (), (), [((), [stats.clients])]
-        ),
+        gauge("meta_damaged", "Records that fail their checksum now.", stats.damaged),
+        gauge("meta_clients", "Processes connected to the committer.", stats.clients),
     ]

@@ -16,7 +16,7 @@ from objstore.config import Config
 from objstore.iam.directory import Directory
 from objstore.ids import random_id
 from objstore.meta.client import MetaClient
-from objstore.metrics import Family, Labels, Registry
+from objstore.metrics import Family, Labels, Registry, counter, gauge
 from objstore.node.fragments import Seal
 from objstore.node.local import LocalDisk
 from objstore.objects.ledger import MetaLedger
@@ -150,12 +150,6 @@ def directory_of(parts: Parts) -> Directory:
 def part_families(parts: Parts) -> list[Family]:
     """What the parts of a process have counted; the same names in every process, so that they add up."""
     writer, reader, client = parts.store.writer.counters, parts.store.reader.counters, parts.kv.stats
-
-    def counter(name: str, doc: str, value: float) -> Family:
-        return Family(name, "counter", doc, (), (), [((), [value])])
-
-    def gauge(name: str, doc: str, value: float) -> Family:
-        return Family(name, "gauge", doc, (), (), [((), [value])])
 
     operations: list[tuple[Labels, list[float]]] = []
     seconds: list[tuple[Labels, list[float]]] = []

@@ -1,6 +1,5 @@
 """TLS on both ports, and a certificate renewed under way."""
 
-import datetime
 import socket
 import ssl
 import time
@@ -9,36 +8,10 @@ from pathlib import Path
 import boto3
 from botocore.config import Config
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+from tests.certificates import issue
 from tests.server import running_server, start_server
-
-
-def make_certificate(directory: Path, name: str) -> None:
-    """cert.pem and key.pem of a self-signed certificate for `name` and the loopback."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-    now = datetime.datetime.now(datetime.UTC)
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(subject)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(hours=1))
-        .not_valid_after(now + datetime.timedelta(days=5))
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), critical=False)
-        .sign(key, hashes.SHA256())
-    )
-    # In the order in which renewal tools may leave a moment of mismatch.
-    (directory / "cert.pem").write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
-    (directory / "key.pem").write_bytes(
-        key.private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        )
-    )
 
 
 def served_name(port: int) -> str:
@@ -55,7 +28,7 @@ def served_name(port: int) -> str:
 
 
 def test_both_ports_speak_tls_and_take_up_a_renewed_certificate_without_a_restart(tmp_path: Path) -> None:
-    make_certificate(tmp_path, "first")
+    issue(tmp_path, "first", days=5)
     environment = {
         "OBJSTORE_TLS__CERTIFICATE": str(tmp_path / "cert.pem"),
         "OBJSTORE_TLS__KEY": str(tmp_path / "key.pem"),
@@ -81,7 +54,7 @@ def test_both_ports_speak_tls_and_take_up_a_renewed_certificate_without_a_restar
         assert "the certificate ends in 5 days" in doctor
         pids = server.children()
 
-        make_certificate(tmp_path, "second")
+        issue(tmp_path, "second")
         limit = time.monotonic() + 30
         while [served_name(port) for port in ports] != ["second", "second"]:
             assert time.monotonic() < limit
@@ -90,7 +63,7 @@ def test_both_ports_speak_tls_and_take_up_a_renewed_certificate_without_a_restar
 
 
 def test_a_certificate_that_cannot_be_used_ends_the_start_in_words(tmp_path: Path) -> None:
-    make_certificate(tmp_path, "first")
+    issue(tmp_path, "first", days=5)
     (tmp_path / "key.pem").write_text("not a key")
     server = start_server(
         tmp_path,

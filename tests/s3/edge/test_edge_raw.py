@@ -9,6 +9,7 @@ import os
 import random
 import socket
 import xml.etree.ElementTree as ET
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
 import pytest
@@ -429,8 +430,8 @@ async def test_a_body_that_trickles_is_ended(edge: Edge) -> None:
     writer.close()
 
 
-async def test_a_reader_that_takes_nothing_is_cut(start_edge: Start) -> None:
-    ended = asyncio.Event()
+def flood(ended: asyncio.Event) -> Callable[[Call], Awaitable[web.StreamResponse]]:
+    """A handler that answers with 1 GB, and notes when it has come to an end, however."""
 
     async def handle(call: Call) -> web.StreamResponse:
         response = web.StreamResponse()
@@ -442,32 +443,30 @@ async def test_a_reader_that_takes_nothing_is_cut(start_edge: Start) -> None:
             ended.set()
         return response
 
-    edge = await start_edge(handle)
-    sock = socket.create_connection(("127.0.0.1", edge.port))
+    return handle
+
+
+def narrow_reader(port: int) -> socket.socket:
+    """A connection that has asked, and whose system takes in little."""
+    sock = socket.create_connection(("127.0.0.1", port))
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     sock.sendall(GOOD)
+    return sock
+
+
+async def test_a_reader_that_takes_nothing_is_cut(start_edge: Start) -> None:
+    ended = asyncio.Event()
+    edge = await start_edge(flood(ended))
+    sock = narrow_reader(edge.port)
     await asyncio.wait_for(ended.wait(), 10)
     sock.close()
 
 
 async def test_a_reader_that_takes_a_little_now_and_then_is_cut(start_edge: Start) -> None:
     ended = asyncio.Event()
-
-    async def handle(call: Call) -> web.StreamResponse:
-        response = web.StreamResponse()
-        await response.prepare(call.request)
-        try:
-            for _ in range(10_000):
-                await response.write(b"x" * 100_000)
-        finally:
-            ended.set()
-        return response
-
-    edge = await start_edge(handle, limits=replace(SMALL_LIMITS, body_rate=10_000_000))
-    sock = socket.create_connection(("127.0.0.1", edge.port))
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    edge = await start_edge(flood(ended), limits=replace(SMALL_LIMITS, body_rate=10_000_000))
+    sock = narrow_reader(edge.port)
     sock.setblocking(False)
-    sock.sendall(GOOD)
     deadline = asyncio.get_running_loop().time() + 10
     while not ended.is_set():
         assert asyncio.get_running_loop().time() < deadline, "it may read for ever"

@@ -1,46 +1,18 @@
 """TLS: modern versions only, and a renewed certificate without a restart."""
 
 import asyncio
-import datetime
 import ssl
 from pathlib import Path
 
 import pytest
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from edge_running import SMALL_LIMITS, Edge, Start, read_answer
 from edge_signing import sign
 
 from objstore.s3.server import serve_s3
 from objstore.s3.tls import Certificate, TlsFailure
-
-
-def issue(directory: Path, name: str, *, days: int = 30) -> tuple[Path, Path]:
-    """A self-signed certificate for localhost whose subject is `name`."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-    now = datetime.datetime.now(datetime.UTC)
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(subject)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(days=1))
-        .not_valid_after(now + datetime.timedelta(days=days))
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
-        .sign(key, hashes.SHA256())
-    )
-    chain, secret = directory / "chain.pem", directory / "key.pem"
-    chain.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
-    secret.write_bytes(
-        key.private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        )
-    )
-    return chain, secret
+from tests.certificates import issue
 
 
 def client_context() -> ssl.SSLContext:
@@ -124,7 +96,7 @@ def test_a_certificate_that_cannot_be_used_is_named_at_the_start(tmp_path: Path)
     with pytest.raises(TlsFailure, match="not there"):
         Certificate(tmp_path / "nowhere.pem", key)
     chain.write_bytes(b"not a certificate")
-    with pytest.raises(TlsFailure, match=r"chain\.pem"):
+    with pytest.raises(TlsFailure, match=r"cert\.pem"):
         Certificate(chain, key)
 
 
