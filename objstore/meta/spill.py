@@ -123,7 +123,8 @@ class SpillTree:
         if reverse or len(start) > HEAD_SIZE or len(end) > HEAD_SIZE:
             return list(islice(self._walk(transaction, start, end, reverse=reverse), limit))
         # The common case: no marker in the range. Reading in C and judging whole chunks costs a
-        # third of a loop over the entries.
+        # third of a loop over the entries. An empty spill range says that there is no marker anywhere.
+        marked = transaction.stat(self._spill)["entries"] > 0
         found: list[Stored] = []
         chunk_size = min(limit, _CHUNK_FIRST)
         with transaction.cursor(self._main) as cursor:
@@ -137,7 +138,7 @@ class SpillTree:
                 over = chunk[-1][0] >= end
                 if over:
                     chunk = chunk[: bisect_left(chunk, end, key=_key_of)]
-                if [1 for key, _ in chunk if len(key) > HEAD_SIZE]:
+                if marked and [1 for key, _ in chunk if len(key) > HEAD_SIZE]:
                     return list(islice(self._walk(transaction, start, end, reverse=False), limit))
                 found += chunk
                 if over:

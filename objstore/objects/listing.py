@@ -25,7 +25,8 @@ Scan = Callable[[bytes, bytes, int], Awaitable[list[Pair]]]  # start, end, limit
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Page:
     bucket: BucketRecord
-    objects: list[tuple[str, ListedRecord]]
+    names: list[str]  # The keys, in order.
+    records: list[ListedRecord]  # One for each name.
     prefixes: list[str]  # Common prefixes, in order.
     truncated: bool
     next: str  # The last key or common prefix returned; "" if not truncated.
@@ -42,7 +43,7 @@ async def list_objects(
     assert limit >= 0
     record = await find_bucket(store, who, bucket)
     if limit == 0:
-        return Page(bucket=record, objects=[], prefixes=[], truncated=False, next="")
+        return Page(bucket=record, names=[], records=[], prefixes=[], truncated=False, next="")
     base = object_key(record.id, b"")
     start = base + prefix.encode()
     end = prefix_end(start)
@@ -54,13 +55,14 @@ async def list_objects(
         pairs = await store.kv.scan(start, end, limit + 1) if start < end else []
         truncated = len(pairs) > limit
         del pairs[limit:]
-        at = len(base)
+        names = _names(pairs, len(base))
         return Page(
             bucket=record,
-            objects=_listed(pairs, at),
+            names=names,
+            records=_records(pairs),
             prefixes=[],
             truncated=truncated,
-            next=pairs[-1][0][at:].decode() if truncated else "",
+            next=names[-1] if truncated else "",
         )
 
     depth = len(base) + len(prefix.encode())  # Where a delimiter may begin.
@@ -73,18 +75,24 @@ async def list_objects(
     truncated = len(found) > limit
     del found[limit:]
     at = len(base)
+    pairs = [(key, value) for key, value in found if value is not None]
     return Page(
         bucket=record,
-        objects=_listed([(key, value) for key, value in found if value is not None], at),
+        names=_names(pairs, at),
+        records=_records(pairs),
         prefixes=[key[at:].decode() for key, value in found if value is None],
         truncated=truncated,
         next=found[-1][0][at:].decode() if truncated else "",
     )
 
 
-def _listed(pairs: list[Pair], at: int) -> list[tuple[str, ListedRecord]]:
-    names = [key[at:].decode() for key, _ in pairs]
-    return list(zip(names, decode_listed([value for _, value in pairs]), strict=True))
+def _names(pairs: list[Pair], at: int) -> list[str]:
+    name = slice(at, None)
+    return [key[name].decode() for key, _ in pairs]
+
+
+def _records(pairs: list[Pair]) -> list[ListedRecord]:
+    return decode_listed([value for _, value in pairs])
 
 
 async def roll_up(

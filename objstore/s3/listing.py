@@ -12,7 +12,7 @@ from typing import Final
 
 from aiohttp import web
 
-from objstore.meta.schema import CHECKSUMS
+from objstore.meta.schema import CHECKSUMS, ListedRecord
 from objstore.objects import buckets, listing
 from objstore.objects.listing import Page
 from objstore.objects.values import etag_text
@@ -93,28 +93,45 @@ def _written(names: list[str], *, url: bool, write: Callable[[str], str]) -> lis
     return [write(name) for name in names]
 
 
-def _entries(page: Page, names: list[str], *, middle: str, joint: str) -> str:
-    """All objects of a page: name, `middle`, time, ETag, checksum kind and size; `joint` between two of them.
+class _Times(dict[int, str]):
+    """Second -> what stands between a name and its ETag; few seconds make a page's times."""
 
-    What is the same in every entry is in the joint, what is the same in many is one string: an entry is
-    five pieces.
+    def __init__(self, middle: str) -> None:
+        super().__init__()
+        self._middle = middle
+
+    def __missing__(self, second: int) -> str:
+        text = f"{self._middle}{timestamp(second * 1_000_000)}</LastModified><ETag>&quot;"
+        self[second] = text
+        return text
+
+
+def _entries(records: list[ListedRecord], names: list[str], *, head: str, middle: str, tail: str) -> str:
+    """All objects of a page: for each `head`, name, `middle`, time, ETag, checksum kind and size, `tail`.
+
+    What is the same between any two entries is one piece, what is the same in many is another: an entry
+    is six pieces. They are laid out column by column and joined once, which is a seventh
+    faster than a string an entry (docs/decisions/0004-listing.md).
     """
+    if not names:
+        return ""
     rows = _CHECKSUM_ROWS
-    time_of: dict[int, str] = {}
-    entries = []
-    for name, (_, record) in zip(names, page.objects, strict=True):
-        second = record.order // 1_000_000
-        time = time_of.get(second)
-        if time is None:
-            time = f"{middle}{timestamp(record.order)}</LastModified><ETag>&quot;"
-            time_of[second] = time
-        etag = record.etag
-        checksum = record.checksum
-        entries.append(
-            f"{name}{time}{etag.hex() if len(etag) == 16 else etag_text(etag)}"
-            f"{rows[checksum[0]] if checksum else _NO_CHECKSUM}{record.size}"
-        )
-    return joint.join(entries)
+    times = _Times(middle)
+    pieces = [tail + head] * (6 * len(names))
+    pieces[-1] = tail
+    pieces[0::6] = names
+    pieces[1::6] = [times[record.order // 1_000_000] for record in records]
+    etags = b"".join([record.etag for record in records])
+    if len(etags) == 16 * len(names):  # None is shorter, and those of completed uploads are longer.
+        pieces[2::6] = etags.hex("\n", 16).split("\n")
+    else:
+        pieces[2::6] = [etag_text(record.etag) for record in records]
+    pieces[3::6] = [
+        rows[checksum[0]] if (checksum := record.checksum) else _NO_CHECKSUM for record in records
+    ]
+    pieces[4::6] = [str(record.size) for record in records]
+    pieces.insert(0, head)
+    return "".join(pieces)
 
 
 def _echo(prefix: str, write: Callable[[str], str]) -> str:
@@ -139,7 +156,7 @@ class _Request:
     async def page(self, call: Call, after: str) -> Page:
         if self.limit == 0:
             bucket = await buckets.find_bucket(call.store, call.who, call.bucket)
-            return Page(bucket=bucket, objects=[], prefixes=[], truncated=False, next="")
+            return Page(bucket=bucket, names=[], records=[], prefixes=[], truncated=False, next="")
         return await listing.list_objects(
             call.store,
             call.who,
@@ -166,22 +183,19 @@ def _result(
     with_owner: bool,
     versions: bool = False,
 ) -> web.Response:
-    keys = [entry[0] for entry in page.objects]
+    keys = page.names
     write, encoding = encoding_of(call.query, [*echoed, *keys, *page.prefixes])
     url = bool(encoding)
     person = owner(page.bucket.tenant) if with_owner else ""
     element = "Version" if versions else "Contents"
     version = "<VersionId>null</VersionId><IsLatest>true</IsLatest>" if versions else ""
-    head = f"<{element}><Key>"
-    tail = f"</Size>{person}<StorageClass>STANDARD</StorageClass></{element}>"
     entries = _entries(
-        page,
+        page.records,
         _written(keys, url=url, write=write),
+        head=f"<{element}><Key>",
         middle=f"</Key>{version}<LastModified>",
-        joint=tail + head,
+        tail=f"</Size>{person}<StorageClass>STANDARD</StorageClass></{element}>",
     )
-    if not keys:
-        head = tail = ""
     delimiter = f"<Delimiter>{write(request.delimiter)}</Delimiter>" if request.delimiter else ""
     # One string, made once: a page of 1,000 keys has 330 KB, and copying it costs as much as making it.
     return whole_document(
@@ -189,7 +203,7 @@ def _result(
         f"<Prefix>{_echo(request.prefix, write)}</Prefix>"
         f"{marks(write)}<MaxKeys>{request.limit}</MaxKeys>{delimiter}"
         f"<IsTruncated>{'true' if page.truncated else 'false'}</IsTruncated>{encoding}"
-        f"{head}{entries}{tail}{_prefixes(_written(page.prefixes, url=url, write=write))}</{root}>"
+        f"{entries}{_prefixes(_written(page.prefixes, url=url, write=write))}</{root}>"
     )
 
 
@@ -229,7 +243,7 @@ async def list_objects_v2(call: Call) -> web.Response:
     page = await request.page(call, continue_after(token) if token else start_after)
 
     def marks(write: Callable[[str], str]) -> str:
-        text = f"<KeyCount>{len(page.objects) + len(page.prefixes)}</KeyCount>"
+        text = f"<KeyCount>{len(page.names) + len(page.prefixes)}</KeyCount>"
         if token is not None:
             text += f"<ContinuationToken>{escape(token)}</ContinuationToken>"
         if start_after:
@@ -270,7 +284,7 @@ async def list_object_versions(call: Call) -> web.Response:
         text += f"<VersionIdMarker>{escape(version_marker or '')}</VersionIdMarker>"
         if page.truncated:
             text += f"<NextKeyMarker>{write(page.next)}</NextKeyMarker>"
-            if page.objects and page.objects[-1][0] == page.next:
+            if page.names and page.names[-1] == page.next:
                 text += "<NextVersionIdMarker>null</NextVersionIdMarker>"
         return text
 

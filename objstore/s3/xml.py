@@ -137,10 +137,21 @@ def encoder(*, url: bool) -> Callable[[str], str]:
     return url_encoded if url else escape
 
 
+_TWO_DIGITS: Final = [f"{number:02d}" for number in range(60)]
+
+
+@lru_cache(maxsize=4096)
+def _day(days: int) -> str:
+    year, month, day, *_ = gmtime(days * 86_400)
+    return f"{year:04d}-{month:02d}-{day:02d}"
+
+
 @lru_cache(maxsize=8192)
 def _second(seconds: int) -> str:
-    year, month, day, hour, minute, second, *_ = gmtime(seconds)
-    return f"{year:04d}-{month:02d}-{day:02d}T{hour:02d}:{minute:02d}:{second:02d}.000Z"
+    days, rest = divmod(seconds, 86_400)
+    minutes, second = divmod(rest, 60)
+    two = _TWO_DIGITS
+    return f"{_day(days)}T{two[minutes // 60]}:{two[minutes % 60]}:{two[second]}.000Z"
 
 
 def timestamp(order_us: int) -> str:

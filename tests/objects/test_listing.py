@@ -43,7 +43,7 @@ async def page(store: Store, **wanted: Any) -> Page:
 
 
 def shown(one: Page) -> tuple[list[str], list[str], bool]:
-    return [key for key, _ in one.objects], one.prefixes, one.truncated
+    return one.names, one.prefixes, one.truncated
 
 
 @settings(max_examples=300, deadline=None, print_blob=True)
@@ -84,7 +84,7 @@ def test_pages_one_after_another_are_the_whole_list(
         after, objects, prefixes = "", [], []
         for _ in range(len(keys) + 1):
             one = await page(store, prefix=prefix, delimiter=delimiter, after=after, limit=limit)
-            objects += [key for key, _ in one.objects]
+            objects += one.names
             prefixes += one.prefixes
             if not one.truncated:
                 assert one.next == ""
@@ -186,7 +186,7 @@ async def test_a_page_costs_a_page_and_a_common_prefix_costs_a_seek() -> None:
     assert kv.pairs <= 3
     kv.scans = kv.pairs = 0
     one = await page(store, prefix="deep/", delimiter="/", after="deep/01000", limit=1_000)
-    assert len(one.objects) == 1_000
+    assert len(one.names) == 1_000
     assert one.next == "deep/02000"
     assert kv.scans <= 8
     assert kv.pairs <= 1_001

@@ -218,7 +218,7 @@ class Model(RuleBasedStateMachine):
             )
         )
         names, folded, truncated = naive_list(list(self.expected), prefix, delimiter, after, limit)
-        assert [name for name, _ in page.objects] == names
+        assert page.names == names
         assert page.prefixes == folded
         assert page.truncated == truncated
         if truncated:
