@@ -6,7 +6,8 @@ and sends every unanswered batch again, in order, under its old number: the comm
 client's last applied batch, so nothing is applied twice and every outcome is learned. A commit that
 has not been answered within the time limit raises MetaUnavailable, and its batch is never sent again.
 When the committer has been away for `away_s`, whatever waits for it fails, and what comes later is refused
-at once (`away` says so before a body is received): a restart is ridden out, an outage answers early.
+at once (`away` says so before a body is received): a restart is ridden out, an outage answers early. The
+same holds once a batch has waited its time limit in vain, until there is an answer.
 
 Concurrency: one client belongs to one event loop; nothing here takes a lock. Reads go on while the
 committer is away, from the state that the beacon shows. A crash of this process leaves at most sent
@@ -116,6 +117,7 @@ class MetaClient:
         self._away_s = away_s
         self._reported: dict[bytes, float] = {}  # Damaged records -> when the committer was told.
         self._away_since: float | None = None  # None: the committer is there.
+        self._silent = False  # It is, but a batch has waited for its answer in vain.
         self._beacon = beacon or Beacon()
         self._beacon_words = self._beacon.words
         self._shared = beacon is not None
@@ -180,7 +182,9 @@ class MetaClient:
 
     @property
     def away(self) -> bool:
-        """Whether the committer has been gone for so long that a commit would be refused at once."""
+        """Whether the committer has been gone or silent for so long that a commit is refused at once."""
+        if self._silent:
+            return True
         since = self._away_since
         return since is not None and self._loop is not None and self._loop.time() - since >= self._away_s
 
@@ -264,7 +268,7 @@ class MetaClient:
         """
         encoded = encode_transaction(transaction)
         size = len(encoded)
-        if self._away_since is not None and self.away:
+        if (self._silent or self._away_since is not None) and self.away:
             self.stats.refused_away += 1
             raise MetaUnavailable("the committer is away: the commit was not sent")
         if self._count >= self._queue_count_max or self._size + size > self._queue_size_max:
@@ -305,6 +309,7 @@ class MetaClient:
 
     def _answered(self, payload: bytes) -> None:
         answer = decode_answer(payload)
+        self._silent = False
         sent = self._sent.pop(answer.number, None)
         if sent is None:
             return  # Given up meanwhile.
@@ -354,6 +359,8 @@ class MetaClient:
             if sent.waiting[-1].deadline > now and not away:
                 break
             del self._sent[number]
+            # It is there and says nothing: until it answers this, or another comes, nobody else waits.
+            self._silent = not away
             self.stats.timeouts += len(sent.waiting)
             for one in sent.waiting:
                 self._give_up(one, "no answer from the committer: the outcome is unknown")
@@ -383,6 +390,7 @@ class MetaClient:
                     self._connection = None
                     if self._away_since is None:
                         self._away_since = loop.time()
+                    self._silent = False
                     connection.abort()
             except (OSError, TimeoutError, MetaUnavailable) as failure:
                 log.debug("the committer is away", extra={"failure": repr(failure)})
@@ -401,6 +409,7 @@ class MetaClient:
         self._next_number = max(self._next_number, welcome.last + 1)
         self._connection = connection
         self._away_since = None
+        self._silent = False
         # A batch beyond its time limit must not go out again: the committer may have forgotten it.
         self._expire()
         self.stats.connections += 1

@@ -170,8 +170,15 @@ async def test_a_stopped_committer_makes_commits_unknown_in_time_and_overload_ch
     )
     assert sum(isinstance(outcome, Overloaded) for outcome in outcomes) == 30
     assert sum(isinstance(outcome, MetaUnavailable) for outcome in outcomes) == 50
+    # Whoever comes now does not wait as long again.
+    assert client.away
+    with pytest.raises(MetaUnavailable, match="away"):
+        await client.commit(Transaction(put={b"late": b""}))
+    assert client.stats.refused_away == 1
     committer.signal(signal.SIGCONT)
-    await client.commit(Transaction(put={b"again": b"1"}))
+    while client.away:  # Until it answers what was sent.
+        await asyncio.sleep(0.01)
+    await client.commit(Transaction(expect={b"late": None}, put={b"again": b"1"}))
     await client.close()
 
 
