@@ -74,6 +74,9 @@ async def stream(
                     assert left >= 0, "more bytes than promised"
                     await write(view, drain=False)
                 await drain()
+                # While the socket takes all and the page cache has all, nothing above ever waited: one
+                # stream after another would fill its socket before anybody else is served.
+                await asyncio.sleep(0)
                 views = await anext(blocks, None)
             assert left == 0, f"{left} bytes fewer than promised"
             transport.set_write_buffer_limits()

@@ -21,6 +21,7 @@ import array
 import asyncio
 import fcntl
 import logging
+import socket
 import ssl
 import termios
 import time
@@ -32,11 +33,12 @@ from typing import Any, cast
 
 from aiohttp import StreamReader, web
 from aiohttp.abc import AbstractStreamWriter
-from aiohttp.http_parser import RawRequestMessage
+from aiohttp.http_parser import HttpRequestParser, RawRequestMessage
 from aiohttp.web_protocol import RequestHandler, RequestPayloadError
 
 from objstore.s3.app import SERVER, App, EdgeRequest
 from objstore.s3.errors import S3Fault, render, request_timeout, slow_down
+from objstore.s3.intake import Handler
 from objstore.s3.limits import Limits
 
 _log = logging.getLogger("objstore.s3")
@@ -44,16 +46,19 @@ _log = logging.getLogger("objstore.s3")
 _REFUSED_LINGER_S = 1.0  # So long a refused connection may read its answer.
 _EVICTION_LOOK = 256  # Connections looked at, oldest first, for one to close: bounds the time.
 _REFUSED_MAX = 256  # Refused connections that linger; more are cut at once.
+# Bytes that the kernel holds of an answer and has not sent: without it, up to 4 MiB for a client that takes
+# nothing. What is on its way to a client that does is not counted, however far it is.
+UNSENT_MAX = 256 * 1024
 TLS_HANDSHAKE_S = 10.0
 BACKLOG = 1024
 
 
-class EdgeProtocol(RequestHandler):
+class EdgeProtocol(Handler):
     """One connection."""
 
     __slots__ = (
-        "app", "bytes_in", "edge", "ended",
-        "half_closed", "head_bytes", "head_since", "read_from", "read_last",
+        "app", "edge", "ended",
+        "head_bytes", "head_since", "read_from", "read_last",
         "read_paused", "read_waited", "refused", "watched", "write_from", "write_last", "write_paused",
         "write_waited",
     )  # fmt: skip
@@ -85,6 +90,9 @@ class EdgeProtocol(RequestHandler):
             self._refuse_connection(cast(asyncio.Transport, transport))  # uvloop's is one in all but name.
             return
         super().connection_made(transport)
+        sock = transport.get_extra_info("socket")
+        if sock is not None and sock.family in (socket.AF_INET, socket.AF_INET6):
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT_MAX)
         self.app.observer.connections += 1
 
     def _refuse_connection(self, transport: asyncio.Transport) -> None:
@@ -143,6 +151,21 @@ class EdgeProtocol(RequestHandler):
         self._lingering_time = self.app.limits.linger_seconds
         if self.half_closed:
             self._end_payload(request)
+
+    def renew_parser(self) -> None:
+        """The last body was received past the parser (s3/intake.py): one that waits for a head."""
+        settings = self.edge._settings
+        self._parser = HttpRequestParser(
+            self,
+            self._loop,
+            settings["read_bufsize"],
+            max_line_size=settings["max_line_size"],
+            max_field_size=settings["max_field_size"],
+            max_headers=settings["max_headers"],
+            payload_exception=RequestPayloadError,
+            auto_decompress=settings["auto_decompress"],
+            max_msg_queue_size=self._max_msg_queue_size,
+        )
 
     @staticmethod
     def _end_payload(request: web.BaseRequest) -> None:

@@ -9,17 +9,20 @@ import os
 import random
 import socket
 import xml.etree.ElementTree as ET
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 
 import pytest
 from aiohttp import web
 from edge_running import SMALL_LIMITS, Answer, Edge, Start, read_answer, read_head
 from edge_signing import OTHER_ID, OTHER_SECRET, FakeCredential, FakeDirectory, presign, principal, sign
+from multidict import CIMultiDict
 
 from objstore.errors import Corrupt, MetaUnavailable
+from objstore.s3.answers import stream
 from objstore.s3.call import Call
 from objstore.s3.limits import DOCUMENT_COPIES, MIB, Limits
+from objstore.s3.server import UNSENT_MAX
 
 
 def is_s3_error(answer: Answer) -> None:
@@ -474,6 +477,56 @@ async def test_a_reader_that_takes_a_little_now_and_then_is_cut(start_edge: Star
             sock.recv(20_000)
         await asyncio.sleep(0.02)
     sock.close()
+
+
+async def test_little_of_an_answer_waits_in_the_kernel_for_a_reader_that_takes_nothing(
+    start_edge: Start,
+) -> None:
+    made = 0
+    block = memoryview(bytes(64 * 1024))
+    size = 16 * MIB
+
+    async def blocks() -> AsyncIterator[list[memoryview]]:
+        nonlocal made
+        while made < size:
+            made += len(block)
+            yield [block]
+
+    async def handle(call: Call) -> web.StreamResponse:
+        return await stream(call, 200, CIMultiDict(), blocks(), size)
+
+    edge = await start_edge(handle, limits=Limits())
+    sock = narrow_reader(edge.port)
+    async with asyncio.timeout(10):
+        while not any(connection._paused for connection in edge.runner.server.connections):
+            await asyncio.sleep(0.01)  # Until the socket is full.
+    assert 0 < made <= UNSENT_MAX + MIB
+    sock.close()
+
+
+async def test_a_quick_reader_of_much_does_not_keep_the_others_waiting(start_edge: Start) -> None:
+    loop = asyncio.get_running_loop()
+    turns = 0
+    seen = []
+
+    def turn() -> None:
+        nonlocal turns
+        turns += 1
+        if len(seen) < 20:
+            loop.call_soon(turn)
+
+    async def blocks() -> AsyncIterator[list[memoryview]]:
+        for _ in range(20):
+            seen.append(turns)
+            yield [memoryview(b"x")]
+
+    async def handle(call: Call) -> web.StreamResponse:
+        loop.call_soon(turn)
+        return await stream(call, 200, CIMultiDict(), blocks(), 20)
+
+    edge = await start_edge(handle)
+    assert (await edge.send(GOOD)).body == b"x" * 20
+    assert seen == sorted(set(seen)), "the loop had a turn between any two of them"
 
 
 async def test_an_endless_head_is_refused_by_size(start_edge: Start) -> None:
