@@ -149,22 +149,31 @@ class Run:
                 if not target.ours:
                     self._empty(bench)
 
-    def measure_list(self, bench: Bench, keys: int) -> None:
-        """Pages anywhere in one bucket of `keys` keys under one prefix, flat, and folded by a delimiter."""
+    def measure_list(self, bench: Bench, keys: int, bare: Bench) -> None:
+        """Pages anywhere in one bucket of `keys` keys under one prefix, flat, and folded by a delimiter.
+
+        In turn with GETs of 4 KiB from the bare handler and from the same store, on one connection each.
+        """
         prefix = f"{KIB}/"
         paths = sorted(bench.stored(KIB))
         names = [path.split("/", 2)[2] for path in paths[:: max(1, len(paths) // 200)]]
         queries = [{"start-after": name, "max-keys": "1000", "prefix": prefix} for name in names[:-1]]
-        self.show(bench.list_pages(queries, "LIST", keys))
-        self.show(bench.list_pages([{"delimiter": "/", "max-keys": "1000"}], "LIST-DELIMITER", keys))
+        folded = [{"delimiter": "/", "max-keys": "1000"}]
+        bench.put(4 * KIB, 16, count=2_000)
+        pages, bare_gets, own_gets = [], [], []
+        for _ in range(self.options.repeat):
+            bare_gets.append(bare.get(4 * KIB, 1))
+            pages.append(bench.list_pages(queries, "LIST", keys))
+            pages.append(bench.list_pages(folded, "LIST-DELIMITER", keys))
+            own_gets.append(bench.get(4 * KIB, 1))
+            for row in (bare_gets[-1], *pages[-2:], own_gets[-1]):
+                self.show(row)
+        if bench.target.ours:
+            self.figures += promised.listing(pages, bare_gets, own_gets)
 
     def measure_space_and_list(self) -> None:
         """1,000,000 x 1 KiB and 100,000 x 64 KiB through 64 connections, on fresh stores, nothing forced."""
         workers = max(self.options.workers)
-        if "list" in self.options.only:
-            with bare_aiohttp(workers) as target, self.bench(target) as bench:
-                bench.put(4 * KIB, 16, count=2_000)
-                self.show(bench.get(4 * KIB, 1))
         for size, count, bar in (
             (KIB, self.options.objects, 3.0),
             (64 * KIB, self.options.objects // 10, 1.7),
@@ -202,9 +211,9 @@ class Run:
             self.figures.append(figure)
             self.say(report.figures_table([figure]))
         if size == KIB and "list" in self.options.only:
-            bench.put(4 * KIB, 16, count=2_000)
-            self.show(bench.get(4 * KIB, 1))
-            self.measure_list(bench, count)
+            with bare_aiohttp(max(self.options.workers)) as floor_target, self.bench(floor_target) as bare:
+                bare.put(4 * KIB, 16, count=2_000)
+                self.measure_list(bench, count, bare)
 
     def measure_memory(self) -> None:
         """Anonymous memory of one worker: it gets all connections, which is the worst case."""
@@ -289,7 +298,6 @@ class Run:
             + promised.single_put_latency(self.rows, self.machine, workers_list)
             + promised.large_put(self.rows, self.machine, workers_list)
             + self.figures
-            + promised.listing(self.rows, max(workers_list))
         )
 
     def write(self) -> None:

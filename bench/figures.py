@@ -1,6 +1,7 @@
 """The figures the store has promised: each a measurement, a bar and a verdict, as ratios to the floor of
 the same run."""
 
+import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
@@ -115,28 +116,42 @@ def large_put(rows: Sequence[Row], machine: Machine, workers: Sequence[int]) -> 
     return figures
 
 
-def listing(rows: Sequence[Row], workers: int) -> list[Figure]:
-    """CPU of a page against the CPU of a bare aiohttp GET of 4 KiB (one connection each)."""
-    bare = find(rows, f"aiohttp/{workers}", "GET", 4 * KIB, 1)
-    own = find(rows, f"objstore/{workers}", "GET", 4 * KIB, 1)
+def listing(pages: Sequence[Row], bare_gets: Sequence[Row], own_gets: Sequence[Row]) -> list[Figure]:
+    """CPU of a page against the CPU of a GET of 4 KiB from the bare aiohttp handler.
+
+    Args:
+        pages: LIST and LIST-DELIMITER rows.
+        bare_gets: of the bare handler, on as many connections, measured in turn with the pages.
+        own_gets: the store's own, for the reader; they decide nothing.
+
+    Of each kind the median CPU counts. Rows with errors do not count as measured.
+    """
     figures = []
+    bare, own = _median_cpu(bare_gets), _median_cpu(own_gets)
     for operation, bar in (("LIST", 10.0), ("LIST-DELIMITER", 2.0)):
-        found = [row for row in rows if row.operation == operation and row.target == f"objstore/{workers}"]
-        for row in found:
-            if not (bare and bare.cpu_us and row.cpu_us):
-                continue
-            beside = f"; {row.cpu_us / own.cpu_us:.1f} x the store's own GET" if own and own.cpu_us else ""
-            figures.append(
-                Figure(
-                    name=f"{row.label} CPU of a page",
-                    value=row.cpu_us / bare.cpu_us,
-                    bar=bar,
-                    at_least=False,
-                    unit="x bare GET",
-                    detail=f"{row.cpu_us:,.0f} us against {bare.cpu_us:,.0f} us{beside}",
-                )
+        rows = [row for row in pages if row.operation == operation]
+        page = _median_cpu(rows)
+        if page is None or bare is None:
+            continue
+        assert {row.connections for row in rows} == {row.connections for row in bare_gets}
+        beside = f"; {page / own:.1f} x the store's own GET" if own else ""
+        figures.append(
+            Figure(
+                name=f"{rows[0].label} CPU of a page",
+                value=page / bare,
+                bar=bar,
+                at_least=False,
+                unit="x bare aiohttp",
+                detail=f"{page:,.0f} us against {bare:,.0f} us of a bare GET of 4 KiB x"
+                f"{rows[0].connections}{beside}",
             )
+        )
     return figures
+
+
+def _median_cpu(rows: Sequence[Row]) -> float | None:
+    known = [row.cpu_us for row in rows if row.cpu_us and row.operations and not row.errors]
+    return statistics.median(known) if known else None
 
 
 def space(name: str, allocated: int, stored: int, bar: float) -> Figure:

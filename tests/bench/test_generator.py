@@ -231,6 +231,22 @@ def test_of_repeated_rows_the_median_counts() -> None:
     assert percentile([], 0.5) == 0.0
 
 
+def test_a_list_page_is_judged_by_the_median_cpu_against_the_bare_handler_and_nothing_else() -> None:
+    pages = [row(operation="LIST", connections=1, cpu_us=cpu) for cpu in (900.0, 5_000.0, 1_000.0)]
+    spoiled = row(operation="LIST", connections=1, cpu_us=1.0, errors={"500": 1})
+    folded = [row(operation="LIST-DELIMITER", connections=1, cpu_us=201.0)]
+    bare = [row(target="aiohttp/1", connections=1, cpu_us=cpu) for cpu in (100.0, 90.0, 400.0)]
+    own = [row(connections=1, cpu_us=1_000_000.0)]
+    found = figures.listing([*pages, spoiled, *folded], bare, own)
+    assert [(figure.value, figure.bar, figure.passed) for figure in found] == [
+        (10.0, 10.0, True),
+        (2.01, 2.0, False),
+    ]
+    assert figures.listing(pages, [], own) == []
+    with pytest.raises(AssertionError):
+        figures.listing(pages, [row(target="aiohttp/1", connections=32)], own)
+
+
 def test_the_plot_is_well_formed_and_shows_every_row() -> None:
     from xml.etree import ElementTree
 

@@ -2,6 +2,7 @@
 
 import random
 import xml.etree.ElementTree as ElementTree
+from datetime import UTC, datetime
 
 import pytest
 
@@ -178,6 +179,11 @@ def test_url_encoding_keeps_slashes_and_writes_a_space_as_percent_20() -> None:
 def test_a_timestamp_is_in_whole_seconds() -> None:
     assert timestamp(1_700_000_000_999_999) == "2023-11-14T22:13:20.000Z"
     assert timestamp(0) == "1970-01-01T00:00:00.000Z"
+    source = random.Random(4)
+    for _ in range(1_000):
+        second = source.randrange(2**32)
+        moment = datetime.fromtimestamp(second, UTC)
+        assert timestamp(second * 1_000_000) == f"{moment:%Y-%m-%dT%H:%M:%S}.000Z", f"seed 4, second {second}"
 
 
 def test_a_composite_checksum_names_its_parts() -> None:

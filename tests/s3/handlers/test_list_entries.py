@@ -1,0 +1,57 @@
+"""The entries of a listing's page, laid out in columns, against one entry after another."""
+
+import random
+
+from objstore.meta.schema import CHECKSUMS, Checksum, ListedRecord
+from objstore.objects.values import etag_text
+from objstore.s3.listing import _entries
+from objstore.s3.xml import timestamp
+
+SEED = 7
+
+
+def one_after_another(
+    records: list[ListedRecord], names: list[str], head: str, middle: str, tail: str
+) -> str:
+    text = ""
+    for name, record in zip(names, records, strict=True):
+        checksum = Checksum.unpack(record.checksum)
+        kind = (
+            f"<ChecksumAlgorithm>{checksum.algorithm}</ChecksumAlgorithm>"
+            f"<ChecksumType>{checksum.type}</ChecksumType>"
+            if checksum
+            else ""
+        )
+        text += (
+            f"{head}{name}{middle}{timestamp(record.order)}</LastModified>"
+            f"<ETag>&quot;{etag_text(record.etag)}&quot;</ETag>{kind}<Size>{record.size}{tail}"
+        )
+    return text
+
+
+def random_record(source: random.Random, etag_sizes: list[int]) -> ListedRecord:
+    checksum = b""
+    if source.random() < 0.7:
+        kind = source.choice(["FULL_OBJECT", "COMPOSITE"])
+        checksum = Checksum(source.choice(CHECKSUMS), kind, source.randbytes(8), 3).pack()
+    return ListedRecord(
+        format=1,
+        order=source.randrange(2**51),
+        version=b"",
+        size=source.choice([0, 1, 127, 128, 65_536, 5 * 2**40]),
+        etag=source.randbytes(source.choice(etag_sizes)),
+        checksum=checksum,
+    )
+
+
+def test_columns_are_the_same_as_one_entry_after_another_whatever_the_mix_of_etags() -> None:
+    source = random.Random(SEED)
+    for count in (0, 1, 2, 3, 50):
+        for etag_sizes in ([16], [18], [16, 18]):
+            records = [random_record(source, etag_sizes) for _ in range(count)]
+            names = [f"key/{source.getrandbits(64)}" for _ in records]
+            told = (records, names, "<Contents><Key>", "</Key><LastModified>", "</Size></Contents>")
+            head, middle, tail = told[2:]
+            assert _entries(records, names, head=head, middle=middle, tail=tail) == one_after_another(
+                *told
+            ), f"seed {SEED}, {count} entries, ETags of {etag_sizes}"
