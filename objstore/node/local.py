@@ -21,11 +21,11 @@ What may go wrong, and what becomes of it:
     another disk's identity file                   foreign
 
 Concurrency: one event loop uses a LocalDisk. Synced appends are made by the loop's scribe (scribe.py) where
-the kernel allows it. Other blocking calls run in the disk's threads (threads.py), writes and reads in pools of
-their own, so that reads of a busy disk do not delay its appends. State is a few words, each assigned whole,
-from either side. Several processes open the same directory: each fragment file is written by one of them, the
-identity file by the committer or, before any other runs, the supervisor. A call that is cancelled runs on;
-its file stays open until it has ended.
+the kernel allows it. Other blocking calls run in the disk's threads (threads.py), writes and reads in pools
+of their own, so that reads of a busy disk do not delay its appends. State is a few words, each assigned
+whole, from either side. Several processes open the same directory: each fragment file is written by one of
+them, the identity file by the committer or, before any other runs, the supervisor. A call that is cancelled
+runs on; its file stays open until it has ended.
 """
 
 import asyncio
@@ -76,6 +76,8 @@ PROBE_SIZE = MIB  # Bytes that `verify` writes and reads back.
 LOOK_INTERVAL_S = 5.0  # Between looks at the identity file and the free space, while the disk is used.
 FULL_RETRY_S = 1.0  # After ENOSPC with space above the low-water mark (a quota, say): try again then.
 REPLACING_MAX = 16  # Fragment files put together at once: repair does one, scrub beside it another.
+SCRIBE_WRITE_S = 0.005  # A write into the page cache that takes longer has waited for its disk:
+SCRIBE_REST_S = 1.0  # the disk's own threads write for so long, and delay nobody else.
 READ_FAILURES_MAX = 8  # Failed reads in a row that make a disk failed: below that, rot of single sectors.
 
 _FRAGMENT_NAME = re.compile(r"(0|[1-9][0-9]{0,19})\.(0|[1-9][0-9]{0,2})(?:\.retired\.([1-9][0-9]{0,17}))?")
@@ -248,6 +250,7 @@ class LocalDisk:
         self._scribe: Scribe | None = None  # The loop's.
         self._at_scribe = False  # A call is there: at most one, so that a hung disk hangs one scribe.
         self._scribe_hung = 0  # It is overdue and not yet back.
+        self._scribe_rests = 0.0  # Monotonic: until then this disk is too slow for it.
         self._identity_lock = threading.Lock()  # Read-modify-write of the identity file.
         self._identity_stat: tuple[int, int, int] | None = None
         self._usage: Usage | None = None
@@ -288,6 +291,11 @@ class LocalDisk:
         if self._absent is not None:
             return self._absent[1]
         return self._failed or self._suspicion or self._read_only or self._full
+
+    @property
+    def hung(self) -> int:
+        """Calls that are overdue and not yet back from the kernel."""
+        return self._writers.hung + self._readers.hung + self._scribe_hung
 
     def suspect(self, reason: str) -> None:
         """Take no more writes until verified: for what another process found out. Idempotent."""
@@ -490,9 +498,8 @@ class LocalDisk:
         return usage
 
     async def verify(self) -> None:
-        hung = self._writers.hung + self._readers.hung + self._scribe_hung
-        if hung:
-            raise DiskFailed(f"{self._where}: {hung} earlier calls still hang in the kernel")
+        if self.hung:
+            raise DiskFailed(f"{self._where}: {self.hung} earlier calls still hang in the kernel")
         try:
             await self._writers.run(self.options.limit_s, None, self._verify)
         except Overdue:
@@ -601,6 +608,9 @@ class LocalDisk:
             return None
         if self._failed or self._suspicion or self._read_only:
             return None
+        now = time.monotonic()
+        if now < self._scribe_rests:
+            return None
         loop = asyncio.get_running_loop()
         if loop is not self._loop:
             self._leave_scribe()
@@ -611,7 +621,7 @@ class LocalDisk:
         scribe = self._scribe
         if scribe is None or not scribe.has_room:
             return None
-        if time.monotonic() > self._next_look:
+        if now > self._next_look:
             self._start_look()
         return scribe
 
@@ -1287,8 +1297,12 @@ class _Append(Call):
         self.start = time.perf_counter()
 
     def _write(self, offset: int, buffers: Sequence[Buffer]) -> None:
+        start = time.monotonic()
         self.disk._append(self.file, offset, buffers, False, True)
         self.covered = self.file.written
+        end = time.monotonic()
+        if end - start > SCRIBE_WRITE_S:
+            self.disk._scribe_rests = end + SCRIBE_REST_S
 
     def expired(self) -> None:
         self.disk._scribe_hung += 1

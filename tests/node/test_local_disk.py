@@ -40,9 +40,10 @@ def expected(number: int = 1) -> Expected:
     return Expected(CLUSTER, bytes([number]) * 16, number)
 
 
-@pytest.fixture
-def sys() -> FaultySyscalls:
-    return FaultySyscalls()
+@pytest.fixture(params=["threads", "scribe"])
+def sys(request: pytest.FixtureRequest) -> FaultySyscalls:
+    """Whatever a disk promises it promises with both ways of making appends durable."""
+    return FaultySyscalls(kernel_syncs=request.param == "scribe")
 
 
 @pytest.fixture
@@ -119,6 +120,7 @@ async def test_a_missing_fragment_file_is_named_as_that_and_not_as_a_missing_dis
     assert disk.state is DiskState.HEALTHY
 
 
+@pytest.mark.parametrize("sys", ["threads"], indirect=True)
 async def test_a_synced_append_makes_one_call_to_the_kernel_after_the_file_is_clean(
     disk: LocalDisk, sys: FaultySyscalls
 ) -> None:
@@ -133,6 +135,7 @@ async def test_a_synced_append_makes_one_call_to_the_kernel_after_the_file_is_cl
     assert await whole(disk, 1, 0) == b"abc"
 
 
+@pytest.mark.parametrize("sys", ["threads"], indirect=True)
 async def test_a_kernel_without_synced_writes_gets_two_calls(disk: LocalDisk, sys: FaultySyscalls) -> None:
     await disk.create(1, 0)
     sys.fail("pwritev", errno.EOPNOTSUPP, times=1)
@@ -365,7 +368,7 @@ async def test_an_overdue_append_makes_the_disk_suspect_and_it_stays_so_while_th
     assert await whole(disk, 2, 0) == b""  # The readers are threads of their own.
     sys.release()
     async with asyncio.timeout(10):
-        while disk._writers.hung:
+        while disk.hung:
             await asyncio.sleep(0.001)
     await disk.verify()
     assert disk.state is DiskState.HEALTHY
@@ -391,7 +394,7 @@ async def test_a_cancelled_append_keeps_its_file_open_until_the_kernel_is_done(
     await disk.usage()
     sys.hang("pwritev")
     fd = disk._files[1, 0].fd
-    task = asyncio.create_task(disk.append(1, 0, 0, [b"abc"], sync=True))
+    task = asyncio.ensure_future(disk.append(1, 0, 0, [b"abc"], sync=True))
     async with asyncio.timeout(10):
         while not sys.calls["pwritev"]:
             await asyncio.sleep(0.001)
