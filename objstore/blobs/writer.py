@@ -26,7 +26,7 @@ import asyncio
 import logging
 import random
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final, NamedTuple
 
@@ -177,7 +177,7 @@ class _Volume:
 class _Buffer:
     """A stripe's memory: `capacity` bytes of body and room for the directory and padding."""
 
-    __slots__ = ("capacity", "cost", "data", "size", "taken")
+    __slots__ = ("capacity", "cost", "data", "read", "size", "taken")
 
     def __init__(self, data: bytearray, cost: int, taken: float) -> None:
         self.data = data
@@ -185,6 +185,7 @@ class _Buffer:
         self.capacity = len(data) - DIRECTORY_ROOM
         self.cost = cost  # Bytes charged to the writer's memory: payload and parity.
         self.taken = taken
+        self.read: asyncio.Future[None] | None = None  # Until it is done others read the bytes, too.
 
 
 class BlobStream:
@@ -209,6 +210,7 @@ class BlobStream:
         self._failure: BaseException | None = None
         self._ended = False
         self._attempts = 0  # Stripes that had to be written again.
+        self.hurry: Callable[[], None] | None = None  # How to ask for the memory that `room` gave out.
 
     async def write(self, chunk: Buffer) -> None:
         """Take the bytes; waits for stripe budget, not for the disk.
@@ -227,22 +229,60 @@ class BlobStream:
                 self._send(b"")
                 continue
             if buffer is None:
-                while len(self._sent) >= IN_FLIGHT_MAX:
-                    await asyncio.wait(self._sent, return_when=asyncio.FIRST_COMPLETED)
-                self._check()
-                buffer = await self._writer._take_buffer()
-                if self not in self._writer._streams:  # Aborted meanwhile.
-                    self._writer._give_back(buffer)
-                    raise Overloaded("the stream was aborted")
-                self._buffer = buffer
-                self._filled = 0
-                self._begin = self._offset
-                continue
+                buffer = await self._next_buffer()
             take = min(total - done, buffer.capacity - self._filled)
             buffer.data[self._filled : self._filled + take] = view[done : done + take]
             self._filled += take
             self._offset += take
             done += take
+
+    # Bytes may also be received in the stream's own memory (objects/values.py `Sink`).
+
+    @property
+    def is_full(self) -> bool:
+        return self._buffer is not None and self._filled == self._buffer.capacity
+
+    def room(self) -> memoryview | None:
+        buffer = self._buffer
+        if buffer is None or self._filled == buffer.capacity:
+            return None
+        return memoryview(buffer.data)[self._filled : buffer.capacity]
+
+    def took(self, size: int) -> None:
+        assert self._buffer is not None
+        assert 0 <= size <= self._buffer.capacity - self._filled
+        self._filled += size
+        self._offset += size
+
+    async def turn(self, read: "asyncio.Future[None] | None") -> None:
+        """Raises: as `write` does."""
+        assert self.is_full
+        self._check()
+        self._send(b"", read)
+        await self._next_buffer()
+
+    async def flush(self, read: "asyncio.Future[None] | None") -> None:
+        """Raises: as `write` does."""
+        self._check()
+        if self._filled:
+            self._send(b"", read)
+        elif self._buffer is not None:
+            self._writer._give_back(self._buffer)
+            self._buffer = None
+
+    async def _next_buffer(self) -> _Buffer:
+        """Raises: Unavailable, Overloaded."""
+        while len(self._sent) >= IN_FLIGHT_MAX:
+            await asyncio.wait(self._sent, return_when=asyncio.FIRST_COMPLETED)
+        self._check()
+        buffer = await self._writer._take_buffer()
+        if self not in self._writer._streams:  # Aborted meanwhile.
+            self._writer._give_back(buffer)
+            raise Overloaded("the stream was aborted")
+        self._buffer = buffer
+        self._filled = 0
+        self._begin = self._offset
+        return buffer
 
     async def finish(self, about: bytes) -> Stored:
         """Write what is left (with `about` in the last stripe's directory) and make all of it durable.
@@ -295,10 +335,11 @@ class BlobStream:
             self._buffer = None
         self._writer._stream_ended(self)
 
-    def _send(self, about: bytes) -> None:
-        """Hand the buffer to the lane, which gives it back."""
+    def _send(self, about: bytes, read: "asyncio.Future[None] | None" = None) -> None:
+        """Hand the buffer to the lane, which gives it back when `read`, too, is done."""
         buffer, self._buffer = self._buffer, None
         assert buffer is not None
+        buffer.read = read
         task = asyncio.get_running_loop().create_task(
             self._writer._write_stripe(self, buffer, self._filled, self._home, self._begin, about)
         )
@@ -764,6 +805,10 @@ class BlobWriter:
         return _Buffer(data, cost, self._clock.monotonic())
 
     def _give_back(self, buffer: _Buffer, *, reuse: bool = True) -> None:
+        read, buffer.read = buffer.read, None
+        if read is not None and not read.done():
+            read.add_done_callback(lambda _: self._give_back(buffer, reuse=reuse))
+            return
         if reuse and not self._closed:
             # First, so that whoever is granted this memory finds the buffer still there.
             self._pool.setdefault(buffer.size, []).append(buffer.data)
@@ -895,6 +940,12 @@ class BlobWriter:
         if self._current.get(volume.lane) is volume:
             del self._current[volume.lane]
         self._closing.append(volume)
+
+    def leave(self, disks: Collection[int]) -> None:
+        """End every open volume that has a fragment file on one of these disks, as if it were full."""
+        for volume in list(self._current.values()):
+            if not set(disks).isdisjoint(volume.record.disks):
+                self._end_volume(volume)
 
     async def _seal_volume(self, volume: _Volume) -> None:
         """Seal at the end of what is durable: first the record, then the files.
@@ -1051,7 +1102,12 @@ class BlobWriter:
         if self.memory.waiting:
             for stream in list(self._streams):
                 buffer = stream._buffer
-                if buffer is not None and stream._filled and now - buffer.taken >= limits.pressure_s:
+                if buffer is None or now - buffer.taken < limits.pressure_s:
+                    continue
+                if stream.hurry is not None:  # Bytes are being received in it, counted or not yet.
+                    self.counters.pressure_flushes += 1
+                    stream.hurry()
+                elif stream._filled:
                     self.counters.pressure_flushes += 1
                     stream._send(b"")
         for volume in list(self._current.values()):

@@ -5,12 +5,13 @@ stream. A commit that finds its volume sealed has its bytes written again in a f
 memory, or read back from where they are.
 """
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, Final
 
 from objstore.blobs.volumes import Stored
+from objstore.blobs.writer import BlobStream
 from objstore.errors import Overloaded, TooLarge
 from objstore.extents import Extent
 from objstore.ids import random_id
@@ -23,7 +24,7 @@ from objstore.meta.schema import (
 )
 from objstore.objects.checksums import Hasher
 from objstore.objects.store import Store
-from objstore.objects.values import Body, Buffer, Digests
+from objstore.objects.values import Body, Buffer, Digests, PouringBody
 
 GIB: Final = 1 << 30
 PUT_SIZE_MAX: Final = 5 * GIB  # Bytes, of one PUT, one part, one copied source.
@@ -115,7 +116,15 @@ async def keep_body(
     """
     if body.size is not None and body.size > size_max:
         raise TooLarge(size=body.size, maximum=size_max)
-    small_max = store.small_size_max
+    if (
+        beside is None
+        and isinstance(body, PouringBody)
+        and body.is_large
+        and body.size is not None
+        and body.size > store.small_size_max
+    ):
+        return await _keep_stream(store, home, body, describe, body.pour)
+
     chunks: list[bytes] = []
     size = 0
     source = body.__aiter__()
@@ -124,7 +133,7 @@ async def keep_body(
         if beside is not None:
             beside.update(chunk)
         chunks.append(chunk if type(chunk) is bytes else bytes(chunk))  # The edge may use its buffer again.
-        if size > small_max:
+        if size > store.small_size_max:
             break
     else:
         digests = await body.digests()
@@ -132,10 +141,10 @@ async def keep_body(
         assert digests.size == size
         return await keep_small(store, home, data, describe(digests)), digests
 
-    stream = store.writer.stream(home)
-    try:
-        for chunk in chunks:
-            await stream.write(chunk)
+    async def pour(stream: BlobStream) -> None:
+        nonlocal size
+        for first in chunks:
+            await stream.write(first)
         chunks.clear()
         async for chunk in source:
             size += len(chunk)
@@ -144,13 +153,23 @@ async def keep_body(
             if beside is not None:
                 beside.update(chunk)
             await stream.write(chunk)
+
+    return await _keep_stream(store, home, body, describe, pour)
+
+
+async def _keep_stream(
+    store: Store, home: bytes, body: Body, describe: Describe, pour: Callable[[BlobStream], Awaitable[None]]
+) -> tuple[Kept, Digests]:
+    stream = store.writer.stream(home)
+    try:
+        await pour(stream)
         digests = await body.digests()
-        assert digests.size == size
         about = describe(digests)
         stored = await stream.finish(about)
     except BaseException:
         stream.abort()
         raise
-    kept = Kept(home, about, stored, None, size, [])
+    assert sum(extent.length for extent in stored.extents) == digests.size
+    kept = Kept(home, about, stored, None, digests.size, [])
     kept.lay_out(store)
     return kept, digests

@@ -1,8 +1,9 @@
 """The values that verbs take and give: parsed once at the edge, trusted from there on."""
 
-from collections.abc import AsyncIterator
+import asyncio
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import msgspec
 
@@ -55,6 +56,41 @@ class Digests:
     checksum: Checksum | None  # The one to store (CRC64NVME full object if the client named none).
 
 
+class Sink(Protocol):
+    """Where a large body goes (blobs/writer.py `BlobStream`): whole chunks, or bytes received in its memory.
+
+    Memory that `room` gave out is the receiver's until `turn` or `flush`; both are told when the last reader
+    of the bytes in it is done (a future, None: it is), and the memory is not used again before that.
+    """
+
+    hurry: Callable[[], None] | None  # Called when the memory is wanted elsewhere: answer with `flush`.
+
+    @property
+    def is_full(self) -> bool:
+        """The memory is used up: `turn`."""
+        ...
+
+    def room(self) -> memoryview | None:
+        """Where the next bytes may be put. None: full, or there is no memory; then `turn` or `write`."""
+        ...
+
+    def took(self, size: int) -> None:
+        """So many bytes of the room were filled."""
+        ...
+
+    async def turn(self, read: "asyncio.Future[None] | None") -> None:
+        """Send what is full, and wait for fresh memory."""
+        ...
+
+    async def flush(self, read: "asyncio.Future[None] | None") -> None:
+        """Send what is there, and hold no memory until the next `write`."""
+        ...
+
+    async def write(self, chunk: Buffer) -> None:
+        """Take a copy of these bytes."""
+        ...
+
+
 class Body(Protocol):
     """A request's bytes with framing and signatures already dealt with.
 
@@ -68,6 +104,20 @@ class Body(Protocol):
 
     async def digests(self) -> Digests:
         """Verify everything that was promised of the body. Only after the last chunk."""
+        ...
+
+
+@runtime_checkable
+class PouringBody(Body, Protocol):
+    """A body that can put itself into a sink, and knows how without a copy."""
+
+    @property
+    def is_large(self) -> bool:
+        """Whether it is longer than any small body: only then `pour` it, instead of iterating."""
+        ...
+
+    async def pour(self, sink: Sink) -> None:
+        """All of its bytes. Raises: as the iteration does, and what the sink raises."""
         ...
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import random
+from collections.abc import Callable
 from itertools import combinations
 
 import msgspec
@@ -10,13 +11,15 @@ import pytest
 
 from objstore.blobs.stripes import unpack_directory
 from objstore.blobs.volumes import Lane, Stored, VolumeState
-from objstore.blobs.writer import MIB, BlobWriter
+from objstore.blobs.writer import MIB, BlobStream, BlobWriter
 from objstore.errors import Conflict, DiskFailed, Overloaded, TooFewDisks, Unavailable, WriteQuorumNotMet
 from objstore.extents import Extent
 from objstore.node.fragments import FileScan, Seal
 from tests.blobs.rig import CLUSTER, FAST, MOODS, SECRET, Rig
 
 SEAL = Seal(CLUSTER, SECRET)
+
+Read = asyncio.Future[None] | None
 
 
 async def ends(rig: Rig, volume: int) -> dict[int, tuple[int, str]]:
@@ -688,3 +691,88 @@ async def test_a_volume_is_sealed_behind_what_was_synced_and_not_behind_what_was
     for index, number in enumerate(record.disks):
         assert synced[number][volume, index] >= record.length
     assert await rig.new_reader().read(msgspec.structs.replace(kept.extents[-1], length=1, digest=0)) == b"\0"
+
+
+async def pour(
+    stream: BlobStream, body: bytes, *, step: int, read: Callable[[], Read] = lambda: None
+) -> None:
+    """Put a body into the stream's own memory, as an intake does."""
+    at = 0
+    while at < len(body):
+        if stream.is_full:
+            await stream.turn(read())
+        room = stream.room()
+        if room is None:
+            await stream.write(body[at : at + 1])
+            at += 1
+            continue
+        take = min(step, len(room), len(body) - at)
+        room[:take] = body[at : at + take]
+        stream.took(take)
+        at += take
+
+
+@pytest.mark.parametrize("size", [1, 3 * MIB, 4 * MIB - 16 * 1024, 4 * MIB, 13 * MIB + 5])
+async def test_a_stream_filled_in_its_own_memory_reads_back_as_it_was(size: int) -> None:
+    rig = await Rig().start()
+    body = os.urandom(size)
+    stream = rig.writer.stream(b"o-home")
+    await pour(stream, body, step=1_000_003)
+    stored = await stream.finish(b"about")
+    assert await rig.read_all(stored.extents) == body
+    assert sum(extent.length for extent in stored.extents) == size
+    assert rig.writer.memory.used == 0
+
+
+async def test_memory_that_is_still_being_read_is_not_used_again() -> None:
+    rig = await Rig().start()
+    readers: list[asyncio.Future[None]] = []
+    seen: list[tuple[memoryview, bytes]] = []
+    stream = rig.writer.stream(b"o-home")
+    body = os.urandom(24 * MIB)
+
+    def read() -> asyncio.Future[None]:
+        assert stream._buffer is not None
+        view = memoryview(stream._buffer.data)[: stream._buffer.capacity]
+        seen.append((view, bytes(view)))
+        readers.append(asyncio.get_running_loop().create_future())
+        return readers[-1]
+
+    await pour(stream, body, step=MIB, read=read)
+    stored = await stream.finish(b"about")
+    assert await rig.read_all(stored.extents) == body
+    assert len(readers) >= 5
+    assert all(bytes(view) == content for view, content in seen)
+    assert rig.writer.memory.used == len(readers) * 6 * MIB  # And it still counts.
+    for reader in readers:
+        reader.set_result(None)
+    await asyncio.sleep(0)
+    assert rig.writer.memory.used == 0
+
+
+async def test_a_stream_that_waits_for_its_sender_gives_its_memory_up_when_asked() -> None:
+    rig = await Rig(limits=FAST._replace(memory=3 * 384 * 1024, pressure_s=2.0)).start()
+    slow = [rig.writer.stream(b"o-slow%d" % number) for number in range(3)]
+    for number, stream in enumerate(slow):
+        await stream.write(b"a drop")
+        if number == 0:  # Its memory is there, and nothing has come into it.
+            await stream.flush(None)
+            await stream._next_buffer()
+
+        def hurry(stream: BlobStream = stream) -> None:
+            asyncio.get_running_loop().create_task(stream.flush(None))
+
+        stream.hurry = hurry
+    quick = asyncio.ensure_future(rig.put_stream(bytes(2 * MIB)))
+    await asyncio.sleep(0.01)
+    assert not quick.done()
+    rig.clock.advance(3)
+    stored = await asyncio.wait_for(quick, 10)
+    assert sum(extent.length for extent in stored.extents) == 2 * MIB
+    for stream in slow:
+        assert stream.room() is None
+        stream.hurry = None
+        await stream.write(b", and another")
+        one = await stream.finish(b"about")
+        assert await rig.read_all(one.extents) == b"a drop, and another"
+    assert rig.writer.memory.used == 0
