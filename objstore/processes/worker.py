@@ -17,6 +17,7 @@ import uvloop
 from objstore.metrics import Registry, RequestMetrics
 from objstore.processes.control import serve_metrics
 from objstore.processes.link import Link
+from objstore.processes.memory import return_memory
 from objstore.processes.minding import mind_disks, report_damage
 from objstore.processes.parts import directory_of, open_parts, until_stopped
 from objstore.processes.spec import Spec
@@ -59,6 +60,7 @@ async def _serve(link: Link, spec: Spec, name: str, sockets: Sequence[socket.soc
         no_writes=lambda: parts.kv.away,
     )
     tasks = [loop.create_task(mind_disks(parts)), loop.create_task(report_damage(parts))]
+    tasks.append(loop.create_task(return_memory()))
     context: ssl.SSLContext | None = None
     if config.tls.certificate:
         from objstore.s3.tls import Certificate  # Loads x509: a tenth of a second that plain HTTP saves.
