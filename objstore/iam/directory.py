@@ -15,7 +15,7 @@ from objstore.iam import keys, tenants, users
 from objstore.iam.principal import Principal
 from objstore.iam.secrets import SecretBox
 from objstore.ids import Randomness
-from objstore.meta.kv import Kv
+from objstore.meta.kv import Kv, Versioned
 from objstore.meta.schema import (
     AccessKeyRecord,
     TenantRecord,
@@ -45,6 +45,16 @@ class Credential:
         return self.key_disabled or self.user_disabled or self.tenant_disabled
 
 
+@dataclass(slots=True, kw_only=True)
+class _Cached:
+    """An opened credential and the records it came from."""
+
+    names: tuple[bytes, ...]
+    values: list[bytes | None]
+    credential: Credential
+    version: tuple[int, int] | None = None  # The engine's, when the records were last seen unchanged.
+
+
 class Directory:
     def __init__(
         self,
@@ -58,7 +68,8 @@ class Directory:
         self._box = SecretBox(master_key, randomness)
         self._clock = clock if clock is not None else SystemClock()
         self._randomness = randomness
-        self._cache: dict[str, tuple[tuple[bytes, ...], list[bytes | None], Credential]] = {}
+        self._version = kv.version if isinstance(kv, Versioned) else None
+        self._cache: dict[str, _Cached] = {}
 
     async def credential(self, access_key_id: str) -> Credential | None:
         """The credential behind an access key's id; None if there is no such key.
@@ -67,9 +78,14 @@ class Directory:
         """
         cached = self._cache.get(access_key_id)
         if cached is not None:
-            names, values, credential = cached
-            if await self._kv.get_many(names) == values:
-                return credential
+            version = None if self._version is None else self._version()
+            if version is not None and version == cached.version:
+                return (
+                    cached.credential
+                )  # Nothing at all was committed since: most of the time, where reads prevail.
+            if await self._kv.get_many(cached.names) == cached.values:
+                cached.version = version
+                return cached.credential
             del self._cache[access_key_id]
         return await self._resolve(access_key_id)
 
@@ -102,10 +118,10 @@ class Directory:
         )
         if len(self._cache) >= CACHED_CREDENTIALS_MAX:
             self._cache.clear()
-        self._cache[access_key_id] = (
-            (key_name, user_name, tenant_name),
-            [key_value, user_value, tenant_value],
-            credential,
+        self._cache[access_key_id] = _Cached(
+            names=(key_name, user_name, tenant_name),
+            values=[key_value, user_value, tenant_value],
+            credential=credential,
         )
         return credential
 

@@ -233,6 +233,11 @@ class MetaClient:
 
     # Kv.
 
+    def version(self) -> tuple[int, int]:
+        """As `Versioned.version`: which state, and its newest transaction. Less than 1 us."""
+        reader = self.reader
+        return reader.serial, reader.version()
+
     async def get(self, key: bytes) -> bytes | None:
         return self.reader.get(key)
 

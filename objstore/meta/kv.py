@@ -7,7 +7,7 @@ bytes. Engines may keep their own records; those are invisible here.
 
 from bisect import bisect_left, insort
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from objstore.errors import Conflict, LimitReached
 
@@ -60,6 +60,15 @@ class Kv(Protocol):
             LimitReached: a counter would exceed its at_most; nothing changed.
             MetaUnavailable: the outcome is unknown, or there is no committer.
         """
+        ...
+
+
+@runtime_checkable
+class Versioned(Protocol):
+    """An engine that can tell cheaply whether anything has changed; not every engine can."""
+
+    def version(self) -> tuple[int, int]:
+        """Equal to an earlier call's only if no commit has become visible in between. Raises: MetaUnavailable."""
         ...
 
 

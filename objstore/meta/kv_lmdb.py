@@ -21,7 +21,7 @@ instant leaves the last whole commit (the page cache survives); a power cut may 
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -60,6 +60,9 @@ _FAILURES: dict[type[Exception], type[Exception]] = {
 def library_version() -> str:
     """Of LMDB itself, e.g. "0.9.36". Files of 1.0 differ."""
     return ".".join(str(part) for part in lmdb.version())
+
+
+_serials = count(1)
 
 
 class End(NamedTuple):
@@ -265,7 +268,17 @@ class LmdbReader(_View):
         except (OSError, lmdb.Error) as failure:
             raise MetaUnavailable(f"cannot read the metadata state at {path}: {failure}") from failure
         self.inode = found
+        self.serial = next(_serials)  # Of this process; never used again, as an inode may be.
         super().__init__(environment, path)
+
+    def version(self) -> int:
+        """The number of the newest transaction: grows with every commit to this state. Raises: as `get`."""
+        try:
+            with self._begin() as transaction:
+                number: int = transaction.id()
+        except lmdb.Error as failure:
+            raise _translated(failure) from failure
+        return number
 
     def readers(self) -> list[tuple[int, int | None]]:
         """The reader table, for `objstore doctor`: (process, transactions behind; None: idle) per slot."""

@@ -25,6 +25,17 @@ class CountingKv(DictKv):
         return await super().get_many(keys)
 
 
+class VersionedKv(CountingKv):
+    commits = 0
+
+    def version(self) -> tuple[int, int]:
+        return 1, self.commits
+
+    async def commit(self, transaction: Transaction) -> None:
+        await super().commit(transaction)
+        self.commits += 1
+
+
 async def ready(kv: Kv | None = None) -> tuple[Directory, str, str]:
     directory = Directory(kv if kv is not None else DictKv(), MASTER)
     one, secret = await directory.bootstrap()
@@ -72,9 +83,12 @@ async def test_an_unknown_key_is_nobody() -> None:
         assert await directory.credential(text) is None
 
 
+@pytest.mark.parametrize("engine", [DictKv, VersionedKv])
 @pytest.mark.parametrize("level", ["key", "user", "tenant"])
-async def test_what_is_disabled_is_disabled_at_once_and_in_every_process(level: str) -> None:
-    kv = DictKv()
+async def test_what_is_disabled_is_disabled_at_once_and_in_every_process(
+    level: str, engine: type[DictKv]
+) -> None:
+    kv = engine()
     directory, _, _ = await ready(kv)
     await directory.create_tenant("acme")
     await directory.create_user("wile", tenant="acme")
@@ -99,6 +113,20 @@ async def test_a_repeated_look_up_costs_one_read_and_no_decryption() -> None:
     kv.calls = 0
     assert await directory.credential(one) is first
     assert kv.calls == 1
+
+
+async def test_a_look_up_costs_no_read_while_nothing_is_committed_and_one_after_any_commit() -> None:
+    kv = VersionedKv()
+    directory, one, _ = await ready(kv)
+    first = await directory.credential(one)
+    await directory.credential(one)
+    kv.calls = 0
+    assert await directory.credential(one) is first
+    assert kv.calls == 0
+    await kv.commit(Transaction(put={b"other": b"1"}))
+    for calls in (1, 1):
+        assert await directory.credential(one) is first
+        assert kv.calls == calls
 
 
 async def test_the_root_user_cannot_lock_itself_out() -> None:

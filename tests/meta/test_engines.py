@@ -12,7 +12,7 @@ from objstore.clock import SystemClock
 from objstore.errors import Conflict, LimitReached
 from objstore.meta.client import MetaClient
 from objstore.meta.committer import run_committer
-from objstore.meta.kv import Add, DictKv, Kv, Transaction, counter, counter_value, prefix_end
+from objstore.meta.kv import Add, DictKv, Kv, Transaction, Versioned, counter, counter_value, prefix_end
 from tests.meta.directory_disk import open_disks
 from tests.meta.process import CLUSTER, COPIES, state_directories
 
@@ -78,6 +78,18 @@ async def everything(kv: Kv) -> list[tuple[bytes, bytes]]:
 async def test_a_new_store_is_empty(kv: Kv) -> None:
     assert await everything(kv) == []
     assert await kv.get(b"a") is None
+
+
+async def test_an_engine_with_a_version_shows_another_one_after_every_commit(kv: Kv) -> None:
+    if not isinstance(kv, Versioned):
+        assert isinstance(kv, DictKv)  # The reference has none; a new engine says so here.
+        return
+    seen = [kv.version()]
+    for number in range(20):
+        assert kv.version() == seen[-1]
+        await put(kv, a=b"%d" % number)
+        seen.append(kv.version())
+    assert len(set(seen)) == 21
 
 
 async def test_the_last_put_wins(kv: Kv) -> None:
