@@ -68,7 +68,7 @@ class Versioned(Protocol):
     """An engine that can tell cheaply whether anything has changed; not every engine can."""
 
     def version(self) -> tuple[int, int]:
-        """Equal to an earlier call's only if no commit has become visible in between. Raises: MetaUnavailable."""
+        """Equal to an earlier one only if no commit became visible in between. Raises: MetaUnavailable."""
         ...
 
 
