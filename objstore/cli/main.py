@@ -10,6 +10,7 @@ from objstore.cli import health
 from objstore.cli.accounts import key_app, tenant_app, user_app
 from objstore.cli.client import ConfigOption, DataOption, Refused, Unreachable, config_file
 from objstore.cli.configuration import config_app
+from objstore.cli.durability import durability
 from objstore.cli.metadata import meta_app
 from objstore.cli.output import FAILURE, REFUSED, USAGE, fail
 from objstore.config import ConfigError, load
@@ -98,7 +99,7 @@ def serve(
 
 
 # In the order in which the help names them.
-for command in (health.status, health.upkeep, health.doctor, health.health, health.token):
+for command in (health.status, health.upkeep, health.doctor, health.health, health.token, durability):
     app.command()(command)
 for group, name in (
     (config_app, "config"),
