@@ -157,6 +157,11 @@ def test_case_16_a_bad_copy_source_is_an_invalid_argument(text: str) -> None:
     assert fault(h.copy_source, given(x_amz_copy_source=text)).code == "InvalidArgument"
 
 
+def test_two_copy_sources_are_none() -> None:
+    headers = CIMultiDict([("x-amz-copy-source", "/b/mine"), ("X-Amz-Copy-Source", "/b/other")])
+    assert fault(h.copy_source, CIMultiDictProxy(headers)).code == "InvalidArgument"
+
+
 # --- What a client says of an object ----------------------------------------------------------------
 
 
