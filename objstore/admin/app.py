@@ -39,6 +39,16 @@ class Admin:
     copy_metadata: Callable[[], Awaitable[Json]]
     disks: Callable[[], Awaitable[list[Json]]]
     verify_disk: Callable[[int], Awaitable[Json]]
+    add_disk: Callable[[str], Awaitable[Json]]  # Path.
+    replace_disk: Callable[[int, str], Awaitable[Json]]  # Number of the old one, path of the new one.
+    drain_disk: Callable[[int, bool], Awaitable[Json]]  # True: leave it as it is after all.
+    remove_disk: Callable[[int], Awaitable[Json]]
+    prospect_of_disk: Callable[[int], Awaitable[Json]]  # What forgetting it would mean, how to confirm.
+    forget_disk: Callable[[int, str], Awaitable[Json]]  # Number, confirmation.
+    volumes: Callable[[bool], Awaitable[list[Json]]]  # True: only damaged ones.
+    volume: Callable[[int], Awaitable[Json]]
+    check_volumes: Callable[[list[int]], Awaitable[Json]]  # Ids; none: the damaged ones.
+    check: Callable[[], Awaitable[Json]]  # The check under way, or the last one.
     tenants: Callable[[], Awaitable[list[Json]]]
     tenant: Callable[[str], Awaitable[Json]]  # With its users and buckets.
     users: Callable[[], Awaitable[list[Json]]]
@@ -151,6 +161,40 @@ def _routes(admin: Admin) -> list[Route]:
         kind, which, verb = parts
         return _json(await admin.set_disabled(kind, which, verb == "disable"))
 
+    async def add_disk(request: web.BaseRequest, parts: Sequence[str]) -> web.StreamResponse:
+        given = await _body(request, required=("path",), optional=())
+        return _json(await admin.add_disk(given["path"]), 201)
+
+    async def replace_disk(request: web.BaseRequest, parts: Sequence[str]) -> web.StreamResponse:
+        given = await _body(request, required=("path",), optional=())
+        return _json(await admin.replace_disk(int(parts[0]), given["path"]), 201)
+
+    async def drain_disk(request: web.BaseRequest, parts: Sequence[str]) -> web.StreamResponse:
+        return _json(await admin.drain_disk(int(parts[0]), parts[1] == "undrain"))
+
+    async def remove_disk(request: web.BaseRequest, parts: Sequence[str]) -> web.StreamResponse:
+        return _json(await admin.remove_disk(int(parts[0])))
+
+    async def prospect(request: web.BaseRequest, parts: Sequence[str]) -> web.StreamResponse:
+        return _json(await admin.prospect_of_disk(int(parts[0])))
+
+    async def forget_disk(request: web.BaseRequest, parts: Sequence[str]) -> web.StreamResponse:
+        given = await _body(request, required=("confirm",), optional=())
+        return _json(await admin.forget_disk(int(parts[0]), given["confirm"]))
+
+    async def volumes(request: web.BaseRequest, parts: Sequence[str]) -> web.StreamResponse:
+        return _json({"volumes": await admin.volumes("damaged" in request.query)})
+
+    async def volume(request: web.BaseRequest, parts: Sequence[str]) -> web.StreamResponse:
+        return _json(await admin.volume(int(parts[0])))
+
+    async def check_volumes(request: web.BaseRequest, parts: Sequence[str]) -> web.StreamResponse:
+        wanted = re.findall("[0-9]{1,19}", request.query.get("volumes", ""), re.ASCII)
+        return _json(await admin.check_volumes([int(number) for number in wanted]), 202)
+
+    async def check(request: web.BaseRequest, parts: Sequence[str]) -> web.StreamResponse:
+        return _json(await admin.check())
+
     def route(method: str, path: str, verb: Verb, *, open_: bool = False) -> Route:
         return Route(method, re.compile(path, re.ASCII), open_, verb)
 
@@ -167,6 +211,16 @@ def _routes(admin: Admin) -> list[Route]:
         route("POST", "/api/v1/meta/copy", copy_metadata),
         route("GET", "/api/v1/disks", disks),
         route("POST", "/api/v1/disks/([0-9]{1,5})/verify", verify_disk),
+        route("POST", "/api/v1/disks", add_disk),
+        route("POST", "/api/v1/disks/([0-9]{1,5})/replace", replace_disk),
+        route("POST", "/api/v1/disks/([0-9]{1,5})/(drain|undrain)", drain_disk),
+        route("POST", "/api/v1/disks/([0-9]{1,5})/remove", remove_disk),
+        route("GET", "/api/v1/disks/([0-9]{1,5})/forget", prospect),
+        route("POST", "/api/v1/disks/([0-9]{1,5})/forget", forget_disk),
+        route("GET", "/api/v1/volumes", volumes),
+        route("GET", "/api/v1/volumes/([0-9]{1,19})", volume),
+        route("GET", "/api/v1/volumes/check", check),
+        route("POST", "/api/v1/volumes/check", check_volumes),
         route("GET", "/api/v1/tenants", tenants),
         route("GET", f"/api/v1/tenants/{name}", tenant),
         route("GET", "/api/v1/users", users),

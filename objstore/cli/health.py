@@ -1,16 +1,13 @@
-"""`objstore status`, `doctor`, `health`, `upkeep`, `token` and `disk`: how the store is."""
+"""`objstore status`, `doctor`, `health`, `upkeep`, and `token`: how the store is."""
 
-from typing import Annotated, Final
+from typing import Annotated
 
 import typer
 
 from objstore.cli.client import AdminClient, ConfigOption, DataOption
+from objstore.cli.disks import DISK_COLUMNS
 from objstore.cli.output import DEGRADED, FAILURE, OK
 from objstore.cli.store import Store, asks
-
-DISK_COLUMNS: Final = ("disk", "path", "state", "free", "total", "reason")
-
-disk_app = typer.Typer(help="The store's disks.", no_args_is_help=True)
 
 
 @asks
@@ -59,19 +56,3 @@ def health(
 def token(data: DataOption = None, config: ConfigOption = None) -> None:
     """Show the admin token (for Prometheus and for the command line elsewhere)."""
     print(AdminClient(data, config, None).token())
-
-
-@disk_app.command("list")
-@asks
-def disk_list(store: Store) -> None:
-    """Every disk: state, space and why."""
-    store.show(store.get("/api/v1/disks")["disks"], *DISK_COLUMNS)
-
-
-@disk_app.command("verify")
-@asks
-def disk_verify(store: Store, number: Annotated[int, typer.Argument(help="The disk's number.")]) -> None:
-    """Write, sync and read back a probe; a suspect disk that passes takes writes again."""
-    disk = store.post(f"/api/v1/disks/{number}/verify")
-    store.show([disk], *DISK_COLUMNS)
-    raise SystemExit(OK if disk["state"] == "healthy" else DEGRADED)

@@ -10,6 +10,7 @@ from objstore.cli import health
 from objstore.cli.accounts import key_app, tenant_app, user_app
 from objstore.cli.client import ConfigOption, DataOption, Refused, Unreachable, config_file
 from objstore.cli.configuration import config_app
+from objstore.cli.disks import disk_app, volume_app
 from objstore.cli.durability import durability
 from objstore.cli.metadata import meta_app
 from objstore.cli.output import FAILURE, REFUSED, USAGE, fail
@@ -106,7 +107,8 @@ for group, name in (
     (tenant_app, "tenant"),
     (user_app, "user"),
     (key_app, "key"),
-    (health.disk_app, "disk"),
+    (disk_app, "disk"),
+    (volume_app, "volume"),
     (meta_app, "meta"),
 ):
     app.add_typer(group, name=name)

@@ -13,7 +13,7 @@ Concurrency: one instance a process, on its event loop. The cache is only a hint
 conditional commit on the record as it was read.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Final
 
 import msgspec
@@ -197,6 +197,45 @@ class MetaLedger:
                 continue
             return
         raise MetaUnavailable(f"disk {disk} not registered in {ATTEMPTS_MAX} attempts")
+
+    async def reserve_disk(self, *, uuid: bytes, path: str, reason: str) -> int:
+        """A number for a new disk, never used before; its record says suspect until the disk is made."""
+        for _ in range(ATTEMPTS_MAX):
+            number = max(await self.disks(), default=0) + 1
+            record = DiskRecord(
+                uuid=uuid, path=path, state="suspect", reason=reason, since_us=self._clock.now_us()
+            )
+            try:
+                await self._kv.commit(
+                    Transaction(expect={disk_key(number): None}, put={disk_key(number): encode(record)})
+                )
+            except Conflict:
+                continue  # Another one took the number.
+            return number
+        raise MetaUnavailable(f"no disk number won in {ATTEMPTS_MAX} attempts")
+
+    async def change_disk(self, disk: int, *, before: Collection[str], state: str, reason: str = "") -> bool:
+        """Set the state of a disk that is in one of the states `before`; whether it was. One that has the
+        state already counts."""
+        key = disk_key(disk)
+        for _ in range(ATTEMPTS_MAX):
+            old = await self._kv.get(key)
+            if old is None:
+                return False
+            record = decode(old, DiskRecord)
+            if record.state == state:
+                return True
+            if record.state not in before:
+                return False
+            new = msgspec.structs.replace(
+                record, state=state, reason=reason[:400], since_us=self._clock.now_us()
+            )
+            try:
+                await self._kv.commit(Transaction(expect={key: old}, put={key: encode(new)}))
+            except Conflict:
+                continue
+            return True
+        raise MetaUnavailable(f"disk {disk} not marked {state} in {ATTEMPTS_MAX} attempts")
 
     async def set_disk_state(self, disk: int, state: str, reason: str = "") -> None:
         """One of meta/schema.py's states. Setting the state that it has changes nothing; a doubt (suspect,

@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,8 +19,10 @@ from objstore.meta.schema import AccessKeyRecord, TenantRecord, UserRecord
 from objstore.metrics import Accumulator, Family, Labels, counter, gauge, render
 from objstore.node.disk import DiskState, Usage
 from objstore.objects.buckets import list_buckets
-from objstore.processes import doctor
+from objstore.objects.ledger import DOUBTS, DRAINING, GIVEN_UP
+from objstore.processes import doctor, volumes
 from objstore.processes.control import ask, processes
+from objstore.processes.disks import DiskSet
 from objstore.processes.parts import Parts
 from objstore.processes.salvage_copies import Copies
 from objstore.upkeep.service import Service
@@ -62,8 +65,11 @@ def _time(us: int) -> str:
 class AdminPort:
     """What the admin port's functions are, over this process's parts."""
 
-    def __init__(self, parts: Parts, directory: Directory, service: Service, copies: Copies) -> None:
+    def __init__(
+        self, parts: Parts, directory: Directory, service: Service, copies: Copies, disk_set: DiskSet
+    ) -> None:
         self._copies = copies
+        self._disk_set = disk_set
         self._service = service
         self._parts = parts
         self._directory = directory
@@ -83,6 +89,16 @@ class AdminPort:
             doctor=self.doctor,
             disks=self.disks,
             verify_disk=self.verify_disk,
+            add_disk=self.add_disk,
+            replace_disk=self.replace_disk,
+            drain_disk=self.drain_disk,
+            remove_disk=self.remove_disk,
+            prospect_of_disk=self._disk_set.prospect,
+            forget_disk=self._disk_set.forget,
+            volumes=self.volumes,
+            volume=self.volume,
+            check_volumes=self.check_volumes,
+            check=self.check,
             tenants=self.tenants,
             tenant=self.tenant,
             users=self.users,
@@ -142,19 +158,22 @@ class AdminPort:
     # Disks.
 
     async def _disk_state(self, number: int) -> tuple[str, str]:
-        """(state, reason): what this process sees, or what metadata says if that is worse."""
+        """(state, reason): what an operator decided, else what this process sees, else what metadata says."""
         disk = self._parts.disks[number]
-        if disk.state is not DiskState.HEALTHY:
-            return disk.state.value, disk.reason
         records = await self._parts.store.ledger.disks()
         record = records.get(number)
+        if record is not None and record.state in GIVEN_UP:
+            return record.state, record.reason
+        if disk.state is not DiskState.HEALTHY:
+            return disk.state.value, disk.reason
         if record is not None and record.state != "healthy":
             return record.state, record.reason
         return "healthy", ""
 
     async def disks(self) -> list[dict[str, Any]]:
         rows = []
-        for number, disk in self._parts.disks.items():
+        files = await self._disk_set.files()
+        for number, disk in sorted(self._parts.disks.items()):
             try:
                 usage = self._usage[number] = await disk.usage()
             except StoreError:
@@ -169,10 +188,47 @@ class AdminPort:
                     "free": usage.free if usage else None,
                     "total": usage.total if usage else None,
                     "device": f"{os.major(usage.device)}:{os.minor(usage.device)}" if usage else None,
+                    "files": files[number],
                     "reason": reason,
                 }
             )
         return rows
+
+    async def _disk_row(self, number: int, notes: Sequence[str] = ()) -> dict[str, Any]:
+        row = next((row for row in await self.disks() if row["disk"] == number), None)
+        if row is None:
+            raise Problem(404, f"there is no disk {number}")
+        return {**row, "notes": list(notes)}
+
+    async def add_disk(self, path: str) -> dict[str, Any]:
+        return await self._disk_row(*await self._disk_set.add(path))
+
+    async def replace_disk(self, number: int, path: str) -> dict[str, Any]:
+        return await self._disk_row(*await self._disk_set.replace(number, path))
+
+    async def drain_disk(self, number: int, undo: bool) -> dict[str, Any]:
+        return await self._disk_row(number, await self._disk_set.drain(number, undo=undo))
+
+    async def remove_disk(self, number: int) -> dict[str, Any]:
+        await self._disk_set.remove(number)
+        return {"disk": number, "state": "retired"}
+
+    # Volumes.
+
+    async def volumes(self, damaged: bool) -> list[dict[str, Any]]:
+        return await volumes.listed(self._parts, self._service, damaged=damaged)
+
+    async def volume(self, number: int) -> dict[str, Any]:
+        return await volumes.shown(self._parts, self._service, number)
+
+    async def check_volumes(self, wanted: list[int]) -> dict[str, Any]:
+        if not wanted:
+            wanted = [row["volume"] for row in await volumes.listed(self._parts, self._service, damaged=True)]
+        self._service.checks.begin(wanted)
+        return self._service.checks.status()
+
+    async def check(self) -> dict[str, Any]:
+        return self._service.checks.status()
 
     async def verify_disk(self, number: int) -> dict[str, Any]:
         disk = self._parts.disks.get(number)
@@ -184,8 +240,9 @@ class AdminPort:
         except StoreError as failure:
             log.warning("disk not verified", extra={"disk": number, "failure": str(failure)})
         else:
-            await ledger.set_disk_state(number, "healthy")
-        return next(row for row in await self.disks() if row["disk"] == number)
+            # Only a doubt ends so: what an operator decided stays.
+            await ledger.change_disk(number, before=DOUBTS, state="healthy")
+        return await self._disk_row(number)
 
     async def copy_metadata(self) -> dict[str, Any]:
         about = await self._copies.take()
@@ -264,7 +321,7 @@ class AdminPort:
         upkeep = await self._service.status()
         degraded = (
             not ready["ready"]
-            or any(disk["state"] != "healthy" for disk in disks)
+            or any(disk["state"] not in ("healthy", DRAINING) for disk in disks)
             or bool(upkeep["alarms"])
             or upkeep["repair"]["found"] > upkeep["repair"]["repaired"]
         )
@@ -280,7 +337,9 @@ class AdminPort:
                 "free_bytes": int(capacity["free"]),
                 "usable_free_bytes": int(capacity["usable_free"]),
                 "volumes": ", ".join(f"{count} {state}" for state, count in upkeep["volumes"].items()),
+                "placement": doctor.placement(k, m, disks)[1],
                 "stored_bytes": upkeep["live_bytes"],
+                "files_to_move": upkeep["repair"]["moving"] - upkeep["repair"]["moved"],
                 "damaged_files": upkeep["repair"]["found"] - upkeep["repair"]["repaired"],
                 **{f"alarm: {name}": words for name, words in upkeep["alarms"].items()},
             },

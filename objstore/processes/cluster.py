@@ -22,7 +22,7 @@ from objstore.config import Config, parse_codec
 from objstore.errors import Corrupt, DiskFailed, DiskMissing, StoreError
 from objstore.ids import random_id
 from objstore.node.disk import DiskState
-from objstore.node.identity import Identity, Peer, make_identity, read_identity
+from objstore.node.identity import Identity, Peer, make_identity, read_identity, write_identity
 from objstore.node.local import Expected, format_disk, lock_disk, open_disk
 from objstore.node.syscalls import RealSyscalls
 
@@ -125,9 +125,58 @@ def open_cluster(
         first_start=first_start,
         epoch=max(identity.epoch for identity in good),
         locks=[
-            _lock_and_sweep(good[0].cluster_id, disk) for disk in found if disk.state is DiskState.HEALTHY
+            _lock_and_sweep(good[0].cluster_id, disk, record.disks)
+            for disk in found
+            if disk.state is DiskState.HEALTHY
         ],
     )
+
+
+class DiskChange(msgspec.Struct, kw_only=True):
+    """What the upkeep process asks of the supervisor, as JSON."""
+
+    number: int
+    uuid: str
+    path: str
+    drop: bool = False  # Else it is added: made and known to metadata already.
+
+
+def change_disks(cluster: Cluster, data: Path, text: str) -> tuple[str, bool]:
+    """In the supervisor, while the store runs: take the lock of a new disk and remember it, or forget one.
+
+    Children started from now on open the disks so; those that run are told by metadata (minding.py), all but
+    the committer. A forgotten disk stays locked until the supervisor ends.
+
+    Returns: what is wrong, in plain words, empty if it is done; and whether the disks are others now.
+        Doing it again changes nothing.
+    """
+    change = msgspec.json.decode(text, type=DiskChange)
+    try:
+        record = _read_record(data)
+        if record is None:
+            return f"there is no {RECORD_NAME} at {data}", False
+        before = [disk.number for disk in cluster.disks]
+        if change.drop:
+            record.disks = [disk for disk in record.disks if disk.number != change.number]
+            _write_record(data, record)
+            cluster.disks[:] = [disk for disk in cluster.disks if disk.number != change.number]
+            return "", before != [disk.number for disk in cluster.disks]
+        if not any(disk.number == change.number for disk in cluster.disks):
+            cluster.locks.append(lock_disk(change.path))
+            found = FoundDisk(
+                number=change.number,
+                uuid=bytes.fromhex(change.uuid),
+                path=change.path,
+                state=DiskState.HEALTHY,
+                device=os.stat(change.path).st_dev,
+            )
+            cluster.disks.append(found)
+        if not any(disk.number == change.number for disk in record.disks):
+            record.disks.append(KnownDisk(number=change.number, uuid=change.uuid, path=change.path))
+            _write_record(data, record)
+    except (CannotStart, StoreError, OSError) as failure:
+        return str(failure), False
+    return "", before != [disk.number for disk in cluster.disks]
 
 
 def _master_key(record: ClusterRecord, identities: list[Identity], config: Config) -> bytes:
@@ -264,20 +313,25 @@ def _plan(paths: list[str], config: Config, announce: Callable[[str], None]) -> 
 
 
 def _must_be_free(path: str) -> None:
-    """Raises: CannotStart unless `path` is absent or an empty directory (lost+found does not count)."""
+    """Raises: CannotStart unless `path` may become a disk."""
+    if words := why_not_free(path):
+        raise CannotStart(f"--disk {words}")
+
+
+def why_not_free(path: str) -> str:
+    """Empty if `path` is absent or an empty directory (lost+found does not count); else what is wrong."""
     try:
         content = sorted(set(os.listdir(path)) - {"lost+found"})
     except FileNotFoundError:
-        return
+        return ""
     except NotADirectoryError:
-        raise CannotStart(f"--disk {path} is not a directory") from None
+        return f"{path} is not a directory"
     except OSError as failure:
-        raise CannotStart(f"--disk {path}: {failure.strerror}") from None
+        return f"{path}: {failure.strerror}"
     if content:
-        raise CannotStart(
-            f"--disk {path} holds something else ({', '.join(content[:3])}{', ...' if content[3:] else ''})"
-            " and is left alone: name an empty directory"
-        )
+        some = f"{', '.join(content[:3])}{', ...' if content[3:] else ''}"
+        return f"{path} holds something else ({some}) and is left alone: name an empty directory"
+    return ""
 
 
 def _form(record: ClusterRecord, config: Config, announce: Callable[[str], None]) -> None:
@@ -335,9 +389,13 @@ def _look(record: ClusterRecord, named: list[str]) -> tuple[list[FoundDisk], lis
         if path in wrong and path not in {disk.path for disk in record.disks}:
             raise CannotStart(
                 f"--disk {path} is not a disk of this store: {wrong[path][1]}. The store is formed; disks"
-                " cannot be added by a start."
+                " are added by objstore disk add while it runs."
             )
-        if path in at and (at[path].cluster != record.cluster or at[path].uuid not in known):
+        if path in at and at[path].cluster == record.cluster and at[path].uuid not in known:
+            raise CannotStart(
+                f"--disk {path} is disk {at[path].number}, which was removed from this store: do not name it"
+            )
+        if path in at and at[path].cluster != record.cluster:
             raise CannotStart(
                 f"--disk {path} belongs to another store ({at[path].cluster[:8]}...): not touched"
             )
@@ -372,12 +430,13 @@ def _look(record: ClusterRecord, named: list[str]) -> tuple[list[FoundDisk], lis
     return found, identities
 
 
-def _lock_and_sweep(cluster: bytes, disk: FoundDisk) -> int:
+def _lock_and_sweep(cluster: bytes, disk: FoundDisk, known: list[KnownDisk]) -> int:
     """Held by every process of the store through inheritance, for as long as one of them lives."""
     try:
         lock = lock_disk(disk.path, wait_s=LOCK_WAIT_S)
     except StoreError as failure:
         raise CannotStart(f"disk {disk.number}: {failure}") from None
+    _tell_peers(disk, known)
     opened = open_disk(disk.path, expected=Expected(cluster, disk.uuid, disk.number))
     try:
         opened.sweep()
@@ -386,6 +445,24 @@ def _lock_and_sweep(cluster: bytes, disk: FoundDisk) -> int:
     finally:
         opened.close()
     return lock
+
+
+def _tell_peers(disk: FoundDisk, known: list[KnownDisk]) -> None:
+    """Disks come and go: let each know of all others, for a start without cluster.json.
+
+    Under the lock, before the committer runs: it writes the same file.
+    """
+    peers = tuple(
+        Peer(number=other.number, uuid=other.uuid, path=other.path)
+        for other in known
+        if other.number != disk.number
+    )
+    try:
+        identity = read_identity(disk.path, OS)
+        if {peer.uuid for peer in identity.peers} != {peer.uuid for peer in peers}:
+            write_identity(disk.path, msgspec.structs.replace(identity, peers=peers), OS)
+    except (StoreError, OSError):
+        pass  # A read-only or failing disk: it shows when it is used.
 
 
 def warnings_of(cluster: Cluster) -> list[str]:

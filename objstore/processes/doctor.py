@@ -7,8 +7,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+from objstore.blobs.placement import Candidate, Promise, place
 from objstore.config import Config
-from objstore.errors import StoreError
+from objstore.errors import StoreError, TooFewDisks
 from objstore.meta.kv_lmdb import library_version
 from objstore.processes.control import Snapshot, ask
 from objstore.processes.parts import Parts
@@ -40,6 +41,7 @@ async def examine(
             finding("upkeep", "problem", f"{name}: {words}", "see the store's log")
             for name, words in alarms.items()
         ),
+        _placement(*parts.spec.cluster.codec, disks),
         _space(disks),
         _codec(parts),
         *_metadata(parts),
@@ -67,7 +69,8 @@ def _disks(disks: list[dict[str, Any]]) -> list[Finding]:
         "suspect": "check the device and its cabling, then: objstore disk verify N",
         "read-only": "see dmesg; repair the file system, mount it writable, then: objstore disk verify N",
         "full": "free or add space",
-        "failed": "replace the device",
+        "failed": "replace the device: objstore disk replace N PATH",
+        "draining": "wait until objstore disk list shows no files on it, then: objstore disk remove N",
         "missing": "mount it; a path without its disk is never taken for an empty one",
         "foreign": "put the right disk at the path",
     }
@@ -102,6 +105,29 @@ def _devices(disks: list[dict[str, Any]]) -> list[Finding]:
         )
         for device, numbers in together.items()
     ]
+
+
+def placement(k: int, m: int, disks: list[dict[str, Any]]) -> tuple[Promise, str]:
+    """What a new volume would promise over the disks that take writes now, and that in words."""
+    candidates = [
+        Candidate(disk["disk"], disk["free"] or 1, disk["device"])
+        for disk in disks
+        if disk["state"] == "healthy" and disk["device"] is not None
+    ]
+    try:
+        chosen = place(candidates, k=k, m=m, chance=lambda: 0.5)
+    except TooFewDisks as failure:
+        return Promise.NONE, f"no new volume can be made: {failure}"
+    narrow = f"; {chosen.k}+{m} instead of {k}+{m}, for want of disks" if chosen.k < k else ""
+    words = f"a new volume lies on {len(chosen.disks)} disks of {chosen.domains} devices"
+    return chosen.promise, f"{words}: {chosen.promise.words}{narrow}"
+
+
+def _placement(k: int, m: int, disks: list[dict[str, Any]]) -> Finding:
+    promise, words = placement(k, m, disks)
+    if promise is Promise.SPARE and "instead of" not in words:
+        return finding("placement", "ok", words)
+    return finding("placement", "warning", words, "disks on more devices: objstore disk add PATH")
 
 
 def _space(disks: list[dict[str, Any]]) -> Finding:
@@ -206,16 +232,16 @@ def expiry(certificate: str) -> float:
 
 def _certificates(config: Config) -> list[Finding]:
     found = []
-    for place, certificate in certificates(config).items():
+    for port, certificate in certificates(config).items():
         try:
             days = (expiry(certificate) - time.time()) / 86400
         except (OSError, ValueError) as failure:
             found.append(
-                finding("tls", "problem", f"{place}: {certificate}: {failure}", "put a PEM file there")
+                finding("tls", "problem", f"{port}: {certificate}: {failure}", "put a PEM file there")
             )
             continue
         level = "problem" if days < 0 else "warning" if days < EXPIRY_DAYS else "ok"
-        text = f"{place}: the certificate ends in {days:.0f} days"
+        text = f"{port}: the certificate ends in {days:.0f} days"
         found.append(finding("tls", level, text, "" if level == "ok" else "renew it; no restart is needed"))
     if not found and not config.server.listen.startswith(("127.", "[::1]", "localhost")):
         found.append(

@@ -24,6 +24,8 @@ class Message(msgspec.Struct, omit_defaults=True):
               answered with `noted` once it does
     progress  child -> supervisor: `text` for the operator (recovery, verification)
     notice    child -> supervisor: `text` for the operator, shown as it is (the root key's snippets)
+    disk      child -> supervisor: `text` is a change of the store's disks (cluster.py); answered with `disk`,
+              whose `text` says what is wrong, if anything
     probe     supervisor -> child, answered with the same `number` as `alive`
     """
 
@@ -67,6 +69,7 @@ class Link:
     def __init__(self, end: socket.socket) -> None:
         self._end = end
         self._noted = asyncio.Event()
+        self._disk: asyncio.Future[str] | None = None  # The answer to the change of disks under way.
 
     def attach(self, loop: asyncio.AbstractEventLoop) -> None:
         """Answer probes from now on."""
@@ -87,6 +90,8 @@ class Link:
             send(self._end, Message("alive", number=message.number))
         elif message.kind == "noted":
             self._noted.set()
+        elif message.kind == "disk" and self._disk is not None and not self._disk.done():
+            self._disk.set_result(message.text)
 
     def ready(self) -> None:
         send(self._end, Message("ready"))
@@ -100,6 +105,20 @@ class Link:
         send(self._end, Message("note", text))
         async with asyncio.timeout(NOTED_SECONDS):
             await self._noted.wait()
+
+    async def change_disks(self, text: str) -> str:
+        """Let the supervisor change the store's disks; what is wrong, if anything. One at a time.
+
+        Raises: TimeoutError.
+        """
+        assert self._disk is None
+        self._disk = asyncio.get_running_loop().create_future()
+        try:
+            send(self._end, Message("disk", text))
+            async with asyncio.timeout(NOTED_SECONDS):
+                return await self._disk
+        finally:
+            self._disk = None
 
     def progress(self, text: str) -> None:
         send(self._end, Message("progress", text))

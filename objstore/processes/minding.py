@@ -1,6 +1,6 @@
 """What a worker does beside serving: it follows the verdicts on disks, and passes on the damage it saw.
 
-Concurrency: two tasks on the worker's event loop, ended with it. A failure is tried again at the next turn.
+Concurrency: three tasks on the worker's event loop, ended with it. A failure is tried again at the next turn.
 """
 
 import asyncio
@@ -9,7 +9,9 @@ import logging
 from objstore.blobs.volumes import Intent
 from objstore.errors import StoreError
 from objstore.node.disk import DiskState
+from objstore.objects.ledger import DRAINING, GIVEN_UP
 from objstore.processes.parts import Parts
+from objstore.processes.spec import open_known_disk
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +59,29 @@ async def mind_disks(parts: Parts) -> None:
                 unwell_since[number] = clock.now_us()
             else:
                 log.warning("disk takes writes again", extra={"disk": number})
+
+
+async def follow_disks(parts: Parts) -> None:
+    """What operators decide about disks, as metadata has it: new ones are opened here too, removed ones
+    closed, and open volumes leave those that are to be emptied or were given up."""
+    while True:
+        await asyncio.sleep(LOOK_SECONDS)
+        try:
+            records = await parts.store.ledger.disks()
+        except StoreError:
+            continue
+        leaving = [number for number, record in records.items() if record.state in (DRAINING, *GIVEN_UP)]
+        if leaving:
+            parts.store.writer.leave(leaving)
+        for number, record in records.items():
+            if record.state == "retired":
+                if (disk := parts.disks.pop(number, None)) is not None:
+                    disk.close()
+                    log.info("disk removed", extra={"disk": number})
+            elif number not in parts.disks and record.uuid and record.path:
+                # Opening never fails: a disk that is not there (yet) looks again by itself.
+                parts.disks[number] = open_known_disk(parts.spec, number, record.uuid, record.path)
+                log.info("disk added", extra={"disk": number, "path": record.path})
 
 
 async def report_damage(parts: Parts) -> None:

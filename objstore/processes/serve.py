@@ -27,7 +27,7 @@ from objstore.codec.backend import choose as choose_backend
 from objstore.config import Config, Loaded, host_and_port
 from objstore.meta.beacon import Beacon
 from objstore.processes import committer
-from objstore.processes.cluster import RECORD_NAME, CannotStart, open_cluster, warnings_of
+from objstore.processes.cluster import RECORD_NAME, CannotStart, change_disks, open_cluster, warnings_of
 from objstore.processes.link import Link
 from objstore.processes.logs import set_up_logging
 from objstore.processes.spec import Spec
@@ -110,6 +110,7 @@ def serve(loaded: Loaded) -> int:
         on_stop=on_stop,
         close_in_child=close_in_child,
         prepare=prepare,
+        change_disks=lambda text: change_disks(cluster, data, text),
         facts={
             "version": __version__,
             "started": time.time(),

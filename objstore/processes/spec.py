@@ -37,13 +37,14 @@ def disk_options(config: Config) -> DiskOptions:
 
 def open_disks(spec: Spec) -> dict[int, LocalDisk]:
     """Every disk of the store; one that is not there is opened in that state, and looks again by itself."""
-    options = disk_options(spec.config)
     return {
-        disk.number: open_disk(
-            disk.path, expected=Expected(spec.cluster.cluster_id, disk.uuid, disk.number), options=options
-        )
-        for disk in spec.cluster.disks
+        disk.number: open_known_disk(spec, disk.number, disk.uuid, disk.path) for disk in spec.cluster.disks
     }
+
+
+def open_known_disk(spec: Spec, number: int, uuid: bytes, path: str) -> LocalDisk:
+    expected = Expected(spec.cluster.cluster_id, uuid, number)
+    return open_disk(path, expected=expected, options=disk_options(spec.config))
 
 
 def open_disk_list(

@@ -61,6 +61,7 @@ class Child:
     died: str = ""  # How it is being killed, while that is under way.
     last_death: str = ""  # How its predecessor died.
     note: str = ""  # What it said of itself.
+    renewed: bool = False  # It was asked to end, to be started anew.
 
 
 @dataclass(slots=True)
@@ -77,6 +78,7 @@ class Supervisor:
     on_stop: Callable[[], None]  # Before the children are asked to stop: closes the listening sockets.
     close_in_child: Callable[[str], None]  # Closes what a child must not hold, given its name.
     prepare: Callable[[], None] = lambda: None  # Work to do while the committer recovers: imports.
+    change_disks: Callable[[str], tuple[str, bool]] = lambda text: ("this store's disks do not change", False)
     facts: dict[str, object] = field(default_factory=dict)  # Goes into state.json as it is.
     _children: dict[str, Child] = field(default_factory=dict)
     _selector: selectors.BaseSelector = field(default_factory=selectors.DefaultSelector)
@@ -208,6 +210,12 @@ class Supervisor:
             self._write_state()
             if child.end is not None:
                 link.send(child.end, Message("noted"))
+        elif message.kind == "disk":
+            words, changed = self.change_disks(message.text)
+            if child.end is not None:
+                link.send(child.end, Message("disk", words))
+            if changed:
+                self._renew(self._children["committer"])
         elif message.kind == "ready":
             child.ready = True
             child.probe = child.answered = 0
@@ -241,6 +249,12 @@ class Supervisor:
                 child.probe += 1
                 link.send(child.end, Message("probe", number=child.probe))
 
+    def _renew(self, child: Child) -> None:
+        """End a child that is well, to start it with what has changed. Its clients ride over it."""
+        if child.pid and child.ready and not self._stopping:
+            child.renewed = True
+            os.kill(child.pid, signal.SIGTERM)
+
     def _kill(self, child: Child, why: str) -> None:
         self.log("killing a process", child=child.name, pid=child.pid, why=why)
         child.died = why
@@ -260,7 +274,8 @@ class Supervisor:
             how = ended(status)
             now = time.monotonic()
             lived = now - child.started
-            child.in_a_row = 0 if lived >= STEADY_SECONDS else child.in_a_row + 1
+            renewed, child.renewed = child.renewed, False
+            child.in_a_row = 0 if lived >= STEADY_SECONDS or renewed else child.in_a_row + 1
             child.pid, child.ready, child.note = 0, False, ""
             child.last_death, child.died = f"{child.died}, {how}" if child.died else how, ""
             if self._stopping:
@@ -270,11 +285,11 @@ class Supervisor:
                 # Only LMDB's file is mapped: its pages cannot be read. The committer that takes over
                 # does not trust it and builds it again, on another disk.
                 self._kill(committer, f"SIGBUS in {child.name}: the metadata state cannot be read")
-            child.restarts += 1
+            child.restarts += not renewed
             pause = PAUSES[min(child.in_a_row, len(PAUSES) - 1)] if child.in_a_row > 1 else 0.0
             child.start_at = now + pause
             self.log(
-                "a process died, starting another",
+                "a process is started anew" if renewed else "a process died, starting another",
                 child=child.name,
                 pid=pid,
                 how=child.last_death,

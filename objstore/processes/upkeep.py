@@ -21,7 +21,9 @@ from objstore.metrics import Registry
 from objstore.objects import doomed
 from objstore.processes.admin_port import AdminPort
 from objstore.processes.control import serve_metrics
+from objstore.processes.disks import DiskSet
 from objstore.processes.link import Link
+from objstore.processes.minding import follow_disks
 from objstore.processes.parts import (
     Parts,
     context_of,
@@ -54,12 +56,12 @@ async def _serve(link: Link, spec: Spec, sockets: Sequence[socket.socket]) -> No
     await _bootstrap(link, parts, directory)
     service = _service(parts)
     copies = Copies(parts)
-    port = AdminPort(parts, directory, service, copies)
+    port = AdminPort(parts, directory, service, copies, DiskSet(parts, link))
     registry.include(port.own_families)
     metrics = await serve_metrics(spec.run_directory, "upkeep", registry)
 
     config = spec.config
-    tasks: list[asyncio.Task[None]] = []
+    tasks: list[asyncio.Task[None]] = [loop.create_task(follow_disks(parts))]
     context: ssl.SSLContext | None = None
     if config.tls.admin and (name := config.tls.admin_certificate or config.tls.certificate):
         from objstore.s3.tls import Certificate  # Loads x509: a tenth of a second that plain HTTP saves.

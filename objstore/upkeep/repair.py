@@ -52,12 +52,15 @@ class Damage(NamedTuple):
 
 @dataclass(slots=True)
 class RepairReport:
-    found: int = 0  # Damaged fragment files, and those to be moved.
+    found: int = 0  # Damaged fragment files.
+    moving: int = 0  # Whole ones on disks that are to be emptied.
+    moved: int = 0  # Of those, elsewhere now.
     endangered: int = 0  # Volumes that can lose no further disk.
     repaired: int = 0
     repaired_bytes: int = 0
     waiting: int = 0  # Files without a disk to rebuild them on.
     lost_stripes: int = 0  # Not rebuildable from anything.
+    lost_volumes: set[int] = field(default_factory=set)  # Where they are.
     bare: int = 0  # Volumes that survive the loss of one failure domain, and then nothing more.
     unprotected: int = 0  # Volumes that one failure domain could take away.
     failures: list[str] = field(default_factory=list)
@@ -77,7 +80,8 @@ class Repair:
         ctx = self._ctx
         report = RepairReport()
         damages = await self.find(report)
-        report.found = len(damages)
+        report.moving = sum(damage.moving for damage in damages)
+        report.found = len(damages) - report.moving
         per_volume = Counter(damage.record.id for damage in damages if not damage.moving)
         worst = [damage for damage in damages if per_volume[damage.record.id] >= damage.record.m]
         report.endangered = len({damage.record.id for damage in worst if not damage.moving})
@@ -108,6 +112,8 @@ class Repair:
                 continue
             if done:
                 tried += 1
+                if damage.moving:
+                    report.repaired, report.moved = report.repaired - 1, report.moved + 1
                 self._failed.pop((volume, file), None)
             else:
                 report.waiting += 1
@@ -125,6 +131,7 @@ class Repair:
         intents = {(intent.volume, intent.index) for intent in await _all_intents(ctx)}
         given_up = await given_up_disks(ctx)
         leaving = await _leaving(ctx)
+        gone |= leaving & away  # An operator has said so: no grace.
         domains = await _domains(ctx)
         found: list[Damage] = []
         after = 0
@@ -160,7 +167,7 @@ async def _leaving(ctx: Context) -> set[int]:
 async def _domains(ctx: Context) -> dict[int, Hashable]:
     """The failure domain of every disk that says enough of itself."""
     domains: dict[int, Hashable] = {}
-    for number, disk in ctx.disks.items():
+    for number, disk in list(ctx.disks.items()):
         try:
             domains[number] = ctx.domain(number, await disk.usage())
         except UNREADABLE:
@@ -205,7 +212,7 @@ async def _sizes(ctx: Context) -> tuple[dict[int, dict[tuple[int, int], int]], s
     """What each disk holds, and which disks (named by any record, or known to metadata) do not answer."""
     sizes: dict[int, dict[tuple[int, int], int]] = {}
     away = {number for number in await ctx.ledger.disks() if number not in ctx.disks}
-    for number, disk in ctx.disks.items():
+    for number, disk in list(ctx.disks.items()):  # Disks may be added meanwhile.
         if disk.state in GONE_STATES:
             away.add(number)
             continue
@@ -290,6 +297,7 @@ async def rebuilt(
                 # Nothing can bring it back (or nobody was ever told that it stood). Its place is kept,
                 # so that what follows it stays readable.
                 report.lost_stripes += 1
+                report.lost_volumes.add(record.id)
                 log.error("a stripe is lost: %s", failure)
             await ctx.pace.spend(size * (record.k + 1))
         if fragment is None:

@@ -29,7 +29,8 @@ from objstore.objects.ledger import DOUBTS
 from objstore.upkeep import compaction, scrub, trash
 from objstore.upkeep.claims import Claim
 from objstore.upkeep.context import Context
-from objstore.upkeep.repair import Repair, RepairReport
+from objstore.upkeep.damage import Checks, note_lost
+from objstore.upkeep.repair import Damage, Repair, RepairReport
 from objstore.upkeep.seal import Alive, seal_dead
 from objstore.upkeep.sweep import LiveBytesAudit, Sweep
 
@@ -104,6 +105,7 @@ class Service:
         self._trash_rules = trash_rules
         self._sleep = sleep
         self._repair = Repair(ctx, grace_s=repair_grace_s)
+        self.checks = Checks(ctx)
         self._audit = LiveBytesAudit(ctx)
         self._sweep = Sweep(ctx, [self._audit], sleep=sleep)
         self._files = asyncio.Lock()  # Held by whoever moves or removes fragment files.
@@ -135,6 +137,7 @@ class Service:
 
     async def close(self) -> None:
         """End all loops where they are (each step is safe to cut), and give up the claim."""
+        await self.checks.close()
         for task in self._tasks:
             task.cancel()
         if self._tasks:
@@ -177,6 +180,15 @@ class Service:
             "bytes_worked": ctx.pace.spent,
         }
 
+    @property
+    def context(self) -> Context:
+        """What the services work with: under their claim."""
+        return self._ctx
+
+    async def damages(self) -> list[Damage]:
+        """Every fragment file that is damaged, or to be moved, right now. Raises: MetaUnavailable."""
+        return await self._repair.find()
+
     # What each service does in one run; the words are for people.
 
     async def verify_disks(self) -> str:
@@ -192,8 +204,9 @@ class Service:
             except StoreError as failure:
                 words.append(f"disk {number} stays {record.state}: {failure}")
             else:
-                await ctx.ledger.set_disk_state(number, "healthy")
-                words.append(f"disk {number} is well again")
+                # Only a doubt ends so: a disk that is to be emptied or was given up stays what it is.
+                if await ctx.ledger.change_disk(number, before=DOUBTS, state="healthy"):
+                    words.append(f"disk {number} is well again")
         return "; ".join(words)
 
     async def seal(self) -> str:
@@ -204,9 +217,13 @@ class Service:
         for _ in range(REPAIRS_IN_A_ROW):
             async with self._files:  # Let go now and then, so that the others get their turn.
                 report = self._last_repair = await self._repair.run(limit=REPAIRED_AT_ONCE)
-            if report.repaired < REPAIRED_AT_ONCE:
+            await note_lost(self._ctx, add=report.lost_volumes)  # Also shows what an earlier process found.
+            if report.repaired + report.moved < REPAIRED_AT_ONCE:
                 break
-        return f"{report.repaired} of {report.found} damaged files rebuilt, {report.waiting} wait for a disk"
+        words = f"{report.repaired} of {report.found} damaged files rebuilt"
+        if report.moving:
+            words += f", {report.moved} of {report.moving} moved off disks to be emptied"
+        return f"{words}, {report.waiting} wait for a disk"
 
     async def empty_trash(self) -> str:
         async with self._files:

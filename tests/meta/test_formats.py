@@ -58,6 +58,7 @@ KEYS = [
     (schema.serial_key("volumes"), "4e" + b"volumes".hex()),
     (schema.claim_key("upkeep"), "43" + b"upkeep".hex()),
     (schema.setting_key("scrub"), "53" + b"scrub".hex()),
+    (schema.setting_key("lost"), "53" + b"lost".hex()),
     (schema.tenant_key("acme"), "74" + b"acme".hex()),
     (schema.user_key("alice"), "75" + b"alice".hex()),
     (schema.access_key_key("OSABC"), "6b" + b"OSABC".hex()),

@@ -1,0 +1,278 @@
+"""Disks come and go while the store runs: add, drain, remove, forget. Over the upkeep process's parts.
+
+What a disk is to the store stands in its record in metadata; every process follows that (minding.py, within
+seconds). The supervisor keeps the lock and `cluster.json`, and starts the committer anew with the new set of
+disks, so that journal and LMDB use a new disk and leave a removed one: commits wait a second for it.
+
+    add       reserve a number in metadata, format the path, supervisor locks and remembers it, healthy
+    drain     no new volumes; repair moves its files to other disks; it is read from as long as it is there
+    remove    a disk that no volume names any more leaves the store; its number is never used again
+    forget    its fragments count as lost: stripes with k others are rebuilt, the others are reported
+
+A crash between two steps of `add` leaves a record that says so; doing it again with the same path goes on.
+
+Concurrency: one event loop; one change at a time.
+"""
+
+import asyncio
+import json
+import logging
+import time
+from collections import Counter
+from pathlib import PurePath
+from typing import Any, Final
+
+import msgspec
+
+from objstore.admin.app import Problem
+from objstore.blobs.volumes import VolumeState
+from objstore.errors import DiskMissing, StoreError
+from objstore.ids import random_id
+from objstore.meta.schema import DiskRecord
+from objstore.node.disk import DiskState
+from objstore.node.identity import Identity, Peer, make_identity, read_identity
+from objstore.node.local import format_disk
+from objstore.node.syscalls import RealSyscalls
+from objstore.objects.ledger import DOUBTS, DRAINING, GIVEN_UP
+from objstore.processes.cluster import DiskChange, why_not_free
+from objstore.processes.link import Link
+from objstore.processes.parts import Parts
+from objstore.processes.spec import open_known_disk
+
+log = logging.getLogger(__name__)
+
+BEING_ADDED: Final = "it is being added"
+REMOVABLE: Final = (DRAINING, "failed")
+OS: Final = RealSyscalls()
+
+
+class DiskSet:
+    """The store's disks, as operators change them."""
+
+    def __init__(self, parts: Parts, link: Link) -> None:
+        self._parts = parts
+        self._ledger = parts.store.ledger
+        self._link = link
+        self._one = asyncio.Lock()
+
+    async def files(self) -> Counter[int]:
+        """Fragment files of volumes that are not trash, by the disk that their records name."""
+        count: Counter[int] = Counter()
+        after = 0
+        while records := await self._ledger.volumes(after):
+            after = records[-1].id
+            for record in records:
+                if record.state != VolumeState.RETIRED and (
+                    record.length or record.state == VolumeState.OPEN
+                ):
+                    count.update(record.disks)
+        return count
+
+    async def add(self, path: str) -> tuple[int, list[str]]:
+        """Make a disk of `path`: absent, or an empty directory. Returns its number, and what to know of it.
+
+        Raises: Problem, StoreError.
+        """
+        if not PurePath(path).is_absolute() or ".." in PurePath(path).parts:
+            raise Problem(400, f"{path} is not an absolute path")
+        path = str(PurePath(path))
+        async with self._one:
+            number, uuid, made = await self._reserved(path)
+            if not made:
+                if words := await asyncio.to_thread(why_not_free, path):
+                    raise Problem(409, words)
+                if number == 0:
+                    uuid = random_id()
+                    number = await self._ledger.reserve_disk(uuid=uuid, path=path, reason=BEING_ADDED)
+                await self._format(path, number, uuid)
+            await self._tell(DiskChange(number=number, uuid=uuid.hex(), path=path))
+            if number not in self._parts.disks:
+                self._parts.disks[number] = open_known_disk(self._parts.spec, number, uuid, path)
+            disk = self._parts.disks[number]
+            await disk.verify()
+            await self._ledger.change_disk(number, before=DOUBTS, state="healthy")
+            log.info("disk added", extra={"disk": number, "path": path})
+            return number, await self._notes(number)
+
+    async def _reserved(self, path: str) -> tuple[int, bytes, bool]:
+        """(number, uuid, whether it is formatted) of a disk whose adding was cut short; else 0."""
+        identity = await asyncio.to_thread(_identity_at, path)
+        records = await self._ledger.disks()
+        if identity is not None:
+            record = records.get(identity.number)
+            if identity.cluster_id != self._parts.spec.cluster.cluster_id:
+                raise Problem(
+                    409, f"{path} is a disk of another store ({identity.cluster[:8]}...): not touched"
+                )
+            if record is None or record.uuid != identity.disk_uuid or not _unfinished(record):
+                raise Problem(409, f"{path} is disk {identity.number} of this store already")
+            return identity.number, identity.disk_uuid, True
+        for number, record in records.items():
+            if _unfinished(record) and record.path == path:
+                return number, record.uuid, False
+        return 0, b"", False
+
+    async def _format(self, path: str, number: int, uuid: bytes) -> None:
+        parts, cluster = self._parts, self._parts.spec.cluster
+        records = await self._ledger.disks()
+        epochs = [0]
+        for disk in list(parts.disks.values()):
+            try:
+                epochs.append(await disk.noted_epoch())
+            except StoreError:
+                continue
+        identity = make_identity(
+            cluster=cluster.cluster_id,
+            uuid=uuid,
+            number=number,
+            checksum_secret=cluster.checksum_secret,
+            # A key given from outside stays outside.
+            master_key=b"" if parts.spec.config.security.master_key else cluster.master_key,
+            peers=[
+                Peer(number=other, uuid=record.uuid.hex(), path=record.path)
+                for other, record in records.items()
+                if other != number and record.state != "retired"
+            ],
+            epoch=max(epochs),
+            created_us=time.time_ns() // 1000,
+        )
+        await asyncio.to_thread(format_disk, path, identity)
+
+    async def _tell(self, change: DiskChange) -> None:
+        try:
+            words = await self._link.change_disks(msgspec.json.encode(change).decode())
+        except TimeoutError:
+            raise Problem(503, "the supervisor does not answer: try again") from None
+        if words:
+            raise Problem(409, words)
+
+    async def _notes(self, number: int) -> list[str]:
+        notes: list[str] = []
+        usages = {}
+        for other, disk in list(self._parts.disks.items()):
+            try:
+                usages[other] = await disk.usage()
+            except StoreError:
+                continue
+        device = usages[number].device if number in usages else None
+        shared = sorted(
+            other for other, usage in usages.items() if usage.device == device and other != number
+        )
+        if shared:
+            notes.append(f"it shares its device with disks {', '.join(map(str, shared))}: they fail together")
+        return notes
+
+    async def drain(self, number: int, *, undo: bool) -> list[str]:
+        """Begin to empty a disk, or leave it as it is. Returns what to know. Raises: Problem, StoreError."""
+        async with self._one:
+            await self._record(number)
+            if undo:
+                if not await self._ledger.change_disk(number, before=[DRAINING], state="healthy"):
+                    raise Problem(409, f"disk {number} is not being drained")
+                return []
+            k, m = self._parts.spec.cluster.codec
+            others = [other for other in await self._ledger.usable_disks() if other != number]
+            if len(others) < 1 + m:
+                raise Problem(
+                    409, f"without disk {number} only {len(others)} disks take writes; {1 + m} are needed"
+                )
+            if not await self._ledger.change_disk(
+                number, before=["healthy", *DOUBTS], state=DRAINING, reason="an operator wants it empty"
+            ):
+                raise Problem(409, f"disk {number} was given up or removed: there is nothing to drain")
+            if len(others) < k + m:
+                return [
+                    f"{len(others)} other disks take writes, and {k}+{m} needs {k + m}: files of volumes that"
+                    " lie on all of them wait until another disk is added"
+                ]
+            return []
+
+    async def replace(self, number: int, path: str) -> tuple[int, list[str]]:
+        """Add `path`, then empty disk `number` onto it and the others. Raises: Problem, StoreError."""
+        record = await self._record(number)
+        if record.state in GIVEN_UP:
+            raise Problem(409, f"disk {number} was given up already: add the new one with objstore disk add")
+        new, notes = await self.add(path)
+        return new, notes + await self.drain(number, undo=False)
+
+    async def remove(self, number: int) -> None:
+        """Take a disk that holds nothing any more out of the store. Raises: Problem, StoreError."""
+        async with self._one:
+            record = await self._record(number)
+            if record.state not in (*REMOVABLE, "retired"):
+                raise Problem(409, f"disk {number} is {record.state}: drain it first (objstore disk drain)")
+            if left := (await self.files())[number]:
+                raise Problem(
+                    409, f"{left} fragment files still count on disk {number}: see objstore disk list"
+                )
+            # The record first. A crash before the supervisor knows: it is dropped when this is done again.
+            if not await self._ledger.change_disk(
+                number, before=REMOVABLE, state="retired", reason="removed by an operator"
+            ):
+                raise Problem(409, f"disk {number} changed meanwhile: try again")
+            await self._tell(DiskChange(number=number, uuid=record.uuid.hex(), path=record.path, drop=True))
+            if disk := self._parts.disks.pop(number, None):
+                disk.close()
+            log.info("disk removed", extra={"disk": number})
+
+    async def prospect(self, number: int) -> dict[str, Any]:
+        """What giving a disk up would mean. Raises: Problem, StoreError."""
+        record = await self._record(number)
+        disk = self._parts.disks.get(number)
+        if record.state == "failed":
+            raise Problem(409, f"disk {number} was given up already")
+        if record.state == "retired" or disk is None:
+            raise Problem(409, f"disk {number} is no longer part of the store")
+        if disk.state in (DiskState.HEALTHY, DiskState.FULL):
+            raise Problem(409, f"disk {number} is there and readable: drain it instead (objstore disk drain)")
+        unreadable = {
+            other
+            for other, one in self._parts.disks.items()
+            if one.state in (DiskState.MISSING, DiskState.FOREIGN, DiskState.FAILED)
+        } | {number}
+        volumes = endangered = 0
+        after = 0
+        while records := await self._ledger.volumes(after):
+            after = records[-1].id
+            for volume in records:
+                if volume.state != VolumeState.RETIRED and number in volume.disks:
+                    volumes += 1
+                    endangered += len(unreadable & set(volume.disks)) > volume.m
+        return {
+            "disk": number,
+            "state": disk.state.value,
+            "volumes": volumes,
+            "volumes_that_lose_data": endangered,
+            "confirm": f"forget disk {number}",
+        }
+
+    async def forget(self, number: int, confirm: str) -> dict[str, Any]:
+        """Give a disk up for good. Raises: Problem (409 if `confirm` is not what `prospect` says)."""
+        async with self._one:
+            prospect = await self.prospect(number)
+            if confirm != prospect["confirm"]:
+                raise Problem(409, f"not confirmed: {json.dumps(prospect['confirm'])} was to be given")
+            before = ["healthy", DRAINING, *DOUBTS]
+            await self._ledger.change_disk(
+                number, before=before, state="failed", reason="given up for good by an operator"
+            )
+            log.warning("disk given up for good", extra=prospect)
+            return prospect
+
+    async def _record(self, number: int) -> DiskRecord:
+        record = (await self._ledger.disks()).get(number)
+        if record is None:
+            raise Problem(404, f"there is no disk {number}")
+        return record
+
+
+def _unfinished(record: DiskRecord) -> bool:
+    return record.state == "suspect" and record.reason == BEING_ADDED
+
+
+def _identity_at(path: str) -> Identity | None:
+    """Raises: Corrupt, DiskFailed."""
+    try:
+        return read_identity(path, OS)
+    except DiskMissing:
+        return None

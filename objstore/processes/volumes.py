@@ -1,0 +1,113 @@
+"""Volumes as operators see them: which are damaged, and what one consists of."""
+
+from collections import defaultdict
+from typing import Any, Final
+
+from objstore.admin.app import Problem
+from objstore.blobs.placement import promise_of
+from objstore.blobs.reader import UNREADABLE
+from objstore.blobs.volumes import VolumeRecord, VolumeState
+from objstore.errors import Corrupt, Unavailable
+from objstore.node.fragments import RECORD_HEADER_SIZE
+from objstore.processes.parts import Parts
+from objstore.upkeep.damage import lost_volumes
+from objstore.upkeep.repair import Damage
+from objstore.upkeep.service import Service
+
+LISTED_MAX: Final = 100_000
+
+
+async def listed(parts: Parts, service: Service, *, damaged: bool) -> list[dict[str, Any]]:
+    """One row a volume; with `damaged` only those with something to mend, to move or that is lost."""
+    ledger = parts.store.ledger
+    found: dict[int, list[Damage]] = defaultdict(list)
+    for damage in await service.damages():
+        found[damage.record.id].append(damage)
+    lost = set(await lost_volumes(service.context))
+    rows: list[dict[str, Any]] = []
+    after = 0
+    while len(rows) < LISTED_MAX and (records := await ledger.volumes(after)):
+        after = records[-1].id
+        if damaged:
+            records = [record for record in records if record.id in found or record.id in lost]
+        amounts = await ledger.lengths([record.id for record in records])
+        for record, (length, live) in zip(records, amounts, strict=True):
+            rows.append(_row(record, length, live, found[record.id], record.id in lost))
+    return rows[:LISTED_MAX]
+
+
+def _row(record: VolumeRecord, length: int, live: int, damages: list[Damage], lost: bool) -> dict[str, Any]:
+    bad = [damage for damage in damages if not damage.moving]
+    reasons = sorted({damage.reason for damage in damages})
+    return {
+        "volume": record.id,
+        "state": VolumeState(record.state).name.lower(),
+        "code": f"{record.k}+{record.m}",
+        "disks": record.disks,
+        "bytes": record.length or length,
+        "live": live,
+        "damaged": len(bad),
+        "moving": len(damages) - len(bad),
+        "spare": record.m - len(bad),  # Files that may be lost beside; below 0: only what stripes still have.
+        "lost": lost,
+        "reason": "; ".join([*reasons, *(["stripes in it are lost: objstore volume check"] if lost else [])]),
+    }
+
+
+async def shown(parts: Parts, service: Service, volume: int) -> dict[str, Any]:
+    """One volume, file by file. Raises: Problem (404)."""
+    try:
+        record = await parts.store.ledger.get(volume, fresh=True)
+    except Corrupt as failure:
+        raise Problem(404, str(failure)) from None
+    damages = {damage.file: damage for damage in await service.damages() if damage.record.id == volume}
+    lost = volume in await lost_volumes(service.context)
+    length, live = (await parts.store.ledger.lengths([volume]))[0]
+    records = await parts.store.ledger.disks()
+    files: list[dict[str, Any]] = []
+    domains: list[object] = []
+    for index, number in enumerate(record.disks):
+        disk, known = parts.disks.get(number), records.get(number)
+        state = "unknown" if disk is None else disk.state.value
+        if known is not None and known.state != "healthy" and state == "healthy":
+            state = known.state
+        domains.append(await _domain(parts, number))
+        files.append(
+            {
+                "file": index,
+                "kind": "data" if index < record.k else "parity",
+                "disk": number,
+                "state": "given up" if known is not None and known.state == "failed" else state,
+                "found": await _first_header(parts, record, index),
+                "damage": damages[index].reason if index in damages else "",
+            }
+        )
+    row = _row(record, length, live, list(damages.values()), lost)
+    row["lane"] = "small" if record.lane == 0 else "bulk"
+    row["promise"] = promise_of(domains, record.m).words
+    return {"facts": row, "files": files}
+
+
+async def _domain(parts: Parts, number: int) -> object:
+    disk = parts.disks.get(number)
+    try:
+        return (await disk.usage()).device if disk is not None else ("away", number)
+    except UNREADABLE:
+        return ("away", number)
+
+
+async def _first_header(parts: Parts, record: VolumeRecord, index: int) -> str:
+    """Whether the file answers at all: a look at its first bytes, not a verification."""
+    disk = parts.disks.get(record.disks[index])
+    if disk is None:
+        return "no such disk"
+    data = bytearray(RECORD_HEADER_SIZE)
+    try:
+        count = await disk.read(record.id, index, 0, [memoryview(data)])
+    except Unavailable:
+        return "away"
+    except FileNotFoundError:
+        return "missing"
+    except (Corrupt, OSError) as failure:
+        return str(failure)
+    return "there" if count else "empty"
