@@ -141,8 +141,31 @@ class FakeStream(BlobStream):
         self._extents: list[Extent] = []
         self._fences: dict[int, bytes] = {}
         self.aborted = False
+        self.hurry = None
+        self._room = bytearray(0)  # What bytes are received in,
+        self._used = 0  # and how many there are.
+
+    @property
+    def is_full(self) -> bool:
+        return self._used == len(self._room)
+
+    def room(self) -> memoryview | None:
+        return None if self.is_full else memoryview(self._room)[self._used :]
+
+    def took(self, size: int) -> None:
+        self._used += size
+
+    async def turn(self, read: "asyncio.Future[None] | None") -> None:
+        await self.flush(read)
+        self._room = bytearray(self._blobs.stripe_size)
+
+    async def flush(self, read: "asyncio.Future[None] | None") -> None:
+        content, self._room, self._used = self._room[: self._used], bytearray(0), 0
+        await self.write(content)
 
     async def write(self, chunk: Buffer) -> None:
+        self._held += self._room[: self._used]  # It came before.
+        self._room, self._used = bytearray(0), 0
         self._held += chunk
         while len(self._held) >= self._blobs.stripe_size:
             await self._flush(self._blobs.stripe_size)
@@ -154,6 +177,7 @@ class FakeStream(BlobStream):
         self._fences.update(fences)
 
     async def finish(self, about: bytes) -> Stored:
+        await self.flush(None)
         if self._held:
             await self._flush(len(self._held))
         await self._blobs.pass_gate()
