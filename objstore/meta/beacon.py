@@ -7,11 +7,12 @@ every read looks here first: whoever begins to read after an acknowledgement see
      0   8   generation, native: counts up with each state shown; 0 before the first
      8   4   size of the text
     12   8   xxh3-64 of the text
-    20  ..   text: MessagePack [path, device, inode]
+    20  ..   text: MessagePack [generation, path, device, inode]
 
 Concurrency: one writer at a time (the supervisor starts a committer when the last one is reaped), any
 number of readers, no lock. The text is written before the generation. A writer killed in between leaves
-the old generation, and whoever reads half a text finds its checksum wrong.
+the old generation; whoever reads half a text finds its checksum wrong; and a processor that shows the new
+generation before the new text shows a text of an older one.
 """
 
 import mmap
@@ -27,7 +28,7 @@ SIZE = 8192  # Bytes: the longest path that Linux takes, and the rest.
 _HEAD = struct.Struct("<IQ")
 _TEXT_AT = 8 + _HEAD.size
 
-_decode = msgspec.msgpack.Decoder(tuple[str, int, int]).decode
+_decode = msgspec.msgpack.Decoder(tuple[int, str, int, int]).decode
 
 
 class Beacon:
@@ -44,22 +45,25 @@ class Beacon:
 
     def show(self, path: Path, inode: tuple[int, int]) -> None:
         """The state that is in force from now on. Before the first commit to it is acknowledged."""
-        text = msgspec.msgpack.encode((str(path), *inode))
-        assert _TEXT_AT + len(text) <= SIZE
-        if self.words[0] and self._text() == text:
+        shown = self._read()
+        if shown is not None and shown == (self.words[0], str(path), *inode):
             return
+        generation = self.words[0] + 1
+        text = msgspec.msgpack.encode((generation, str(path), *inode))
+        assert _TEXT_AT + len(text) <= SIZE
         self._page[8 : _TEXT_AT + len(text)] = _HEAD.pack(len(text), xxhash.xxh3_64_intdigest(text)) + text
-        self.words[0] += 1
+        self.words[0] = generation
 
     def state(self) -> tuple[Path, tuple[int, int]]:
-        """Path and (device, inode) of the state in force. Raises: MetaUnavailable if none was ever shown."""
-        text = self._text()
-        if not self.words[0] or text is None:
+        """Path and (device, inode) of the state in force. Raises: MetaUnavailable: none, or ask again."""
+        wanted = self.words[0]
+        shown = self._read()
+        if not wanted or shown is None or shown[0] < wanted:
             raise MetaUnavailable("no metadata state is in force yet")
-        path, device, inode = _decode(text)
+        _, path, device, inode = shown
         return Path(path), (device, inode)
 
-    def _text(self) -> bytes | None:
+    def _read(self) -> tuple[int, str, int, int] | None:
         size, checksum = _HEAD.unpack_from(self._page, 8)
         text = self._page[_TEXT_AT : _TEXT_AT + size]
-        return text if xxhash.xxh3_64_intdigest(text) == checksum else None
+        return _decode(text) if xxhash.xxh3_64_intdigest(text) == checksum else None
