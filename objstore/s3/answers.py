@@ -25,6 +25,7 @@ from objstore.s3.xml import DECLARATION
 PATIENCE_S = 5.0  # Work that takes longer answers 200 early and keeps the connection alive.
 PULSE_S = 10.0  # Seconds between the spaces; the SDKs' read timeout is 60.
 
+_NOTHING = memoryview(b"")
 _log = logging.getLogger("objstore.s3")
 T = TypeVar("T")
 
@@ -87,6 +88,7 @@ async def stream(
         await response.write_eof()
         return response
     finally:
+        views, view = None, _NOTHING  # The traceback of a client that was cut would keep its piece.
         if isinstance(blocks, AsyncGenerator):
             await blocks.aclose()
 
