@@ -130,7 +130,11 @@ def test_an_added_disk_takes_writes_of_every_worker_and_a_store_without_cluster_
     places = paths(tmp_path / "disks", 4)
     with running_server(tmp_path, disks=places[:3], codec="2+2", workers=2, environment=QUICK) as server:
         fill(server, "narrow", 3)
+        committer = server.children()["committer"]
         server.command("disk", "add", str(places[3]))
+        until(server, lambda: server.children()["committer"] not in (0, committer), "the journal stays")
+        server.wait_ready()
+        assert server.state["children"]["committer"]["restarts"] == 0, "started anew, not dead"
         # 2+2 needs four: new volumes get them, once the narrow ones are left.
         server.command("disk", "drain", "1")
         server.command("disk", "drain", "1", "--undo")

@@ -5,7 +5,7 @@ import pytest
 from objstore.meta.committer import CommitterStats
 from objstore.processes.committer import _families
 from objstore.processes.control import Snapshot
-from objstore.processes.doctor import _disks, _records
+from objstore.processes.doctor import _disks, _placement, _records
 
 
 @pytest.mark.parametrize(
@@ -41,3 +41,27 @@ def test_damaged_records_of_metadata_are_told(found: int, now: int, level: str, 
 
 def test_a_committer_that_does_not_say_what_it_found_is_a_problem() -> None:
     assert _records(None)["level"] == "problem"
+
+
+def rows(devices: str, states: str = "") -> list[dict[str, object]]:
+    states = states or "+" * len(devices)
+    return [
+        {"disk": number, "device": device, "free": 1 << 40, "state": "healthy" if state == "+" else "missing"}
+        for number, (device, state) in enumerate(zip(devices, states, strict=True), 1)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("devices", "states", "level", "words"),
+    [
+        ("abcdef", "", "ok", "any one failure domain may be lost, with parity to spare"),
+        ("abcdea", "", "warning", "and then nothing more"),
+        ("aaaaaa", "", "warning", "there is a failure domain whose loss loses data"),
+        ("abcdef", "+++++-", "warning", "3+2 instead of 4+2, for want of disks"),
+        ("abcdef", "++----", "warning", "no new volume can be made: 3 disks wanted, 2 usable"),
+    ],
+)
+def test_what_placement_promises_is_named(devices: str, states: str, level: str, words: str) -> None:
+    found = _placement(4, 2, rows(devices, states))
+    assert (found["check"], found["level"]) == ("placement", level)
+    assert words in found["finding"]
