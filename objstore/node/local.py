@@ -20,12 +20,11 @@ What may go wrong, and what becomes of it:
     no identity file at the path                   missing; back again it is suspect until verified
     another disk's identity file                   foreign
 
-Concurrency: one event loop uses a LocalDisk. Synced appends are made by the loop's scribe (scribe.py) where
-the kernel allows it. Other blocking calls run in the disk's threads (threads.py), writes and reads in pools
-of their own, so that reads of a busy disk do not delay its appends. State is a few words, each assigned
-whole, from either side. Several processes open the same directory: each fragment file is written by one of
-them, the identity file by the committer or, before any other runs, the supervisor. A call that is cancelled
-runs on; its file stays open until it has ended.
+Concurrency: one event loop uses a LocalDisk. Blocking calls run in the disk's threads (threads.py), writes
+and reads in pools of their own, so that reads of a busy disk do not delay its appends. State is a few
+words, each assigned whole, from either side. Several processes open the same directory: each fragment file
+is written by one of them, the identity file by the committer or, before any other runs, the supervisor.
+A call that is cancelled runs on in its thread; its file stays open until it has ended.
 """
 
 import asyncio
@@ -61,9 +60,8 @@ from objstore.node.identity import (
     write_identity,
     write_new,
 )
-from objstore.node.scribe import Call, Scribe
 from objstore.node.syscalls import RealSyscalls, Syscalls
-from objstore.node.threads import DiskThreads, Overdue
+from objstore.node.threads import Call, DiskThreads, Overdue
 
 T = TypeVar("T")
 K = TypeVar("K")
@@ -76,8 +74,6 @@ PROBE_SIZE = MIB  # Bytes that `verify` writes and reads back.
 LOOK_INTERVAL_S = 5.0  # Between looks at the identity file and the free space, while the disk is used.
 FULL_RETRY_S = 1.0  # After ENOSPC with space above the low-water mark (a quota, say): try again then.
 REPLACING_MAX = 16  # Fragment files put together at once: repair does one, scrub beside it another.
-SCRIBE_WRITE_S = 0.005  # A write into the page cache that takes longer has waited for its disk:
-SCRIBE_REST_S = 1.0  # the disk's own threads write for so long, and delay nobody else.
 READ_FAILURES_MAX = 8  # Failed reads in a row that make a disk failed: below that, rot of single sectors.
 
 _FRAGMENT_NAME = re.compile(r"(0|[1-9][0-9]{0,19})\.(0|[1-9][0-9]{0,2})(?:\.retired\.([1-9][0-9]{0,17}))?")
@@ -101,7 +97,6 @@ class DiskOptions:
     open_files_max: int = 128  # Descriptors kept open for this disk.
     write_threads: int = 4
     read_threads: int = 4
-    kernel_syncs: bool = True  # Appends are synced by the kernel's AIO where it can; False: by threads.
     queue_max: int = 512  # Calls that wait or run, per pool; beyond: Overloaded.
 
     def __post_init__(self) -> None:
@@ -246,11 +241,6 @@ class LocalDisk:
         self._readers = DiskThreads(
             f"disk{self.number}-r", threads_max=options.read_threads, queue_max=options.queue_max
         )
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._scribe: Scribe | None = None  # The loop's.
-        self._at_scribe = False  # A call is there: at most one, so that a hung disk hangs one scribe.
-        self._scribe_hung = 0  # It is overdue and not yet back.
-        self._scribe_rests = 0.0  # Monotonic: until then this disk is too slow for it.
         self._identity_lock = threading.Lock()  # Read-modify-write of the identity file.
         self._identity_stat: tuple[int, int, int] | None = None
         self._usage: Usage | None = None
@@ -295,7 +285,7 @@ class LocalDisk:
     @property
     def hung(self) -> int:
         """Calls that are overdue and not yet back from the kernel."""
-        return self._writers.hung + self._readers.hung + self._scribe_hung
+        return self._writers.hung + self._readers.hung
 
     def suspect(self, reason: str) -> None:
         """Take no more writes until verified: for what another process found out. Idempotent."""
@@ -323,12 +313,10 @@ class LocalDisk:
     ) -> Awaitable[None]:
         if sync and not self._full:
             file = self._files.get((volume, index))
-            if file is not None and file.writable:
-                scribe = self._free_scribe()
-                if scribe is not None:
-                    assert not file.sealed, f"append to the sealed {volume}.{index}"
-                    file.touched = True
-                    return self._by_scribe(scribe, "append", self.options.limit_s, file, offset, buffers)
+            if file is not None and file.writable and self._takes_calls:
+                assert not file.sealed, f"append to the sealed {volume}.{index}"
+                file.touched = True
+                return self._append_synced("append", self.options.limit_s, file, offset, buffers, volume)
         return self._append_in_thread(volume, index, offset, buffers, sync)
 
     async def _append_in_thread(
@@ -441,10 +429,9 @@ class LocalDisk:
 
     def log_append(self, name: str, offset: int, content: Buffer) -> Awaitable[None]:
         file = self._logs.get(name)
-        scribe = self._free_scribe() if file is not None else None
-        if scribe is None or file is None:
+        if file is None or not self._takes_calls:
             return self._log_append_in_thread(name, offset, content)
-        return self._by_scribe(scribe, "log_append", self.options.log_limit_s, file, offset, [content])
+        return self._append_synced("log_append", self.options.log_limit_s, file, offset, [content], name)
 
     async def _log_append_in_thread(self, name: str, offset: int, content: Buffer) -> None:
         self._check_writable()
@@ -545,7 +532,6 @@ class LocalDisk:
             self._doom(file)
         self._files.clear()
         self._logs.clear()
-        self._leave_scribe()
         self._writers.close()
         self._readers.close()
 
@@ -602,48 +588,28 @@ class LocalDisk:
         self.suspect(f"{what} took longer than {limit_s:g} s")
         return DiskFailed(f"{self._where} is suspect: {self._suspicion}")
 
-    def _free_scribe(self) -> Scribe | None:
-        """The loop's scribe, if it may have a call of this disk now; else the disk's threads have to."""
-        if self._at_scribe or self._absent is not None or self._closed:
-            return None
-        if self._failed or self._suspicion or self._read_only:
-            return None
-        now = time.monotonic()
-        if now < self._scribe_rests:
-            return None
-        loop = asyncio.get_running_loop()
-        if loop is not self._loop:
-            self._leave_scribe()
-            self._loop = loop
-            self._scribe = self._sys.scribe(loop) if self.options.kernel_syncs else None
-            if self._scribe is not None:
-                self._scribe.join()
-        scribe = self._scribe
-        if scribe is None or not scribe.has_room:
-            return None
-        if now > self._next_look:
+    @property
+    def _takes_calls(self) -> bool:
+        """Nothing is to be said about the disk's state: a synced append may begin at once."""
+        if time.monotonic() > self._next_look:
             self._start_look()
-        return scribe
+        return not (
+            self._absent is not None
+            or self._failed
+            or self._suspicion
+            or self._read_only
+            or self._closed
+            or self._writers.hung
+            or self._writers.is_full
+        )
 
-    def _leave_scribe(self) -> None:
-        if self._scribe is not None:
-            self._scribe.leave()
-            self._scribe = None
-
-    def _by_scribe(
-        self,
-        scribe: Scribe,
-        what: str,
-        limit_s: float,
-        file: _File,
-        offset: int,
-        buffers: Sequence[Buffer],
+    def _append_synced(
+        self, what: str, limit_s: float, file: _File, offset: int, buffers: Sequence[Buffer], key: object
     ) -> "asyncio.Future[None]":
-        """A synced append without a thread of this disk."""
+        """Begun when this returns; no task, no timer, and the loop is woken once for all of `key`."""
         call = _Append(self, what, limit_s, file, offset, buffers)
-        self._at_scribe = True
+        self._writers.start(call, limit_s, key)
         file.acquire()
-        scribe.start(call, limit_s)
         return call.future
 
     def _judge_write(self, what: str, failure: OSError) -> Exception:
@@ -916,10 +882,7 @@ class LocalDisk:
             raise
         return fd
 
-    def _append(
-        self, file: _File, offset: int, buffers: Sequence[Buffer], sync: bool, ahead: bool = False
-    ) -> None:
-        """With `ahead` the sync follows at once, but is not ours: the scribe's."""
+    def _append(self, file: _File, offset: int, buffers: Sequence[Buffer], sync: bool) -> None:
         sys = self._sys
         fd = file.fd
         stat = sys.fstat(fd)
@@ -930,7 +893,7 @@ class LocalDisk:
         for buffer in buffers:
             size += len(buffer)
         end = offset + size
-        if (sync or ahead) and self._preallocates and end > file.allocated:
+        if sync and self._preallocates and end > file.allocated:
             self._preallocate(file, offset, size)
         # One call that writes and syncs, if nothing earlier waits for a sync: one hand-off of the
         # interpreter's lock instead of two. It syncs the written range only.
@@ -949,7 +912,7 @@ class LocalDisk:
                 raise
         if not sync:
             file.written += size
-            if not ahead and end - file.behind >= self.options.write_behind:
+            if end - file.behind >= self.options.write_behind:
                 self._start_write_back(file, end)
         elif not flags:
             self._sync_bytes(file)
@@ -1274,9 +1237,9 @@ class LocalDisk:
 
 
 class _Append(Call):
-    """An append at the scribe's, and what its outcome says about the disk."""
+    """A synced append, and what its outcome says about the disk."""
 
-    __slots__ = ("covered", "disk", "file", "future", "limit_s", "start", "what")
+    __slots__ = ("disk", "file", "future", "limit_s", "start", "what")
 
     def __init__(
         self,
@@ -1287,67 +1250,33 @@ class _Append(Call):
         offset: int,
         buffers: Sequence[Buffer],
     ) -> None:
-        super().__init__(self._write, (offset, buffers), file.fd)
+        super().__init__(disk._append, file, offset, buffers, True)
         self.disk = disk
         self.what = what
         self.limit_s = limit_s
         self.file = file
-        self.covered = 0  # Bytes of the file that the sync covers.
         self.future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.start = time.perf_counter()
 
-    def _write(self, offset: int, buffers: Sequence[Buffer]) -> None:
-        start = time.monotonic()
-        self.disk._append(self.file, offset, buffers, False, True)
-        self.covered = self.file.written
-        end = time.monotonic()
-        if end - start > SCRIBE_WRITE_S:
-            self.disk._scribe_rests = end + SCRIBE_REST_S
-
     def expired(self) -> None:
-        self.disk._scribe_hung += 1
         failure = self.disk._judge_overdue(self.what, self.limit_s)
         if not self.future.done():
             self.future.set_exception(failure)
 
     def ended(self) -> None:
-        disk, file, future = self.disk, self.file, self.future
-        disk._at_scribe = False
-        if self.late:
-            disk._scribe_hung -= 1
-        if self.refused and not future.done():
-            task = asyncio.get_running_loop().create_task(self._sync_in_thread())
-            task.add_done_callback(lambda done: file.release())
-            return
-        file.release()
-        failure = self.failure
-        if failure is None and self.result:
-            failure = _sync_failure(-self.result)
+        disk, future, failure = self.disk, self.future, self.failure
+        self.file.release()
         if failure is None:
-            file.synced = max(file.synced, self.covered)
-            count = disk._count(self.what)
-            count.add(time.perf_counter() - self.start)
-        elif isinstance(failure, OSError) and not (self.late and isinstance(failure, TimeoutError)):
+            disk._count(self.what).add(time.perf_counter() - self.start)
+            if not future.done():
+                future.set_result(None)
+            return
+        if isinstance(failure, OSError) and not self.late:
             # Judged even if nobody waits any more: the kernel reports a failed sync once.
             disk._count(self.what).errors += 1
             failure = disk._judge_write(self.what, failure)
-        if future.done():
-            return
-        if failure is None:
-            future.set_result(None)
-        else:
+        if not future.done():
             future.set_exception(failure)
-
-    async def _sync_in_thread(self) -> None:
-        disk = self.disk
-        try:
-            await disk._write(self.what, self.limit_s, self.file, disk._sync_bytes, self.file)
-        except Exception as failure:
-            if not self.future.done():
-                self.future.set_exception(failure)
-        else:
-            if not self.future.done():
-                self.future.set_result(None)
 
 
 def _sync_failure(number: int) -> OSError:

@@ -4,13 +4,10 @@ LocalDisk calls nothing of `os` itself. A test hands it another object of this s
 call N, or a whole file system that forgets what was not synced. Every method raises OSError and blocks.
 """
 
-import asyncio
 import ctypes
 import os
 from collections.abc import Sequence
 from typing import Protocol
-
-from objstore.node.scribe import Scribe, scribe_of
 
 Buffer = bytes | bytearray | memoryview
 
@@ -82,10 +79,6 @@ class Syscalls(Protocol):
         """Exclusive, without waiting. Raises BlockingIOError if another holds it."""
         ...
 
-    def scribe(self, loop: asyncio.AbstractEventLoop) -> Scribe | None:
-        """Who makes this loop's appends durable; None: a thread of each disk, with the calls above."""
-        ...
-
 
 class RealSyscalls:
     """The kernel's. Attributes where a function fits as it is: one call less on the hot path."""
@@ -120,9 +113,6 @@ class RealSyscalls:
         import fcntl
 
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-
-    def scribe(self, loop: asyncio.AbstractEventLoop) -> Scribe | None:
-        return scribe_of(loop)
 
 
 def _check(result: int) -> None:

@@ -18,8 +18,6 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
-#include <linux/aio_abi.h>
-#include <pthread.h>
 #include <stdarg.h>
 #include <stdatomic.h>
 #include <stdint.h>
@@ -86,7 +84,6 @@ REAL(int, unlinkat, int, const char *, int)
 REAL(int, mkdirat, int, const char *, mode_t)
 REAL(int, linkat, int, const char *, int, const char *, int)
 REAL(ssize_t, sendfile, int, int, off_t *, size_t)
-REAL(long, syscall, long, ...)
 REAL(ssize_t, copy_file_range, int, off_t *, int, off_t *, size_t, unsigned)
 
 __attribute__((constructor)) static void start(void) {
@@ -391,78 +388,4 @@ ssize_t copy_file_range(int from, off_t *from_at, int to, off_t *to_at, size_t s
     char path[PATH_MAX];
     if (path_of(to, path)) { errno = EXDEV; return -1; }
     return real(copy_file_range)(from, from_at, to, to_at, size, flags);
-}
-
-/* Kernel AIO's syncs would pass unseen, too. So the kernel is played: a submitted sync is done at once, by the
- * fdatasync above, which notes it and lets it fail; then its event waits to be fetched. */
-#define CONTEXTS 64
-#define EVENTS 256
-static struct {
-    int used;
-    unsigned first, count;
-    struct io_event events[EVENTS];
-} contexts[CONTEXTS];
-static pthread_mutex_t contexts_lock = PTHREAD_MUTEX_INITIALIZER;
-
-static long aio_setup(aio_context_t *context) {
-    for (int index = 0; index < CONTEXTS; index++)
-        if (!contexts[index].used) {
-            contexts[index].used = 1;
-            *context = index + 1;
-            return 0;
-        }
-    errno = EAGAIN;
-    return -1;
-}
-
-static long aio_submit(unsigned context, long count, struct iocb **blocks) {
-    long taken = 0;
-    for (; taken < count; taken++) {
-        struct iocb *block = blocks[taken];
-        if (block->aio_lio_opcode != IOCB_CMD_FDSYNC || contexts[context].count == EVENTS) break;
-        struct io_event *event = contexts[context].events +
-            (contexts[context].first + contexts[context].count++) % EVENTS;
-        *event = (struct io_event){.data = block->aio_data};
-        if (fdatasync(block->aio_fildes)) event->res = -errno;
-        uint64_t one = 1;
-        real(syscall)(SYS_write, block->aio_resfd, &one, sizeof one);
-    }
-    if (!taken && count) { errno = EINVAL; return -1; }
-    return taken;
-}
-
-static long aio_getevents(unsigned context, long most, struct io_event *events) {
-    long count = 0;
-    for (; count < most && contexts[context].count; count++, contexts[context].count--)
-        events[count] = contexts[context].events[contexts[context].first++ % EVENTS];
-    return count;
-}
-
-long syscall(long number, ...) {
-    long a[6];
-    va_list list;
-    va_start(list, number);
-    for (int index = 0; index < 6; index++) a[index] = va_arg(list, long);
-    va_end(list);
-    if (!control || (number != SYS_io_setup && number != SYS_io_submit && number != SYS_io_getevents &&
-                     number != SYS_io_destroy))
-        return real(syscall)(number, a[0], a[1], a[2], a[3], a[4], a[5]);
-    pthread_mutex_lock(&contexts_lock);
-    long result;
-    if (number == SYS_io_setup) {
-        result = aio_setup((aio_context_t *)a[1]);
-    } else if (a[0] < 1 || a[0] > CONTEXTS || !contexts[a[0] - 1].used) {
-        errno = EINVAL;
-        result = -1;
-    } else if (number == SYS_io_submit) {
-        result = aio_submit(a[0] - 1, a[1], (struct iocb **)a[2]);
-    } else if (number == SYS_io_getevents) {
-        result = aio_getevents(a[0] - 1, a[2], (struct io_event *)a[3]);
-    } else {
-        contexts[a[0] - 1].used = 0;
-        contexts[a[0] - 1].count = 0;
-        result = 0;
-    }
-    pthread_mutex_unlock(&contexts_lock);
-    return result;
 }

@@ -201,22 +201,3 @@ def test_nothing_is_recorded_or_failed_outside_of_the_root(recorder: Recorder, t
     assert run(recorder, program).stderr == ""
     assert (other / "x").read_text() == "fine"
     assert recorder.calls() == []
-
-
-AIO_PROGRAM = """
-import os, select, sys
-from objstore.node.aio import Aio
-aio = Aio()
-fd = os.open(sys.argv[1] + "/a", os.O_RDWR | os.O_CREAT)
-os.write(fd, b"0123")
-print(aio.submit([(1, fd), (2, fd), (3, fd)]))
-select.select([aio.descriptor], [], [], 10)
-print(aio.ended())
-"""
-
-
-def test_syncs_by_the_kernel_are_recorded_and_fail_like_others(recorder: Recorder) -> None:
-    recorder.fail([rec.SYNC], errno.EIO, first=2, last=2)
-    result = run(recorder, AIO_PROGRAM)
-    assert result.stdout.split("\n")[:2] == ["3", f"[(1, 0), (2, -{errno.EIO}), (3, 0)]"], result.stderr
-    assert [call.kind for call in recorder.calls()] == [rec.CREATE, rec.WRITE, rec.SYNC, rec.SYNC]

@@ -40,10 +40,9 @@ def expected(number: int = 1) -> Expected:
     return Expected(CLUSTER, bytes([number]) * 16, number)
 
 
-@pytest.fixture(params=["threads", "scribe"])
-def sys(request: pytest.FixtureRequest) -> FaultySyscalls:
-    """Whatever a disk promises it promises with both ways of making appends durable."""
-    return FaultySyscalls(kernel_syncs=request.param == "scribe")
+@pytest.fixture
+def sys() -> FaultySyscalls:
+    return FaultySyscalls()
 
 
 @pytest.fixture
@@ -120,7 +119,6 @@ async def test_a_missing_fragment_file_is_named_as_that_and_not_as_a_missing_dis
     assert disk.state is DiskState.HEALTHY
 
 
-@pytest.mark.parametrize("sys", ["threads"], indirect=True)
 async def test_a_synced_append_makes_one_call_to_the_kernel_after_the_file_is_clean(
     disk: LocalDisk, sys: FaultySyscalls
 ) -> None:
@@ -135,7 +133,6 @@ async def test_a_synced_append_makes_one_call_to_the_kernel_after_the_file_is_cl
     assert await whole(disk, 1, 0) == b"abc"
 
 
-@pytest.mark.parametrize("sys", ["threads"], indirect=True)
 async def test_a_kernel_without_synced_writes_gets_two_calls(disk: LocalDisk, sys: FaultySyscalls) -> None:
     await disk.create(1, 0)
     sys.fail("pwritev", errno.EOPNOTSUPP, times=1)

@@ -8,7 +8,6 @@ import os
 import random
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import Any, cast
 
 import pytest
 
@@ -17,7 +16,6 @@ from objstore.node.disk import DiskState
 from objstore.node.fragments import FileScan, RangeRead, Seal, file_header, record_buffers, record_size
 from objstore.node.identity import Peer, make_identity
 from objstore.node.local import DiskOptions, LocalDisk, format_disk, open_disk
-from tests.sim.faulty_syscalls import FaultySyscalls
 from tests.sim.file_system import PowerCut, SimFileSystem
 from tests.sim.replacing import replace
 
@@ -181,22 +179,14 @@ def formatted() -> SimFileSystem:
 
 
 async def run_until_cut(
-    sim: SimFileSystem,
-    seen: Acknowledged,
-    life: Callable[[LocalDisk, Acknowledged], Awaitable[None]],
-    *,
-    scribe: bool = False,
+    sim: SimFileSystem, seen: Acknowledged, life: Callable[[LocalDisk, Acknowledged], Awaitable[None]]
 ) -> bool:
-    """Returns whether the power went. With `scribe` appends are written by one and synced by another."""
-    disk = open_disk(PATH, options=OPTIONS, sys=cast(Any, FaultySyscalls(sim, kernel_syncs=scribe)))
+    """Returns whether the power went."""
+    disk = open_disk(PATH, options=OPTIONS, sys=sim)
     try:
         await life(disk, seen)
     except PowerCut:
         return True
-    except DiskFailed:
-        if not sim.is_off:
-            raise
-        return True  # The sync that the power took ended with EIO.
     finally:
         disk.close()
     return False
@@ -208,24 +198,21 @@ async def after_cut(sim: SimFileSystem) -> LocalDisk:
     return disk
 
 
-async def changes_of(
-    life: Callable[[LocalDisk, Acknowledged], Awaitable[None]], *, scribe: bool = False
-) -> tuple[int, int]:
+async def changes_of(life: Callable[[LocalDisk, Acknowledged], Awaitable[None]]) -> tuple[int, int]:
     sim = formatted()
     first = sim.changes
-    assert not await run_until_cut(sim, Acknowledged(), life, scribe=scribe)
+    assert not await run_until_cut(sim, Acknowledged(), life)
     return first, sim.changes
 
 
-@pytest.mark.parametrize("scribe", [False, True])
-async def test_at_every_power_cut_what_was_acknowledged_is_there(scribe: bool) -> None:
-    first, last = await changes_of(live, scribe=scribe)
+async def test_at_every_power_cut_what_was_acknowledged_is_there() -> None:
+    first, last = await changes_of(live)
     assert last - first >= 60, "the workload has shrunk"
     for at in range(first + 1, last + 1):
         sim = formatted()
         sim.power_cut_at(at)
         seen = Acknowledged()
-        assert await run_until_cut(sim, seen, live, scribe=scribe)
+        assert await run_until_cut(sim, seen, live)
         for world in range(WORLDS_PER_CUT):
             where = f"cut at {at} of {last} ({sim.log[-1]}), world {world}, seed {SEED}"
             disk = await after_cut(sim.after_power_cut(random.Random(f"{SEED} {at} {world}")))

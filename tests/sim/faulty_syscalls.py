@@ -1,17 +1,15 @@
 """System calls that fail or hang where a test says so. Sits between LocalDisk and another Syscalls object."""
 
-import asyncio
 import errno
 import os
 import threading
-from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
-from objstore.node.scribe import Scribe
 from objstore.node.syscalls import RealSyscalls, Syscalls
 
-NAMES = [name for name in vars(Syscalls) if not name.startswith("_") and name != "scribe"]
+NAMES = [name for name in vars(Syscalls) if not name.startswith("_")]
 
 
 class FaultySyscalls:
@@ -21,11 +19,9 @@ class FaultySyscalls:
     calls from now: `fail("pwritev", errno.ENOSPC, at=3)` spares two. With `effect=True` the call is made
     first and then fails.
     `hang("fdatasync")` blocks the calling thread until `release()`; the test must release.
-    With `kernel_syncs` appends go through a scribe, whose syncs are `fdatasync` of this object.
     """
 
-    def __init__(self, beneath: Syscalls | None = None, *, kernel_syncs: bool = False) -> None:
-        self._scribes: dict[asyncio.AbstractEventLoop, Scribe] | None = {} if kernel_syncs else None
+    def __init__(self, beneath: Syscalls | None = None) -> None:
         self.beneath: Any = beneath or RealSyscalls()
         self.calls: Counter[str] = Counter()
         self.trace: list[tuple[str, tuple[Any, ...]]] = []
@@ -43,13 +39,6 @@ class FaultySyscalls:
     def hang(self, name: str) -> None:
         assert name in NAMES
         self._rules.setdefault(name, []).append(_Rule(0, 0, 1, False))
-
-    def scribe(self, loop: asyncio.AbstractEventLoop) -> Scribe | None:
-        if self._scribes is None:
-            return None
-        if loop not in self._scribes:
-            self._scribes[loop] = Scribe(loop, ThreadedSyncs(self))
-        return self._scribes[loop]
 
     def heal(self) -> None:
         """Forget every rule."""
@@ -79,43 +68,6 @@ class FaultySyscalls:
             return real(*arguments)
 
         return call
-
-
-class ThreadedSyncs:
-    """Implements objstore.node.aio.Syncs with a thread a sync."""
-
-    def __init__(self, sys: Any) -> None:
-        self.descriptor = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self.takes_max = 1_000_000  # Syncs of one submission; beyond, it says that there is no room.
-        self._sys = sys
-        self._ended: deque[tuple[int, int]] = deque()
-
-    def submit(self, syncs: Sequence[tuple[int, int]]) -> int:
-        taken = syncs[: self.takes_max]
-        for number, fd in taken:
-            threading.Thread(target=self._sync, args=(number, fd), daemon=True).start()
-        return len(taken)
-
-    def _sync(self, number: int, fd: int) -> None:
-        try:
-            self._sys.fdatasync(fd)
-        except OSError as failure:
-            self._ended.append((number, -(failure.errno or errno.EIO)))
-        except Exception:  # The power has gone: a simulated kernel ends with the machine.
-            self._ended.append((number, -errno.EIO))
-        else:
-            self._ended.append((number, 0))
-        os.eventfd_write(self.descriptor, 1)
-
-    def ended(self) -> list[tuple[int, int]]:
-        try:
-            os.eventfd_read(self.descriptor)
-        except BlockingIOError:
-            return []
-        return [self._ended.popleft() for _ in range(len(self._ended))]
-
-    def close(self) -> None:
-        os.close(self.descriptor)
 
 
 class _Rule:

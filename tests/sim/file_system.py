@@ -184,9 +184,6 @@ class SimFileSystem:
 
     # Syscalls.
 
-    def scribe(self, loop: object) -> None:
-        """None: its files are not the kernel's."""
-
     def open(self, path: str, flags: int, mode: int = 0o600) -> int:
         with self._lock:
             self._check_on()
