@@ -9,7 +9,8 @@ from typing import Final
 
 from objstore.durability.chain import CONTEXT, loss_rate
 from objstore.durability.formulas import any_loss, window_annual_loss
-from objstore.durability.model import HOURS_A_YEAR, PARITY_MAX, Code, Model
+from objstore.durability.model import FRAGMENTS_MAX, HOURS_A_YEAR, PARITY_MAX, Code, Model
+from objstore.errors import BadArgument
 
 REPAIR_LONGEST_H: Final = HOURS_A_YEAR
 REPAIR_SHORTEST_H: Final = 0.01
@@ -28,7 +29,7 @@ class Assessment:
     published_nines: float  # Disk failures alone, in the window model: what others would print.
     causes: list[tuple[str, float]]  # By how much of the loss would be gone without each; largest first.
     improvements: list[tuple[str, float]]  # What could be done, and the nines gained; most first.
-    stronger: tuple[Code, float] | None  # One more parity fragment, and the nines gained.
+    stronger: tuple[Code, float] | None  # One more parity fragment, and the nines gained; None: not known.
 
     def lost_a_year(self, objects: int) -> float:
         """Objects expected to be lost per year, of so many."""
@@ -52,9 +53,12 @@ def assess(model: Model) -> Assessment:
     )
     improvements = [(words, _gain(rate, changed)) for words, changed in _changes(model)]
     stronger = None
-    if code.m < PARITY_MAX and rate:
+    if code.m < PARITY_MAX and code.n < FRAGMENTS_MAX and rate:
         more = Code(code.k, code.m + 1)
-        stronger = (more, _gain(rate, replace(model, code=more)))
+        try:
+            stronger = (more, _gain(rate, replace(model, code=more)))
+        except BadArgument:
+            pass  # Its chain has too many states; nobody asked for that code.
     return Assessment(
         model=model,
         hourly_loss=rate,

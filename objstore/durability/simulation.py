@@ -25,9 +25,7 @@ from objstore.errors import BadArgument
 FORCED: Final = (
     0.85  # Chance of a failure before the next repair. Intervals are widest for both 0.6 and 0.95.
 )
-LONGER: Final = 1.0  # Times m, so much longer are some repairs: m failures have to fit in.
-LONGER_SHARE: Final = 0.25  # Of 0.1, 0.25 and 0.5 that which serves plain codes and domains alike.
-EVENTS_MAX: Final = 100_000  # In one cycle. Beyond it repair never catches up, and loss is no rare event.
+EVENTS_MAX: Final = 20_000  # In one cycle. Beyond it repair never catches up, and loss is no rare event.
 HITS_MIN: Final = 50  # Fewer losses than that, of equal weight, and the interval is not to be trusted.
 NORMAL_95: Final = 1.959964  # A normal distribution has 95% of itself within so many standard deviations.
 
@@ -70,6 +68,8 @@ def estimate(
     The same seed gives the same estimate. Raises: BadArgument if repair cannot keep up at all.
     """
     assert cycles >= 2
+    if not model.causes:
+        raise BadArgument("nothing ever fails: there is nothing to simulate")
     chance = random.Random(seed)  # noqa: S311  (Not a secret: a seed that can be replayed.)
     world = _World(model, repairs, chance)
     weights = [
@@ -117,7 +117,8 @@ class _World:
             for fragment, place in enumerate(level):
                 places[place].append(fragment)
             self._places.append(places)
-        # When each bad fragment is mended (hours), those known to be bad and those that nobody knows of.
+        # The bad fragments, those known to be bad and those that nobody knows of, each with the hour in which
+        # it will be mended (fixed repairs) or with the mean time that takes (exponential ones).
         self._known: dict[int, float] = {}
         self._hidden: dict[int, float] = {}
         self._now = 0.0
@@ -138,23 +139,49 @@ class _World:
             bad = len(self._known) + len(self._hidden)
             if not bad or bad > self._m:
                 return self._weight, waited + self._now - began, bad > self._m
-            next_repair = min(
-                min(self._known.values(), default=math.inf), min(self._hidden.values(), default=math.inf)
-            )
-            left = next_repair - self._now
-            total = sum(rate for _, rate in self._rates())
-            true = -math.expm1(-total * left)  # That something fails before the next repair ends.
-            used = max(true, FORCED) if force and true else true
-            if chance.random() < used:
-                self._weight *= true / used
-                self._now += min(-math.log1p(-chance.random() * true) / total, left)
-                self._strike(force)
+            if self._fixed:
+                self._wait_fixed(force)
             else:
-                self._weight *= (1 - true) / (1 - used)
-                self._now = next_repair
-                self._known = {one: due for one, due in self._known.items() if due > next_repair}
-                self._hidden = {one: due for one, due in self._hidden.items() if due > next_repair}
+                self._wait_exponential(force)
         raise BadArgument("repair never catches up with failures: there is nothing to simulate")
+
+    def _wait_fixed(self, force: bool) -> None:
+        """Until something fails, or the repair that ends first ends: when that will be is known."""
+        chance = self._chance
+        dues = [*self._known.values(), *self._hidden.values()]
+        due = min(dues)
+        total = sum(rate for _, rate in self._rates())
+        true = -math.expm1(-total * (due - self._now))  # That something fails before.
+        used = max(true, FORCED) if force and true else true
+        if chance.random() < used:
+            self._weight *= true / used
+            self._now = min(self._now - math.log1p(-chance.random() * true) / total, due)
+            self._strike(force)
+        else:
+            self._weight *= (1 - true) / (1 - used)
+            self._now = due
+            self._known = {one: ends for one, ends in self._known.items() if ends > due}
+            self._hidden = {one: ends for one, ends in self._hidden.items() if ends > due}
+
+    def _wait_exponential(self, force: bool) -> None:
+        """Until something fails or is mended: without a memory, failures and repairs race anew each time."""
+        chance = self._chance
+        share = 1 / len(self._known) if self._model.serial and self._known else 1.0
+        mending = [(one, share / mean) for one, mean in self._known.items()]
+        mending += [(one, 1 / mean) for one, mean in self._hidden.items()]
+        fails = sum(rate for _, rate in self._rates())
+        mends = sum(rate for _, rate in mending)
+        true = fails / (fails + mends)
+        used = max(true, FORCED) if force and true else true
+        self._now += chance.expovariate(fails + mends)
+        if chance.random() < used:
+            self._weight *= true / used
+            self._strike(force)
+        else:
+            self._weight *= mends / (fails + mends) / (1 - used)
+            mended = chance.choices([one for one, _ in mending], [rate for _, rate in mending])[0]
+            self._known.pop(mended, None)
+            self._hidden.pop(mended, None)
 
     def _rates(self) -> list[tuple[str, float]]:
         """What may happen now, and how often per hour."""
@@ -180,19 +207,17 @@ class _World:
         cause = rates[at][0]
         if cause == DISKS:
             victims = [one for one in range(self._n) if one not in self._known]
-            self._lose([chance.choice(victims)], self._model.repair_h, force)
+            self._lose([chance.choice(victims)], self._model.repair_h)
         elif cause == LATENT:
             victims = [one for one in range(self._n) if one not in self._known and one not in self._hidden]
             victim = chance.choice(victims)
-            self._hidden[victim] = self._found(force)
+            self._hidden[victim] = self._found()
         else:
             level = [domain.name for domain in self._model.domains].index(cause)
             domain = self._model.domains[level]
             victims = [one for one in chance.choice(self._places[level]) if one not in self._known]
             victims = self._chosen(victims, domain.lost, force)
-            self._lose(
-                victims, domain.repair_h if domain.repair_h is not None else self._model.repair_h, force
-            )
+            self._lose(victims, domain.repair_h if domain.repair_h is not None else self._model.repair_h)
 
     def _chosen(self, fragments: list[int], lost: float, force: bool) -> list[int]:
         """Those of the fragments that are lost, each with this chance; forced: often half."""
@@ -205,30 +230,19 @@ class _World:
             self._weight *= likely / ((likely + 0.5 ** len(fragments)) / 2)
         return taken
 
-    def _lose(self, fragments: list[int], mean_h: float, force: bool) -> None:
+    def _lose(self, fragments: list[int], mean_h: float) -> None:
         for fragment in fragments:
             self._hidden.pop(fragment, None)
-            begins = max(self._known.values(), default=self._now) if self._model.serial else self._now
-            self._known[fragment] = begins + (mean_h if self._fixed else self._takes(mean_h, force))
+            if self._fixed:
+                begins = max(self._known.values(), default=self._now) if self._model.serial else self._now
+                self._known[fragment] = begins + mean_h
+            else:
+                self._known[fragment] = mean_h
 
-    def _found(self, force: bool) -> float:
-        """When a latent error of now is mended."""
+    def _found(self) -> float:
+        """Of a latent error of now, what `_hidden` holds."""
         model = self._model
         if not self._fixed:
-            return self._now + self._takes(model.latent_repair_h, force)
+            return model.latent_repair_h
         rounds = math.floor((self._now - self._scrub_phase) / model.scrub_h) + 1
         return self._scrub_phase + rounds * model.scrub_h + model.repair_h
-
-    def _takes(self, mean_h: float, force: bool) -> float:
-        """Exponential with this mean. Losses happen in long repairs: if forced, half are drawn longer."""
-        chance = self._chance
-        if not force:
-            return chance.expovariate(1 / mean_h)
-        stretch = LONGER * self._m
-        takes = chance.expovariate(1 / mean_h)
-        if chance.random() < LONGER_SHARE:
-            takes *= stretch
-        # True density over the one drawn from, without overflow.
-        normal, longer = 1 - LONGER_SHARE, LONGER_SHARE / stretch
-        self._weight /= normal + longer * math.exp(min(takes / mean_h * (1 - 1 / stretch), 700.0))
-        return takes
