@@ -80,5 +80,7 @@ def test_a_user_made_after_the_last_copy_is_in_the_next_one_soon(tmp_path: Path)
     with running_server(tmp_path, environment=environment) as server:
         server.boto3().create_bucket(Bucket="bucket")
         wait_for(1)
+        time.sleep(1.0)  # Another for the bucket, should the first have begun before it was there.
+        before = copies()  # Now: the copy may be made before the command has ended.
         server.command("user", "create", "late", "--tenant", "late")
-        wait_for(copies() + 1)
+        wait_for(before + 1)
