@@ -16,6 +16,7 @@ StoreError
 │   └── NotImplementedYet       a feature that does not exist: 501, never a pretended success
 ├── Unavailable                 nobody is at fault; the same request may work later
 │   ├── DiskFailed, DiskFull, DiskMissing
+│   ├── StaleEpoch              the disk has been told of a newer epoch: who asks was shut out
 │   ├── WriteQuorumNotMet, TooFewDisks
 │   ├── MetaUnavailable         the committer is away or the outcome is unknown
 │   └── Overloaded              a bound was reached: slow down
@@ -226,6 +227,15 @@ class DiskFull(Unavailable):
 
 class DiskMissing(Unavailable):
     """Nothing, or something else, lies where the disk should be."""
+
+
+class StaleEpoch(Unavailable):
+    """A newer epoch is in force: another gateway machine has taken over. Nothing was done."""
+
+    def __init__(self, *, named: int, noted: int) -> None:
+        super().__init__(f"epoch {named} was named, the disk has noted {noted}")
+        self.named = named
+        self.noted = noted
 
 
 class WriteQuorumNotMet(Unavailable):

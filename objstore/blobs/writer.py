@@ -53,6 +53,7 @@ from objstore.errors import (
     DiskFull,
     DiskMissing,
     Overloaded,
+    StaleEpoch,
     StoreError,
     TooFewDisks,
     Unavailable,
@@ -1068,7 +1069,7 @@ class BlobWriter:
         for index, failure in failures.items():
             number = record.disks[index]
             log.warning("fragment %d.%d on disk %d failed: %s", record.id, index, number, failure)
-            if isinstance(failure, (DiskFull, Overloaded)):
+            if isinstance(failure, (DiskFull, Overloaded, StaleEpoch)):  # The last: nothing wrong with it.
                 self._full[number] = self._clock.monotonic() + FULL_DISK_REST_S
                 continue
             try:

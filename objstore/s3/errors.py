@@ -311,6 +311,7 @@ ROWS: dict[type[errors.StoreError], Callable[..., S3Fault]] = {
         "There is no space left for writes; reads and deletes work."
     ),
     errors.DiskMissing: _unavailable,
+    errors.StaleEpoch: _unavailable,
     errors.WriteQuorumNotMet: _unavailable,
     errors.TooFewDisks: _unavailable,
     errors.MetaUnavailable: _unavailable,
