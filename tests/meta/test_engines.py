@@ -1,4 +1,4 @@
-"""What every metadata engine does: one suite for the reference and for LMDB with its committer."""
+"""What every metadata engine does: one suite for the reference, LMDB with its committer, and PostgreSQL."""
 
 import asyncio
 import random
@@ -13,6 +13,8 @@ from objstore.errors import Conflict, LimitReached
 from objstore.meta.client import MetaClient
 from objstore.meta.committer import run_committer
 from objstore.meta.kv import Add, DictKv, Kv, Transaction, Versioned, counter, counter_value, prefix_end
+from objstore.meta.kv_postgres import PostgresKv
+from tests import postgres
 from tests.meta.directory_disk import open_disks
 from tests.meta.process import CLUSTER, COPIES, state_directories
 
@@ -55,9 +57,21 @@ async def lmdb_engine(path: Path) -> AsyncIterator[Kv]:
         await asyncio.wait_for(task, 20)
 
 
+@asynccontextmanager
+async def postgres_engine(path: Path) -> AsyncIterator[Kv]:
+    with postgres.database() as url:
+        kv = PostgresKv(url)
+        await kv.start()
+        try:
+            yield kv
+        finally:
+            await kv.close()
+
+
 ENGINES: dict[str, Engine] = {
     "dict": dict_engine,
     "lmdb": lmdb_engine,
+    "postgres": postgres_engine,
 }  # A new engine adds one line here and inherits every test below.
 
 
@@ -82,7 +96,7 @@ async def test_a_new_store_is_empty(kv: Kv) -> None:
 
 async def test_an_engine_with_a_version_shows_another_one_after_every_commit(kv: Kv) -> None:
     if not isinstance(kv, Versioned):
-        assert isinstance(kv, DictKv)  # The reference has none; a new engine says so here.
+        assert isinstance(kv, DictKv | PostgresKv)  # These have none; a new engine says so here.
         return
     seen = [kv.version()]
     for number in range(20):
