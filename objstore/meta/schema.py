@@ -24,6 +24,8 @@ the end, with a default, so that every later release reads every earlier record.
     G <volume 8>                            counter: live bytes (extent lengths that a home points at)
     R <volume 8> <fragment index 1>         repair intent: this fragment file lacks acknowledged stripes
     D <disk number 2>                       DiskRecord
+    n <member id 16>                        MemberRecord: a storage node or a gateway
+    j <token id 16>                         JoinRecord: a join token that was used
     N <name>                                serial numbers: volumes, buckets
     C <name>                                claims
     S <name>                                settings of the cluster
@@ -172,6 +174,38 @@ class DiskRecord(Record, frozen=True, array_like=True, kw_only=True):
     state: str  # healthy | suspect | read-only | failed | retired: see docs/formats.md.
     reason: str = ""  # In plain words, for people.
     since_us: int = 0
+    node: bytes = b""  # Member id (16) of the storage node that has it; empty: the gateway's own machine.
+    size: int = 0  # Bytes of its file system, as its node said; 0: unknown.
+
+
+class MemberRecord(Record, frozen=True, array_like=True, kw_only=True):
+    """A machine of the cluster. The record stays when it is removed: its id is denied from then on."""
+
+    role: str  # node | gateway
+    name: str  # For people; unique among those that are joined.
+    state: str  # joined | removed
+    addresses: list[str]  # host:port of its internal listener.
+    site: str = ""
+    rack: str = ""
+    joined_us: int = 0
+    away_us: int = 0  # Since when it has not answered; 0: it answers. Its disks take no new volumes.
+    issuer: str = ""  # The root that issued its newest certificate,
+    ends_s: int = 0  # and when that ends, seconds since 1970.
+    removed_us: int = 0
+
+
+class JoinRecord(Record, frozen=True, array_like=True, kw_only=True):
+    """A join token is good once: for this key, and for nobody else."""
+
+    member: bytes  # 16 bytes: who joined with it.
+    key: bytes  # SHA-256 of the public key: the same machine may ask again after a lost answer.
+    expires_s: int  # Of the token, seconds since 1970: the record may go a while after.
+
+
+class AuthorityRecord(Record, frozen=True, array_like=True, kw_only=True):
+    """At S authority: what every gateway with the master key can sign with."""
+
+    bundle: bytes  # node/authority.py's; its secrets are encrypted under the master key.
 
 
 class TenantRecord(Record, frozen=True, array_like=True, kw_only=True):
@@ -331,6 +365,14 @@ def repair_key(volume: int, index: int) -> bytes:
 
 def disk_key(number: int) -> bytes:
     return b"D" + number.to_bytes(2, "big")
+
+
+def member_key(member: bytes) -> bytes:
+    return b"n" + member
+
+
+def join_key(token: bytes) -> bytes:
+    return b"j" + token
 
 
 def serial_key(name: str) -> bytes:

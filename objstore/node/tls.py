@@ -70,8 +70,7 @@ class Trust(msgspec.Struct, frozen=True, kw_only=True):
     number: int  # Grows with every change; an older one never replaces a newer one.
     roots: list[str]  # PEM.
     signer: str  # Name of the root that signs now: whose certificate is another's renews it.
-    denied: list[str] = []  # Ids (32 hex digits) of who was removed.
-    denied_serials: list[str] = []  # Of single certificates, as `serial_of` writes them.
+    denied: list[str] = []  # Ids (32 hex digits) of who was removed. Ids are never reused.
     members: list[Member] = []
 
 
@@ -228,7 +227,7 @@ class Credentials:
         name = peer.name
         if name.cluster != self._own.name.cluster:
             return f"{name} belongs to another cluster"
-        if name.id in self._denied or peer.serial in self._denied_serials:
+        if name.id in self._denied:
             return f"{name} was removed from the cluster"
         if peer.issuer not in self._issuers:
             return f"the certificate of {name} is of a root that is trusted no longer"
@@ -284,7 +283,6 @@ class Credentials:
     def _note_trust(self) -> None:
         self._issuers = frozenset(common_name(from_pem(root).subject) for root in self.trust.roots)
         self._denied = frozenset(bytes.fromhex(text) for text in self.trust.denied)
-        self._denied_serials = frozenset(self.trust.denied_serials)
 
     def _read(self) -> tuple[_Own, Trust]:
         place = self.directory / IDENTITY

@@ -25,6 +25,7 @@ from objstore.extents import Extent
 from objstore.meta.kv import Add, Kv, Transaction, counter, counter_value, prefix_end
 from objstore.meta.schema import (
     DiskRecord,
+    MemberRecord,
     decode,
     disk_key,
     encode,
@@ -40,6 +41,7 @@ ATTEMPTS_MAX: Final = 64  # Of a conditional commit; each lost round means that 
 SCAN_PAGE: Final = 1_000
 VOLUME_SERIAL: Final = "volumes"
 DISKS_MAX: Final = 1 << 16  # A disk number has two bytes in its key.
+MEMBERS_MAX: Final = 1 << 14  # Machines that ever joined; their list is pushed to all of them.
 
 GIVEN_UP: Final = ("failed", "retired")  # States of a disk whose fragments do not come back.
 DRAINING: Final = "draining"  # To be emptied: no new volumes, and its files move elsewhere.
@@ -164,9 +166,25 @@ class MetaLedger:
         await self.set_disk_state(disk, "read-only" if read_only else "suspect", reason)
 
     async def usable_disks(self) -> list[int]:
-        return [number for number, record in (await self.disks()).items() if record.state == "healthy"]
+        """Healthy, and on a machine that answers."""
+        healthy = {
+            number: record for number, record in (await self.disks()).items() if record.state == "healthy"
+        }
+        if not any(record.node for record in healthy.values()):
+            return list(healthy)  # One machine: nobody can be away.
+        there = {
+            member
+            for member, record in (await self.members()).items()
+            if record.state == "joined" and not record.away_us
+        }
+        return [number for number, record in healthy.items() if not record.node or record.node in there]
 
-    # Disks.
+    # Machines of the cluster, and disks.
+
+    async def members(self) -> dict[bytes, MemberRecord]:
+        """Every machine that ever joined, by its id; those that were removed among them."""
+        pairs = await self._kv.scan(b"n", prefix_end(b"n"), MEMBERS_MAX)
+        return {key[1:]: decode(value, MemberRecord) for key, value in pairs}
 
     async def disks(self) -> dict[int, DiskRecord]:
         """Every disk's record, by number."""
@@ -198,12 +216,25 @@ class MetaLedger:
             return
         raise MetaUnavailable(f"disk {disk} not registered in {ATTEMPTS_MAX} attempts")
 
-    async def reserve_disk(self, *, uuid: bytes, path: str, reason: str) -> int:
-        """A number for a new disk, never used before; its record says suspect until the disk is made."""
+    async def reserve_disk(
+        self, *, uuid: bytes, path: str, reason: str, node: bytes = b"", size: int = 0
+    ) -> int:
+        """A number for a new disk, never used before; its record says suspect until the disk is made.
+
+        Args:
+            node: the member that has it (16 bytes); empty: this machine.
+            size: bytes of its file system, if known.
+        """
         for _ in range(ATTEMPTS_MAX):
             number = max(await self.disks(), default=0) + 1
             record = DiskRecord(
-                uuid=uuid, path=path, state="suspect", reason=reason, since_us=self._clock.now_us()
+                uuid=uuid,
+                path=path,
+                state="suspect",
+                reason=reason,
+                since_us=self._clock.now_us(),
+                node=node,
+                size=size,
             )
             try:
                 await self._kv.commit(

@@ -13,12 +13,15 @@ from objstore.meta import schema
 from objstore.meta.kv import counter, counter_value
 from objstore.meta.schema import (
     AccessKeyRecord,
+    AuthorityRecord,
     BucketRecord,
     Checksum,
     DiskRecord,
     DoomedRecord,
     ExtentPage,
     Extra,
+    JoinRecord,
+    MemberRecord,
     Multipart,
     ObjectRecord,
     PartEntry,
@@ -55,6 +58,10 @@ KEYS = [
     (schema.volume_live_key(258), "47 0000000000000102"),
     (schema.repair_key(258, 5), "52 0000000000000102 05"),
     (schema.disk_key(258), "44 0102"),
+    (schema.member_key(ID), "6e" + ID.hex()),
+    (schema.join_key(ID), "6a" + ID.hex()),
+    (schema.serial_key("trust"), "4e" + b"trust".hex()),
+    (schema.setting_key("authority"), "53" + b"authority".hex()),
     (schema.serial_key("volumes"), "4e" + b"volumes".hex()),
     (schema.claim_key("upkeep"), "43" + b"upkeep".hex()),
     (schema.setting_key("scrub"), "53" + b"scrub".hex()),
@@ -101,8 +108,31 @@ RECORDS: list[tuple[msgspec.Struct, str]] = [
     (DoomedRecord(since_us=2, unlisted=True), "93 01 02 c3"),
     (
         DiskRecord(uuid=ID, path="/d", state="suspect", reason="r", since_us=2),
-        "96 01 c410" + ID.hex() + "a22f64 a7" + b"suspect".hex() + "a172 02",
+        "98 01 c410" + ID.hex() + "a22f64 a7" + b"suspect".hex() + "a172 02 c400 00",
     ),
+    (
+        MemberRecord(
+            role="node",
+            name="n",
+            state="joined",
+            addresses=["h:1"],
+            site="s",
+            rack="r",
+            joined_us=2,
+            away_us=3,
+            issuer="i",
+            ends_s=4,
+        ),
+        "9c 01 a4"
+        + b"node".hex()
+        + "a16e a6"
+        + b"joined".hex()
+        + "91 a3"
+        + b"h:1".hex()
+        + "a173 a172 02 03 a169 04 00",
+    ),
+    (JoinRecord(member=ID, key=b"\7", expires_s=2), "94 01 c410" + ID.hex() + "c40107 02"),
+    (AuthorityRecord(bundle=b"{}"), "92 01 c402" + b"{}".hex()),
     (TenantRecord(name="t", created_us=2), "94 01 a174 02 c2"),
     (UserRecord(tenant="t", name="u", created_us=2, root=True), "97 01 a174 a175 02 c2 c3 a0"),
     (AccessKeyRecord(user="u", secret=b"\7", created_us=2, comment="c"), "96 01 a175 c40107 02 c2 a163"),
@@ -134,6 +164,10 @@ def test_a_record_has_the_bytes_that_the_page_shows_and_is_read_from_them(
         ("92 01 02", DoomedRecord(since_us=2)),
         ("92 01 90", ExtentPage(extents=[])),
         ("95 07 40 08 00 01", Extent(7, 64, 8, 0, 1)),
+        (
+            "96 01 c410" + ID.hex() + "a22f64 a7" + b"suspect".hex() + "a172 02",
+            DiskRecord(uuid=ID, path="/d", state="suspect", reason="r", since_us=2),
+        ),
     ],
 )
 def test_absent_fields_at_the_end_mean_their_defaults(short: str, record: msgspec.Struct) -> None:
