@@ -154,6 +154,7 @@ async def run_committer(
     forget: bool = False,
     served: Path | None = None,
     beacon: Beacon | None = None,
+    term: int = 0,
 ) -> None:
     """Recover, serve until `stop` is set, then drain and leave a clean mark.
 
@@ -169,10 +170,10 @@ async def run_committer(
         folder: makes snapshots, in another process (see fold.py); None: the journal only grows.
         finder: looks damaged records up, as above; None: they stay until they are overwritten.
         trust_state: False after a death by SIGBUS.
-        forget, served: see `recover`.
+        forget, served, term: see `recover`.
         beacon: where it shows which state is in force, before any client can commit to it.
 
-    Raises: MetaUnavailable, StateLost, Corrupt, TooFewDisks; lmdb.Error when a commit fails. In
+    Raises: MetaUnavailable, StateLost, Corrupt, TooFewDisks, StaleEpoch; lmdb.Error when a commit fails. In
         each case nothing that was acknowledged is lost, and the process must end: a new one recovers.
     """
     options = options or CommitterOptions()
@@ -191,6 +192,7 @@ async def run_committer(
         append_timeout_s=options.append_timeout_s,
         forget=forget,
         served=served,
+        term=term,
     )
     log.info(
         "metadata recovered",
@@ -583,6 +585,7 @@ class Committer:
             self._forget_clients()
             await self._try_failed_disks()
             journal = self._journal
+            await journal.check_term()
             if len(journal.members) < min(journal.copies, len(journal.eligible())):
                 self._ask_for_roll("more copies are possible again")
             elif journal.eligible() and any(not writable(disk) for disk in journal.members):

@@ -32,6 +32,14 @@ reachable disk; then its first batch. A number is used for one attempt only: the
 than any that a reachable disk names or holds a file of. Why that suffices: an epoch that served a
 batch is named by all its members, of which at least one is reachable when at most m disks are away.
 
+Where the disks are on storage nodes, several gateway machines could reach them. So the upper bits of an
+epoch's number are a *term*: one machine's reign. Whoever takes over begins a new term: it fences more than
+half of all disks with the term's first number, and only then looks for the newest epoch; and every epoch is
+noted by more than half of all disks before it is in force. Any two halves share a disk: so either the new
+machine sees the old one's last epoch, or the old one is refused (StaleEpoch) when it opens another. It cannot
+go on in its last epoch either: the new machine has fenced at least one of that epoch's members, and a batch
+needs them all. A term of 0 has no fence: all its disks are this machine's own, under its locks.
+
 Concurrency: one `Journal` per store, in the committer; its calls are issued one at a time.
 """
 
@@ -47,7 +55,7 @@ import msgspec
 import xxhash
 
 from objstore.clock import Clock
-from objstore.errors import Corrupt, StoreError, TooFewDisks
+from objstore.errors import Corrupt, MetaUnavailable, StaleEpoch, StoreError, TooFewDisks
 from objstore.meta.kv_lmdb import BatchFailures, End
 from objstore.node.disk import Disk, DiskState
 
@@ -60,6 +68,7 @@ APPEND_TIMEOUT_S = 2.0  # A copy that takes longer is left behind (DESIGN sectio
 STEP_TIMEOUT_S = 5.0  # For one step of opening an epoch on one disk: a create, a note, a chunk.
 FAILED_TIMEOUT_S = 0.5  # The same on a disk that has failed already: a try, not a hope.
 READ_SIZE = 4 * 1024 * 1024  # Bytes read at a time.
+TERM_BITS = 24  # Of an epoch's number, for the epochs of one term: 16 million starts and lost copies.
 
 KIND_BATCH = 0
 KIND_CLEAN = 1
@@ -144,6 +153,24 @@ class Batch(NamedTuple):
 
     def resolved(self) -> Resolved:
         return _decode_resolved(self.payload)
+
+
+def term_of(epoch: int) -> int:
+    return epoch >> TERM_BITS
+
+
+def first_epoch(term: int) -> int:
+    """What a term fences with: no epoch of an earlier term is as high."""
+    return term << TERM_BITS
+
+
+def last_epoch(term: int) -> int:
+    """What every process of a term's machine names to the disks: its own epochs never shut it out."""
+    return first_epoch(term + 1) - 1
+
+
+def majority(disks: Sequence[Disk]) -> int:
+    return len(disks) // 2 + 1
 
 
 encode = msgspec.msgpack.Encoder().encode
@@ -408,6 +435,7 @@ class Journal:
     append_timeout_s: float = APPEND_TIMEOUT_S
     highest: int = 0  # The highest number seen anywhere.
     opened: Callable[[int], None] = lambda epoch: None  # Called when an epoch is in force.
+    term: int = 0  # See the module.
 
     def end(self) -> End:
         position = self.position
@@ -440,7 +468,8 @@ class Journal:
         """Write and sync one batch on every member; `position` moves only if all have it.
 
         Raises: CopyFailed. The batch may or may not be on some members: after `roll`, append it
-            again; it must not be forgotten in between by one who goes on in this epoch.
+            again; it must not be forgotten in between by one who goes on in this epoch. StaleEpoch if
+            another machine has taken over; the outcome is not known then.
         """
         position = self.position
         record, checksum = encode_batch(
@@ -484,7 +513,7 @@ class Journal:
                 append.cancel()
                 failures[disk.number] = f"no answer within {self.append_timeout_s:g} s"
             elif (failure := append.exception()) is not None:
-                if not isinstance(failure, (StoreError, OSError)):
+                if isinstance(failure, StaleEpoch) or not isinstance(failure, (StoreError, OSError)):
                     raise failure
                 failures[disk.number] = repr(failure)
         return failures
@@ -508,7 +537,8 @@ class Journal:
             state: id of the LMDB state that goes with it; b"" if none is to be trusted.
             snapshot: a newer one, already on disks; the segments it covers are dropped.
 
-        Raises: TooFewDisks when no disk is left; Corrupt when a file is on none of them.
+        Raises: TooFewDisks when no disk is left; Corrupt when a file is on none of them; in a term also
+            StaleEpoch if another machine has taken over, MetaUnavailable if too few disks note the epoch.
         """
         segments = self.segments_with_current()
         snapshot = snapshot or self.header.snapshot
@@ -571,11 +601,14 @@ class Journal:
 
         # 3. The number, into every reachable disk's identity. A member that does not take it is none.
         reachable = [disk for disk in self.disks if disk.number in listings]
-        failures = await together(reachable, lambda disk: disk.note_epoch(epoch), self.patience)
+        failures = await heeding(reachable, lambda disk: disk.note_epoch(epoch), self.patience)
         for number, why in failures.items():
             self.avoid(number, why)
         if any(disk.number in failures for disk in members):
             return False
+        noted = len(reachable) - len(failures)
+        if self.term and noted < majority(self.disks):
+            raise MetaUnavailable(too_few(noted, self.disks))
         self.crash("journal.open.noted")
 
         # 4. In force: the first batch may come.
@@ -599,8 +632,13 @@ class Journal:
         async def listing(disk: Disk) -> None:
             found[disk.number] = {entry.name: entry.size for entry in await disk.logs()}
 
-        await together([disk for disk in self.disks if readable(disk)], listing, self.patience)
+        await heeding([disk for disk in self.disks if readable(disk)], listing, self.patience)
         return found
+
+    async def check_term(self) -> None:
+        """Ask the members whether another machine has taken over. Raises: StaleEpoch."""
+        if self.term:
+            await heeding(self.members, lambda disk: disk.logs(), self.patience)
 
     async def _learn_highest(self, listings: dict[int, dict[str, int]]) -> None:
         noted: list[int] = []
@@ -610,7 +648,10 @@ class Journal:
 
         await together([disk for disk in self.disks if disk.number in listings], learn, self.patience)
         named = [epoch_of_name(name) for listing in listings.values() for name in listing]
-        self.highest = max([self.highest, self.header.epoch, *noted, *named])
+        found = max([*noted, *named], default=0)
+        if self.term and term_of(found) > self.term:
+            raise StaleEpoch(named=last_epoch(self.term), noted=found)
+        self.highest = max(self.highest, self.header.epoch, found, first_epoch(self.term))
 
     async def _ensure(
         self,
@@ -788,6 +829,37 @@ async def read_header(disk: Disk, name: str) -> tuple[EpochHeader, int] | None:
 
 def readable(disk: Disk) -> bool:
     return disk.state not in (DiskState.FAILED, DiskState.MISSING, DiskState.FOREIGN)
+
+
+def too_few(count: int, disks: Sequence[Disk]) -> str:
+    return (
+        f"{count} of {len(disks)} disks can be reached, and metadata needs {majority(disks)}: with fewer,"
+        " another gateway could have taken over unseen"
+    )
+
+
+async def heeding(
+    disks: Sequence[Disk],
+    step: Callable[[Disk], Awaitable[object]],
+    timeout_s: float | Callable[[Disk], float],
+) -> dict[int, str]:
+    """As `together`; but that another machine has taken over is no failure of a disk.
+
+    Raises: StaleEpoch if any disk says so, when all have answered or were late.
+    """
+    stale: list[StaleEpoch] = []
+
+    async def heeded(disk: Disk) -> None:
+        try:
+            await step(disk)
+        except StaleEpoch as failure:
+            stale.append(failure)
+            raise
+
+    failures = await together(disks, heeded, timeout_s)
+    if stale:
+        raise stale[0]
+    return failures
 
 
 async def together(

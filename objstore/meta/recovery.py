@@ -34,7 +34,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from objstore.clock import Clock
-from objstore.errors import Corrupt, MetaUnavailable, StoreError
+from objstore.errors import Corrupt, MetaUnavailable, StaleEpoch, StoreError
 from objstore.ids import Randomness, random_id
 from objstore.meta.journal import (
     FORMAT,
@@ -46,13 +46,19 @@ from objstore.meta.journal import (
     Journal,
     Position,
     batch_checksum,
+    first_epoch,
+    heeding,
     journal_name,
+    last_epoch,
+    majority,
     no_crash,
     numbers,
     read_batches,
     read_header,
     readable,
+    term_of,
     together,
+    too_few,
     writable,
 )
 from objstore.meta.kv_lmdb import LOAD_CHUNK, ClientRecord, End, LmdbState, data_inode, mount_id
@@ -66,6 +72,7 @@ STATE_PREFIX = "state-"
 SYNC_TIMEOUT_S = 60.0  # For the fdatasync of a whole state; a disk that takes longer has lost it.
 SYNC_FAILED = "its fdatasync failed"
 STEP_TIMEOUT_S = 5.0
+FENCE_TIMEOUT_S = 30.0  # A fence waits for writes under way, and they end within a disk's own limits.
 ROOM_MIN = 16 << 20  # Bytes: what a few batches can add to LMDB. Disks are full for objects long before.
 FORGET_STEP = 1 << 32  # Epochs: more than any store ever opens.
 BOOT_ID_PATH = Path("/proc/sys/kernel/random/boot_id")
@@ -104,6 +111,7 @@ async def recover(
     append_timeout_s: float | None = None,
     forget: bool = False,
     served: Path | None = None,
+    term: int = 0,
 ) -> Recovered:
     """Find or rebuild the state and open a new epoch.
 
@@ -117,12 +125,15 @@ async def recover(
             fragments after the loss of the journal. No state and no journal file may be left.
         served: a file that lies on none of the disks and remembers the newest epoch that was in force: with
             more than m disks away, those that are here may all know only the past. None: no such file.
+        term: this machine's, where others could reach the disks too (journal.py); all earlier ones are
+            shut out before anything is read. 0: nobody else can.
 
     Raises: MetaUnavailable (the newest epoch is on none of the disks that are here), Corrupt,
-        TooFewDisks.
+        TooFewDisks; StaleEpoch if a later term has begun.
     """
     boot = boot_id() if boot is None else boot
-    found = None if forget else await _newest_epoch(disks, cluster, served)
+    here = await _shut_out(disks, term) if term else disks
+    found = None if forget else await _newest_epoch(here, disks, cluster, served)
     journal = Journal(
         disks=disks,
         copies=copies,
@@ -131,6 +142,7 @@ async def recover(
         position=Position(0, 0, 0, 0, 0),
         header=EpochHeader(FORMAT, cluster, 0, [], 0, 0, b"", None, [], 0),
         crash=crash,
+        term=term,
     )
     if served is not None:
         journal.opened = partial(_remember, served)
@@ -138,7 +150,8 @@ async def recover(
         journal.append_timeout_s = append_timeout_s
     if forget:
         # Above any number that a disk which is away may know: its old journal must not win one day.
-        journal.highest = FORGET_STEP + max(await _noted(disks))
+        journal.highest = max(FORGET_STEP + max(await _noted(disks)), first_epoch(term))
+        assert not term or term_of(journal.highest) == term, "a rebuild begins a term of its own"
     if found is None:
         _refuse_forgotten_state(state_directories)
         state = _new_state(_by_fitness(state_directories, disks, b"", suspicious=False), randomness)
@@ -193,6 +206,27 @@ async def recover(
     return Recovered(journal, state, bool(reason) and found is not None, reason if found else "")
 
 
+async def _shut_out(disks: Sequence[Disk], term: int) -> list[Disk]:
+    """Fence every disk that can be reached, and return those: only what they hold is final.
+
+    Raises: StaleEpoch; MetaUnavailable if they are too few to exclude a machine of another term.
+    """
+
+    async def fence(disk: Disk) -> None:
+        noted = await disk.noted_epoch()
+        if term_of(noted) > term:
+            raise StaleEpoch(named=last_epoch(term), noted=noted)
+        await disk.fence(first_epoch(term))
+
+    asked = [disk for disk in disks if readable(disk)]
+    failures = await heeding(asked, fence, FENCE_TIMEOUT_S)
+    fenced = [disk for disk in asked if disk.number not in failures]
+    if len(fenced) < majority(disks):
+        words = "; ".join(f"disk {number}: {why}" for number, why in failures.items())
+        raise MetaUnavailable(too_few(len(fenced), disks) + (f" ({words})" if words else ""))
+    return fenced
+
+
 async def _noted(disks: Sequence[Disk]) -> list[int]:
     """The epochs that the disks name. Raises: MetaUnavailable."""
     noted: list[int] = []
@@ -226,9 +260,9 @@ def _remembered(served: Path) -> int:
 
 
 async def _newest_epoch(
-    disks: Sequence[Disk], cluster: bytes, served: Path | None
+    asked: Sequence[Disk], disks: Sequence[Disk], cluster: bytes, served: Path | None
 ) -> tuple[EpochHeader, int, list[Disk]] | None:
-    """The header of the highest epoch any identity names, and the disks here that hold it.
+    """The header of the highest epoch that any identity among those of `asked` names, and its holders.
 
     None for a store that never had one. Raises: MetaUnavailable.
     """
@@ -239,7 +273,7 @@ async def _newest_epoch(
         noted[disk.number] = await disk.noted_epoch()
         named[disk.number] = [entry.name for entry in await disk.logs()]
 
-    failures = await together([disk for disk in disks if readable(disk)], look, STEP_TIMEOUT_S)
+    failures = await together([disk for disk in asked if readable(disk)], look, STEP_TIMEOUT_S)
     for number in failures:
         noted.pop(number, None)
         named.pop(number, None)

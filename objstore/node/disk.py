@@ -158,6 +158,15 @@ class Disk(Protocol):
 
     async def noted_epoch(self) -> int: ...
 
+    async def fence(self, epoch: int) -> None:
+        """Refuse from now on, durably, every call that names an older epoch; done when all older writes
+        have ended. The noted epoch stays as it is: recovery looks for that one. A disk of this machine is
+        held by a lock, so that nobody else can write to it, and nothing is to be done.
+
+        Raises: StaleEpoch if a newer one than ours is in force.
+        """
+        ...
+
     async def usage(self) -> Usage: ...
 
     async def verify(self) -> None:

@@ -469,6 +469,9 @@ class LocalDisk:
     async def noted_epoch(self) -> int:
         return (await self._read_call("noted_epoch", None, self._read_own_identity)).epoch
 
+    async def fence(self, epoch: int) -> None:
+        assert epoch >= 0  # The lock (`lock_disk`) keeps everybody else away.
+
     async def note_peers(self, peers: Sequence[Peer]) -> None:
         """Write the other disks' numbers, uuids and paths into the identity file, durably."""
         self._check_writable()

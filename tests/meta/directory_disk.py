@@ -122,6 +122,9 @@ class DirectoryDisk:
         except FileNotFoundError:
             return 0
 
+    async def fence(self, epoch: int) -> None:
+        assert epoch >= 0
+
     async def verify(self) -> None:
         if self._mood in ("failing", "read-only", "missing"):
             raise DiskFailed(self._mood)

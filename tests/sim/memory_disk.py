@@ -231,6 +231,9 @@ class MemoryDisk:
         await self._enter("noted_epoch")
         return self.epoch
 
+    async def fence(self, epoch: int) -> None:
+        await self._enter("fence", writes=True)
+
     async def usage(self) -> Usage:
         await self._enter("usage")
         return Usage(self.total, max(0, self.total - self._used()), self.device)
