@@ -27,8 +27,9 @@ from objstore.node.disk import DiskState
 from objstore.objects.ledger import VOLUME_SERIAL
 from objstore.processes import committer, link
 from objstore.processes.cluster import CannotStart
+from objstore.processes.machine import warn
 from objstore.processes.parts import Parts, context_of, open_parts
-from objstore.processes.serve import prepare_store, warn
+from objstore.processes.serve import prepare_store
 from objstore.processes.spec import Spec
 from objstore.processes.supervisor import die_with_parent, ended, set_process_name
 from objstore.upkeep.salvage import SalvageReport, salvage

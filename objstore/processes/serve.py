@@ -7,37 +7,39 @@ Imports are ordered for a quick start: what the committer needs comes first, and
 own process, this one imports what workers and upkeep need (most of it aiohttp) and then forks them.
 """
 
-import contextlib
-import errno
-import fcntl
-import logging
 import os
-import resource
 import secrets
-import socket
 import stat
-import sys
 import time
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 
 from objstore import __version__
 from objstore.codec.backend import choose as choose_backend
-from objstore.config import Config, Loaded, host_and_port
+from objstore.config import Config, Loaded
 from objstore.meta.beacon import Beacon
 from objstore.processes import committer
 from objstore.processes.cluster import RECORD_NAME, CannotStart, change_disks, open_cluster, warnings_of
 from objstore.processes.link import Link
-from objstore.processes.logs import set_up_logging
+from objstore.processes.machine import (
+    address_of,
+    announce,
+    close_all,
+    directories,
+    listen,
+    log_event,
+    only_one,
+    raise_limits,
+    short,
+    url_of,
+    warn,
+)
 from objstore.processes.spec import Spec
 from objstore.processes.supervisor import ChildMain, Supervisor
 
-__all__ = ["CannotStart", "serve"]
+__all__ = ["CannotStart", "prepare_store", "serve"]
 
 TOKEN_NAME = "admin.token"  # noqa: S105  (A file's name.)
-SOCKET_PATH_MAX = 90  # Bytes; the kernel takes 107, our sockets' names need the rest.
-BACKLOG = 1024  # Connections that wait while a worker is replaced.
 
 
 def serve(loaded: Loaded) -> int:
@@ -47,15 +49,15 @@ def serve(loaded: Loaded) -> int:
     """
     started = time.monotonic()
     config = loaded.config
-    data, run_directory = _directories(config)
-    _only_one(run_directory)
+    data, run_directory = directories(config)
+    only_one(run_directory)
     token = _admin_token(data)
     worker_count = config.server.workers or os.cpu_count() or 1
-    listeners = _listen(config.server.listen, "--listen", worker_count)
-    admin_sockets = _listen(config.server.admin_listen, "--admin-listen", 1)[0]
-    endpoint = _url(listeners[0][0], bool(config.tls.certificate))
+    listeners = listen(config.server.listen, "--listen", worker_count)
+    admin_sockets = listen(config.server.admin_listen, "--admin-listen", 1)[0]
+    endpoint = url_of(listeners[0][0], bool(config.tls.certificate))
     admin_tls = config.tls.admin and bool(config.tls.admin_certificate or config.tls.certificate)
-    admin = _url(admin_sockets[0], admin_tls)
+    admin = url_of(admin_sockets[0], admin_tls)
     _check_certificates(config)
     spec = _open(loaded, data, run_directory, token=token, endpoint=endpoint, announce=announce)
     cluster, codec = spec.cluster, "{}+{}".format(*spec.cluster.codec)
@@ -81,9 +83,9 @@ def serve(loaded: Loaded) -> int:
     def close_in_child(name: str) -> None:
         for other, sockets in worker_sockets.items():
             if other != name:
-                _close(sockets)
+                close_all(sockets)
         if name != "upkeep":
-            _close(admin_sockets)
+            close_all(admin_sockets)
 
     def on_ready() -> None:
         announce(
@@ -94,7 +96,7 @@ def serve(loaded: Loaded) -> int:
 
     def on_stop() -> None:
         for sockets in listeners:
-            _close(sockets)
+            close_all(sockets)
 
     return Supervisor(
         run_directory=run_directory,
@@ -115,8 +117,8 @@ def serve(loaded: Loaded) -> int:
             "version": __version__,
             "started": time.time(),
             "endpoint": endpoint,
-            "listen": _address(listeners[0][0]),
-            "admin_listen": _address(admin_sockets[0]),
+            "listen": address_of(listeners[0][0]),
+            "admin_listen": address_of(admin_sockets[0]),
             "admin_tls": admin_tls,
             "cluster": cluster.cluster_id.hex(),
         },
@@ -131,15 +133,9 @@ def prepare_store(loaded: Loaded) -> Spec:
     data = Path(loaded.config.server.data)
     if not (data / RECORD_NAME).exists() and not loaded.config.disks.paths:
         raise CannotStart(f"no store at {data}: name it with --data DIR")
-    data, run_directory = _directories(loaded.config)
-    _only_one(run_directory)
+    data, run_directory = directories(loaded.config)
+    only_one(run_directory)
     return _open(loaded, data, run_directory, token="", endpoint="", announce=warn)
-
-
-def _directories(config: Config) -> tuple[Path, Path]:
-    set_up_logging(config.log.level)
-    data = _directory(Path(config.server.data))
-    return data, _directory(data / "run")
 
 
 def _open(
@@ -152,7 +148,7 @@ def _open(
     announce: Callable[[str], None],
 ) -> Spec:
     config = loaded.config
-    _raise_limits()
+    raise_limits()
     # Processes that are not forked (a fold) find the package wherever it lies.
     os.environ["PYTHONPATH"] = str(Path(__file__).resolve().parents[2])
     backend = choose_backend(accelerate=config.blobs.accelerator != "zfec")
@@ -164,7 +160,7 @@ def _open(
     return Spec(
         config=config,
         data=str(data),
-        run_directory=_short(run_directory),
+        run_directory=short(run_directory),
         token=token,
         endpoint=endpoint,
         cluster=cluster,
@@ -182,63 +178,6 @@ def _check_certificates(config: Config) -> None:
             Certificate(Path(certificate), Path(key))
         except TlsFailure as failure:
             raise CannotStart(f"the certificate cannot be used: {failure}") from None
-
-
-def _raise_limits() -> None:
-    """As many open files as we may have: connections, and fragment files on every disk."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with contextlib.suppress(OSError, ValueError):
-        wanted = 1 << 20 if hard == resource.RLIM_INFINITY else hard
-        resource.setrlimit(resource.RLIMIT_NOFILE, (min(wanted, 1 << 20), hard))
-
-
-def announce(line: str) -> None:
-    """For the operator, on standard output."""
-    print(line, flush=True)
-
-
-def warn(line: str) -> None:
-    """For the operator, where standard output holds a result."""
-    print(line, file=sys.stderr, flush=True)
-
-
-_log = logging.getLogger("objstore.supervisor")
-
-
-def log_event(event: str, *, trace: bool = False, **fields: object) -> None:
-    if trace:
-        fields["trace"] = traceback.format_exc()
-    _log.warning(event, extra=fields)
-
-
-def _directory(path: Path) -> Path:
-    try:
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except OSError as failure:
-        raise CannotStart(f"cannot make the directory {path}: {failure.strerror}") from None
-    if not os.access(path, os.W_OK | os.X_OK):
-        raise CannotStart(f"cannot write to {path}: it belongs to another user, or is read-only")
-    return path.resolve()
-
-
-_held: list[int] = []  # Locks for the life of this process and of its children.
-
-
-def _only_one(run_directory: Path) -> None:
-    fd = os.open(run_directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    limit = time.monotonic() + 3.0  # After kill -9 of the last supervisor its children are just ending.
-    while True:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            break
-        except BlockingIOError:
-            if time.monotonic() > limit:
-                os.close(fd)
-                raise CannotStart(
-                    f"another objstore serves {run_directory.parent}: stop it first, or use another --data"
-                ) from None
-            time.sleep(0.02)
-    _held.append(fd)
 
 
 def _admin_token(data: Path) -> str:
@@ -264,79 +203,3 @@ def _admin_token(data: Path) -> str:
         os.close(fd)
     os.replace(temporary, place)
     return token
-
-
-def _listen(address: str, flag: str, count: int) -> list[list[socket.socket]]:
-    """`count` sets of listening sockets on one address, one set a process; a set has one socket for each
-    address that the host's name stands for.
-
-    They are made here, so that connections wait in the backlog while a worker is being replaced.
-    """
-    host, port = host_and_port(address, flag)
-    try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    except socket.gaierror as failure:
-        raise CannotStart(f"{flag} {address}: {failure.strerror}") from None
-    sets: list[list[socket.socket]] = [[] for _ in range(count)]
-    try:
-        for family, _, _, _, where in dict.fromkeys(found):
-            # SO_REUSEPORT alone would let us share the port with another store of the same user.
-            _bound(family, where, reuse_port=False).close()
-            for sockets in sets:
-                listener = _bound(family, where, reuse_port=True)
-                listener.listen(BACKLOG)
-                listener.setblocking(False)
-                sockets.append(listener)
-                where = (where[0], listener.getsockname()[1], *where[2:])  # Port 0: the first one chooses.
-    except OSError as failure:
-        for sockets in sets:
-            _close(sockets)
-        why = {
-            errno.EADDRINUSE: "the port is taken by another program",
-            errno.EACCES: "this user may not use that port",
-            errno.EADDRNOTAVAIL: "this machine has no such address",
-        }.get(failure.errno or 0, failure.strerror)
-        raise CannotStart(f"{flag} {address}: {why}") from None
-    return sets
-
-
-def _bound(family: int, where: object, *, reuse_port: bool) -> socket.socket:
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if family == socket.AF_INET6:
-            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        if reuse_port:
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        listener.bind(where)  # type: ignore[arg-type]
-    except OSError:
-        listener.close()
-        raise
-    return listener
-
-
-def _close(sockets: list[socket.socket]) -> None:
-    for listener in sockets:
-        with contextlib.suppress(OSError):
-            listener.close()
-
-
-def _address(listener: socket.socket) -> str:
-    host, port = listener.getsockname()[:2]
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
-def _url(listener: socket.socket, tls: bool) -> str:
-    """As a client on this machine reaches it."""
-    address = _address(listener).replace("0.0.0.0:", "127.0.0.1:").replace("[::]:", "[::1]:")
-    return f"{'https' if tls else 'http'}://{address}"
-
-
-def _short(directory: Path) -> str:
-    """A path for Unix sockets in `directory`. A long one goes through a file descriptor, which every
-    child inherits under the same number."""
-    if len(os.fsencode(directory)) <= SOCKET_PATH_MAX:
-        return str(directory)
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    _held.append(fd)
-    return f"/proc/self/fd/{fd}"
