@@ -208,6 +208,58 @@ class Tls(Section, frozen=True, kw_only=True):
     admin: Annotated[bool, Meta(description="TLS on the admin port, where a certificate is given.")] = True
 
 
+class Cluster(Section, frozen=True, kw_only=True):
+    """A gateway's side of a cluster: where storage nodes and other gateways join it. What speaks here is
+    mutually authenticated TLS with the cluster's own certificates; nothing switches that off."""
+
+    listen: Annotated[
+        str,
+        Meta(
+            description="host:port of the cluster's own port. Empty: this store is one machine. Needs what"
+            " `objstore cluster init` makes."
+        ),
+    ] = ""
+    address: Annotated[
+        str,
+        Meta(
+            description="host:port under which other machines reach that port; it stands in join tokens."
+            " Empty: as listen says, or this machine's name where that is every address."
+        ),
+    ] = ""
+    name: Annotated[str, Meta(description="This gateway's name, for people. Empty: the machine's name.")] = ""
+    site: Annotated[str, Meta(description="The site it stands in.")] = ""
+    rack: Annotated[str, Meta(description="The rack it stands in.")] = ""
+
+
+class Node(Section, frozen=True, kw_only=True):
+    """A storage node (`objstore node`): it serves disks.paths, and keeps its own files in server.data."""
+
+    listen: Annotated[
+        str, Meta(description="host:port for gateways; mutually authenticated TLS, like cluster.listen.")
+    ] = "127.0.0.1:9003"
+    address: Annotated[
+        str,
+        Meta(
+            description="host:port under which gateways reach it. Empty: as listen says, or this machine's"
+            " name where that is every address."
+        ),
+    ] = ""
+    name: Annotated[
+        str,
+        Meta(
+            description="The node's name, for people; no two nodes of a cluster share one. Empty: the"
+            " machine's name."
+        ),
+    ] = ""
+    site: Annotated[
+        str,
+        Meta(description="The site it stands in: the largest failure domain, and what residency is about."),
+    ] = ""
+    rack: Annotated[str, Meta(description="The rack within the site: the failure domain above the node.")] = (
+        ""
+    )
+
+
 class MetricsSection(Section, frozen=True, kw_only=True):
     """What Prometheus sees."""
 
@@ -325,6 +377,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     meta: MetaSection = MetaSection()
     limits: Limits = Limits()
     tls: Tls = Tls()
+    cluster: Cluster = Cluster()
+    node: Node = Node()
     metrics: MetricsSection = MetricsSection()
     log: Log = Log()
     upkeep: Upkeep = Upkeep()
@@ -336,6 +390,14 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         require(k >= 1 and m >= 1 and k + m <= 32, f"blobs.codec: 1+1 to 32 fragments in all, not {k}+{m}")
         for name, value in (("listen", self.server.listen), ("admin_listen", self.server.admin_listen)):
             host_and_port(value, f"server.{name}")
+        for name, value in (
+            ("cluster.listen", self.cluster.listen),
+            ("cluster.address", self.cluster.address),
+            ("node.address", self.node.address),
+        ):
+            if value:
+                host_and_port(value, name)
+        host_and_port(self.node.listen, "node.listen")
         require(self.server.data != "", "server.data must name a directory")
         require(
             len(set(self.disks.paths)) == len(self.disks.paths), "disks.paths names the same directory twice"

@@ -66,7 +66,11 @@ class Child:
 
 @dataclass(slots=True)
 class Supervisor:
-    """`run` returns the exit code. `announce` gets lines for the operator, `log` fields for the log."""
+    """`run` returns the exit code. `announce` gets lines for the operator, `log` fields for the log.
+
+    The first child (`first`: its name) starts alone, ends last, and may take its time; a storage node has
+    only that one.
+    """
 
     run_directory: Path
     committer: ChildMain
@@ -80,6 +84,8 @@ class Supervisor:
     prepare: Callable[[], None] = lambda: None  # Work to do while the committer recovers: imports.
     change_disks: Callable[[str], tuple[str, bool]] = lambda text: ("this store's disks do not change", False)
     facts: dict[str, object] = field(default_factory=dict)  # Goes into state.json as it is.
+    first: str = "committer"
+    first_stop_seconds: float = COMMITTER_STOP_SECONDS
     _children: dict[str, Child] = field(default_factory=dict)
     _selector: selectors.BaseSelector = field(default_factory=selectors.DefaultSelector)
     _stopping: int = 0  # Signals to stop received.
@@ -96,10 +102,10 @@ class Supervisor:
         for number in (signal.SIGCHLD, signal.SIGHUP):
             signal.signal(number, lambda *_: None)  # Only wakes the selector.
         self._selector.register(self._wakeup[0], selectors.EVENT_READ)
-        self._children["committer"] = Child("committer", self.committer, PATIENCE)
+        self._children[self.first] = Child(self.first, self.committer, PATIENCE)
         for name, main in self.others.items():
             self._children[name] = Child(name, main, 1 if name.startswith("worker") else PATIENCE)
-        self._start(self._children["committer"], time.monotonic())
+        self._start(self._children[self.first], time.monotonic())
         self.prepare()
         gc.collect()
         gc.freeze()  # The children share these pages; a collection there would copy them all.
@@ -119,7 +125,7 @@ class Supervisor:
         return due or [time.monotonic() + PROBE_SECONDS]
 
     def _start_due(self, now: float) -> None:
-        committed = self._children["committer"].ready
+        committed = self._children[self.first].ready
         for child in self._children.values():
             if (
                 not self._was_ready
@@ -215,7 +221,7 @@ class Supervisor:
             if child.end is not None:
                 link.send(child.end, Message("disk", words))
             if changed:
-                self._renew(self._children["committer"])
+                self._renew(self._children[self.first])
         elif message.kind == "ready":
             child.ready = True
             child.probe = child.answered = 0
@@ -239,7 +245,7 @@ class Supervisor:
             if not child.pid:
                 continue
             if not child.ready:
-                if child.name != "committer" and now - child.started > START_SECONDS:
+                if child.name != self.first and now - child.started > START_SECONDS:
                     self._kill(child, f"not ready after {START_SECONDS:.0f} s")
             # Counted in probes that we really sent, so that a supervisor that was itself starved or
             # stopped does not blame its children.
@@ -280,7 +286,7 @@ class Supervisor:
             child.last_death, child.died = f"{child.died}, {how}" if child.died else how, ""
             if self._stopping:
                 continue
-            committer = self._children["committer"]
+            committer = self._children[self.first]
             if "SIGBUS" in how and child is not committer and committer.pid:
                 # Only LMDB's file is mapped: its pages cannot be read. The committer that takes over
                 # does not trust it and builds it again, on another disk.
@@ -315,9 +321,9 @@ class Supervisor:
             self.announce(
                 "Stopping: no new connections, waiting for requests under way (Ctrl-C to stop at once)."
             )
-        first = [child for child in self._children.values() if child.name != "committer"]
+        first = [child for child in self._children.values() if child.name != self.first]
         clean = self._end(first, self.drain_seconds + 5.0)
-        clean &= self._end([self._children["committer"]], COMMITTER_STOP_SECONDS)
+        clean &= self._end([self._children[self.first]], self.first_stop_seconds)
         (self.run_directory / "state.json").unlink(missing_ok=True)
         if self._failed:
             return 1
