@@ -3,7 +3,8 @@
 Mini-transactions a second of one client process and of four, on a server with fsync, on this machine:
 
 hot       each adds to one counter with a limit; 64 callers in each client
-spread    as a small PUT does: get, then expect bucket, volume and absence, put, four counters of its own bucket
+spread    as a small PUT does: get, then expect bucket, volume and absence, put, four counters; each
+          client has a bucket of its own
 bucket    the same, but all clients write to one bucket: two of the counters and its record are everybody's
 """
 
@@ -92,9 +93,10 @@ async def run(url: str, what: str, clients: int, seconds: float) -> None:
     rows = [[float(word) for word in line[0].split()] for line in lines]
     total = sum(row[0] / row[1] for row in rows)
     mean = [sum(row[column] for row in rows) / len(rows) for column in range(7)]
+    retries = sum(row[6] for row in rows)
     print(
         f"{what:8} {clients} client(s): {total:8,.0f} a second, {mean[2]:5.0f} us of CPU each in the client,"
-        f" p50 {mean[3]:.1f} ms, p99 {mean[4]:.1f} ms, {mean[5]:.0f} a batch, {sum(row[6] for row in rows):.0f} retries",
+        f" p50 {mean[3]:.1f} ms, p99 {mean[4]:.1f} ms, {mean[5]:.0f} a batch, {retries:.0f} retries",
         flush=True,
     )
 
