@@ -149,8 +149,18 @@ class Blobs(Section, frozen=True, kw_only=True):
 
 
 class MetaSection(Section, frozen=True, kw_only=True):
-    """The metadata engine: LMDB as the state, a journal on several disks as the truth."""
+    """The metadata engine: LMDB as the state, a journal on several disks as the truth; or PostgreSQL."""
 
+    url: Annotated[
+        str,
+        Meta(
+            pattern=r"^(postgres(ql)?://[!-~]+)?$",
+            description="postgresql://user@host:5432,host:5432/database for many gateways: of several hosts the"
+            " one that takes writes is used. The options after ? and the environment are libpq's"
+            " (sslmode=verify-full, PGPASSFILE). Empty: LMDB. Better given by OBJSTORE_META__URL_FILE, as it may"
+            " hold a password.",
+        ),
+    ] = ""
     map_size_bytes: Annotated[
         int, Meta(ge=64 * MIB, description="Largest size of the LMDB file. Sparse: costs address space only.")
     ] = 256 * GIB
@@ -166,6 +176,10 @@ class MetaSection(Section, frozen=True, kw_only=True):
             " opens on the other disks.",
         ),
     ] = 2.0
+
+    def __repr__(self) -> str:  # A secret never reaches a log or a traceback.
+        shown = {name: getattr(self, name) for name in self.__struct_fields__ if name != "url"}
+        return f"MetaSection({', '.join(f'{name}={value!r}' for name, value in shown.items())})"
 
 
 class Limits(Section, frozen=True, kw_only=True):
@@ -426,7 +440,7 @@ def parse_codec(text: str) -> tuple[int, int]:
     return int(k), int(m)
 
 
-SECRET: Final = {"root.secret_key", "security.master_key"}
+SECRET: Final = {"meta.url", "root.secret_key", "security.master_key"}
 
 
 @dataclass(frozen=True, slots=True)

@@ -129,3 +129,14 @@ def test_a_refused_secret_is_not_in_the_message() -> None:
         load(None, environment)
     assert "root.secret_key" in str(caught.value)
     assert "tiny" not in str(caught.value)
+
+
+def test_the_password_in_the_address_of_the_metadata_is_not_shown() -> None:
+    loaded = load(None, {"OBJSTORE_META__URL": "postgresql://u:hidden-word@h/db"})
+    assert loaded.config.meta.url.endswith("@h/db")
+    assert "hidden-word" not in repr(loaded.config)
+    assert loaded.shown("meta.url") == "(hidden)"
+    with pytest.raises(ConfigError) as caught:
+        load(None, {"OBJSTORE_META__URL": "mysql://u:hidden-word@h/db"})
+    assert "meta.url" in str(caught.value)
+    assert "hidden-word" not in str(caught.value)

@@ -81,7 +81,7 @@ async def test_registers_are_linearizable_while_connections_backends_and_clients
 
 @pytest.mark.timeout(240)
 async def test_a_primary_lost_during_commits_takes_no_acknowledged_one_along_and_doubles_none() -> None:
-    """A synchronous standby takes over; each commit puts a key of its own and adds to its client's counter."""
+    """A synchronous standby takes over; each commit puts a key of its own and adds to a counter."""
     primary = postgres.PostgresServer({"synchronous_commit": "on"})
     standby: postgres.PostgresServer | None = None
     clients: list[PostgresKv] = []
