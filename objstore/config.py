@@ -155,10 +155,10 @@ class MetaSection(Section, frozen=True, kw_only=True):
         str,
         Meta(
             pattern=r"^(postgres(ql)?://[!-~]+)?$",
-            description="postgresql://user@host:5432,host:5432/database for many gateways: of several hosts the"
-            " one that takes writes is used. The options after ? and the environment are libpq's"
-            " (sslmode=verify-full, PGPASSFILE). Empty: LMDB. Better given by OBJSTORE_META__URL_FILE, as it may"
-            " hold a password.",
+            description="postgresql://user@host:5432,host:5432/database for many gateways: of several hosts"
+            " the one that takes writes is used. The options after ? and the environment are libpq's"
+            " (sslmode=verify-full, PGPASSFILE). Empty: LMDB. Better given by OBJSTORE_META__URL_FILE, as it"
+            " may hold a password.",
         ),
     ] = ""
     map_size_bytes: Annotated[
