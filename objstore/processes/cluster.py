@@ -10,15 +10,17 @@ the next start goes on where it stopped.
 """
 
 import os
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 
-from objstore.config import Config, parse_codec
+from objstore.config import Config, Security, parse_codec
 from objstore.errors import Corrupt, DiskFailed, DiskMissing, StoreError
 from objstore.ids import random_id
 from objstore.node.disk import DiskState
@@ -27,6 +29,7 @@ from objstore.node.local import Expected, format_disk, lock_disk, open_disk
 from objstore.node.syscalls import RealSyscalls
 
 RECORD_NAME = "cluster.json"
+MASTER_NAME = "master.key"
 OS = RealSyscalls()
 LOCK_WAIT_S = 3.0  # After kill -9 of the last supervisor its children are just ending.
 DEFAULT_DISKS = 6  # The default codec's k+m: a convenience to begin with, all on one device.
@@ -79,12 +82,18 @@ class Cluster:
 
 
 def open_cluster(
-    config: Config, data: Path, announce: Callable[[str], None], *, codec_given: bool = True
+    config: Config,
+    data: Path,
+    announce: Callable[[str], None],
+    *,
+    codec_given: bool = True,
+    founded: "StoreSecrets | None" = None,
 ) -> Cluster:
     """Find the store's disks, or make a store. Takes a lock on every disk that is there.
 
     Args:
         codec_given: whether an operator chose config's codec; otherwise the last start's holds.
+        founded: of a cluster that was founded here before its store; a first start makes the store with them.
 
     Raises: CannotStart.
     """
@@ -95,13 +104,13 @@ def open_cluster(
         paths = named or [str(data / f"disk{number}") for number in range(1, DEFAULT_DISKS + 1)]
         record = _adopt(paths)
         if record is None:
-            record, first_start = _plan(paths, config, announce), True
+            record, first_start = _plan(paths, config, announce, founded), True
         _write_record(data, record)
     if codec_given or not record.codec:
         record.codec = config.blobs.codec
     if not record.formed:
         first_start = True
-        _form(record, config, announce)
+        _form(record, config, announce, founded)
         record.formed = True
         _write_record(data, record)
 
@@ -130,6 +139,47 @@ def open_cluster(
             if disk.state is DiskState.HEALTHY
         ],
     )
+
+
+def with_kept_master_key(config: Config, data: Path) -> Config:
+    """The configuration with the master key that lies in the data directory of a cluster's first gateway, if
+    one lies there: it counts as given from outside, and is never written to a disk.
+
+    Raises: CannotStart if it cannot be read, or another one is given.
+    """
+    place = data / MASTER_NAME
+    try:
+        kept = place.read_text().strip().lower()
+    except FileNotFoundError:
+        return config
+    except (OSError, ValueError) as failure:
+        raise CannotStart(f"{place} cannot be read: {failure}") from None
+    if not re.fullmatch("[0-9a-f]{64}", kept):
+        raise CannotStart(f"{place} is damaged: 64 hex digits expected")
+    if config.security.master_key and config.security.master_key.lower() != kept:
+        raise CannotStart(f"security.master_key is not the key in {place}: remove the one that is wrong")
+    return msgspec.structs.replace(config, security=Security(master_key=kept))
+
+
+class StoreSecrets(NamedTuple):
+    cluster_id: bytes
+    checksum_secret: int
+    master_key: bytes
+
+
+def store_secrets(config: Config, data: Path) -> StoreSecrets | None:
+    """Of the store at `data`, as its disks have them; None if there is none yet. Changes nothing.
+
+    Raises: CannotStart.
+    """
+    record = _read_record(data)
+    if record is None or not record.formed:
+        return None
+    found, identities = _look(record, [str(Path(path).absolute()) for path in config.disks.paths])
+    good = [identity for identity in identities if identity is not None]
+    if not good:
+        raise CannotStart(f"none of the store's {len(found)} disks is there: are they mounted?")
+    return StoreSecrets(good[0].cluster_id, good[0].secret, _master_key(record, good, config))
 
 
 class DiskChange(msgspec.Struct, kw_only=True):
@@ -281,7 +331,9 @@ def _identity_or_none(path: str) -> Identity | None:
         return None
 
 
-def _plan(paths: list[str], config: Config, announce: Callable[[str], None]) -> ClusterRecord:
+def _plan(
+    paths: list[str], config: Config, announce: Callable[[str], None], founded: StoreSecrets | None
+) -> ClusterRecord:
     """A new store's record. Every path must be free to take: checked before anything is made."""
     k, m = config.codec
     if len(set(map(os.path.realpath, paths))) != len(paths):
@@ -301,7 +353,7 @@ def _plan(paths: list[str], config: Config, announce: Callable[[str], None]) -> 
                 " the store, remove --data, and begin again."
             )
     return ClusterRecord(
-        cluster=random_id().hex(),
+        cluster=(founded.cluster_id if founded else random_id()).hex(),
         formed=False,
         codec=config.blobs.codec,
         master_key=_fingerprint(config.security.master_key) if config.security.master_key else "",
@@ -334,7 +386,9 @@ def why_not_free(path: str) -> str:
     return ""
 
 
-def _form(record: ClusterRecord, config: Config, announce: Callable[[str], None]) -> None:
+def _form(
+    record: ClusterRecord, config: Config, announce: Callable[[str], None], founded: StoreSecrets | None
+) -> None:
     """Format every disk that is not yet. Only ever called before the store has acknowledged anything."""
     announce(f"First start: making a store of {len(record.disks)} disks (codec {config.blobs.codec}).")
     peers = [Peer(number=disk.number, uuid=disk.uuid, path=disk.path) for disk in record.disks]
@@ -348,7 +402,9 @@ def _form(record: ClusterRecord, config: Config, announce: Callable[[str], None]
         if identity.cluster != record.cluster:
             raise CannotStart(f"disk {number} belongs to another store: name an empty directory")
     example = next(iter(done.values()), None)
-    secret = example.secret if example else int.from_bytes(os.urandom(8), "big")
+    secret = founded.checksum_secret if founded else int.from_bytes(os.urandom(8), "big")
+    if example is not None:
+        secret = example.secret
     # A key given from outside stays outside.
     master = b"" if config.security.master_key else os.urandom(32)
     if example is not None:

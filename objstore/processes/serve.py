@@ -19,7 +19,14 @@ from objstore.codec.backend import choose as choose_backend
 from objstore.config import Config, Loaded
 from objstore.meta.beacon import Beacon
 from objstore.processes import committer
-from objstore.processes.cluster import RECORD_NAME, CannotStart, change_disks, open_cluster, warnings_of
+from objstore.processes.cluster import (
+    RECORD_NAME,
+    CannotStart,
+    change_disks,
+    open_cluster,
+    warnings_of,
+    with_kept_master_key,
+)
 from objstore.processes.link import Link
 from objstore.processes.machine import (
     address_of,
@@ -147,14 +154,21 @@ def _open(
     endpoint: str,
     announce: Callable[[str], None],
 ) -> Spec:
-    config = loaded.config
+    config = with_kept_master_key(loaded.config, data)
     raise_limits()
     # Processes that are not forked (a fold) find the package wherever it lies.
     os.environ["PYTHONPATH"] = str(Path(__file__).resolve().parents[2])
     backend = choose_backend(accelerate=config.blobs.accelerator != "zfec")
     if config.blobs.accelerator == "isal" and not backend.accelerated:
         raise CannotStart(f"blobs.accelerator is isal, but {backend.note}: apt-get install libisal2")
-    cluster = open_cluster(config, data, announce, codec_given=loaded.origins["blobs.codec"] != "default")
+    founded = None
+    if (data / "authority.json").exists():
+        from objstore.processes.founding import founded_secrets  # Rare, and it loads cryptography.
+
+        founded = founded_secrets(config, data)
+    cluster = open_cluster(
+        config, data, announce, codec_given=loaded.origins["blobs.codec"] != "default", founded=founded
+    )
     for line in warnings_of(cluster):
         announce(line)
     return Spec(

@@ -1,0 +1,150 @@
+"""What makes a store a cluster: its authority, and where that lies. `objstore cluster init`, and reading it.
+
+Under the data directory of a gateway (docs/formats.md):
+
+    authority.json      the roots, their keys and the checksum secret, encrypted under the master key
+    master.key          only where nobody gave a master key and no disk of this store has one
+    tls/                this gateway's own key and certificate, and whom it trusts
+
+A store that exists keeps its id and its secrets; without one they are made here, and the store that is formed
+in this data directory later takes them from here.
+
+Blocking; used before any process is forked, and by commands.
+"""
+
+import os
+import time
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from objstore.config import Config
+from objstore.errors import Corrupt
+from objstore.ids import random_id
+from objstore.node.authority import (
+    GATEWAY,
+    Authority,
+    Name,
+    decode_authority,
+    encode_authority,
+    key_to_pem,
+    make_authority,
+    make_key,
+    to_pem,
+)
+from objstore.node.identity import MASTER_KEY_SIZE, read_whole, sync_directory, write_new
+from objstore.node.syscalls import RealSyscalls
+from objstore.node.tls import Credentials, Trust, save_identity, save_trust
+from objstore.processes.cluster import (
+    MASTER_NAME,
+    CannotStart,
+    StoreSecrets,
+    store_secrets,
+    with_kept_master_key,
+)
+
+AUTHORITY_NAME: Final = "authority.json"
+TLS_NAME: Final = "tls"
+BUNDLE_SIZE_MAX: Final = 64 * 1024
+
+OS: Final = RealSyscalls()
+
+
+class Founded(NamedTuple):
+    """What `init` made."""
+
+    cluster: bytes
+    gateway: Name
+    root: str  # The root's fingerprint in hex.
+    made_master_key: bool  # It lies in master.key now.
+    existing_store: bool  # The store was there before.
+
+
+def init(config: Config, data: Path) -> Founded:
+    """Make the authority of a cluster, and this gateway's certificate. Interrupted, it may be done again.
+
+    Raises: CannotStart if there is one already, or if the store's disks cannot be read.
+    """
+    if (data / AUTHORITY_NAME).exists():
+        raise CannotStart(
+            f"{data} is a cluster's gateway already ({AUTHORITY_NAME} is there): nothing changed"
+        )
+    if (data / TLS_NAME / "identity.pem").exists() and (data / "node.json").exists():
+        raise CannotStart(f"{data} is the data directory of a storage node")
+    config = with_kept_master_key(config, data)
+    secrets = store_secrets(config, data)
+    made_master = False
+    if secrets is not None:
+        cluster, checksum_secret, master = secrets
+    else:
+        cluster, checksum_secret = random_id(), int.from_bytes(os.urandom(8), "big")
+        master = bytes.fromhex(config.security.master_key)
+        if not master:
+            master, made_master = os.urandom(MASTER_KEY_SIZE), True
+            save(data, MASTER_NAME, master.hex().encode() + b"\n")
+    now_us = time.time_ns() // 1000
+    authority = make_authority(cluster, checksum_secret, now_us)
+    name = Name(cluster, GATEWAY, random_id())
+    key = make_key()
+    certificate = authority.issue(key.public_key(), name, now_us)
+    directory = data / TLS_NAME
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    save_trust(directory, first_trust(authority))
+    save_identity(directory, key_to_pem(key), to_pem(certificate))
+    # Last: what is there without it is made again.
+    save_authority(data, encode_authority(authority, master))
+    return Founded(cluster, name, authority.signing.fingerprint.hex(), made_master, secrets is not None)
+
+
+def first_trust(authority: Authority) -> Trust:
+    """What the first gateway trusts before metadata knows more: number 0."""
+    return Trust(
+        cluster=authority.cluster.hex(),
+        number=0,
+        roots=[root.pem for root in authority.roots],
+        signer=authority.signing.name,
+    )
+
+
+def read_authority(data: Path, master_key: bytes) -> Authority | None:
+    """What authority.json holds; None if there is none. Raises: CannotStart."""
+    place = data / AUTHORITY_NAME
+    try:
+        return decode_authority(read_whole(str(place), BUNDLE_SIZE_MAX, OS), master_key)
+    except FileNotFoundError:
+        return None
+    except (OSError, Corrupt) as failure:
+        raise CannotStart(f"{place}: {failure}") from None
+
+
+def founded_secrets(config: Config, data: Path) -> StoreSecrets | None:
+    """What a store that is made in this data directory begins with; None if no cluster was founded here, or
+    the disks of a store have the key already. Raises: CannotStart."""
+    if not config.security.master_key or not (data / AUTHORITY_NAME).exists():
+        return None
+    master = bytes.fromhex(config.security.master_key)
+    authority = read_authority(data, master)
+    return StoreSecrets(authority.cluster, authority.checksum_secret, master) if authority else None
+
+
+def save_authority(data: Path, bundle: bytes) -> None:
+    """Raises: OSError."""
+    save(data, AUTHORITY_NAME, bundle)
+
+
+def save(data: Path, name: str, content: bytes) -> None:
+    """Put a file of the data directory in place: mode 0600, whole, durable. Raises: OSError."""
+    place = str(data / name)
+    write_new(place + ".new", content, OS)
+    OS.rename(place + ".new", place)
+    sync_directory(str(data), OS)
+
+
+def own_credentials(data: Path) -> Credentials:
+    """This machine's. Raises: CannotStart if it is no member of a cluster."""
+    try:
+        return Credentials(data / TLS_NAME)
+    except Corrupt as failure:
+        raise CannotStart(
+            f"{failure}. A cluster begins with objstore cluster init --data {data}; another machine joins it"
+            " with a token"
+        ) from None
