@@ -1,0 +1,27 @@
+"""What the tests of deployment files have in common: where the files are, and the programs that read them."""
+
+import shutil
+import socket
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+CONFIG = ROOT / "config"
+
+# Program -> Debian's package.
+PACKAGES = {"haproxy": "haproxy", "promtool": "prometheus", "systemd-analyze": "systemd"}
+
+
+def needs(program: str) -> str:
+    """The path of a program that Debian has. A missing one is a failure that says what to install."""
+    found = shutil.which(program) or shutil.which(program, path="/usr/sbin:/sbin")
+    if found is None:
+        pytest.fail(f"{program} is not installed: apt-get install {PACKAGES[program]} (.ci/run does it)")
+    return found
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
