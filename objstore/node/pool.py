@@ -22,7 +22,7 @@ from typing import Final, NamedTuple, cast
 
 from objstore.errors import Overloaded
 from objstore.node.disk import Buffer
-from objstore.node.wire import ANSWER_MAX, HEAD_MAX, KIB, RATE_MIN
+from objstore.node.wire import ANSWER_MAX, HEAD_MAX, KIB, RATE_MIN, is_instance
 
 TICK_S: Final = 0.1  # Between looks at what is under way.
 SCRATCH_SIZE: Final = 256 * KIB  # Bytes received at once where the caller's memory is not yet known.
@@ -77,6 +77,7 @@ class PoolLimits(NamedTuple):
     idle_s: float = 20.0  # Less than a node keeps idle connections, so that it is never the one to close.
 
 
+OnPiece = Callable[[bytes, str], None]  # A chunk of an answer, and the instance that sent it.
 Connect = Callable[
     [Callable[[], asyncio.BaseProtocol], Address, ssl.SSLContext | None],
     Awaitable[tuple[asyncio.BaseTransport, asyncio.BaseProtocol]],
@@ -113,7 +114,7 @@ class _Exchange:
         size: int,
         into: Sequence[memoryview] | None,
         answer_max: int,
-        on_piece: Callable[[bytes], None] | None,
+        on_piece: OnPiece | None,
     ) -> None:
         loop = asyncio.get_running_loop()
         self.future: asyncio.Future[Answer] = loop.create_future()
@@ -287,6 +288,8 @@ class _Connection(asyncio.BufferedProtocol):
                 self._reason = value.decode("ascii", "replace")
             elif name == b"connection" and value.lower() == b"close":
                 self._closes = True
+        if not is_instance(self._instance):
+            raise _BadAnswer("it does not say which instance of the node it is from")
         exchange = self.exchange
         assert exchange is not None
         self._in_body = True
@@ -349,7 +352,7 @@ class _Connection(asyncio.BufferedProtocol):
                     raise _BadAnswer("more came than was announced")
                 self._end()
                 return
-            exchange.on_piece(piece)
+            exchange.on_piece(piece, self._instance)
 
     def _end(self) -> None:
         exchange, self.exchange = self.exchange, None
@@ -409,7 +412,7 @@ class Pool:
         size: int = 0,
         into: Sequence[memoryview] | None = None,
         answer_max: int = ANSWER_MAX,
-        on_piece: Callable[[bytes], None] | None = None,
+        on_piece: OnPiece | None = None,
     ) -> Answer:
         """Send one request, given whole in `pieces`, and take its answer.
 

@@ -59,6 +59,10 @@ PENALTY_FORGOTTEN_S: Final = 300.0  # After so long without being overdue a node
 LIST_LIMIT_S: Final = 60.0  # For the list of a disk's files.
 
 
+# The names that a local disk counts by.
+_COUNTED: Final = {"append": "append", "append-sync": "append", "sync": "sync", "log": "log_append"}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RemoteOptions:
     """Limits of one node as its clients see it. The first two are those of its disks (DiskOptions)."""
@@ -80,12 +84,13 @@ class RemoteOptions:
 class _Pending:
     """One write on its way: an item of a batch."""
 
-    __slots__ = ("buffers", "disk", "future", "item")
+    __slots__ = ("began", "buffers", "disk", "future", "item")
 
     def __init__(self, disk: "RemoteDisk", item: Item, buffers: Sequence[Buffer]) -> None:
         self.disk = disk
         self.item = item
         self.buffers = buffers
+        self.began = time.perf_counter()
         self.future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def end(self, failure: Exception | None) -> None:
@@ -138,7 +143,7 @@ class RemoteNode:
         self._turn_sizes: dict[str, int] = {}
         self._batches: set[asyncio.Task[None]] = set()
         self._poller: asyncio.Task[None] | None = None
-        self._polled = False
+        self._polled = asyncio.Event()  # Once.
         self._answered_at = 0.0  # By the loop's clock.
         self._overdue_at = 0.0
         self._penalty_s = 0.0
@@ -158,10 +163,12 @@ class RemoteNode:
         return disk
 
     async def start(self) -> None:
-        """Ask for the states of the disks, and go on asking. Ends when it has answered, or is away."""
-        if not self._polled:
-            await self._poll()
+        """Ask for the states of the disks, and go on asking. Ends when it has answered, or is away.
+
+        The first call does the same, but a disk's state is better known before that.
+        """
         self.keep_polling()
+        await self._polled.wait()  # A poll has its limits.
 
     def keep_polling(self) -> None:
         if self._poller is None and not self._closed:
@@ -175,6 +182,7 @@ class RemoteNode:
         """End the connections. Requests under way fail with DiskFailed."""
         self._closed = True
         self.away = "it was closed"
+        self._polled.set()
         if self._poller is not None:
             self._poller.cancel()
         self._pool.close()
@@ -211,6 +219,8 @@ class RemoteNode:
         """
         repeated = False
         stale = 0
+        if not self._polled.is_set():
+            await self.start()
         asked = self.instance
         while True:
             self.check_away()
@@ -291,6 +301,8 @@ class RemoteNode:
         limit_s = options.log_limit_s if batch[0].item.kind == "log" else options.limit_s
         limit_s += options.margin_s
         left = dict(enumerate(batch))
+        if not self._polled.is_set():
+            await self.start()
         asked = self.instance
         repeated = False
         stale = 0
@@ -338,7 +350,7 @@ class RemoteNode:
                     pieces,
                     limit_s=limit_s,
                     size=size,
-                    on_piece=lambda data: pieces_refused.extend(take(data, self.instance)),  # noqa: B023
+                    on_piece=lambda data, instance: pieces_refused.extend(take(data, instance)),  # noqa: B023
                 )
                 self._note_answer(answer)
                 if answer.status != 200:
@@ -388,8 +400,6 @@ class RemoteNode:
     def check_away(self) -> None:
         """Raises: DiskFailed at once, where asking would cost a deadline."""
         if self.away:
-            if not self._polled and not self._closed:
-                return  # Nobody has tried yet.
             raise DiskFailed(f"{self._where} is away: {self.away}")
 
     def _note_answer(self, answer: Answer) -> None:
@@ -398,8 +408,6 @@ class RemoteNode:
             if self.instance:
                 log.info("node restarted", extra={"node": self.number, "address": str(self.address)})
             self.instance = answer.instance
-        if not self._polled:
-            self.keep_polling()
 
     def _judge(self, failure: Exception, started: float, disk: "RemoteDisk | None") -> DiskFailed:
         """What a call that got no answer says about the node, or about the one disk that it wrote to."""
@@ -418,6 +426,8 @@ class RemoteNode:
         return DiskFailed(f"{self._where} is away: {words}")
 
     def _eject(self, words: str, *, slow: bool) -> None:
+        if self._closed:
+            return
         now = asyncio.get_running_loop().time()
         if slow and now >= self._back_at:
             if now - self._overdue_at > PENALTY_FORGOTTEN_S:
@@ -425,24 +435,24 @@ class RemoteNode:
             self._overdue_at = now
             self._penalty_s = min(max(2 * self._penalty_s, self.options.poll_s), self.options.penalty_max_s)
             self._back_at = now + self._penalty_s
-        if not self.away or not self._polled:
+        if not self.away or not self._polled.is_set():
             self.ejections += 1
             log.warning("node away", extra={"node": self.number, "address": str(self.address), "why": words})
         self.away = words
-        self._polled = True
-        self.keep_polling()
+        self._polled.set()
 
     async def _go_on_polling(self) -> None:
         while not self._closed:
-            if self._polled:
+            if self._polled.is_set():
                 await asyncio.sleep(self.options.poll_s)
             try:
                 await self._poll()
                 self._pool.trim()
             except asyncio.CancelledError:
                 raise
-            except Exception:
+            except Exception as failure:
                 log.exception("a bug in a poll")
+                self._eject(f"a bug in a poll: {failure!r}", slow=False)
 
     async def _poll(self) -> None:
         """Ask once. Never raises what the network does."""
@@ -466,11 +476,11 @@ class RemoteNode:
             return
         self._take_report(report)
         if self.away and not self._closed:
-            if self._polled:
+            if self._polled.is_set():
                 log.info("node is back", extra={"node": self.number, "address": str(self.address)})
             self.away = ""
         self._back_at = 0.0
-        self._polled = True
+        self._polled.set()
 
     async def _exchange_poll(self, path: str, limit_s: float, answer_max: int) -> Answer:
         head = b"GET " + path.encode() + self._common + b"%d\r\n\r\n" % self._epoch()
@@ -596,6 +606,11 @@ class RemoteDisk:
         elif self._known is not DiskState.HEALTHY:
             self.learn(DiskState.HEALTHY.value, "")
 
+    def _check_own(self) -> None:
+        """Raises: DiskMissing, rather than reach another disk under our number."""
+        if self._known is DiskState.FOREIGN:
+            raise self._refusal()
+
     # Fragment files.
 
     async def create(self, volume: int, index: int) -> None:
@@ -613,8 +628,8 @@ class RemoteDisk:
         since = self._unsynced.get((volume, index), "") if self._unsynced else ""
         if not sync and not since and len(self._unsynced) >= UNSYNCED_MAX:
             return _failed(Overloaded(f"{UNSYNCED_MAX} files of disk {self.number} have bytes not synced"))
-        if self._suspicion:
-            return _failed(self._suspect_error())
+        if self._suspicion or self._known is DiskState.FOREIGN:
+            return _failed(self._refusal())
         kind = "append-sync" if sync else "append"
         item = Item(kind, self.number, volume, index, offset, size, since=since)
         return self.node.write(self, item, buffers)
@@ -633,8 +648,10 @@ class RemoteDisk:
             if failure.code == "misuse" and self._files.get(key, instance) != instance:
                 # Not a bug of the caller: what an earlier instance took did not survive its end.
                 failure = Failure(wire.RESTARTED, f"the node was restarted since, and {failure.words}")
+            self._errors(_COUNTED[item.kind])
             pending.end(self.error_of(failure, named))
             return
+        self._count(_COUNTED[item.kind], pending.began, item.size)
         if item.kind == "append":
             key = (item.volume, item.index)
             self._unsynced.setdefault(key, instance)
@@ -656,6 +673,7 @@ class RemoteDisk:
             size += buffer.nbytes
         if size > wire.READ_MAX:
             return await self._read_pieces(volume, index, position, buffers)
+        self._check_own()
         start = time.perf_counter()
         answer = await self.node.ask(
             "GET",
@@ -740,13 +758,14 @@ class RemoteDisk:
             return _failed(AssertionError(f"not a name for a log: {name!r}"))
         size = len(content)
         assert size <= wire.BODY_MAX - wire.MIB, f"a log append of {size} bytes"
-        if self._suspicion:
-            return _failed(self._suspect_error())
+        if self._suspicion or self._known is DiskState.FOREIGN:
+            return _failed(self._refusal())
         item = Item("log", self.number, offset=offset, size=size, name=name)
         return self.node.write(self, item, [content])
 
     async def log_read(self, name: str, offset: int, size: int) -> bytes:
         _check_log_name(name)
+        self._check_own()
         found: list[bytes] = []
         while True:
             wanted = min(size, wire.READ_MAX)
@@ -778,7 +797,7 @@ class RemoteDisk:
     async def note_epoch(self, epoch: int) -> None:
         assert epoch >= 0
         self._check_writable()
-        await self._call("note-epoch", None, writes=True, epoch=epoch)
+        await self._call("note-epoch", None, limit_s=self._fence_limit_s, writes=True, epoch=epoch)
 
     async def noted_epoch(self) -> int:
         return cast(int, await self._call("epoch", int))
@@ -791,7 +810,12 @@ class RemoteDisk:
 
         Raises: StaleEpoch if a newer one was noted; DiskFailed, DiskMissing, DiskFull.
         """
-        await self._call("fence", None, writes=True, epoch=epoch)
+        await self._call("fence", None, limit_s=self._fence_limit_s, writes=True, epoch=epoch)
+
+    @property
+    def _fence_limit_s(self) -> float:
+        """The node waits for writes of older epochs, for twice a disk's limit, and then writes itself."""
+        return 3 * self.node.options.limit_s + self.node.options.margin_s
 
     async def usage(self) -> Usage:
         usage = cast(Usage, await self._call("usage", Usage))
@@ -825,6 +849,7 @@ class RemoteDisk:
         **arguments: int | str,
     ) -> Any:
         """A call whose answer is JSON; returns its result as `kind`."""
+        self._check_own()
         options = self.node.options
         start = time.perf_counter()
         what = wire.VERBS[verb]
@@ -841,9 +866,9 @@ class RemoteDisk:
                 writes=what.changes if writes is None else writes,
             )
         except Exception:
-            self._errors(verb)
+            self._errors(verb.replace("-", "_"))
             raise
-        self._count(verb, start, sum(map(len, body)))
+        self._count(verb.replace("-", "_"), start, sum(map(len, body)))
         try:
             success = msgspec.json.decode(answer.body or b"", type=wire.Success)
             self.learn(success.state, success.reason)
@@ -864,10 +889,12 @@ class RemoteDisk:
         count.errors += 1
 
     def _check_writable(self) -> None:
-        if self._suspicion:
-            raise self._suspect_error()
+        if self._suspicion or self._known is DiskState.FOREIGN:
+            raise self._refusal()
 
-    def _suspect_error(self) -> DiskFailed:
+    def _refusal(self) -> Exception:
+        if self._known is DiskState.FOREIGN:
+            return DiskMissing(f"disk {self.number} of node {self.node.number}: {self._known_reason}")
         return DiskFailed(f"disk {self.number} of node {self.node.number} is suspect: {self._suspicion}")
 
     def _remember(self, volume: int, index: int, instance: str) -> None:

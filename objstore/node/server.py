@@ -86,6 +86,7 @@ class _Served:
     def __init__(self, disk: LocalDisk) -> None:
         self.disk = disk
         self.fence: int | None = None  # None: not yet read from the disk.
+        self.learning: asyncio.Task[None] | None = None
         self.writing: dict[int, int] = {}
         self.ended: list[asyncio.Future[None]] = []  # Woken when one of them ends.
         self.running: dict[object, asyncio.Future[None]] = {}  # The write under way, by file.
@@ -119,7 +120,18 @@ class _Served:
             raise StaleEpoch(named=epoch, noted=noted)
 
     async def learn(self) -> None:
-        """Read the fence. Raises: what the disk's list of logs raises."""
+        """Read the fence, once for all who wait. Raises: what the disk's list of logs raises."""
+        if self.learning is None:
+            self.learning = asyncio.get_running_loop().create_task(self._learn())
+            self.learning.add_done_callback(self._end_learning)
+        await asyncio.shield(self.learning)
+
+    def _end_learning(self, done: "asyncio.Task[None]") -> None:
+        self.learning = None
+        if not done.cancelled():
+            done.exception()  # Seen: whoever waited may be gone.
+
+    async def _learn(self) -> None:
         found = [log.name for log in await self.disk.logs() if log.name.startswith(FENCE_LOG)]
         numbers = [int(name[len(FENCE_LOG) :]) for name in found if name[len(FENCE_LOG) :].isdecimal()]
         self.fence = max([self.fence or 0, *numbers])
