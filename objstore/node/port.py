@@ -1,0 +1,148 @@
+"""A storage node's port: the disks (server.py), and how the node stands in its cluster (membership.py).
+
+Only gateways of the cluster get a connection. Who is removed, or whose certificate ends, while it has one,
+loses it within seconds: connections are looked at again when the trust changes, and now and then.
+
+Concurrency: one event loop; trust is saved in a thread, one at a time.
+"""
+
+import asyncio
+import logging
+import socket
+import time
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+import msgspec
+from aiohttp import web
+
+from objstore import __version__
+from objstore.errors import BadArgument, Corrupt
+from objstore.node.authority import GATEWAY, common_name
+from objstore.node.local import LocalDisk
+from objstore.node.membership import (
+    ANSWER_SIZE_MAX,
+    MEMBER_PATH,
+    Document,
+    Refusal,
+    Standing,
+    decode,
+)
+from objstore.node.server import NodeLimits, NodeServer
+from objstore.node.tls import Credentials, Trust, peer_of
+
+log = logging.getLogger(__name__)
+
+BODY_SECONDS: Final = 10.0
+LOOK_SECONDS: Final = 5.0  # Between looks at open connections: a certificate may have ended.
+
+_STARTED_S = int(time.time())
+
+
+def standing_of(credentials: Credentials) -> Standing:
+    """How this process's machine stands now."""
+    certificate = credentials.certificate
+    return Standing(
+        id=credentials.name.id.hex(),
+        number=credentials.trust.number,
+        issuer=common_name(certificate.issuer),
+        ends_s=int(certificate.not_valid_after_utc.timestamp()),
+        version=__version__,
+        started_s=_STARTED_S,
+    )
+
+
+class NodePort(NodeServer):
+    """The node's server with its standing."""
+
+    def __init__(
+        self,
+        disks: Mapping[int, LocalDisk],
+        credentials: Credentials,
+        *,
+        limits: NodeLimits | None = None,
+    ) -> None:
+        super().__init__(disks, cluster=credentials.name.cluster, limits=limits)
+        self._credentials = credentials
+        self._telling = asyncio.Lock()
+        self._looker: asyncio.Task[None] | None = None
+
+    async def listen(self, sockets: Sequence[socket.socket]) -> None:
+        """Serve on sockets that are bound already."""
+        await self.serve(sockets, self._credentials.server_context(GATEWAY))
+        self._looker = asyncio.get_running_loop().create_task(self._look())
+
+    async def close(self) -> None:
+        if self._looker is not None:
+            self._looker.cancel()
+        await super().close()
+
+    def hang_up(self) -> int:
+        """End the connections of whoever is no member any more; how many."""
+        ended = 0
+        if self._http is None:
+            return ended
+        for handler in list(self._http.connections):
+            transport = handler.transport
+            peer = peer_of(transport)
+            if transport is not None and (peer is None or not self._credentials.allows(peer)):
+                transport.abort()
+                ended += 1
+        if ended:
+            log.warning("connections ended: their peers are members no more", extra={"count": ended})
+        return ended
+
+    async def _look(self) -> None:
+        while True:
+            await asyncio.sleep(LOOK_SECONDS)
+            self.hang_up()
+
+    async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        if request.path != MEMBER_PATH:
+            return await super()._handle(request)
+        peer = peer_of(request.transport)
+        # The handshake let gateways in only; this says so once more, for a certificate that has ended since.
+        if peer is None or peer.name.role != GATEWAY or not self._credentials.allows(peer):
+            return _answer(Refusal(detail="a gateway's certificate is needed"), 403)
+        try:
+            if request.method == "PUT":
+                await self._take(decode(await _body(request), Trust))
+            elif request.method != "GET":
+                return _answer(Refusal(detail="GET or PUT"), 405)
+        except (BadArgument, Corrupt) as failure:
+            return _answer(Refusal(detail=str(failure)), 400)
+        except OSError as failure:
+            log.error("trust was not saved", extra={"failure": str(failure)})
+            return _answer(Refusal(detail=f"trust was not saved: {failure}"), 503)
+        return _answer(standing_of(self._credentials))
+
+    async def _take(self, trust: Trust) -> None:
+        async with self._telling:
+            if await asyncio.to_thread(self._credentials.take_trust, trust):
+                log.info("trust taken up", extra={"number": trust.number})
+                self.hang_up()
+
+
+async def _body(request: web.BaseRequest) -> bytes:
+    """Raises: BadArgument."""
+    content = bytearray()
+    try:
+        async with asyncio.timeout(BODY_SECONDS):
+            while chunk := await request.content.readany():
+                content += chunk
+                if len(content) > ANSWER_SIZE_MAX:
+                    raise BadArgument("the document is too long")
+    except TimeoutError:
+        raise BadArgument("the document did not come in time") from None
+    return bytes(content)
+
+
+def _answer(document: Document, status: int = 200) -> web.Response:
+    response = web.Response(
+        status=status,
+        body=msgspec.json.encode(document),
+        headers={"Content-Type": "application/json", "Cache-Control": "no-store"},
+    )
+    if status >= 400:
+        response.force_close()
+    return response
