@@ -1,8 +1,9 @@
 """Which disks belong to this store, where they are, and what is wrong with those that are not there.
 
-The identity files on the disks are the truth. `cluster.json` under the data directory remembers where the
-disks were last seen, so that a later start needs no `--disk`, and a path that has lost its disk (not
-mounted, say) is never taken for an empty one: once the store is formed, nothing is ever formatted by a start.
+The identity files on the disks are the truth. A disk of a storage node is only named here: every process asks
+its node. `cluster.json` under the data directory remembers where the disks were last seen, so that a later
+start needs no `--disk`, and a path that has lost its disk (not mounted, say) is never taken for an empty one:
+once the store is formed, nothing is ever formatted by a start.
 
 A first start writes `cluster.json` with `formed: false` and every id, formats each disk under
 its id, and then sets `formed`. A crash in between leaves a store that has acknowledged nothing;
@@ -32,6 +33,7 @@ RECORD_NAME = "cluster.json"
 MASTER_NAME = "master.key"
 OS = RealSyscalls()
 LOCK_WAIT_S = 3.0  # After kill -9 of the last supervisor its children are just ending.
+FIRST_TERM = 1  # Of a cluster's journal; every machine that takes over begins a later one.
 DEFAULT_DISKS = 6  # The default codec's k+m: a convenience to begin with, all on one device.
 
 
@@ -43,6 +45,7 @@ class KnownDisk(msgspec.Struct, kw_only=True):
     number: int
     uuid: str  # 32 hex digits.
     path: str  # Where it was last seen; relative to the data directory if it lies in there.
+    node: str = ""  # 32 hex digits: the storage node that has it, and `path` is there. Empty: this machine.
 
 
 class ClusterRecord(msgspec.Struct, kw_only=True):
@@ -53,6 +56,7 @@ class ClusterRecord(msgspec.Struct, kw_only=True):
     disks: list[KnownDisk]
     codec: str = ""  # k+m of the last start: holds until another is asked for.
     master_key: str = ""  # First 16 hex digits of SHA-256 of the key given from outside, to know it again.
+    term: int = 0  # Of the journal (meta/journal.py), for a cluster's gateway. 0: one machine.
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +67,9 @@ class FoundDisk:
     state: DiskState  # HEALTHY: the identity was read; what else is wrong shows when the disk is opened.
     reason: str = ""
     device: int = 0  # st_dev.
+    node: bytes = (
+        b""  # 16 bytes: the storage node that has it, and who uses it asks that. Empty: this machine.
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,7 +82,9 @@ class Cluster:
     disks: list[FoundDisk]  # By number.
     codec: tuple[int, int]  # (k, m).
     first_start: bool
-    epoch: int  # Newest journal epoch that any disk knows of.
+    epoch: int  # Newest journal epoch that any disk of this machine knows of.
+    term: int = 0  # See ClusterRecord.
+    tls: str = ""  # Directory of this gateway's credentials; empty: no disk is on another machine.
     locks: list[int] = field(
         repr=False, default_factory=list
     )  # File descriptors, one per disk that is there.
@@ -88,23 +97,32 @@ def open_cluster(
     *,
     codec_given: bool = True,
     founded: "StoreSecrets | None" = None,
+    tls: str = "",
 ) -> Cluster:
     """Find the store's disks, or make a store. Takes a lock on every disk that is there.
 
     Args:
         codec_given: whether an operator chose config's codec; otherwise the last start's holds.
         founded: of a cluster that was founded here before its store; a first start makes the store with them.
+        tls: directory of a gateway's credentials: its disks may be on storage nodes, and one of its own is
+            enough to begin with.
 
     Raises: CannotStart.
     """
     record = _read_record(data)
+    if record is not None and record.term and not tls:
+        raise CannotStart(f"the store at {data} is a cluster: start it with objstore gateway")
     named = [str(Path(path).absolute()) for path in config.disks.paths]
     first_start = False
     if record is None:
-        paths = named or [str(data / f"disk{number}") for number in range(1, DEFAULT_DISKS + 1)]
+        count = 1 if tls else DEFAULT_DISKS
+        paths = named or [str(data / f"disk{number}") for number in range(1, count + 1)]
         record = _adopt(paths)
         if record is None:
-            record, first_start = _plan(paths, config, announce, founded), True
+            record, first_start = _plan(paths, config, announce, founded, alone=not tls), True
+        _write_record(data, record)
+    if tls and not record.term:
+        record.term = FIRST_TERM
         _write_record(data, record)
     if codec_given or not record.codec:
         record.codec = config.blobs.codec
@@ -116,7 +134,11 @@ def open_cluster(
 
     found, identities = _look(record, named)
     good = [identity for identity in identities if identity is not None]
-    if not good:
+    if good:
+        secrets = StoreSecrets(good[0].cluster_id, good[0].secret, _master_key(record, good, config))
+    elif founded is not None and any(disk.node for disk in found):
+        secrets = founded
+    else:
         reasons = "\n".join(f"  disk {disk.number}: {disk.reason}" for disk in found)
         raise CannotStart(
             f"none of the store's {len(found)} disks is there:\n{reasons}\n"
@@ -126,17 +148,19 @@ def open_cluster(
         disk.path = next(place.path for place in found if place.number == disk.number)
     _write_record(data, record)
     return Cluster(
-        cluster_id=good[0].cluster_id,
-        checksum_secret=good[0].secret,
-        master_key=_master_key(record, good, config),
+        cluster_id=secrets.cluster_id,
+        checksum_secret=secrets.checksum_secret,
+        master_key=secrets.master_key,
         disks=found,
         codec=parse_codec(record.codec),
         first_start=first_start,
-        epoch=max(identity.epoch for identity in good),
+        epoch=max((identity.epoch for identity in good), default=0),
+        term=record.term,
+        tls=tls,
         locks=[
-            _lock_and_sweep(good[0].cluster_id, disk, record.disks)
+            _lock_and_sweep(secrets.cluster_id, disk, record.disks)
             for disk in found
-            if disk.state is DiskState.HEALTHY
+            if disk.state is DiskState.HEALTHY and not disk.node
         ],
     )
 
@@ -188,6 +212,7 @@ class DiskChange(msgspec.Struct, kw_only=True):
     number: int
     uuid: str
     path: str
+    node: str = ""  # 32 hex digits: the storage node that has it; empty: this machine.
     drop: bool = False  # Else it is added: made and known to metadata already.
 
 
@@ -212,17 +237,21 @@ def change_disks(cluster: Cluster, data: Path, text: str) -> tuple[str, bool]:
             cluster.disks[:] = [disk for disk in cluster.disks if disk.number != change.number]
             return "", before != [disk.number for disk in cluster.disks]
         if not any(disk.number == change.number for disk in cluster.disks):
-            cluster.locks.append(lock_disk(change.path))
+            if not change.node:
+                cluster.locks.append(lock_disk(change.path))
             found = FoundDisk(
                 number=change.number,
                 uuid=bytes.fromhex(change.uuid),
                 path=change.path,
                 state=DiskState.HEALTHY,
-                device=os.stat(change.path).st_dev,
+                device=0 if change.node else os.stat(change.path).st_dev,
+                node=bytes.fromhex(change.node),
             )
             cluster.disks.append(found)
         if not any(disk.number == change.number for disk in record.disks):
-            record.disks.append(KnownDisk(number=change.number, uuid=change.uuid, path=change.path))
+            record.disks.append(
+                KnownDisk(number=change.number, uuid=change.uuid, path=change.path, node=change.node)
+            )
             _write_record(data, record)
     except (CannotStart, StoreError, OSError) as failure:
         return str(failure), False
@@ -262,13 +291,17 @@ def _read_record(data: Path) -> ClusterRecord | None:
             " name every disk with --disk."
         ) from None
     for disk in record.disks:
-        disk.path = str(data / disk.path)  # An absolute one stays as it is.
+        if not disk.node:
+            disk.path = str(data / disk.path)  # An absolute one stays as it is.
     return record
 
 
 def _write_record(data: Path, record: ClusterRecord) -> None:
     place = data / RECORD_NAME
-    disks = [msgspec.structs.replace(disk, path=_relative(disk.path, data)) for disk in record.disks]
+    disks = [
+        disk if disk.node else msgspec.structs.replace(disk, path=_relative(disk.path, data))
+        for disk in record.disks
+    ]
     plain = msgspec.structs.replace(record, disks=disks)
     content = msgspec.json.format(msgspec.json.encode(plain), indent=2) + b"\n"
     try:
@@ -332,13 +365,22 @@ def _identity_or_none(path: str) -> Identity | None:
 
 
 def _plan(
-    paths: list[str], config: Config, announce: Callable[[str], None], founded: StoreSecrets | None
+    paths: list[str],
+    config: Config,
+    announce: Callable[[str], None],
+    founded: StoreSecrets | None,
+    *,
+    alone: bool,
 ) -> ClusterRecord:
-    """A new store's record. Every path must be free to take: checked before anything is made."""
+    """A new store's record. Every path must be free to take: checked before anything is made.
+
+    Args:
+        alone: no disks of storage nodes will come.
+    """
     k, m = config.codec
     if len(set(map(os.path.realpath, paths))) != len(paths):
         raise CannotStart("--disk names the same directory twice")
-    if len(paths) < 1 + m:
+    if alone and len(paths) < 1 + m:
         raise CannotStart(
             f"{len(paths)} disks are too few for codec {k}+{m}: it needs at least {1 + m}, and {k + m} to be"
             " used in full. Name more with --disk, or choose a smaller --codec"
@@ -355,6 +397,7 @@ def _plan(
     return ClusterRecord(
         cluster=(founded.cluster_id if founded else random_id()).hex(),
         formed=False,
+        term=0 if alone else FIRST_TERM,
         codec=config.blobs.codec,
         master_key=_fingerprint(config.security.master_key) if config.security.master_key else "",
         disks=[
@@ -390,7 +433,8 @@ def _form(
     record: ClusterRecord, config: Config, announce: Callable[[str], None], founded: StoreSecrets | None
 ) -> None:
     """Format every disk that is not yet. Only ever called before the store has acknowledged anything."""
-    announce(f"First start: making a store of {len(record.disks)} disks (codec {config.blobs.codec}).")
+    count = f"{len(record.disks)} disk{'s' if len(record.disks) > 1 else ''}"
+    announce(f"First start: making a store of {count} (codec {config.blobs.codec}).")
     peers = [Peer(number=disk.number, uuid=disk.uuid, path=disk.path) for disk in record.disks]
     # An interrupted first start: the disks already made have the secrets that the others must share.
     done = {
@@ -429,7 +473,7 @@ def _form(
 
 def _look(record: ClusterRecord, named: list[str]) -> tuple[list[FoundDisk], list[Identity | None]]:
     """Every disk of the record with what lies at its place now."""
-    candidates = list(dict.fromkeys([*named, *(disk.path for disk in record.disks)]))
+    candidates = list(dict.fromkeys([*named, *(disk.path for disk in record.disks if not disk.node)]))
     at: dict[str, Identity] = {}
     wrong: dict[str, tuple[DiskState, str]] = {}
     for path in candidates:
@@ -458,6 +502,19 @@ def _look(record: ClusterRecord, named: list[str]) -> tuple[list[FoundDisk], lis
     found: list[FoundDisk] = []
     identities: list[Identity | None] = []
     for disk in record.disks:
+        if disk.node:
+            # What is wrong with it, its node says to whoever opens it.
+            found.append(
+                FoundDisk(
+                    number=disk.number,
+                    uuid=bytes.fromhex(disk.uuid),
+                    path=disk.path,
+                    state=DiskState.HEALTHY,
+                    node=bytes.fromhex(disk.node),
+                )
+            )
+            identities.append(None)
+            continue
         if disk.uuid in by_uuid:
             place = by_uuid[disk.uuid]
             found.append(
@@ -511,7 +568,7 @@ def _tell_peers(disk: FoundDisk, known: list[KnownDisk]) -> None:
     peers = tuple(
         Peer(number=other.number, uuid=other.uuid, path=other.path)
         for other in known
-        if other.number != disk.number
+        if other.number != disk.number and not other.node
     )
     try:
         identity = read_identity(disk.path, OS)
@@ -533,7 +590,7 @@ def warnings_of(cluster: Cluster) -> list[str]:
         f"Disk {disk.number} ({disk.path}) is read-only: its file system is mounted so. It is read from; new"
         " bytes and journal copies go elsewhere."
         for disk in cluster.disks
-        if disk.state is DiskState.HEALTHY and _is_read_only(disk.path)
+        if disk.state is DiskState.HEALTHY and not disk.node and _is_read_only(disk.path)
     ]
     lines += shared_devices(cluster.disks)
     return lines
@@ -550,7 +607,7 @@ def shared_devices(disks: list[FoundDisk]) -> list[str]:
     """Disk directories that share a device, named as what they are."""
     by_device: dict[int, list[int]] = {}
     for disk in disks:
-        if disk.state is DiskState.HEALTHY:
+        if disk.state is DiskState.HEALTHY and not disk.node:
             by_device.setdefault(disk.device, []).append(disk.number)
     return [
         f"Disks {', '.join(map(str, numbers))} are directories on one device: a convenience that survives no"

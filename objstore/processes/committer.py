@@ -8,12 +8,20 @@ from pathlib import Path
 
 import uvloop
 
+from objstore.errors import StaleEpoch
 from objstore.meta.committer import CommitterOptions, CommitterStats, run_committer
 from objstore.meta.fold import finder_process, folder_process
 from objstore.metrics import Family, Registry, counter, gauge
 from objstore.processes.control import serve_metrics
 from objstore.processes.link import Link
-from objstore.processes.spec import Spec, disk_options, open_disk_list, open_disks
+from objstore.processes.spec import (
+    Spec,
+    disk_options,
+    open_disk_list,
+    open_disks,
+    opener_of,
+    places_of,
+)
 
 log = logging.getLogger(__name__)
 
@@ -39,17 +47,20 @@ async def _serve(link: Link, died: str, spec: Spec, forget: bool) -> None:
     loop.add_signal_handler(signal.SIGTERM, stop.set)
     config = spec.config
     _, m = spec.cluster.codec
-    disks = open_disks(spec)
+    opener = opener_of(spec)
+    disks = open_disks(opener, spec.cluster)
     stats = CommitterStats()
     registry = Registry()
     registry.include(lambda: _families(stats))
     metrics = await serve_metrics(spec.run_directory, "committer-metrics", registry)
 
-    opener = partial(
+    open_again = partial(
         open_disk_list,
         spec.cluster.cluster_id,
-        [(disk.number, disk.uuid, disk.path) for disk in spec.cluster.disks],
+        places_of(spec.cluster),
         disk_options(config),
+        spec.cluster.tls,
+        spec.cluster.term,
     )
 
     def progress(loaded: int, expected: int) -> None:
@@ -57,16 +68,17 @@ async def _serve(link: Link, died: str, spec: Spec, forget: bool) -> None:
         link.progress(f"rebuilding metadata from the journal: {loaded:,} of {expected:,} keys{share}")
 
     try:
+        await opener.look()
         await run_committer(
             socket_path=spec.committer_socket,
             disks=list(disks.values()),
             copies=m + 1,
             cluster=spec.cluster.cluster_id,
-            state_directories=[Path(disk.path) / "meta" for disk in disks.values()],
+            state_directories=_state_directories(spec),
             ready=link.ready,
             stop=stop,
-            folder=folder_process(opener),
-            finder=finder_process(opener),
+            folder=folder_process(open_again),
+            finder=finder_process(open_again),
             options=CommitterOptions(
                 append_timeout_s=config.meta.copy_seconds, sync_interval_s=config.meta.sync_seconds
             ),
@@ -76,11 +88,23 @@ async def _serve(link: Link, died: str, spec: Spec, forget: bool) -> None:
             forget=forget,
             served=Path(spec.data, SERVED_NAME),
             beacon=spec.beacon,
+            term=spec.cluster.term,
         )
+    except StaleEpoch as failure:
+        # Started again, this committer could only find the same; and what the workers read is the past.
+        link.shut_out(f"another gateway machine has taken over ({failure}): this one stops")
+        raise
     finally:
         metrics.close()
         for disk in disks.values():
             disk.close()
+        opener.close()
+
+
+def _state_directories(spec: Spec) -> list[Path]:
+    """Where LMDB may live. A gateway has a place of its own for it: its data directory, which no disk is."""
+    own = [Path(spec.data, "meta")] if spec.cluster.term else []
+    return own + [Path(disk.path, "meta") for disk in spec.cluster.disks if not disk.node]
 
 
 def _families(stats: CommitterStats) -> list[Family]:

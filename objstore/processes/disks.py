@@ -37,7 +37,7 @@ from objstore.objects.ledger import DOUBTS, DRAINING, GIVEN_UP
 from objstore.processes.cluster import DiskChange, why_not_free
 from objstore.processes.link import Link
 from objstore.processes.parts import Parts
-from objstore.processes.spec import open_known_disk
+from objstore.processes.spec import Place
 
 log = logging.getLogger(__name__)
 
@@ -87,7 +87,7 @@ class DiskSet:
                 await self._format(path, number, uuid)
             await self._tell(DiskChange(number=number, uuid=uuid.hex(), path=path))
             if number not in self._parts.disks:
-                self._parts.disks[number] = open_known_disk(self._parts.spec, number, uuid, path)
+                self._parts.disks[number] = self._parts.opener.open(Place(number, uuid, path))
             disk = self._parts.disks[number]
             await disk.verify()
             await self._ledger.change_disk(number, before=DOUBTS, state="healthy")

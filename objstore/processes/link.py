@@ -24,6 +24,7 @@ class Message(msgspec.Struct, omit_defaults=True):
               answered with `noted` once it does
     progress  child -> supervisor: `text` for the operator (recovery, verification)
     notice    child -> supervisor: `text` for the operator, shown as it is (the root key's snippets)
+    shut-out  child -> supervisor: another machine has taken over, in the words of `text`; this one must stop
     disk      child -> supervisor: `text` is a change of the store's disks (cluster.py); answered with `disk`,
               whose `text` says what is wrong, if anything
     probe     supervisor -> child, answered with the same `number` as `alive`
@@ -119,6 +120,9 @@ class Link:
                 return await self._disk
         finally:
             self._disk = None
+
+    def shut_out(self, text: str) -> None:
+        send(self._end, Message("shut-out", text))
 
     def progress(self, text: str) -> None:
         send(self._end, Message("progress", text))

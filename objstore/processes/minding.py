@@ -11,7 +11,7 @@ from objstore.errors import StoreError
 from objstore.node.disk import DiskState
 from objstore.objects.ledger import DRAINING, GIVEN_UP
 from objstore.processes.parts import Parts
-from objstore.processes.spec import open_known_disk
+from objstore.processes.spec import Place
 
 log = logging.getLogger(__name__)
 
@@ -80,7 +80,8 @@ async def follow_disks(parts: Parts) -> None:
                     log.info("disk removed", extra={"disk": number})
             elif number not in parts.disks and record.uuid and record.path:
                 # Opening never fails: a disk that is not there (yet) looks again by itself.
-                parts.disks[number] = open_known_disk(parts.spec, number, record.uuid, record.path)
+                parts.disks[number] = parts.opener.open(Place(number, record.uuid, record.path, record.node))
+                await parts.opener.look()
                 log.info("disk added", extra={"disk": number, "path": record.path})
 
 

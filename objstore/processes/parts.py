@@ -18,10 +18,9 @@ from objstore.ids import random_id
 from objstore.meta.client import MetaClient
 from objstore.metrics import Family, Labels, Registry, counter, gauge
 from objstore.node.fragments import Seal
-from objstore.node.local import LocalDisk
 from objstore.objects.ledger import MetaLedger
 from objstore.objects.store import Store
-from objstore.processes.spec import Spec, open_disks
+from objstore.processes.spec import Opener, Spec, StoreDisk, open_disks, opener_of
 from objstore.upkeep.context import Context, Pace
 
 
@@ -30,7 +29,8 @@ class Parts:
     """A store opened for reading and writing by one process."""
 
     spec: Spec
-    disks: dict[int, LocalDisk]
+    disks: dict[int, StoreDisk]
+    opener: Opener  # Of these disks, and of those that come.
     kv: MetaClient
     store: Store
     registry: Registry
@@ -43,6 +43,7 @@ class Parts:
         await self.kv.close()
         for disk in self.disks.values():
             disk.close()
+        self.opener.close()
 
 
 def writer_limits(config: Config) -> WriterLimits:
@@ -63,7 +64,9 @@ async def open_parts(spec: Spec, registry: Registry) -> Parts:
     config = spec.config
     kv = MetaClient(spec.committer_socket, beacon=spec.beacon)
     await kv.start()
-    disks = open_disks(spec)
+    opener = opener_of(spec)
+    disks = open_disks(opener, spec.cluster)
+    await opener.look()
     ledger = MetaLedger(kv)
     k, m = spec.cluster.codec
     writer_id = random_id()
@@ -77,6 +80,7 @@ async def open_parts(spec: Spec, registry: Registry) -> Parts:
         secret=spec.cluster.checksum_secret,
         codec=spec.backend.codec,
         limits=writer_limits(config),
+        domain=opener.domain,
     )
     reader = BlobReader(
         disks=disks,
@@ -94,7 +98,9 @@ async def open_parts(spec: Spec, registry: Registry) -> Parts:
         region=config.server.region,
         small_size_max=config.blobs.small_size_max,
     )
-    parts = Parts(spec=spec, disks=disks, kv=kv, store=store, registry=registry, writer_id=writer_id)
+    parts = Parts(
+        spec=spec, disks=disks, opener=opener, kv=kv, store=store, registry=registry, writer_id=writer_id
+    )
     registry.include(lambda: part_families(parts))
     return parts
 
@@ -139,6 +145,7 @@ def context_of(parts: Parts) -> Context:
         m=m,
         pace=Pace(spec.config.upkeep.bytes_per_second, store.clock),
         clock=store.clock,
+        domain=parts.opener.domain,
     )
 
 

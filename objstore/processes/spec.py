@@ -1,12 +1,30 @@
-"""What every child is told, and the disks as every child opens them."""
+"""What every child is told, and the disks as every child opens them: this machine's, and those of nodes."""
 
+import asyncio
+import logging
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
 from objstore.codec.backend import Backend
-from objstore.config import Config
+from objstore.config import Config, host_and_port
 from objstore.meta.beacon import Beacon
+from objstore.meta.journal import last_epoch
+from objstore.node.disk import Usage
 from objstore.node.local import DiskOptions, Expected, LocalDisk, open_disk
+from objstore.node.pool import Address
+from objstore.node.remote import RemoteDisk, RemoteNode, RemoteOptions
 from objstore.processes.cluster import Cluster
+
+if TYPE_CHECKING:  # Loads cryptography: a tenth of a second that a store of one machine saves.
+    import ssl
+
+    from objstore.node.tls import Credentials
+
+log = logging.getLogger(__name__)
+
+StoreDisk = LocalDisk | RemoteDisk
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,23 +53,136 @@ def disk_options(config: Config) -> DiskOptions:
     )
 
 
-def open_disks(spec: Spec) -> dict[int, LocalDisk]:
-    """Every disk of the store; one that is not there is opened in that state, and looks again by itself."""
-    return {
-        disk.number: open_known_disk(spec, disk.number, disk.uuid, disk.path) for disk in spec.cluster.disks
-    }
+class Place(NamedTuple):
+    """Where a disk is. Picklable."""
+
+    number: int
+    uuid: bytes
+    path: str
+    node: bytes = b""  # Member id of its storage node; empty: a directory of this machine.
 
 
-def open_known_disk(spec: Spec, number: int, uuid: bytes, path: str) -> LocalDisk:
-    expected = Expected(spec.cluster.cluster_id, uuid, number)
-    return open_disk(path, expected=expected, options=disk_options(spec.config))
+class Opener:
+    """Opens disks for one process, and keeps the connections to their nodes.
+
+    Args:
+        cluster: 16 bytes.
+        tls: directory of this gateway's credentials; empty: there are no nodes.
+        epoch: what every request to a node names.
+
+    Concurrency: one event loop. A node is known by its member id; where it is, the trust says (node/tls.py),
+    which is read anew when it changes: a node that moved is found at its next connection.
+    """
+
+    def __init__(self, cluster: bytes, options: DiskOptions, *, tls: str, epoch: Callable[[], int]) -> None:
+        self._cluster = cluster
+        self._options = options
+        self._tls = tls
+        self._epoch = epoch
+        self._credentials: Credentials | None = None
+        self._nodes: dict[bytes, RemoteNode] = {}
+        self._node_of: dict[int, bytes] = {}
+        self._watch: asyncio.Task[None] | None = None
+
+    def open(self, place: Place) -> StoreDisk:
+        """The disk at a place. One that is not there is in that state, and looks again by itself."""
+        if not place.node:
+            expected = Expected(self._cluster, place.uuid, place.number)
+            return open_disk(place.path, expected=expected, options=self._options)
+        self._node_of[place.number] = place.node
+        return self._node(place.node, place.number).disk(place.number, place.uuid)
+
+    def domain(self, number: int, usage: Usage) -> Hashable:
+        """A disk's failure domain: its node, or its device on this machine."""
+        return self._node_of.get(number) or usage.device
+
+    def node_of(self, number: int) -> RemoteNode | None:
+        """None for a disk of this machine."""
+        return self._nodes.get(self._node_of.get(number, b""))
+
+    async def look(self) -> None:
+        """Ask every node how its disks are. Ends when each has answered, or is away."""
+        if self._credentials is not None and self._watch is None:
+            self._watch = asyncio.get_running_loop().create_task(self._credentials.watch())
+        await asyncio.gather(*[node.start() for node in self._nodes.values()])
+
+    def close(self) -> None:
+        """After all disks are closed."""
+        if self._watch is not None:
+            self._watch.cancel()
+        for node in self._nodes.values():
+            node.close()
+
+    def _node(self, member: bytes, number: int) -> RemoteNode:
+        found = self._nodes.get(member)
+        if found is not None and found.disks:
+            return found
+        if self._credentials is None:
+            from objstore.node.tls import Credentials
+
+            self._credentials = Credentials(Path(self._tls))
+        made = self._nodes[member] = RemoteNode(
+            self._addresses(member)[0],
+            number=number,  # Of the first of its disks that is opened here: no two nodes share one.
+            cluster=self._cluster,
+            epoch=self._epoch,
+            context=self._credentials.client_context("node", member),
+            options=RemoteOptions(limit_s=self._options.limit_s, log_limit_s=self._options.log_limit_s),
+            connect=lambda factory, address, context: self._connect(member, factory, context),
+        )
+        return made
+
+    def _addresses(self, member: bytes) -> list[Address]:
+        assert self._credentials is not None
+        known = {one.id: one.addresses for one in self._credentials.trust.members}
+        return [Address(*host_and_port(text)) for text in known.get(member.hex(), ())] or [NOWHERE]
+
+    async def _connect(
+        self,
+        member: bytes,
+        factory: Callable[[], asyncio.BaseProtocol],
+        context: "ssl.SSLContext | None",
+    ) -> tuple[asyncio.BaseTransport, asyncio.BaseProtocol]:
+        """Raises: OSError."""
+        failure = OSError(f"no address of the node {member.hex()[:8]} is known")
+        for address in self._addresses(member):
+            if address is NOWHERE:
+                break
+            try:
+                loop = asyncio.get_running_loop()
+                return await loop.create_connection(factory, address.host, address.port, ssl=context)
+            except OSError as refused:
+                failure = refused
+        raise failure
+
+
+NOWHERE = Address("nowhere", 0)
+
+
+def places_of(cluster: Cluster) -> list[Place]:
+    return [Place(disk.number, disk.uuid, disk.path, disk.node) for disk in cluster.disks]
+
+
+def opener_of(spec: Spec) -> Opener:
+    """One for each process: it holds connections."""
+    return make_opener(
+        spec.cluster.cluster_id, disk_options(spec.config), spec.cluster.tls, spec.cluster.term
+    )
+
+
+def make_opener(cluster: bytes, options: DiskOptions, tls: str, term: int) -> Opener:
+    epoch = last_epoch(term)
+    return Opener(cluster, options, tls=tls, epoch=lambda: epoch)
+
+
+def open_disks(opener: Opener, cluster: Cluster) -> dict[int, StoreDisk]:
+    """Every disk of the store, by number."""
+    return {place.number: opener.open(place) for place in places_of(cluster)}
 
 
 def open_disk_list(
-    cluster: bytes, places: list[tuple[int, bytes, str]], options: DiskOptions
-) -> list[LocalDisk]:
-    """The same for a process that is told by pickle: a fold's. `places`: number, uuid, path."""
-    return [
-        open_disk(path, expected=Expected(cluster, uuid, number), options=options)
-        for number, uuid, path in places
-    ]
+    cluster: bytes, places: Iterable[Place], options: DiskOptions, tls: str, term: int
+) -> list[StoreDisk]:
+    """The same for a process that is told by pickle: a fold's."""
+    opener = make_opener(cluster, options, tls, term)
+    return [opener.open(place) for place in places]

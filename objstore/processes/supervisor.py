@@ -62,6 +62,7 @@ class Child:
     last_death: str = ""  # How its predecessor died.
     note: str = ""  # What it said of itself.
     renewed: bool = False  # It was asked to end, to be started anew.
+    outdated: bool = False  # To be started anew as soon as it is ready: what it was told has changed since.
 
 
 @dataclass(slots=True)
@@ -151,6 +152,7 @@ class Supervisor:
         signal.pthread_sigmask(signal.SIG_SETMASK, held)
         theirs.close()
         child.pid, child.end, child.started, child.ready, child.start_at = pid, ours, now, False, None
+        child.outdated = False
         child.probe = child.answered = 0
         self._selector.register(ours, selectors.EVENT_READ, child)
         self._write_state()
@@ -216,6 +218,10 @@ class Supervisor:
             self._write_state()
             if child.end is not None:
                 link.send(child.end, Message("noted"))
+        elif message.kind == "shut-out":
+            self.announce(message.text)
+            self._stopping = self._stopping or 1
+            self._failed = True
         elif message.kind == "disk":
             words, changed = self.change_disks(message.text)
             if child.end is not None:
@@ -225,6 +231,8 @@ class Supervisor:
         elif message.kind == "ready":
             child.ready = True
             child.probe = child.answered = 0
+            if child.outdated:
+                self._renew(child)
             if self._was_ready:
                 self.log("a process is back", child=child.name, pid=child.pid)
             elif all(other.ready for other in self._children.values()):
@@ -257,7 +265,9 @@ class Supervisor:
 
     def _renew(self, child: Child) -> None:
         """End a child that is well, to start it with what has changed. Its clients ride over it."""
-        if child.pid and child.ready and not self._stopping:
+        if child.pid and not child.ready:
+            child.outdated = True
+        elif child.pid and not child.renewed and not self._stopping:
             child.renewed = True
             os.kill(child.pid, signal.SIGTERM)
 
