@@ -12,6 +12,7 @@ from objstore.cli.client import ConfigOption, DataOption, Refused, Unreachable, 
 from objstore.cli.configuration import config_app
 from objstore.cli.disks import disk_app, volume_app
 from objstore.cli.durability import durability
+from objstore.cli.gateway import gateway
 from objstore.cli.metadata import meta_app
 from objstore.cli.output import FAILURE, REFUSED, USAGE, fail
 from objstore.config import ConfigError, load
@@ -100,7 +101,15 @@ def serve(
 
 
 # In the order in which the help names them.
-for command in (health.status, health.upkeep, health.doctor, health.health, health.token, durability):
+for command in (
+    gateway,
+    health.status,
+    health.upkeep,
+    health.doctor,
+    health.health,
+    health.token,
+    durability,
+):
     app.command()(command)
 for group, name in (
     (config_app, "config"),

@@ -6,8 +6,10 @@
     POST /v1/renew        a member: RenewRequest -> Renewed
     GET  /v1/member       a gateway asks any member: Standing
     PUT  /v1/member       a gateway tells any member: Trust -> Standing
+    GET  /v1/trust        a gateway asks a node: Trust, as the node last heard it
+    GET  /v1/trust        a gateway that has lost all it knew asks a node: Trust
 
-The first four are served by a gateway's cluster port (admin/cluster_port.py), the last two by both roles. A
+The first four are served by a gateway's cluster port (admin/cluster_port.py), the next two by both roles. A
 document is JSON. Strings are checked here once, by anchored patterns, before anybody uses them.
 """
 
@@ -25,6 +27,8 @@ JOIN_PATH: Final = "/join"
 REGISTER_PATH: Final = "/v1/register"
 RENEW_PATH: Final = "/v1/renew"
 MEMBER_PATH: Final = "/v1/member"
+TRUST_PATH: Final = "/v1/trust"
+TRUST_PATH: Final = "/v1/trust"
 
 BODY_SIZE_MAX: Final = 256 * 1024  # Bytes of a request: 256 disks with long paths.
 ANSWER_SIZE_MAX: Final = 8 * 1024 * 1024  # Bytes: a trust of 10,000 members.

@@ -23,6 +23,7 @@ from objstore.node.local import LocalDisk
 from objstore.node.membership import (
     ANSWER_SIZE_MAX,
     MEMBER_PATH,
+    TRUST_PATH,
     Document,
     Refusal,
     Standing,
@@ -98,17 +99,19 @@ class NodePort(NodeServer):
             self.hang_up()
 
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
-        if request.path != MEMBER_PATH:
+        if request.path not in (MEMBER_PATH, TRUST_PATH):
             return await super()._handle(request)
         peer = peer_of(request.transport)
         # The handshake let gateways in only; this says so once more, for a certificate that has ended since.
         if peer is None or peer.name.role != GATEWAY or not self._credentials.allows(peer):
             return _answer(Refusal(detail="a gateway's certificate is needed"), 403)
         try:
+            if request.path == TRUST_PATH:
+                return _answer(self._credentials.trust)
             if request.method == "PUT":
                 await self._take(decode(await _body(request), Trust))
             elif request.method != "GET":
-                return _answer(Refusal(detail="GET or PUT"), 405)
+                return _answer(Refusal(detail="no such method here"), 405)
         except (BadArgument, Corrupt) as failure:
             return _answer(Refusal(detail=str(failure)), 400)
         except OSError as failure:
@@ -137,7 +140,7 @@ async def _body(request: web.BaseRequest) -> bytes:
     return bytes(content)
 
 
-def _answer(document: Document, status: int = 200) -> web.Response:
+def _answer(document: Document | Trust, status: int = 200) -> web.Response:
     response = web.Response(
         status=status,
         body=msgspec.json.encode(document),

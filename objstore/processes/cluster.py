@@ -25,7 +25,15 @@ from objstore.config import Config, Security, parse_codec
 from objstore.errors import Corrupt, DiskFailed, DiskMissing, StoreError
 from objstore.ids import random_id
 from objstore.node.disk import DiskState
-from objstore.node.identity import Identity, Peer, make_identity, read_identity, write_identity
+from objstore.node.identity import (
+    Identity,
+    Peer,
+    make_identity,
+    read_identity,
+    sync_directory,
+    write_identity,
+    write_new,
+)
 from objstore.node.local import Expected, format_disk, lock_disk, open_disk
 from objstore.node.syscalls import RealSyscalls
 
@@ -109,7 +117,7 @@ def open_cluster(
 
     Raises: CannotStart.
     """
-    record = _read_record(data)
+    record = read_record(data)
     if record is not None and record.term and not tls:
         raise CannotStart(f"the store at {data} is a cluster: start it with objstore gateway")
     named = [str(Path(path).absolute()) for path in config.disks.paths]
@@ -120,17 +128,17 @@ def open_cluster(
         record = _adopt(paths)
         if record is None:
             record, first_start = _plan(paths, config, announce, founded, alone=not tls), True
-        _write_record(data, record)
+        write_record(data, record)
     if tls and not record.term:
         record.term = FIRST_TERM
-        _write_record(data, record)
+        write_record(data, record)
     if codec_given or not record.codec:
         record.codec = config.blobs.codec
     if not record.formed:
         first_start = True
         _form(record, config, announce, founded)
         record.formed = True
-        _write_record(data, record)
+        write_record(data, record)
 
     found, identities = _look(record, named)
     good = [identity for identity in identities if identity is not None]
@@ -146,7 +154,7 @@ def open_cluster(
         )
     for disk in record.disks:  # Remember where they are now.
         disk.path = next(place.path for place in found if place.number == disk.number)
-    _write_record(data, record)
+    write_record(data, record)
     return Cluster(
         cluster_id=secrets.cluster_id,
         checksum_secret=secrets.checksum_secret,
@@ -185,6 +193,19 @@ def with_kept_master_key(config: Config, data: Path) -> Config:
     return msgspec.structs.replace(config, security=Security(master_key=kept))
 
 
+def keep_master_key(data: Path, master_key: bytes) -> None:
+    """Put the master key into the data directory of a gateway whose own disks have it: those may leave.
+
+    Raises: CannotStart.
+    """
+    try:
+        write_new(str(data / MASTER_NAME) + ".new", master_key.hex().encode() + b"\n", OS)
+        OS.rename(str(data / MASTER_NAME) + ".new", str(data / MASTER_NAME))
+        sync_directory(str(data), OS)
+    except OSError as failure:
+        raise CannotStart(f"cannot write {data / MASTER_NAME}: {failure.strerror}") from None
+
+
 class StoreSecrets(NamedTuple):
     cluster_id: bytes
     checksum_secret: int
@@ -196,7 +217,7 @@ def store_secrets(config: Config, data: Path) -> StoreSecrets | None:
 
     Raises: CannotStart.
     """
-    record = _read_record(data)
+    record = read_record(data)
     if record is None or not record.formed:
         return None
     found, identities = _look(record, [str(Path(path).absolute()) for path in config.disks.paths])
@@ -227,13 +248,13 @@ def change_disks(cluster: Cluster, data: Path, text: str) -> tuple[str, bool]:
     """
     change = msgspec.json.decode(text, type=DiskChange)
     try:
-        record = _read_record(data)
+        record = read_record(data)
         if record is None:
             return f"there is no {RECORD_NAME} at {data}", False
         before = [disk.number for disk in cluster.disks]
         if change.drop:
             record.disks = [disk for disk in record.disks if disk.number != change.number]
-            _write_record(data, record)
+            write_record(data, record)
             cluster.disks[:] = [disk for disk in cluster.disks if disk.number != change.number]
             return "", before != [disk.number for disk in cluster.disks]
         if not any(disk.number == change.number for disk in cluster.disks):
@@ -252,7 +273,7 @@ def change_disks(cluster: Cluster, data: Path, text: str) -> tuple[str, bool]:
             record.disks.append(
                 KnownDisk(number=change.number, uuid=change.uuid, path=change.path, node=change.node)
             )
-            _write_record(data, record)
+            write_record(data, record)
     except (CannotStart, StoreError, OSError) as failure:
         return str(failure), False
     return "", before != [disk.number for disk in cluster.disks]
@@ -279,7 +300,7 @@ def _fingerprint(master_key: str) -> str:
     return sha256(b"objstore master key " + bytes.fromhex(master_key)).hexdigest()[:16]
 
 
-def _read_record(data: Path) -> ClusterRecord | None:
+def read_record(data: Path) -> ClusterRecord | None:
     place = data / RECORD_NAME
     try:
         record = msgspec.json.decode(place.read_bytes(), type=ClusterRecord)
@@ -296,7 +317,7 @@ def _read_record(data: Path) -> ClusterRecord | None:
     return record
 
 
-def _write_record(data: Path, record: ClusterRecord) -> None:
+def write_record(data: Path, record: ClusterRecord) -> None:
     place = data / RECORD_NAME
     disks = [
         disk if disk.node else msgspec.structs.replace(disk, path=_relative(disk.path, data))

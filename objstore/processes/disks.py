@@ -94,6 +94,17 @@ class DiskSet:
             log.info("disk added", extra={"disk": number, "path": path})
             return number, await self._notes(number)
 
+    async def adopt(self, number: int, record: DiskRecord) -> None:
+        """Let the supervisor and the committer know of a disk that a storage node brought.
+
+        Raises: Problem.
+        """
+        async with self._one:
+            await self._tell(
+                DiskChange(number=number, uuid=record.uuid.hex(), path=record.path, node=record.node.hex())
+            )
+            log.info("disk of a node added", extra={"disk": number, "node": record.node.hex()})
+
     async def _reserved(self, path: str) -> tuple[int, bytes, bool]:
         """(number, uuid, whether it is formatted) of a disk whose adding was cut short; else 0."""
         identity = await asyncio.to_thread(_identity_at, path)

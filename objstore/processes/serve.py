@@ -23,7 +23,9 @@ from objstore.processes.cluster import (
     RECORD_NAME,
     CannotStart,
     change_disks,
+    keep_master_key,
     open_cluster,
+    read_record,
     warnings_of,
     with_kept_master_key,
 )
@@ -49,8 +51,14 @@ __all__ = ["CannotStart", "prepare_store", "serve"]
 TOKEN_NAME = "admin.token"  # noqa: S105  (A file's name.)
 
 
-def serve(loaded: Loaded) -> int:
+def serve(
+    loaded: Loaded, *, gateway: bool = False, prepare: Callable[[Path], None] = lambda data: None
+) -> int:
     """Run until a signal. Returns the exit code.
+
+    Args:
+        gateway: its disks may be on storage nodes (gateway.py).
+        prepare: called with the data directory when that is ours alone, before anything in it is read.
 
     Raises: CannotStart, with what is wrong and what to do.
     """
@@ -58,6 +66,7 @@ def serve(loaded: Loaded) -> int:
     config = loaded.config
     data, run_directory = directories(config)
     only_one(run_directory)
+    prepare(data)
     token = _admin_token(data)
     worker_count = config.server.workers or os.cpu_count() or 1
     listeners = listen(config.server.listen, "--listen", worker_count)
@@ -66,7 +75,9 @@ def serve(loaded: Loaded) -> int:
     admin_tls = config.tls.admin and bool(config.tls.admin_certificate or config.tls.certificate)
     admin = url_of(admin_sockets[0], admin_tls)
     _check_certificates(config)
-    spec = _open(loaded, data, run_directory, token=token, endpoint=endpoint, announce=announce)
+    spec = _open(
+        loaded, data, run_directory, token=token, endpoint=endpoint, announce=announce, gateway=gateway
+    )
     cluster, codec = spec.cluster, "{}+{}".format(*spec.cluster.codec)
     names = [f"worker-{number}" for number in range(1, worker_count + 1)]
     worker_sockets = dict(zip(names, listeners, strict=True))
@@ -84,7 +95,7 @@ def serve(loaded: Loaded) -> int:
 
         return main
 
-    def prepare() -> None:
+    def load() -> None:
         from objstore.processes import upkeep, worker  # noqa: F401  (For the children.)
 
     def close_in_child(name: str) -> None:
@@ -118,7 +129,7 @@ def serve(loaded: Loaded) -> int:
         on_ready=on_ready,
         on_stop=on_stop,
         close_in_child=close_in_child,
-        prepare=prepare,
+        prepare=load,
         change_disks=lambda text: change_disks(cluster, data, text),
         facts={
             "version": __version__,
@@ -142,7 +153,9 @@ def prepare_store(loaded: Loaded) -> Spec:
         raise CannotStart(f"no store at {data}: name it with --data DIR")
     data, run_directory = directories(loaded.config)
     only_one(run_directory)
-    return _open(loaded, data, run_directory, token="", endpoint="", announce=warn)
+    record = read_record(data)
+    gateway = record is not None and record.term > 0
+    return _open(loaded, data, run_directory, token="", endpoint="", announce=warn, gateway=gateway)
 
 
 def _open(
@@ -153,6 +166,7 @@ def _open(
     token: str,
     endpoint: str,
     announce: Callable[[str], None],
+    gateway: bool,
 ) -> Spec:
     config = with_kept_master_key(loaded.config, data)
     raise_limits()
@@ -167,8 +181,15 @@ def _open(
 
         founded = founded_secrets(config, data)
     cluster = open_cluster(
-        config, data, announce, codec_given=loaded.origins["blobs.codec"] != "default", founded=founded
+        config,
+        data,
+        announce,
+        codec_given=loaded.origins["blobs.codec"] != "default",
+        founded=founded,
+        tls=str(data / "tls") if gateway else "",
     )
+    if gateway and not config.security.master_key:
+        keep_master_key(data, cluster.master_key)
     for line in warnings_of(cluster):
         announce(line)
     return Spec(

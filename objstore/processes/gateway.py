@@ -1,0 +1,213 @@
+"""`objstore gateway`: `serve` with disks on storage nodes, and a machine that takes over from another.
+
+A gateway begins with one disk of its own, in its data directory: metadata needs a place before the first node
+has joined. That disk takes no objects, and leaves when nodes hold the journal (processes/founder.py).
+
+Taking over: the machine before this one is lost, or is to be. What its data directory held is on the nodes
+(journal, objects) but for two files, of which an operator keeps copies: `authority.json` and the master key.
+With them in a new data directory, and the address of any node, this machine makes itself a certificate, asks
+that node for the others and all of them for their disks, writes `cluster.json` with a later term than any of
+them names, and starts. The committer does the rest (meta/recovery.py): it fences, finds the newest epoch,
+rebuilds. Cut short, it may be done again. The machine before is shut out once the fences stand.
+
+May not know: metadata. There is none yet.
+"""
+
+import asyncio
+import secrets
+import time
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from objstore.config import Config, ConfigError, Loaded, host_and_port
+from objstore.errors import Corrupt
+from objstore.ids import random_id
+from objstore.meta.journal import term_of
+from objstore.node import wire
+from objstore.node.authority import GATEWAY, NODE, Authority, Name, key_to_pem, make_key, to_pem
+from objstore.node.membership import TRUST_PATH
+from objstore.node.pool import Address, Lost, Overdue, Pool, PoolLimits, Unreachable
+from objstore.node.tls import Credentials, Member, Trust, save_identity, save_trust
+from objstore.processes.cluster import (
+    CannotStart,
+    ClusterRecord,
+    KnownDisk,
+    read_record,
+    with_kept_master_key,
+    write_record,
+)
+from objstore.processes.founding import AUTHORITY_NAME, TLS_NAME, first_trust, read_authority
+from objstore.processes.machine import announce
+from objstore.processes.serve import serve
+
+LIMIT_S: Final = 5.0  # For one answer of a node.
+TERMS_MAX: Final = 64  # Two machines that take over in the same moment choose different terms, most likely.
+ANSWER_MAX: Final = 8 * wire.MIB  # Bytes: a trust of 10,000 members.
+
+
+def gateway(loaded: Loaded, *, recover: str = "") -> int:
+    """Run until a signal. Returns the exit code.
+
+    Args:
+        recover: host:port of any storage node: take over from the gateway machine before this one.
+
+    Raises: CannotStart.
+    """
+
+    def prepare(data: Path) -> None:
+        if recover:
+            take_over(loaded.config, data, recover)
+        if not (data / AUTHORITY_NAME).exists():
+            raise CannotStart(
+                f"{data} is no gateway of a cluster: begin one with objstore cluster init --data {data}, or"
+                f" take over from another machine with its {AUTHORITY_NAME} there and --recover NODE"
+            )
+
+    return serve(loaded, gateway=True, prepare=prepare)
+
+
+def take_over(config: Config, data: Path, address: str) -> None:
+    """Make this data directory the gateway's of a cluster whose gateway machine is lost.
+
+    Raises: CannotStart, with what is missing; nothing at the nodes has changed then.
+    """
+    authority = _authority(config, data)
+    directory = data / TLS_NAME
+    # Until here nobody is asked anything: a first node is told who we are by what we sign ourselves.
+    credentials = _own_certificate(directory, authority)
+    try:
+        where = Address(*host_and_port(address, "--recover"))
+    except ConfigError as failure:
+        raise CannotStart(str(failure)) from None
+    trust = _newest_trust(asyncio.run(_ask_trust(credentials, where)), credentials)
+    save_trust(directory, trust)
+    credentials.reload()
+    nodes = [member for member in trust.members if member.role == NODE]
+    found = asyncio.run(_survey(credentials, nodes))
+    _remember(data, config, authority.cluster, found)
+
+
+def _authority(config: Config, data: Path) -> Authority:
+    with_key = with_kept_master_key(config, data)
+    if not with_key.security.master_key:
+        raise CannotStart(
+            "the master key is needed: put the lost machine's master.key into the data directory, or set"
+            " OBJSTORE_SECURITY__MASTER_KEY_FILE"
+        )
+    authority = read_authority(data, bytes.fromhex(with_key.security.master_key))
+    if authority is None:
+        raise CannotStart(f"put a copy of the lost machine's {AUTHORITY_NAME} into {data}")
+    return authority
+
+
+def _own_certificate(directory: Path, authority: Authority) -> Credentials:
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        credentials = Credentials(directory)
+        if credentials.name.cluster == authority.cluster:
+            return credentials  # Of an attempt that was cut short, or of a machine that takes its place back.
+        raise CannotStart(f"{directory} holds the credentials of another cluster")
+    except Corrupt:
+        pass  # None yet, or half of them.
+    key = make_key()
+    name = Name(authority.cluster, GATEWAY, random_id())
+    certificate = authority.issue(key.public_key(), name, time.time_ns() // 1000)
+    save_trust(directory, first_trust(authority))
+    save_identity(directory, key_to_pem(key), to_pem(certificate))
+    return Credentials(directory)
+
+
+async def _get(credentials: Credentials, address: Address, id_: bytes | None, path: str) -> bytes:
+    """What a node answers. Raises: CannotStart."""
+    pool = Pool(
+        address,
+        context=credentials.client_context(NODE, id_),
+        limits=PoolLimits(connections=1, queue=1),
+    )
+    head = f"GET {path} HTTP/1.1\r\nHost: {address}\r\n{wire.CLUSTER}: {credentials.name.cluster.hex()}\r\n"
+    head += f"{wire.EPOCH}: 0\r\n\r\n"  # What it is asked for does not depend on any.
+    try:
+        async with asyncio.timeout(2 * LIMIT_S):
+            answer = await pool.exchange([head.encode()], limit_s=LIMIT_S, answer_max=ANSWER_MAX)
+    except (Unreachable, Lost, Overdue, TimeoutError) as failure:
+        raise CannotStart(f"the node at {address} does not answer: {failure}") from None
+    finally:
+        pool.close()
+    if answer.status != 200:
+        words = bytes(answer.body or b"")[:300].decode(errors="replace")
+        raise CannotStart(f"the node at {address} answers {answer.status}: {words}")
+    return bytes(answer.body or b"")
+
+
+async def _ask_trust(credentials: Credentials, address: Address) -> Trust:
+    content = await _get(credentials, address, None, TRUST_PATH)
+    try:
+        return msgspec.json.decode(content, type=Trust)
+    except msgspec.MsgspecError as failure:
+        raise CannotStart(f"the node at {address} does not speak our protocol: {failure}") from None
+
+
+def _newest_trust(found: Trust, credentials: Credentials) -> Trust:
+    if found.cluster != credentials.trust.cluster:
+        raise CannotStart("that node belongs to another cluster")
+    if credentials.name.id.hex() in found.denied:
+        raise CannotStart("this gateway was removed from the cluster: remove its tls directory to join anew")
+    return found if found.number >= credentials.trust.number else credentials.trust
+
+
+async def _survey(credentials: Credentials, nodes: list[Member]) -> dict[int, tuple[Member, wire.DiskReport]]:
+    """Every disk of every node that answers, by number. Raises: CannotStart if too few do."""
+    found: dict[int, tuple[Member, wire.DiskReport]] = {}
+    silent: list[str] = []
+
+    async def ask(node: Member) -> None:
+        words = "it has no address"
+        for text in node.addresses:
+            try:
+                address = Address(*host_and_port(text))
+                content = await _get(credentials, address, bytes.fromhex(node.id), wire.STATE_PATH)
+                report = msgspec.json.decode(content, type=wire.NodeReport)
+            except (CannotStart, ConfigError, msgspec.MsgspecError) as failure:
+                words = str(failure)
+                continue
+            found.update({disk.number: (node, disk) for disk in report.disks})
+            return
+        silent.append(f"{node.name}: {words}")
+
+    await asyncio.gather(*map(ask, nodes))
+    for words in silent:
+        announce(f"Not asked for its disks: {words}. They are added when it is back.")
+    # Which disks the lost machine had, the silent ones included, nobody here can say. It held more than half
+    # of all to serve at all, so that more than half of the nodes must be here to exclude it.
+    if 2 * len(silent) >= len(nodes):
+        raise CannotStart(f"{len(silent)} of {len(nodes)} nodes do not answer: more than half must")
+    return found
+
+
+def _remember(
+    data: Path, config: Config, cluster: bytes, found: dict[int, tuple[Member, wire.DiskReport]]
+) -> None:
+    record = read_record(data)
+    if record is not None and record.cluster != cluster.hex():
+        raise CannotStart(f"the store at {data} is another one: use an empty data directory")
+    own = [disk for disk in record.disks if not disk.node and disk.number not in found] if record else []
+    newest = max([term_of(disk.epoch) for _, disk in found.values()] + [record.term if record else 0])
+    term = newest + 1 + secrets.randbelow(TERMS_MAX)
+    disks = [
+        KnownDisk(number=number, uuid=disk.uuid, path=disk.path, node=node.id)
+        for number, (node, disk) in found.items()
+    ]
+    write_record(
+        data,
+        ClusterRecord(
+            cluster=cluster.hex(),
+            formed=True,
+            disks=sorted([*own, *disks], key=lambda disk: disk.number),
+            codec=record.codec if record and record.codec else config.blobs.codec,
+            master_key=record.master_key if record else "",
+            term=term,
+        ),
+    )
+    announce(f"Taking over with {len(found)} disks of nodes, in term {term}.")
