@@ -56,12 +56,18 @@ async def _serve(link: Link, spec: Spec, sockets: Sequence[socket.socket]) -> No
     await _bootstrap(link, parts, directory)
     service = _service(parts)
     copies = Copies(parts)
-    port = AdminPort(parts, directory, service, copies, DiskSet(parts, link))
+    disk_set = DiskSet(parts, link)
+    port = AdminPort(parts, directory, service, copies, disk_set)
     registry.include(port.own_families)
     metrics = await serve_metrics(spec.run_directory, "upkeep", registry)
 
     config = spec.config
     tasks: list[asyncio.Task[None]] = [loop.create_task(follow_disks(parts))]
+    if spec.cluster.term:
+        from objstore.processes.founder import follow_nodes, mark_founder
+
+        await mark_founder(parts)
+        tasks.append(loop.create_task(follow_nodes(parts, disk_set)))
     context: ssl.SSLContext | None = None
     if config.tls.admin and (name := config.tls.admin_certificate or config.tls.certificate):
         from objstore.s3.tls import Certificate  # Loads x509: a tenth of a second that plain HTTP saves.
@@ -101,8 +107,9 @@ def _service(parts: Parts) -> Service:
 
 async def _bootstrap(link: Link, parts: Parts, directory: Directory) -> None:
     spec = parts.spec
-    for number, disk in parts.disks.items():
-        await parts.store.ledger.register_disk(number, uuid=disk.uuid, path=disk.path)
+    for place in spec.cluster.disks:
+        if not place.node:  # The others register themselves.
+            await parts.store.ledger.register_disk(place.number, uuid=place.uuid, path=place.path)
     root = spec.config.root
     access_key, secret = await directory.bootstrap(root.access_key or None, root.secret_key or None)
     if secret is None:
