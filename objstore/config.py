@@ -30,7 +30,7 @@ ALIASES: Final = {
     "OBJSTORE_ROOT_SECRET_KEY": "root.secret_key",
 }
 # What the commands read that are no settings of the store: which one, and its token.
-COMMAND_VARIABLES: Final = {"OBJSTORE_ADMIN", "OBJSTORE_CONFIG", "OBJSTORE_TOKEN"}
+COMMAND_VARIABLES: Final = {"OBJSTORE_ADMIN", "OBJSTORE_CONFIG", "OBJSTORE_JOIN", "OBJSTORE_TOKEN"}
 
 
 class ConfigError(Exception):

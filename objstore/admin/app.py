@@ -25,6 +25,17 @@ Json = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ClusterAdmin:
+    """What a cluster's gateway has beside the rest."""
+
+    status: Callable[[], Awaitable[Json]]
+    token: Callable[[str], Awaitable[Json]]  # Role; empty: node.
+    members: Callable[[], Awaitable[list[Json]]]
+    remove: Callable[[str, bool], Awaitable[Json]]  # Name or id; True: its disks are given up with it.
+    renew: Callable[[], Awaitable[Json]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Admin:
     """What the port is made of."""
 
@@ -56,6 +67,7 @@ class Admin:
     keys: Callable[[], Awaitable[list[Json]]]
     create_key: Callable[[str, str], Awaitable[Json]]  # User, comment.
     set_disabled: Callable[[str, str, bool], Awaitable[Json]]  # "tenants", "users" or "keys"; which one.
+    clustered: ClusterAdmin | None = None  # None: one machine.
 
 
 class Problem(Exception):
@@ -195,6 +207,32 @@ def _routes(admin: Admin) -> list[Route]:
     async def check(request: web.BaseRequest, parts: Sequence[str]) -> web.StreamResponse:
         return _json(await admin.check())
 
+    def clustered() -> ClusterAdmin:
+        if admin.clustered is None:
+            raise Problem(
+                409, "this store is one machine: objstore cluster init and cluster.listen make it a gateway"
+            )
+        return admin.clustered
+
+    async def cluster_status(request: web.BaseRequest, parts: Sequence[str]) -> web.StreamResponse:
+        return _json(await clustered().status())
+
+    async def join_token(request: web.BaseRequest, parts: Sequence[str]) -> web.StreamResponse:
+        given = await _body(request, required=(), optional=("role",))
+        return _json(await clustered().token(given.get("role", "")), 201)
+
+    async def members(request: web.BaseRequest, parts: Sequence[str]) -> web.StreamResponse:
+        return _json({"members": await clustered().members()})
+
+    async def remove_member(request: web.BaseRequest, parts: Sequence[str]) -> web.StreamResponse:
+        given = await _body(request, required=(), optional=("disks",))
+        if given.get("disks", "") not in ("", "lost"):
+            raise Problem(400, 'disks: "lost", or nothing')
+        return _json(await clustered().remove(parts[0], given.get("disks") == "lost"))
+
+    async def renew_authority(request: web.BaseRequest, parts: Sequence[str]) -> web.StreamResponse:
+        return _json(await clustered().renew(), 202)
+
     def route(method: str, path: str, verb: Verb, *, open_: bool = False) -> Route:
         return Route(method, re.compile(path, re.ASCII), open_, verb)
 
@@ -221,6 +259,11 @@ def _routes(admin: Admin) -> list[Route]:
         route("GET", "/api/v1/volumes/([0-9]{1,19})", volume),
         route("GET", "/api/v1/volumes/check", check),
         route("POST", "/api/v1/volumes/check", check_volumes),
+        route("GET", "/api/v1/cluster", cluster_status),
+        route("POST", "/api/v1/cluster/tokens", join_token),
+        route("GET", "/api/v1/cluster/members", members),
+        route("POST", f"/api/v1/cluster/members/{name}/remove", remove_member),
+        route("POST", "/api/v1/cluster/renew", renew_authority),
         route("GET", "/api/v1/tenants", tenants),
         route("GET", f"/api/v1/tenants/{name}", tenant),
         route("GET", "/api/v1/users", users),

@@ -9,11 +9,14 @@ from objstore import __version__
 from objstore.cli import health
 from objstore.cli.accounts import key_app, tenant_app, user_app
 from objstore.cli.client import ConfigOption, DataOption, Refused, Unreachable, config_file
+from objstore.cli.cluster import cluster_app
 from objstore.cli.configuration import config_app
+from objstore.cli.dev import dev_app
 from objstore.cli.disks import disk_app, volume_app
 from objstore.cli.durability import durability
 from objstore.cli.gateway import gateway
 from objstore.cli.metadata import meta_app
+from objstore.cli.node import node_app
 from objstore.cli.output import FAILURE, REFUSED, USAGE, fail
 from objstore.config import ConfigError, load
 
@@ -112,6 +115,8 @@ for command in (
 ):
     app.command()(command)
 for group, name in (
+    (node_app, "node"),
+    (cluster_app, "cluster"),
     (config_app, "config"),
     (tenant_app, "tenant"),
     (user_app, "user"),
@@ -119,6 +124,7 @@ for group, name in (
     (disk_app, "disk"),
     (volume_app, "volume"),
     (meta_app, "meta"),
+    (dev_app, "dev"),
 ):
     app.add_typer(group, name=name)
 

@@ -9,6 +9,7 @@ own process, this one imports what workers and upkeep need (most of it aiohttp) 
 
 import os
 import secrets
+import socket
 import stat
 import time
 from collections.abc import Callable
@@ -71,6 +72,11 @@ def serve(
     worker_count = config.server.workers or os.cpu_count() or 1
     listeners = listen(config.server.listen, "--listen", worker_count)
     admin_sockets = listen(config.server.admin_listen, "--admin-listen", 1)[0]
+    if config.cluster.listen and not gateway:
+        raise CannotStart("cluster.listen is set: start a cluster's gateway with objstore gateway")
+    cluster_sockets: list[socket.socket] = []
+    if gateway and config.cluster.listen:
+        cluster_sockets = listen(config.cluster.listen, "--cluster-listen", 1)[0]
     endpoint = url_of(listeners[0][0], bool(config.tls.certificate))
     admin_tls = config.tls.admin and bool(config.tls.admin_certificate or config.tls.certificate)
     admin = url_of(admin_sockets[0], admin_tls)
@@ -85,7 +91,7 @@ def serve(
     def upkeep(link: Link, died: str) -> None:
         from objstore.processes import upkeep
 
-        upkeep.run(link, died, spec, admin_sockets)
+        upkeep.run(link, died, spec, admin_sockets, cluster_sockets)
 
     def worker(name: str) -> ChildMain:
         def main(link: Link, died: str) -> None:
@@ -104,6 +110,7 @@ def serve(
                 close_all(sockets)
         if name != "upkeep":
             close_all(admin_sockets)
+            close_all(cluster_sockets)
 
     def on_ready() -> None:
         announce(
@@ -138,6 +145,7 @@ def serve(
             "listen": address_of(listeners[0][0]),
             "admin_listen": address_of(admin_sockets[0]),
             "admin_tls": admin_tls,
+            "cluster_listen": address_of(cluster_sockets[0]) if cluster_sockets else "",
             "cluster": cluster.cluster_id.hex(),
         },
     ).run()

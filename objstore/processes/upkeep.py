@@ -41,12 +41,25 @@ from objstore.upkeep.trash import TrashRules
 log = logging.getLogger(__name__)
 
 
-def run(link: Link, died: str, spec: Spec, sockets: Sequence[socket.socket]) -> None:
-    """Until SIGTERM."""
-    uvloop.run(_serve(link, spec, sockets))
+def run(
+    link: Link,
+    died: str,
+    spec: Spec,
+    sockets: Sequence[socket.socket],
+    cluster_sockets: Sequence[socket.socket] = (),
+) -> None:
+    """Until SIGTERM.
+
+    Args:
+        sockets: of the admin port, bound.
+        cluster_sockets: of a gateway's cluster port, bound; empty: this store is one machine.
+    """
+    uvloop.run(_serve(link, spec, sockets, cluster_sockets))
 
 
-async def _serve(link: Link, spec: Spec, sockets: Sequence[socket.socket]) -> None:
+async def _serve(
+    link: Link, spec: Spec, sockets: Sequence[socket.socket], cluster_sockets: Sequence[socket.socket]
+) -> None:
     loop = asyncio.get_running_loop()
     link.attach(loop)
     registry = Registry()
@@ -75,7 +88,15 @@ async def _serve(link: Link, spec: Spec, sockets: Sequence[socket.socket]) -> No
         certificate = Certificate(Path(name), Path(config.tls.admin_key or config.tls.key))
         context = certificate.context
         tasks.append(loop.create_task(certificate.watch()))
-    server = await admin_server.serve(port.admin(), sockets, context)
+    admin = port.admin()
+    gateway = None
+    if cluster_sockets:
+        from objstore.processes.cluster_gateway import ClusterGateway  # Loads x509, as above.
+
+        gateway = ClusterGateway(parts, cluster_sockets, lambda: service.leads)
+        admin = replace(admin, clustered=gateway.admin())
+        await gateway.start()
+    server = await admin_server.serve(admin, sockets, context)
     if config.upkeep.enabled:
         service.start()
         tasks.append(loop.create_task(copies.keep()))
@@ -84,6 +105,8 @@ async def _serve(link: Link, spec: Spec, sockets: Sequence[socket.socket]) -> No
     for task in tasks:
         task.cancel()
     await server.close()
+    if gateway is not None:
+        await gateway.close()
     await service.close()
     metrics.close()
     await parts.close()

@@ -181,6 +181,11 @@ class Service:
         }
 
     @property
+    def leads(self) -> bool:
+        """Whether this process holds the claim on the upkeep, as far as it knows."""
+        return self._claim.held
+
+    @property
     def context(self) -> Context:
         """What the services work with: under their claim."""
         return self._ctx

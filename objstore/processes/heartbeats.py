@@ -1,0 +1,155 @@
+"""A gateway asks the other machines how they stand, and tells them what is new. In the upkeep process.
+
+Every BEAT_S: each joined member is asked; one that follows an older trust is given the newest. Who has not
+answered for AWAY_S is away: its disks take no new volumes until it answers again. Being away starts no repair
+by itself. Only the process that holds the claim on the upkeep notes so, and moves a change of the root on;
+every gateway asks, since each must tell the others what it knows.
+
+This gateway's own certificate is renewed here too: it can sign for itself.
+
+Concurrency: one task of the event loop; the questions of a beat run side by side, a bounded number at once.
+What is remembered (who answered when) is a hint, and begins anew with the process.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Final
+
+from objstore.clock import Clock
+from objstore.errors import StoreError
+from objstore.meta.schema import MemberRecord
+from objstore.node.authority import make_key, make_request
+from objstore.node.membership import Machine, RenewRequest, Standing
+from objstore.node.peers import NoAnswer, PeerClient
+from objstore.node.port import standing_of
+from objstore.node.tls import Credentials, Trust
+from objstore.processes.joining import CannotJoin, take_up
+from objstore.processes.members import JOINED, Members
+
+log = logging.getLogger(__name__)
+
+BEAT_S: Final = 5.0
+AWAY_S: Final = 15.0  # Two beats may be lost.
+AT_ONCE: Final = 32
+
+
+class Heartbeats:
+    """
+    Args:
+        about: what this gateway says of itself; its member record is kept so.
+        leads: whether this process may note who is away: it holds the claim on the upkeep.
+    """
+
+    def __init__(
+        self,
+        members: Members,
+        credentials: Credentials,
+        about: Machine,
+        clock: Clock,
+        leads: Callable[[], bool],
+        *,
+        beat_s: float = BEAT_S,
+        away_s: float = AWAY_S,
+    ) -> None:
+        self.standings: dict[bytes, Standing] = {}  # Of those that answered the last question.
+        self.failures: dict[bytes, str] = {}  # Why the others did not.
+        self.waits = ""  # What a change of the root waits for.
+        self._members = members
+        self._credentials = credentials
+        self._about = about
+        self._clock = clock
+        self._leads = leads
+        self._beat_s = beat_s
+        self._away_s = away_s
+        self._answered: dict[bytes, float] = {}  # Monotonic.
+        self._clients: dict[bytes, PeerClient] = {}
+        self._slots = asyncio.Semaphore(AT_ONCE)
+
+    async def run(self) -> None:
+        """For ever. Run it as a task; cancel it to end."""
+        while True:
+            try:
+                await self.beat()
+            except (StoreError, OSError, CannotJoin) as failure:
+                log.warning("a heartbeat failed", extra={"failure": str(failure)})
+            await asyncio.sleep(self._beat_s)
+
+    async def close(self) -> None:
+        for client in self._clients.values():
+            await client.close()
+        self._clients.clear()
+
+    async def beat(self) -> None:
+        """Ask everyone once. Raises: StoreError, OSError, CannotJoin."""
+        own = self._credentials.name
+        await self._stand_in_line()
+        trust = await self._members.trust()
+        if trust.number > self._credentials.trust.number:
+            await asyncio.to_thread(self._credentials.take_trust, trust)
+        records = await self._members.ledger.members()
+        others = {id_: record for id_, record in records.items() if record.state == JOINED and id_ != own.id}
+        for id_ in list(self._clients):
+            if id_ not in others:
+                await self._clients.pop(id_).close()
+        for known in (self.standings, self.failures, self._answered):
+            for id_ in list(known):
+                if id_ not in others:
+                    known.pop(id_)
+        await asyncio.gather(*[self._ask(id_, record, trust) for id_, record in others.items()])
+        self.standings[own.id] = standing_of(self._credentials)
+        if self._leads():
+            await self._judge(others)
+            self.waits = await self._members.advance_root(self.standings)
+
+    async def _stand_in_line(self) -> None:
+        """This gateway's own record and certificate."""
+        credentials = self._credentials
+        standing = standing_of(credentials)
+        await self._members.introduce(
+            credentials.name.id, credentials.name.role, self._about, standing.issuer, standing.ends_s
+        )
+        if not credentials.renewal_due:
+            return
+        key = await asyncio.to_thread(make_key)
+        renewed = await self._members.issue(credentials.name, RenewRequest(csr=make_request(key)))
+        await asyncio.to_thread(take_up, credentials, key, renewed)
+        log.info("own certificate renewed", extra={"ends": str(credentials.certificate.not_valid_after_utc)})
+
+    async def _ask(self, id_: bytes, record: MemberRecord, trust: Trust) -> None:
+        client = self._clients.get(id_)
+        if client is None or client.addresses != record.addresses:
+            if client is not None:
+                await client.close()
+            client = PeerClient(self._credentials, record.role, id_, record.addresses)
+            self._clients[id_] = client
+        self._answered.setdefault(id_, self._clock.monotonic())  # The benefit of the doubt, once.
+        try:
+            async with self._slots:
+                standing = await client.standing()
+                if standing.number < trust.number:
+                    standing = await client.tell(trust)
+        except NoAnswer as failure:
+            self.standings.pop(id_, None)
+            if self.failures.get(id_) != str(failure):
+                log.warning("no answer", extra={"machine": record.name, "failure": str(failure)})
+            self.failures[id_] = str(failure)
+            return
+        self.failures.pop(id_, None)
+        self.standings[id_] = standing
+        self._answered[id_] = self._clock.monotonic()
+
+    async def _judge(self, others: dict[bytes, MemberRecord]) -> None:
+        now = self._clock.monotonic()
+        for id_, record in others.items():
+            away = now - self._answered[id_] >= self._away_s
+            # One that has just begun to ask knows of nobody's absence yet: only an answer ends one.
+            back = id_ in self.standings
+            if away and not record.away_us:
+                log.warning(
+                    "a machine is away", extra={"machine": record.name, "why": self.failures.get(id_)}
+                )
+                await self._members.set_away(id_, True)
+            elif back and record.away_us:
+                log.warning("a machine is back", extra={"machine": record.name})
+                await self._members.set_away(id_, False)
