@@ -1,0 +1,362 @@
+"""`objstore dev cluster`: a whole cluster as processes of this machine, to try it and to test it.
+
+    gateway     objstore gateway: S3, admin and cluster port
+    node-1..N   objstore node: one data directory, its disks in it; sites by turns
+
+The very commands that machines of a cluster run, on loopback, each with its own log file. It is one machine
+and one device: it shows how a cluster behaves, and survives nothing. Whoever starts it ends it, each process
+by its id.
+
+Blocking, one thread.
+"""
+
+import contextlib
+import http.client
+import json
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from objstore.admin.snippets import SNIPPETS
+from objstore.config import load
+from objstore.processes.cluster import CannotStart
+from objstore.processes.founding import AUTHORITY_NAME, init
+from objstore.processes.supervisor import die_with_parent
+
+READY_SECONDS: Final = 60.0
+STOP_SECONDS: Final = 45.0  # A gateway drains for 30.
+LOOK_SECONDS: Final = 0.1
+ADMIN_SECONDS: Final = 10.0
+LOG_LINES: Final = 20  # Shown of a process that ended when it should not have.
+HOST: Final = "127.0.0.1"
+
+
+@dataclass(slots=True)
+class Process:
+    """One machine of the cluster, as it were."""
+
+    name: str
+    command: list[str]
+    data: Path
+    log: Path
+    running: subprocess.Popen[bytes] | None = None
+
+    @property
+    def pid(self) -> int:
+        """0 if it does not run."""
+        return self.running.pid if self.running is not None and self.running.poll() is None else 0
+
+    def words(self) -> str:
+        """The end of its log."""
+        try:
+            return "\n".join(self.log.read_text(errors="replace").splitlines()[-LOG_LINES:])
+        except OSError:
+            return ""
+
+
+@dataclass(slots=True, kw_only=True)
+class LocalCluster:
+    """Starts and ends the processes. Used by `objstore dev cluster`, and by tests.
+
+    Args:
+        directory: everything lies in it. One that holds a cluster already is started again.
+        port: of S3; admin, the cluster port and the nodes follow it. 0: free ones, kept from start to start.
+        bound: the processes die with the thread that started them.
+    """
+
+    directory: Path
+    nodes: int
+    sites: int = 1
+    disks: int = 1  # Of each node.
+    codec: str = "4+2"
+    port: int = 0
+    workers: int = 1
+    environment: Mapping[str, str] = field(default_factory=dict)
+    bound: bool = False
+    gateway: Process = field(init=False)
+    members: list[Process] = field(init=False)
+    _root: tuple[str, str] = ("", "")
+
+    def __post_init__(self) -> None:
+        assert self.nodes >= 1
+        assert self.sites >= 1
+        self.directory.mkdir(parents=True, exist_ok=True)
+        ports = self._ports()
+        self._root = self._root_key()
+        log = self.directory / "log"
+        log.mkdir(exist_ok=True)
+        data = self.directory / "gateway"
+        self.gateway = Process(
+            "gateway",
+            [
+                "gateway",
+                f"--data={data}",
+                f"--listen={HOST}:{ports[0]}",
+                f"--admin-listen={HOST}:{ports[1]}",
+                f"--cluster-listen={HOST}:{ports[2]}",
+                f"--workers={self.workers}",
+                f"--codec={self.codec}",
+            ],
+            data,
+            log / "gateway.log",
+        )
+        self.members = []
+        for number in range(1, self.nodes + 1):
+            name, data = f"node-{number}", self.directory / f"node-{number}"
+            command = [
+                "node",
+                f"--data={data}",
+                f"--listen={HOST}:{ports[2 + number]}",
+                f"--name={name}",
+                f"--site=site-{1 + (number - 1) % self.sites}",
+                *(f"--disk={data}/disk{disk}" for disk in range(1, self.disks + 1)),
+            ]
+            self.members.append(Process(name, command, data, log / f"{name}.log"))
+
+    @property
+    def port_of_s3(self) -> int:
+        return self._ports()[0]
+
+    @property
+    def endpoint(self) -> str:
+        return f"http://{HOST}:{self.port_of_s3}"
+
+    @property
+    def root(self) -> tuple[str, str]:
+        """Access key and secret key."""
+        return self._root
+
+    # All of it.
+
+    def start(self) -> None:
+        """Found it if need be, start everything, wait until it takes objects. Raises: CannotStart."""
+        if not (self.gateway.data / AUTHORITY_NAME).exists():
+            self.gateway.data.mkdir(mode=0o700, parents=True, exist_ok=True)
+            flags: dict[str, tuple[str, object]] = {
+                "server.data": ("--data", str(self.gateway.data)),
+                "blobs.codec": ("--codec", self.codec),
+            }
+            init(load(None, {}, flags).config, self.gateway.data)
+        self.start_gateway()
+        for node in self.members:
+            self.start_node(node)
+        self.wait_for_disks(self.nodes * self.disks)
+
+    def close(self) -> None:
+        """End everything, the gateway first: what it drains needs the nodes."""
+        self.stop([self.gateway])
+        self.stop(self.members)
+
+    # One process.
+
+    def start_gateway(self, *arguments: str, wait: bool = True) -> None:
+        """Raises: CannotStart if it is not ready in time."""
+        self._run(self.gateway, arguments)
+        if wait:
+            self.wait_for_gateway()
+
+    def wait_for_gateway(self, seconds: float = READY_SECONDS) -> None:
+        def ready() -> bool:
+            try:
+                state = json.loads((self.gateway.data / "run" / "state.json").read_text())
+            except (OSError, ValueError):
+                return False
+            children = state["children"].values()
+            return (
+                state["pid"] == self.gateway.pid
+                and state["ready"]
+                and all(child["ready"] for child in children)
+            )
+
+        self._wait(ready, "the gateway is not ready", seconds, [self.gateway])
+
+    def start_node(self, node: Process) -> None:
+        """Start it; with a join token if it has never joined."""
+        arguments: list[str] = []
+        if not (node.data / "tls" / "identity.pem").exists():
+            status, answer = self.admin("POST", "/api/v1/cluster/tokens", {"role": "node"})
+            if status != 201:
+                raise CannotStart(f"the gateway gives no join token: {status} {answer}")
+            arguments.append(f"--join={answer['token']}")
+        self._run(node, arguments)
+
+    def kill(self, process: Process) -> None:
+        """As a power cut takes it: without a word, its children with it."""
+        if process.running is not None:
+            process.running.kill()
+            process.running.wait()
+
+    def stop(self, processes: Sequence[Process]) -> None:
+        """SIGTERM, then SIGKILL for those that take too long."""
+        running = [one.running for one in processes if one.running is not None and one.pid]
+        for one in running:
+            one.send_signal(signal.SIGTERM)
+        limit = time.monotonic() + STOP_SECONDS
+        for one in running:
+            try:
+                one.wait(max(0.1, limit - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                one.kill()
+                one.wait()
+
+    def wait_for_disks(self, count: int, seconds: float = READY_SECONDS) -> None:
+        """Until so many disks of nodes are healthy, and no other is left. Raises: CannotStart."""
+
+        def there() -> bool:
+            status, answer = self.admin("GET", "/api/v1/disks")
+            return status == 200 and [row["state"] for row in answer["disks"]] == ["healthy"] * count
+
+        self._wait(there, f"there are no {count} healthy disks", seconds, [self.gateway])
+
+    # Questions.
+
+    def admin(self, method: str, path: str, content: object = None) -> tuple[int, Any]:
+        """(status, JSON) of the admin API; (0, why) if it does not answer."""
+        connection = http.client.HTTPConnection(HOST, self._ports()[1], timeout=ADMIN_SECONDS)
+        try:
+            token = (self.gateway.data / "admin.token").read_text().strip()
+            headers = {"Authorization": f"Bearer {token}"}
+            connection.request(method, path, None if content is None else json.dumps(content), headers)
+            response = connection.getresponse()
+            return response.status, json.loads(response.read())
+        except (OSError, ValueError, http.client.HTTPException) as failure:
+            return 0, str(failure)
+        finally:
+            connection.close()
+
+    # Within.
+
+    def _run(self, process: Process, arguments: Sequence[str]) -> None:
+        assert not process.pid, f"{process.name} runs already"
+        (process.data / "run" / "state.json").unlink(missing_ok=True)
+        kept = {name: value for name, value in os.environ.items() if not name.startswith("OBJSTORE_")}
+        package = str(Path(__file__).resolve().parents[2])
+        environment = kept | {"PYTHONPATH": package} | dict(self.environment)
+        if process is self.gateway:
+            environment |= {
+                "OBJSTORE_ROOT_ACCESS_KEY": self._root[0],
+                "OBJSTORE_ROOT_SECRET_KEY": self._root[1],
+            }
+        parent = os.getpid()
+        with process.log.open("ab") as log:
+            process.running = subprocess.Popen(  # noqa: S603  (Ourselves.)
+                [sys.executable, "-m", "objstore.cli.main", *process.command, *arguments],
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # Ctrl-C is for us: we know the order.
+                preexec_fn=(lambda: die_with_parent(parent)) if self.bound else None,
+            )
+
+    def _wait(self, true: Callable[[], bool], words: str, seconds: float, watched: Sequence[Process]) -> None:
+        limit = time.monotonic() + seconds
+        while not true():
+            for process in watched:
+                if not process.pid:
+                    raise CannotStart(f"{process.name} has ended:\n{process.words()}")
+            if time.monotonic() > limit:
+                shown = "\n".join(f"--- {one.name}\n{one.words()}" for one in [self.gateway, *self.members])
+                raise CannotStart(f"{words} after {seconds:.0f} s\n{shown}")
+            time.sleep(LOOK_SECONDS)
+
+    def _ports(self) -> list[int]:
+        """Chosen once: a node that comes back is where it was."""
+        place = self.directory / "ports.json"
+        try:
+            ports: list[int] = json.loads(place.read_text())
+        except FileNotFoundError:
+            count = 3 + self.nodes
+            ports = list(range(self.port, self.port + count)) if self.port else _free_ports(count)
+            place.write_text(json.dumps(ports))
+        if len(ports) < 3 + self.nodes:
+            raise CannotStart(f"{self.directory} holds a cluster of {len(ports) - 3} nodes")
+        return ports
+
+    def _root_key(self) -> tuple[str, str]:
+        place = self.directory / "root.json"
+        try:
+            access_key, secret_key = json.loads(place.read_text())
+        except FileNotFoundError:
+            access_key, secret_key = f"AK{secrets.token_hex(8).upper()}", secrets.token_hex(20)
+            with open(os.open(place, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+                json.dump([access_key, secret_key], file)
+        return access_key, secret_key
+
+
+def _free_ports(count: int) -> list[int]:
+    with contextlib.ExitStack() as held:
+        ports = []
+        for _ in range(count):
+            listener = held.enter_context(socket.socket())
+            listener.bind((HOST, 0))
+            ports.append(int(listener.getsockname()[1]))
+    return ports
+
+
+def run(cluster: LocalCluster, announce: Callable[[str], None], *, keeps: bool) -> int:
+    """Start it, say how to use it, and wait for Ctrl-C or SIGTERM. Returns the exit code.
+
+    Args:
+        keeps: its directory stays.
+
+    Raises: CannotStart.
+    """
+    with _until_signal() as stopped:
+        try:
+            announce(f"Starting a gateway and {cluster.nodes} nodes on {cluster.sites} sites ...")
+            cluster.start()
+            for line in described(cluster, keeps=keeps):
+                announce(line)
+            ended: set[str] = set()
+            while not stopped():
+                time.sleep(LOOK_SECONDS)
+                for process in [cluster.gateway, *cluster.members]:
+                    if not process.pid and process.name not in ended:
+                        ended.add(process.name)
+                        announce(f"{process.name} has ended; its log: {process.log}")
+            announce("Stopping the gateway, then the nodes ...")
+        finally:
+            cluster.close()
+    announce("Stopped.")
+    return 0
+
+
+def described(cluster: LocalCluster, *, keeps: bool) -> Iterator[str]:
+    """What an operator wants to know of a cluster that runs."""
+    access_key, secret_key = cluster.root
+    yield f"\nA cluster of {cluster.nodes} nodes, codec {cluster.codec}, S3 at {cluster.endpoint}\n"
+    for tool, snippet in SNIPPETS.items():
+        text = snippet(cluster.endpoint, "us-east-1", access_key, secret_key).replace("\n", "\n  ")
+        yield f"{tool}:\n  {text}\n"
+    yield "processes (kill -9 one, or kill -STOP it, and see what becomes of reads and writes):"
+    for process in [cluster.gateway, *cluster.members]:
+        yield f"  {process.name:10} pid {process.pid:<8} log {process.log}"
+    data = cluster.gateway.data
+    yield ""
+    for command in ("status", "cluster nodes", "disk list"):
+        yield f"objstore {command} --data {data}"
+    yield f"\nCtrl-C ends all{'' if keeps else ', and removes what they stored'}."
+
+
+@contextlib.contextmanager
+def _until_signal() -> Iterator[Callable[[], bool]]:
+    """While inside, SIGINT and SIGTERM only make the function say True."""
+    seen: list[int] = []
+    before = {
+        number: signal.signal(number, lambda number, _: seen.append(number))
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield lambda: bool(seen)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
