@@ -9,8 +9,9 @@ A request has a *progress* deadline: overdue is who moves no byte for `limit_s`,
 under way.
 
 Concurrency: one event loop. A connection carries one request at a time; who finds none free waits in order.
-A caller that is cancelled, and every failure, ends its connection: nothing is written into its buffers later,
-and none of its bytes are sent later.
+Every failure ends its connection: nothing is written into the caller's buffers later, and none of its bytes
+are sent later. So does a caller that is cancelled, unless all was sent and little is to come: that is
+received and dropped, which costs less than a connection.
 """
 
 import asyncio
@@ -22,10 +23,11 @@ from typing import Final, NamedTuple, cast
 
 from objstore.errors import Overloaded
 from objstore.node.disk import Buffer
-from objstore.node.wire import ANSWER_MAX, HEAD_MAX, KIB, RATE_MIN, is_instance
+from objstore.node.wire import ANSWER_MAX, HEAD_MAX, KIB, RATE_MIN, BadMessage, is_instance
 
 TICK_S: Final = 0.1  # Between looks at what is under way.
 SCRATCH_SIZE: Final = 256 * KIB  # Bytes received at once where the caller's memory is not yet known.
+DROP_MAX: Final = 1024 * KIB  # Bytes still to come of an answer that nobody wants: 0.1 ms, a handshake 2 ms.
 DIRECT_MIN: Final = 16 * KIB  # Bytes of memory that are worth a system call of their own: a copy costs 2 us.
 
 _STATUS: Final = re.compile(rb"HTTP/1\.1 ([2-5][0-9]{2})(?: [ -~]*)?")
@@ -157,6 +159,7 @@ class _Connection(asyncio.BufferedProtocol):
         self._rooms: list[memoryview] = []  # Where they go; the last is next.
         self._room: memoryview | None = None
         self._direct = False
+        self._drops = False  # Nobody waits any more: what comes is received and dropped.
         self._chunks: bytearray | None = None
 
     # --- For the pool ------------------------------------------------------------------------------------
@@ -183,6 +186,20 @@ class _Connection(asyncio.BufferedProtocol):
         self._pool.forget(self)
         if exchange is not None and not exchange.future.done():
             exchange.future.set_exception(failure)
+
+    def give_up(self) -> None:
+        """The caller is gone, and its memory with it. The deadline of the request goes on."""
+        exchange = self.exchange
+        assert exchange is not None
+        expected = self._left if self._in_body else exchange.size
+        if self.unsent or expected > DROP_MAX or exchange.on_piece is not None:
+            self.fail(Lost("given up"))
+            return
+        exchange.into = None
+        self._drops = True
+        self._rooms = []
+        self._room = None
+        self._body = None
 
     @property
     def unsent(self) -> int:
@@ -248,6 +265,12 @@ class _Connection(asyncio.BufferedProtocol):
             self._chunks += data
             self._take_chunks()
             return
+        if self._drops:
+            if len(data) > self._left:
+                raise _BadAnswer("more came than was announced")
+            self._left -= len(data)
+            self._next_room()
+            return
         while data and self._room is not None:
             room = self._room
             count = min(len(room), len(data))
@@ -300,7 +323,11 @@ class _Connection(asyncio.BufferedProtocol):
             return
         if length < 0:
             raise _BadAnswer("it has no length")
-        if self._status == 200 and exchange.into is not None:
+        if self._drops:
+            rooms: list[memoryview] = []
+            if length > DROP_MAX:
+                raise _BadAnswer(f"it has {length} bytes, and nobody wants them")
+        elif self._status == 200 and exchange.into is not None:
             rooms = [view for view in exchange.into if len(view)]
             if length > sum(map(len, rooms)):
                 raise _BadAnswer("it is longer than what was asked for")
@@ -318,7 +345,7 @@ class _Connection(asyncio.BufferedProtocol):
         """After each move: the next memory to fill, or the end."""
         if not self._left:
             self._end()
-        elif not self._room:
+        elif not self._drops and not self._room:
             room = self._rooms.pop()
             self._room = room if len(room) <= self._left else room[: self._left]
 
@@ -352,7 +379,10 @@ class _Connection(asyncio.BufferedProtocol):
                     raise _BadAnswer("more came than was announced")
                 self._end()
                 return
-            exchange.on_piece(piece, self._instance)
+            try:
+                exchange.on_piece(piece, self._instance)
+            except BadMessage as failure:
+                raise _BadAnswer(str(failure)) from None
 
     def _end(self) -> None:
         exchange, self.exchange = self.exchange, None
@@ -435,7 +465,7 @@ class Pool:
             return await exchange.future
         except asyncio.CancelledError:
             if connection.exchange is exchange:
-                connection.fail(Lost("given up"))
+                connection.give_up()
             raise
 
     def give_up(self, since: float, failure: Exception) -> None:

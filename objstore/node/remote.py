@@ -84,13 +84,14 @@ class RemoteOptions:
 class _Pending:
     """One write on its way: an item of a batch."""
 
-    __slots__ = ("began", "buffers", "disk", "future", "item")
+    __slots__ = ("began", "buffers", "covers", "disk", "future", "item")
 
     def __init__(self, disk: "RemoteDisk", item: Item, buffers: Sequence[Buffer]) -> None:
         self.disk = disk
         self.item = item
         self.buffers = buffers
         self.began = time.perf_counter()
+        self.covers = 0  # Of a sync: the file's `written` when it was issued.
         self.future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def end(self, failure: Exception | None) -> None:
@@ -100,6 +101,53 @@ class _Pending:
                 self.future.set_result(None)
             else:
                 self.future.set_exception(failure)
+
+
+class _Unsynced:
+    """Bytes of a file that no sync has covered yet, and the instance of the node that took all of them.
+
+    Two counts, as in node/local.py: a sync covers what had been written when it was issued, and appends may
+    end beside it.
+    """
+
+    __slots__ = ("instance", "synced", "written")
+
+    def __init__(self, instance: str) -> None:
+        self.instance = instance
+        self.written = 0
+        self.synced = 0
+
+
+class _Attempt:
+    """A batch that is sent: which item of the request is which write, and what becomes of each.
+
+    Args:
+        left: writes without an outcome, by number; those that get one are taken out.
+        named: the epoch that the request names.
+    """
+
+    def __init__(self, left: dict[int, _Pending], named: int) -> None:
+        self.sent = list(left.values())
+        self.refused: set[int] = set()  # Numbers of those that were refused for their epoch: they stay.
+        self.noted = 0  # The newest epoch that they were refused for.
+        self._numbers = list(left)
+        self._left = left
+        self._named = named
+
+    def take(self, data: bytes | bytearray, instance: str) -> None:
+        """Outcomes that have come. Raises: wire.BadMessage."""
+        for outcome in wire.decode_outcomes(data):
+            if not 0 <= outcome.item < len(self._numbers):
+                raise wire.BadMessage("an outcome of an item that was not sent")
+            number = self._numbers[outcome.item]
+            failure = outcome.failure
+            if failure is not None and failure.code == "stale-epoch":
+                self.refused.add(number)
+                self.noted = max(self.noted, failure.epoch)
+                continue
+            pending = self._left.pop(number, None)
+            if pending is not None:
+                pending.disk.end_write(pending, failure, instance, self._named)
 
 
 class RemoteNode:
@@ -134,6 +182,7 @@ class RemoteNode:
         self.disks: dict[int, RemoteDisk] = {}
         self._epoch = epoch
         self._common = f" HTTP/1.1\r\nHost: {address}\r\nX-Cluster: {cluster.hex()}\r\nX-Epoch: ".encode()
+        self._write_head = f"POST {wire.WRITE_PATH}".encode() + self._common
         self._cluster = cluster.hex()
         limits = limits or PoolLimits()
         self._pool = Pool(address, context=context, limits=limits, connect=connect)
@@ -201,23 +250,21 @@ class RemoteNode:
         into: Sequence[memoryview] | None = None,
         size: int = 0,
         answer_max: int = wire.ANSWER_MAX,
-        repeats: bool = True,
         same_instance: bool = False,
-        since: str = "",
         writes: bool = False,
     ) -> Answer:
         """Send one call and take its answer, twice if the first connection is lost.
 
         Args:
             size: bytes of the longer of body and answer, for the deadline.
-            repeats: whether it may be sent again when its answer was lost.
-            same_instance: only to the instance that was asked first: another cannot know what became of it.
-            since: the instance that is relied on.
+            same_instance: sent again only to the instance that was asked first: another cannot know what
+                became of it.
             writes: whether an overdue answer makes the disk suspect.
 
         Raises: DiskFailed, and what the disk raises (wire.ERRORS).
         """
         repeated = False
+        since = ""
         stale = 0
         if not self._polled.is_set():
             await self.start()
@@ -239,7 +286,7 @@ class RemoteNode:
                     [b"".join(head), *body], limit_s=limit_s, size=size, into=into, answer_max=answer_max
                 )
             except Lost as failure:
-                if repeated or not repeats or (same_instance and not asked):
+                if repeated or (same_instance and not asked):
                     raise DiskFailed(f"{self._where}: {failure}") from failure
                 repeated = True
                 if same_instance:
@@ -258,9 +305,12 @@ class RemoteNode:
                     continue
             raise disk.error_of(failed, named)
 
-    def write(self, disk: "RemoteDisk", item: Item, buffers: Sequence[Buffer]) -> "asyncio.Future[None]":
+    def write(
+        self, disk: "RemoteDisk", item: Item, buffers: Sequence[Buffer], covers: int = 0
+    ) -> "asyncio.Future[None]":
         """Join what this turn of the loop writes to the node; sent when the turn ends."""
         pending = _Pending(disk, item, buffers)
+        pending.covers = covers
         kind = item.kind
         turn = self._turns.get(kind)
         if turn is not None and (
@@ -309,49 +359,17 @@ class RemoteNode:
         while left:
             self.check_away()
             named = self._epoch()
-            numbers = list(left)
-            items = [left[number].item for number in numbers]
-            manifest = wire.encode_manifest(items)
-            size = len(manifest) + sum([item.size for item in items])
-            head = b"POST %b%b%d\r\nContent-Length: %d\r\n\r\n" % (
-                wire.WRITE_PATH.encode(),
-                self._common,
-                named,
-                size,
-            )
-            pieces: list[Buffer] = [head + manifest]
-            for number in numbers:
-                pieces += [buffer for buffer in left[number].buffers if len(buffer)]
-            refused: list[int] = []  # For their epoch.
-            newest = 0
-
-            def take(
-                data: bytes | bytearray, instance: str, numbers: list[int] = numbers, named: int = named
-            ) -> list[tuple[int, int]]:
-                """Outcomes that have come; returns those that were refused for their epoch."""
-                stale: list[tuple[int, int]] = []
-                for outcome in wire.decode_outcomes(data):
-                    if not 0 <= outcome.item < len(numbers):
-                        raise wire.BadMessage("an outcome of an item that was not sent")
-                    number = numbers[outcome.item]
-                    failure = outcome.failure
-                    if failure is not None and failure.code == "stale-epoch":
-                        stale.append((number, failure.epoch))
-                        continue
-                    pending = left.pop(number, None)
-                    if pending is not None:
-                        pending.disk.end_write(pending, failure, instance, named)
-                return stale
-
-            pieces_refused: list[tuple[int, int]] = []
+            attempt = _Attempt(left, named)
+            manifest = wire.encode_manifest([pending.item for pending in attempt.sent])
+            size = len(manifest)
+            pieces: list[Buffer] = [b""]
+            for pending in attempt.sent:
+                size += pending.item.size
+                pieces += [buffer for buffer in pending.buffers if len(buffer)]
+            pieces[0] = b"%b%d\r\nContent-Length: %d\r\n\r\n%b" % (self._write_head, named, size, manifest)
             started = asyncio.get_running_loop().time()
             try:
-                answer = await self._pool.exchange(
-                    pieces,
-                    limit_s=limit_s,
-                    size=size,
-                    on_piece=lambda data, instance: pieces_refused.extend(take(data, instance)),  # noqa: B023
-                )
+                answer = await self._pool.exchange(pieces, limit_s=limit_s, size=size, on_piece=attempt.take)
                 self._note_answer(answer)
                 if answer.status != 200:
                     failed = _decode_failure(answer)
@@ -359,7 +377,7 @@ class RemoteNode:
                         pending.end(pending.disk.error_of(failed, named))
                     return
                 if answer.body is not None:
-                    pieces_refused += take(answer.body, answer.instance)
+                    attempt.take(answer.body, answer.instance)
             except wire.BadMessage as failure:
                 raise DiskFailed(f"{self._where} does not speak our protocol: {failure}") from failure
             except Lost as failure:
@@ -367,28 +385,23 @@ class RemoteNode:
                     raise DiskFailed(f"{self._where}: {failure}") from failure
                 repeated = True
                 for number, pending in list(left.items()):
-                    item = pending.item
-                    if item.kind == "log":
-                        if not asked:
-                            pending.end(DiskFailed(f"{self._where}: {failure}"))
-                            del left[number]
-                            continue
-                        item = msgspec.structs.replace(item, since=asked)
-                    pending.item = msgspec.structs.replace(item, repeat=True)
+                    if pending.item.kind != "log":
+                        pending.item = msgspec.structs.replace(pending.item, repeat=True)
+                    elif asked:
+                        pending.item = msgspec.structs.replace(pending.item, repeat=True, since=asked)
+                    else:
+                        left.pop(number).end(DiskFailed(f"{self._where}: {failure}"))
                 continue
             except (Unreachable, Overdue) as failure:
                 for pending in left.values():
                     pending.end(self._judge(failure, started, pending.disk))
                 return
-            for number, epoch in pieces_refused:
-                refused.append(number)
-                newest = max(newest, epoch)
-            for number in [number for number in left if number not in refused]:
+            for number in left.keys() - attempt.refused:
                 left.pop(number).end(DiskFailed(f"{self._where} did not say what became of a write"))
             stale += 1
-            if refused and (stale > STALE_TRIES or not await self._learns_epoch(named, newest)):
+            if left and (stale > STALE_TRIES or not await self._learns_epoch(named, attempt.noted)):
                 for pending in left.values():
-                    pending.end(StaleEpoch(named=named, noted=newest))
+                    pending.end(StaleEpoch(named=named, noted=attempt.noted))
                 return
 
     # --- Whether it answers ------------------------------------------------------------------------------
@@ -558,9 +571,9 @@ class RemoteDisk:
         self._known = DiskState.SUSPECT  # As the node last said.
         self._known_reason = "its node was not asked yet"
         self._suspicion = ""  # Our own.
-        # Which instance of the node took a file's last bytes, and which took the first that are not synced.
+        # By file: which instance of the node took its last bytes, and what of it is not synced.
         self._files: dict[tuple[int, int], str] = {}
-        self._unsynced: dict[tuple[int, int], str] = {}
+        self._unsynced: dict[tuple[int, int], _Unsynced] = {}
         self._closed = False
 
     def __repr__(self) -> str:
@@ -625,26 +638,32 @@ class RemoteDisk:
         for buffer in buffers:
             size += len(buffer)
         assert size <= wire.BODY_MAX - wire.MIB, f"an append of {size} bytes"
-        since = self._unsynced.get((volume, index), "") if self._unsynced else ""
-        if not sync and not since and len(self._unsynced) >= UNSYNCED_MAX:
+        unsynced = self._unsynced.get((volume, index)) if self._unsynced else None
+        if not sync and unsynced is None and len(self._unsynced) >= UNSYNCED_MAX:
             return _failed(Overloaded(f"{UNSYNCED_MAX} files of disk {self.number} have bytes not synced"))
         if self._suspicion or self._known is DiskState.FOREIGN:
             return _failed(self._refusal())
         kind = "append-sync" if sync else "append"
-        item = Item(kind, self.number, volume, index, offset, size, since=since)
-        return self.node.write(self, item, buffers)
+        if unsynced is None:
+            return self.node.write(self, Item(kind, self.number, volume, index, offset, size), buffers)
+        item = Item(kind, self.number, volume, index, offset, size, since=unsynced.instance)
+        return self.node.write(self, item, buffers, unsynced.written)
 
     async def sync(self, volume: int, index: int) -> None:
         self._check_writable()
-        since = self._unsynced.get((volume, index), "")
-        await self.node.write(self, Item("sync", self.number, volume, index, since=since), ())
+        unsynced = self._unsynced.get((volume, index))
+        if unsynced is None:
+            await self.node.write(self, Item("sync", self.number, volume, index), ())
+        else:
+            item = Item("sync", self.number, volume, index, since=unsynced.instance)
+            await self.node.write(self, item, (), unsynced.written)
 
     def end_write(self, pending: _Pending, failure: Failure | None, instance: str, named: int) -> None:
         """An outcome of a batch."""
         item = pending.item
+        key = (item.volume, item.index)
         if failure is not None:
             self.learn(failure.state, failure.reason)
-            key = (item.volume, item.index)
             if failure.code == "misuse" and self._files.get(key, instance) != instance:
                 # Not a bug of the caller: what an earlier instance took did not survive its end.
                 failure = Failure(wire.RESTARTED, f"the node was restarted since, and {failure.words}")
@@ -652,13 +671,19 @@ class RemoteDisk:
             pending.end(self.error_of(failure, named))
             return
         self._count(_COUNTED[item.kind], pending.began, item.size)
+        if item.kind == "log":
+            pending.end(None)
+            return
+        unsynced = self._unsynced.get(key)
         if item.kind == "append":
-            key = (item.volume, item.index)
-            self._unsynced.setdefault(key, instance)
-            self._remember(item.volume, item.index, instance)
-        elif item.kind != "log":
-            self._unsynced.pop((item.volume, item.index), None)
-            self._remember(item.volume, item.index, instance)
+            if unsynced is None:
+                unsynced = self._unsynced[key] = _Unsynced(instance)
+            unsynced.written += item.size
+        elif unsynced is not None:
+            unsynced.synced = max(unsynced.synced, pending.covers)
+            if unsynced.synced == unsynced.written:
+                del self._unsynced[key]
+        self._remember(item.volume, item.index, instance)
         pending.end(None)
 
     def error_of(self, failure: Failure, named: int) -> Exception:
