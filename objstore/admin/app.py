@@ -29,7 +29,7 @@ class ClusterAdmin:
     """What a cluster's gateway has beside the rest."""
 
     status: Callable[[], Awaitable[Json]]
-    token: Callable[[str], Awaitable[Json]]  # Role; empty: node.
+    token: Callable[[str, str], Awaitable[Json]]  # Role (empty: node), and a member that comes back.
     members: Callable[[], Awaitable[list[Json]]]
     remove: Callable[[str, bool], Awaitable[Json]]  # Name or id; True: its disks are given up with it.
     renew: Callable[[], Awaitable[Json]]
@@ -218,8 +218,8 @@ def _routes(admin: Admin) -> list[Route]:
         return _json(await clustered().status())
 
     async def join_token(request: web.BaseRequest, parts: Sequence[str]) -> web.StreamResponse:
-        given = await _body(request, required=(), optional=("role",))
-        return _json(await clustered().token(given.get("role", "")), 201)
+        given = await _body(request, required=(), optional=("role", "member"))
+        return _json(await clustered().token(given.get("role", ""), given.get("member", "")), 201)
 
     async def members(request: web.BaseRequest, parts: Sequence[str]) -> web.StreamResponse:
         return _json({"members": await clustered().members()})

@@ -67,9 +67,16 @@ def token(
     gateway: Annotated[
         bool, typer.Option("--gateway", help="For a gateway, not for a storage node.")
     ] = False,
+    again: Annotated[
+        str,
+        typer.Option(
+            "--for", help="A member that has lost its credentials, by name or id: it stays who it was."
+        ),
+    ] = "",
 ) -> None:
     """Make a join token: one word, good once, for an hour. A secret until then."""
-    facts = store.post("/api/v1/cluster/tokens", {"role": "gateway" if gateway else "node"})
+    role = "gateway" if gateway else "node"
+    facts = store.post("/api/v1/cluster/tokens", {"role": role, **({"member": again} if again else {})})
     store.tell(facts["token"], facts)
     if not gateway:
         print("On the new machine: objstore node --join TOKEN --data DIR --disk PATH ...", file=sys.stderr)

@@ -105,6 +105,7 @@ class Token(NamedTuple):
     expires_s: int  # Seconds since 1970, by the gateway's clock.
     id: bytes  # 16 random bytes: what makes it good once.
     role: str
+    member: bytes = b""  # Id of the member that has lost its credentials and comes back; empty: a new one.
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -167,9 +168,21 @@ class Authority:
         )
 
     def token(
-        self, role: str, addresses: Sequence[str], now_us: int, *, seconds: int = TOKEN_S, id_: bytes = b""
+        self,
+        role: str,
+        addresses: Sequence[str],
+        now_us: int,
+        *,
+        seconds: int = TOKEN_S,
+        id_: bytes = b"",
+        member: bytes = b"",
     ) -> str:
-        """A token for one machine to join as `role`. One line of printable characters; a secret."""
+        """A token for one machine to join as `role`. One word of printable characters; a secret.
+
+        Args:
+            id_: 16 bytes that were never used; empty: random ones.
+            member: whom the machine is to be, if it was one before; empty: a new member.
+        """
         assert role in ROLES
         assert addresses
         root = self.signing
@@ -181,6 +194,7 @@ class Authority:
                 now_us // 1_000_000 + seconds,
                 id_ or random_id(),
                 role,
+                member,
             )
         )
         return _TOKEN_PREFIX + urlsafe_b64encode(content + _mac(root, content)).decode().rstrip("=")
@@ -484,7 +498,12 @@ def _decode_token(content: bytes) -> Token:
     except (msgspec.MsgspecError, ValueError):  # UnicodeDecodeError among them.
         raise Denied("not a join token: was it copied whole?") from None
     sizes = (len(token.cluster), len(token.fingerprint), len(token.id))
-    if sizes != (ID_SIZE, 32, ID_SIZE) or token.role not in ROLES or not token.addresses:
+    if (
+        sizes != (ID_SIZE, 32, ID_SIZE)
+        or len(token.member) not in (0, ID_SIZE)
+        or token.role not in ROLES
+        or not token.addresses
+    ):
         raise Denied("not a join token of this release")
     return token
 

@@ -3,7 +3,7 @@
 Only gateways of the cluster get a connection. Who is removed, or whose certificate ends, while it has one,
 loses it within seconds: connections are looked at again when the trust changes, and now and then.
 
-Concurrency: one event loop; trust is saved in a thread, one at a time.
+Concurrency: one event loop; one trust is taken up at a time.
 """
 
 import asyncio
@@ -121,7 +121,7 @@ class NodePort(NodeServer):
 
     async def _take(self, trust: Trust) -> None:
         async with self._telling:
-            if await asyncio.to_thread(self._credentials.take_trust, trust):
+            if await self._credentials.take_trust(trust):
                 log.info("trust taken up", extra={"number": trust.number})
                 self.hang_up()
 

@@ -11,7 +11,8 @@ library holds the connection. Sessions are never resumed: every connection is ju
 A context follows its `Credentials`: renewed files are taken up by connections made from then on. Who was
 removed is refused at every new connection; `allows` says the same of one that is open, for each request.
 
-Concurrency: `watch` is one task of an event loop; contexts are used by the threads of that process.
+Concurrency: contexts belong to the thread of the event loop, and so does `reload`, which changes them: a
+handshake never sees a certificate without its key. `store_trust` only writes a file; any thread may call it.
 """
 
 import asyncio
@@ -19,6 +20,7 @@ import contextlib
 import logging
 import os
 import ssl
+import threading
 import time
 import weakref
 from collections.abc import Callable
@@ -146,6 +148,8 @@ class Credentials:
         self.failures = 0  # Of taking up new files: what was before goes on being used.
         self._clock = clock
         self._contexts: weakref.WeakSet[PeerContext] = weakref.WeakSet()
+        self._storing = threading.Lock()
+        self._stored = -1  # Number of the newest trust that `store_trust` saved.
         self._stamp = self._read_stamp()
         self._own, self.trust = self._read()
         self._note_trust()
@@ -237,28 +241,46 @@ class Credentials:
 
     # Taking up what is new.
 
-    def take_trust(self, trust: Trust) -> bool:
-        """Save and follow a newer trust. Whether it was newer. Blocks. Raises: Corrupt, OSError."""
+    def store_trust(self, trust: Trust) -> bool:
+        """Save a newer trust, durably; `reload` takes it up. Whether it was newer. Blocks.
+
+        Raises: Corrupt if it is another cluster's, or damaged; OSError.
+        """
         if trust.cluster != self.trust.cluster:
             raise Corrupt("this trust is another cluster's")
-        if trust.number <= self.trust.number:
-            return False
         decode_trust(encode_trust(trust))
-        save_trust(self.directory, trust)
-        return self.reload()
+        with self._storing:
+            if trust.number <= max(self.trust.number, self._stored):
+                return False
+            save_trust(self.directory, trust)
+            self._stored = trust.number
+        return True
+
+    async def take_trust(self, trust: Trust) -> bool:
+        """Save and follow a newer trust. Whether it was newer. Raises: Corrupt, OSError."""
+        newer = await asyncio.to_thread(self.store_trust, trust)
+        if newer:
+            self.reload()
+        return newer
 
     def reload(self) -> bool:
-        """Take up the files as they are now. Returns: whether that worked. Blocks on file reads."""
+        """Take up the files as they are now. Returns: whether that worked.
+
+        Blocks for a millisecond, and where key or roots are others for a third of one for each context.
+        """
         stamp = self._read_stamp()
         try:
             own, trust = self._read()
             if own.name != self._own.name:
                 raise Corrupt(f"{self.directory / IDENTITY} is another member's now")
+            if trust.number < self.trust.number:
+                raise Corrupt(f"{self.directory / TRUST} is older than what is followed")
             probe = PeerContext(ssl.PROTOCOL_TLS_CLIENT)
             probe.load_cert_chain(self.directory / IDENTITY)  # Before it goes where it is used.
+            same = own.certificate == self._own.certificate and trust.roots == self.trust.roots
             self._own, self.trust = own, trust
             self._note_trust()
-            for context in list(self._contexts):
+            for context in [] if same else list(self._contexts):
                 self._load(context)
         except (Corrupt, OSError) as failure:  # ssl.SSLError is an OSError.
             self.failures += 1
@@ -277,8 +299,7 @@ class Credentials:
         """Look at the files for ever. Run it as a task; cancel it to end."""
         while True:
             await asyncio.sleep(every_seconds)
-            if self._read_stamp() != self._stamp:
-                await asyncio.to_thread(self.reload)
+            self.reload_if_changed()
 
     def _note_trust(self) -> None:
         self._issuers = frozenset(common_name(from_pem(root).subject) for root in self.trust.roots)

@@ -88,7 +88,7 @@ class ClusterGateway:
 
     async def _take_trust(self, trust: Trust) -> Standing:
         """Another gateway knows more. What counts is metadata; a newer number is followed all the same."""
-        await asyncio.to_thread(self.credentials.take_trust, trust)
+        await self.credentials.take_trust(trust)
         return standing_of(self.credentials)
 
     async def _epoch(self) -> int:
@@ -131,8 +131,11 @@ class ClusterGateway:
             "away": ", ".join(str(row["name"]) for row in rows if row["state"] == "away"),
         }
 
-    async def token(self, role: str) -> dict[str, Any]:
-        text = await self.members.token(role or NODE)
+    async def token(self, role: str, member: str) -> dict[str, Any]:
+        try:
+            text = await self.members.token(role or NODE, member)
+        except BadArgument as failure:
+            raise Problem(400, str(failure)) from None
         return {"token": text, "role": role or NODE, "address": self.members.addresses[0]}
 
     async def listed(self) -> list[dict[str, Any]]:

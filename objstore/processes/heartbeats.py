@@ -24,7 +24,7 @@ from objstore.node.membership import Machine, RenewRequest, Standing
 from objstore.node.peers import NoAnswer, PeerClient
 from objstore.node.port import standing_of
 from objstore.node.tls import Credentials, Trust
-from objstore.processes.joining import CannotJoin, take_up
+from objstore.processes.joining import CannotJoin, put_in_place
 from objstore.processes.members import JOINED, Members
 
 log = logging.getLogger(__name__)
@@ -86,7 +86,7 @@ class Heartbeats:
         await self._stand_in_line()
         trust = await self._members.trust()
         if trust.number > self._credentials.trust.number:
-            await asyncio.to_thread(self._credentials.take_trust, trust)
+            await self._credentials.take_trust(trust)
         records = await self._members.ledger.members()
         others = {id_: record for id_, record in records.items() if record.state == JOINED and id_ != own.id}
         for id_ in list(self._clients):
@@ -113,7 +113,8 @@ class Heartbeats:
             return
         key = await asyncio.to_thread(make_key)
         renewed = await self._members.issue(credentials.name, RenewRequest(csr=make_request(key)))
-        await asyncio.to_thread(take_up, credentials, key, renewed)
+        await asyncio.to_thread(put_in_place, credentials, key, renewed)
+        credentials.reload()
         log.info("own certificate renewed", extra={"ends": str(credentials.certificate.not_valid_after_utc)})
 
     async def _ask(self, id_: bytes, record: MemberRecord, trust: Trust) -> None:

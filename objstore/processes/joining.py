@@ -160,24 +160,23 @@ def register(credentials: Credentials, request: Registration) -> Registered:
 
 
 def renew(credentials: Credentials) -> None:
-    """A new key and certificate, taken up by `credentials`.
+    """A new key and certificate in the files of `credentials`, which are to be reloaded then.
 
     Raises: Refused, NoGateway, OSError, CannotJoin.
     """
     key = make_key()
     renewed = call_gateway(credentials, RENEW_PATH, RenewRequest(csr=make_request(key)), Renewed)
-    take_up(credentials, key, renewed)
+    put_in_place(credentials, key, renewed)
 
 
-def take_up(credentials: Credentials, key: ec.EllipticCurvePrivateKey, renewed: Renewed) -> None:
-    """Put a renewed certificate in place. Raises: OSError, CannotJoin."""
+def put_in_place(credentials: Credentials, key: ec.EllipticCurvePrivateKey, renewed: Renewed) -> None:
+    """Save a renewed certificate with its key. Raises: OSError, CannotJoin."""
     certificate = _checked(renewed.certificate, key, renewed.trust)
     if name_of(certificate) != credentials.name:
         raise CannotJoin(f"the renewed certificate is for {name_of(certificate).uri}")
     # The trust first: the certificate may be of a root that we do not know yet.
-    credentials.take_trust(renewed.trust)
+    credentials.store_trust(renewed.trust)
     save_identity(credentials.directory, key_to_pem(key), renewed.certificate)
-    credentials.reload()
 
 
 def call_gateway(credentials: Credentials, path: str, document: Document, kind: type[T]) -> T:

@@ -57,6 +57,7 @@ from objstore.node.authority import (
     to_pem,
 )
 from objstore.node.membership import (
+    DISKS_MAX,
     DiskFacts,
     JoinRequest,
     Machine,
@@ -164,13 +165,27 @@ class Members:
 
     # Joining.
 
-    async def token(self, role: str) -> str:
-        """A join token. Raises: Denied, BadArgument."""
+    async def token(self, role: str, member: str = "") -> str:
+        """A join token.
+
+        Args:
+            member: name or id of a member that has lost its credentials, and is to be who it was.
+
+        Raises: Denied, BadArgument.
+        """
         if role not in (NODE, GATEWAY):
             raise BadArgument("a machine joins as node or as gateway", name="role")
         authority, _ = await self.authority()
         await self._sweep_tokens()
-        return authority.token(role, self.addresses, self.clock.now_us(), id_=random_id(self.randomness))
+        again = b""
+        if member:
+            again, record = await self.find(member)
+            role = record.role
+            if record.state != JOINED:
+                raise BadArgument(f"{member} was removed: it joins as a new {role}", name="member")
+        return authority.token(
+            role, self.addresses, self.clock.now_us(), id_=random_id(self.randomness), member=again
+        )
 
     async def join(self, request: JoinRequest) -> Welcome:
         """Take a machine in. Asked again with the same token and key, it gives the same id.
@@ -193,8 +208,11 @@ class Members:
                     raise Denied("the join token was used already: make another one (objstore cluster token)")
                 id_ = join.member
             else:
-                id_ = random_id(self.randomness)
+                id_ = token.member or random_id(self.randomness)
                 await self._check_name(request.machine.name, id_, token.role)
+                before = await self.kv.get(member_key(id_))
+                if token.member and (before is None or decode(before, MemberRecord).state != JOINED):
+                    raise Denied("the join token is for a member that was removed meanwhile")
             certificate = authority.issue(key, Name(self.cluster, token.role, id_), now_us)
             if used is None:
                 member = MemberRecord(
@@ -211,7 +229,7 @@ class Members:
                 join = JoinRecord(member=id_, key=digest, expires_s=token.expires_s)
                 try:
                     await self._commit(
-                        {join_key(token.id): None, member_key(id_): None, _AUTHORITY: bundle},
+                        {join_key(token.id): None, member_key(id_): before, _AUTHORITY: bundle},
                         {join_key(token.id): encode(join), member_key(id_): encode(member)},
                     )
                 except Conflict as conflict:
@@ -228,7 +246,9 @@ class Members:
         for other, record in (await self.ledger.members()).items():
             if (record.state, record.name, record.role) == (JOINED, name, role) and other != id_:
                 raise BadArgument(
-                    f"there is a {role} {name} already: give this one another --name", name="name"
+                    f"there is a {role} {name} already: give another --name, remove that one first (objstore"
+                    f" cluster remove {name}), or make a token for it (objstore cluster token --for {name})",
+                    name="name",
                 )
 
     async def _sweep_tokens(self) -> None:
@@ -286,6 +306,9 @@ class Members:
             records = await self.ledger.disks()
             number = next((number for number, record in records.items() if record.uuid == uuid), 0)
             if not number:
+                own = [record for record in records.values() if record.node == node]
+                if sum(record.state != "retired" for record in own) >= DISKS_MAX:
+                    raise Denied(f"this node has {DISKS_MAX} disks already")
                 if facts.formatted:
                     raise Denied(f"the cluster's metadata knows no disk {facts.uuid} ({facts.path})")
                 return await self.ledger.reserve_disk(

@@ -383,6 +383,7 @@ async def _renew(credentials: Credentials) -> None:
             continue
         try:
             await asyncio.to_thread(joining.renew, credentials)
+            credentials.reload()
             log.info("certificate renewed", extra={"ends": str(credentials.certificate.not_valid_after_utc)})
             failures = 0
         except (Refused, NoGateway, CannotJoin, OSError) as failure:

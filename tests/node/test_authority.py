@@ -298,26 +298,26 @@ async def test_a_removed_member_is_refused_at_its_next_connection_and_its_next_r
         assert await ask(port, gateway.client_context(NODE)) == b"ok\n"
         [peer] = came
         assert peer is not None
-        assert node.take_trust(trust_of(authority, 2, denied=[gateway.name.id.hex()]))
+        assert await node.take_trust(trust_of(authority, 2, denied=[gateway.name.id.hex()]))
         assert not node.allows(peer)
         assert await ask(port, gateway.client_context(NODE)) == b""
-        assert node.take_trust(trust_of(authority, 3))
+        assert await node.take_trust(trust_of(authority, 3))
         assert await ask(port, gateway.client_context(NODE)) == b"ok\n"
         # A client refuses a removed node just so.
-        gateway.take_trust(trust_of(authority, 2, denied=[node.name.id.hex()]))
+        await gateway.take_trust(trust_of(authority, 2, denied=[node.name.id.hex()]))
         with pytest.raises(WrongPeer, match="was removed"):
             await ask(port, gateway.client_context(NODE))
 
 
-def test_an_older_trust_never_replaces_a_newer_one(cluster: tuple[Authority, Path]) -> None:
+async def test_an_older_trust_never_replaces_a_newer_one(cluster: tuple[Authority, Path]) -> None:
     authority, root = cluster
     node = Credentials(root / "node")
-    assert node.take_trust(trust_of(authority, 5, denied=["07" * 16]))
-    assert not node.take_trust(trust_of(authority, 5))
-    assert not node.take_trust(trust_of(authority, 4))
+    assert await node.take_trust(trust_of(authority, 5, denied=["07" * 16]))
+    assert not await node.take_trust(trust_of(authority, 5))
+    assert not await node.take_trust(trust_of(authority, 4))
     assert Credentials(root / "node").trust.denied == ["07" * 16]
     with pytest.raises(Corrupt, match="another cluster's"):
-        node.take_trust(trust_of(authority_of(OTHER), 6))
+        await node.take_trust(trust_of(authority_of(OTHER), 6))
 
 
 async def test_renewed_certificates_and_roots_are_taken_up_without_a_restart(
@@ -344,12 +344,12 @@ async def test_renewed_certificates_and_roots_are_taken_up_without_a_restart(
         # Another root: first trusted by all, then signing, then alone. At no step is anyone refused.
         both = authority.with_root(ca.make_root(CLUSTER, now_us()))
         for who in (gateway, node):
-            assert who.take_trust(trust_of(both, 2))
+            assert await who.take_trust(trust_of(both, 2))
             assert await ask(port, client) == b"ok\n"
             assert not who.renewal_due
         signing = both.signing_newest()
         for who in (gateway, node):
-            assert who.take_trust(trust_of(signing, 3))
+            assert await who.take_trust(trust_of(signing, 3))
             assert who.renewal_due
             assert await ask(port, client) == b"ok\n"
         old_gateway = (root / "gateway" / tls.IDENTITY).read_bytes()
@@ -358,7 +358,7 @@ async def test_renewed_certificates_and_roots_are_taken_up_without_a_restart(
             assert await ask(port, client) == b"ok\n"
         alone = signing.without_oldest()
         for who in (node, gateway):
-            assert who.take_trust(trust_of(alone, 4))
+            assert await who.take_trust(trust_of(alone, 4))
             assert await ask(port, client) == b"ok\n"
 
         # What the old root signed is worth nothing now, though the context once learned that root.
