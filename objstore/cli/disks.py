@@ -11,7 +11,7 @@ from objstore.cli.client import Refused
 from objstore.cli.output import DEGRADED, OK, REFUSED, fail
 from objstore.cli.store import Store, asks
 
-DISK_COLUMNS: Final = ("disk", "path", "state", "free", "total", "files", "reason")
+DISK_COLUMNS: Final = ("disk", "path", "state", "free", "total", "files", "node", "reason")
 VOLUME_COLUMNS: Final = ("volume", "state", "code", "bytes", "damaged", "moving", "spare", "lost", "reason")
 POLL_SECONDS: Final = 2.0
 

@@ -173,6 +173,8 @@ class AdminPort:
     async def disks(self) -> list[dict[str, Any]]:
         rows = []
         files = await self._disk_set.files()
+        records = await self._parts.store.ledger.disks()
+        members = await self._parts.store.ledger.members()
         for number, disk in sorted(self._parts.disks.items()):
             try:
                 usage = self._usage[number] = await disk.usage()
@@ -180,9 +182,11 @@ class AdminPort:
                 self._usage.pop(number, None)
                 usage = None
             state, reason = await self._disk_state(number)
+            node = members.get(records[number].node) if number in records else None
             rows.append(
                 {
                     "disk": number,
+                    "node": node.name if node is not None else "",
                     "path": disk.path,
                     "state": state,
                     "free": usage.free if usage else None,

@@ -80,7 +80,10 @@ async def _serve(link: Link, died: str, spec: Spec, forget: bool) -> None:
             folder=folder_process(open_again),
             finder=finder_process(open_again),
             options=CommitterOptions(
-                append_timeout_s=config.meta.copy_seconds, sync_interval_s=config.meta.sync_seconds
+                append_timeout_s=config.meta.copy_seconds,
+                sync_interval_s=config.meta.sync_seconds,
+                # A node is away for a restart more often than a disk is broken.
+                verify_interval_s=5.0 if spec.cluster.term else 60.0,
             ),
             trust_state=not any(name in died for name in MAPPING_DEATHS),
             progress=progress,

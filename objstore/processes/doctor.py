@@ -110,7 +110,7 @@ def _devices(disks: list[dict[str, Any]]) -> list[Finding]:
 def placement(k: int, m: int, disks: list[dict[str, Any]]) -> tuple[Promise, str]:
     """What a new volume would promise over the disks that take writes now, and that in words."""
     candidates = [
-        Candidate(disk["disk"], disk["free"] or 1, disk["device"])
+        Candidate(disk["disk"], disk["free"] or 1, disk["node"] or disk["device"])
         for disk in disks
         if disk["state"] == "healthy" and disk["device"] is not None
     ]
@@ -119,7 +119,8 @@ def placement(k: int, m: int, disks: list[dict[str, Any]]) -> tuple[Promise, str
     except TooFewDisks as failure:
         return Promise.NONE, f"no new volume can be made: {failure}"
     narrow = f"; {chosen.k}+{m} instead of {k}+{m}, for want of disks" if chosen.k < k else ""
-    words = f"a new volume lies on {len(chosen.disks)} disks of {chosen.domains} devices"
+    what = "nodes" if any(disk["node"] for disk in disks) else "devices"
+    words = f"a new volume lies on {len(chosen.disks)} disks of {chosen.domains} {what}"
     return chosen.promise, f"{words}: {chosen.promise.words}{narrow}"
 
 

@@ -46,7 +46,13 @@ def test_a_committer_that_does_not_say_what_it_found_is_a_problem() -> None:
 def rows(devices: str, states: str = "") -> list[dict[str, object]]:
     states = states or "+" * len(devices)
     return [
-        {"disk": number, "device": device, "free": 1 << 40, "state": "healthy" if state == "+" else "missing"}
+        {
+            "disk": number,
+            "node": "",
+            "device": device,
+            "free": 1 << 40,
+            "state": "healthy" if state == "+" else "missing",
+        }
         for number, (device, state) in enumerate(zip(devices, states, strict=True), 1)
     ]
 
