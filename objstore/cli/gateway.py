@@ -48,6 +48,15 @@ def gateway(
             " of its authority.json and master.key in the data directory.",
         ),
     ] = "",
+    join: Annotated[
+        str,
+        typer.Option(
+            envvar="OBJSTORE_JOIN",
+            help="A join token (objstore cluster token --gateway): be one more gateway of a cluster whose"
+            " metadata is in PostgreSQL. The first start needs one.",
+            show_default=False,
+        ),
+    ] = "",
     config: ConfigOption = None,
 ) -> None:
     """Run a gateway of a cluster (see: objstore cluster init). Its disks are on storage nodes."""
@@ -71,7 +80,7 @@ def gateway(
     from objstore.processes.gateway import gateway as gateway_
 
     try:
-        code = gateway_(loaded, recover=recover)
+        code = gateway_(loaded, recover=recover, join=join)
     except CannotStart as failure:
         fail(str(failure))
     raise SystemExit(code)

@@ -123,7 +123,7 @@ def open_cluster(
     named = [str(Path(path).absolute()) for path in config.disks.paths]
     first_start = False
     if record is None:
-        count = 1 if tls else DEFAULT_DISKS
+        count = DEFAULT_DISKS if not tls else 1 if not config.meta.url else 0
         paths = named or [str(data / f"disk{number}") for number in range(1, count + 1)]
         record = _adopt(paths)
         if record is None:
@@ -144,7 +144,7 @@ def open_cluster(
     good = [identity for identity in identities if identity is not None]
     if good:
         secrets = StoreSecrets(good[0].cluster_id, good[0].secret, _master_key(record, good, config))
-    elif founded is not None and any(disk.node for disk in found):
+    elif founded is not None and (not found or any(disk.node for disk in found)):
         secrets = founded
     else:
         reasons = "\n".join(f"  disk {disk.number}: {disk.reason}" for disk in found)
@@ -454,8 +454,9 @@ def _form(
     record: ClusterRecord, config: Config, announce: Callable[[str], None], founded: StoreSecrets | None
 ) -> None:
     """Format every disk that is not yet. Only ever called before the store has acknowledged anything."""
-    count = f"{len(record.disks)} disk{'s' if len(record.disks) > 1 else ''}"
-    announce(f"First start: making a store of {count} (codec {config.blobs.codec}).")
+    if record.disks:
+        count = f"{len(record.disks)} disk{'s' if len(record.disks) > 1 else ''}"
+        announce(f"First start: making a store of {count} (codec {config.blobs.codec}).")
     peers = [Peer(number=disk.number, uuid=disk.uuid, path=disk.path) for disk in record.disks]
     # An interrupted first start: the disks already made have the secrets that the others must share.
     done = {

@@ -10,6 +10,7 @@ from typing import Any
 from objstore.blobs.placement import Candidate, Promise, place
 from objstore.config import Config
 from objstore.errors import StoreError, TooFewDisks
+from objstore.meta.client import MetaClient
 from objstore.meta.kv_lmdb import library_version
 from objstore.processes.control import Snapshot, ask
 from objstore.processes.parts import Parts
@@ -44,9 +45,7 @@ async def examine(
         _placement(*parts.spec.cluster.codec, disks),
         _space(disks),
         _codec(parts),
-        *_metadata(parts),
-        *_readers(parts),
-        _records(await ask(parts.spec.run_directory, "committer-metrics")),
+        *(await _engine(parts)),
         *_certificates(parts.spec.config),
         _open_files(),
         await asyncio.to_thread(_clock),
@@ -151,6 +150,15 @@ def _codec(parts: Parts) -> Finding:
     )
 
 
+async def _engine(parts: Parts) -> list[Finding]:
+    if not isinstance(parts.kv, MetaClient):
+        if parts.kv.away:
+            return [finding("metadata", "problem", "PostgreSQL does not answer", "see its own log")]
+        return [finding("metadata", "ok", "PostgreSQL answers")]
+    records = await ask(parts.spec.run_directory, "committer-metrics")
+    return [*_metadata(parts), *_readers(parts.kv), _records(records)]
+
+
 def _metadata(parts: Parts) -> list[Finding]:
     version = library_version()
     findings = [
@@ -169,10 +177,10 @@ def _metadata(parts: Parts) -> list[Finding]:
     return findings
 
 
-def _readers(parts: Parts) -> list[Finding]:
+def _readers(kv: MetaClient) -> list[Finding]:
     """A read transaction left open, or a slot of a dead process, makes LMDB's file grow for good."""
     try:
-        slots = parts.kv.reader.readers()
+        slots = kv.reader.readers()
     except StoreError as failure:
         return [finding("metadata readers", "problem", str(failure), LOOK)]
     dead = sorted({process for process, _ in slots if not os.path.exists(f"/proc/{process}")})
@@ -203,7 +211,9 @@ def _records(committer: Snapshot | None) -> Finding:
 
 
 def state_size(parts: Parts) -> float:
-    """Bytes that LMDB's file takes on its disk; 0 if it is not there."""
+    """Bytes that LMDB's file takes on its disk; 0 if it is not there, or not the engine."""
+    if not isinstance(parts.kv, MetaClient):
+        return 0.0
     try:
         return float(os.stat(Path(parts.kv.reader.path) / "data.mdb").st_blocks * 512)
     except (OSError, StoreError):

@@ -22,14 +22,25 @@ from typing import Final
 import msgspec
 
 from objstore.config import Config, ConfigError, Loaded, host_and_port
-from objstore.errors import Corrupt
+from objstore.errors import Corrupt, StoreError
 from objstore.ids import random_id
 from objstore.meta.journal import term_of
+from objstore.meta.schema import AuthorityRecord, decode, setting_key
 from objstore.node import wire
-from objstore.node.authority import GATEWAY, NODE, Authority, Name, key_to_pem, make_key, to_pem
+from objstore.node.authority import (
+    GATEWAY,
+    NODE,
+    Authority,
+    Name,
+    decode_authority,
+    key_to_pem,
+    make_key,
+    to_pem,
+)
 from objstore.node.membership import TRUST_PATH
 from objstore.node.pool import Address, Lost, Overdue, Pool, PoolLimits, Unreachable
-from objstore.node.tls import Credentials, Member, Trust, save_identity, save_trust
+from objstore.node.tls import IDENTITY, Credentials, Member, Trust, save_identity, save_trust
+from objstore.processes import joining
 from objstore.processes.cluster import (
     CannotStart,
     ClusterRecord,
@@ -38,7 +49,13 @@ from objstore.processes.cluster import (
     with_kept_master_key,
     write_record,
 )
-from objstore.processes.founding import AUTHORITY_NAME, TLS_NAME, first_trust, read_authority
+from objstore.processes.founding import (
+    AUTHORITY_NAME,
+    TLS_NAME,
+    first_trust,
+    read_authority,
+    save_authority,
+)
 from objstore.processes.machine import announce
 from objstore.processes.serve import serve
 
@@ -47,18 +64,26 @@ TERMS_MAX: Final = 64  # Two machines that take over in the same moment choose d
 ANSWER_MAX: Final = 8 * wire.MIB  # Bytes: a trust of 10,000 members.
 
 
-def gateway(loaded: Loaded, *, recover: str = "") -> int:
+def gateway(loaded: Loaded, *, recover: str = "", join: str = "") -> int:
     """Run until a signal. Returns the exit code.
 
     Args:
         recover: host:port of any storage node: take over from the gateway machine before this one.
+        join: a join token: be one more gateway of a cluster whose metadata is in PostgreSQL. Not looked at
+            by a machine that has joined.
 
     Raises: CannotStart.
     """
 
     def prepare(data: Path) -> None:
+        if recover and loaded.config.meta.url:
+            raise CannotStart(
+                "--recover is for metadata in a journal: with meta.url another gateway just joins"
+            )
         if recover:
             take_over(loaded.config, data, recover)
+        if join and not (data / AUTHORITY_NAME).exists():
+            join_cluster(loaded.config, data, join)
         if not (data / AUTHORITY_NAME).exists():
             raise CannotStart(
                 f"{data} is no gateway of a cluster: begin one with objstore cluster init --data {data}, or"
@@ -66,6 +91,42 @@ def gateway(loaded: Loaded, *, recover: str = "") -> int:
             )
 
     return serve(loaded, gateway=True, prepare=prepare)
+
+
+def join_cluster(config: Config, data: Path, token: str) -> None:
+    """Make this data directory one of a further gateway's. Cut short, it may be done again.
+
+    Raises: CannotStart.
+    """
+    if not config.meta.url:
+        raise CannotStart("a further gateway needs the cluster's metadata where it can reach them: meta.url")
+    if not config.security.master_key:
+        raise CannotStart("a further gateway needs the master key: OBJSTORE_SECURITY__MASTER_KEY_FILE")
+    directory = data / TLS_NAME
+    if not (directory / IDENTITY).exists():
+        cluster = config.cluster
+        address = cluster.address or cluster.listen
+        joining.join(token, directory, joining.machine(cluster.name, address, cluster.site, cluster.rack))
+    try:
+        bundle = asyncio.run(_bundle(config.meta.url))
+        decode_authority(bundle, bytes.fromhex(config.security.master_key))
+    except StoreError as failure:
+        raise CannotStart(f"the cluster's authority cannot be read: {failure}") from None
+    save_authority(data, bundle)
+
+
+async def _bundle(url: str) -> bytes:
+    from objstore.meta.kv_postgres import PostgresKv
+
+    kv = PostgresKv(url, readers=1)
+    await kv.start()
+    try:
+        value = await kv.get(setting_key("authority"))
+    finally:
+        await kv.close()
+    if value is None:
+        raise Corrupt("this database holds no cluster's metadata")
+    return decode(value, AuthorityRecord).bundle
 
 
 def take_over(config: Config, data: Path, address: str) -> None:

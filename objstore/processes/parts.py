@@ -7,21 +7,28 @@ import asyncio
 import json
 import signal
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from objstore.blobs.reader import BlobReader, ReaderLimits
 from objstore.blobs.writer import DEFAULT_LIMITS, BlobWriter, WriterLimits
 from objstore.config import Config
 from objstore.iam.directory import Directory
 from objstore.ids import random_id
-from objstore.meta.client import MetaClient
 from objstore.metrics import Family, Labels, Registry, counter, gauge
 from objstore.node.fragments import Seal
 from objstore.objects.ledger import MetaLedger
 from objstore.objects.store import Store
-from objstore.processes.spec import Opener, Spec, StoreDisk, open_disks, opener_of
+from objstore.processes.engine import Term, fence, is_shared, open_kv, places_in
+from objstore.processes.link import Link
+from objstore.processes.spec import Opener, Spec, StoreDisk, opener_of, places_of
+from objstore.processes.writers import Writers
 from objstore.upkeep.context import Context, Pace
+
+if TYPE_CHECKING:
+    from objstore.meta.client import MetaClient
+    from objstore.meta.kv_postgres import PostgresKv
 
 
 @dataclass(slots=True, kw_only=True)
@@ -31,15 +38,21 @@ class Parts:
     spec: Spec
     disks: dict[int, StoreDisk]
     opener: Opener  # Of these disks, and of those that come.
-    kv: MetaClient
+    kv: "MetaClient | PostgresKv"
     store: Store
     registry: Registry
     writer_id: bytes  # 16 bytes: this incarnation, as its volumes name it.
+    writers: Writers | None = None  # Where other machines write too.
+    followers: list[asyncio.Task[None]] = field(default_factory=list)
 
     async def close(self) -> None:
         """Flush, seal, hang up. The disks last."""
         await self.store.writer.close()
         self.store.reader.close()
+        for follower in self.followers:
+            follower.cancel()
+        if self.writers is not None:
+            await self.writers.leave()
         await self.kv.close()
         for disk in self.disks.values():
             disk.close()
@@ -60,14 +73,25 @@ def writer_limits(config: Config) -> WriterLimits:
 
 
 async def open_parts(spec: Spec, registry: Registry) -> Parts:
-    """Raises: MetaUnavailable if no committer answers."""
+    """Raises: MetaUnavailable if no committer, or no PostgreSQL, answers."""
     config = spec.config
-    kv = MetaClient(spec.committer_socket, beacon=spec.beacon)
+    kv = open_kv(spec)
     await kv.start()
-    opener = opener_of(spec)
-    disks = open_disks(opener, spec.cluster)
-    await opener.look()
     ledger = MetaLedger(kv)
+    followers: list[asyncio.Task[None]] = []
+    if is_shared(spec):
+        term = Term(spec.cluster.term)
+        first = await term.begin(kv, spec.cluster.term + 1)
+        opener = opener_of(spec, term.epoch)
+        places = await places_in(ledger)
+        if first:  # Metadata may have come here from a gateway with a journal, which must not go on.
+            await fence(opener, places, term.number)
+        followers.append(asyncio.get_running_loop().create_task(term.follow(kv)))
+    else:
+        opener = opener_of(spec)
+        places = places_of(spec.cluster)
+    disks = {place.number: opener.open(place) for place in places}
+    await opener.look()
     k, m = spec.cluster.codec
     writer_id = random_id()
     writer = BlobWriter(
@@ -99,8 +123,18 @@ async def open_parts(spec: Spec, registry: Registry) -> Parts:
         small_size_max=config.blobs.small_size_max,
     )
     parts = Parts(
-        spec=spec, disks=disks, opener=opener, kv=kv, store=store, registry=registry, writer_id=writer_id
+        spec=spec,
+        disks=disks,
+        opener=opener,
+        kv=kv,
+        store=store,
+        registry=registry,
+        writer_id=writer_id,
+        followers=followers,
     )
+    if is_shared(spec):
+        local = living_writers(spec.run_directory)
+        parts.writers = Writers(kv, writer_id, spec.run, local, store.clock)
     registry.include(lambda: part_families(parts))
     return parts
 
@@ -120,6 +154,27 @@ def living_writers(run_directory: str) -> Callable[[bytes], bool]:
             return True
 
     return alive
+
+
+async def introduce(parts: Parts, link: Link, *, looks: bool = False) -> None:
+    """Let everybody know of this writer, before it makes its first volume.
+
+    Args:
+        looks: this process asks who is alive (`alive_of`).
+
+    Raises: TimeoutError, StoreError.
+    """
+    await link.note(parts.writer_id.hex())
+    if parts.writers is not None:
+        await parts.writers.announce()
+        parts.followers.append(asyncio.get_running_loop().create_task(parts.writers.keep(looks=looks)))
+
+
+def alive_of(parts: Parts) -> Callable[[bytes], bool]:
+    """Whether a writer may still write."""
+    if parts.writers is not None:
+        return parts.writers.alive
+    return living_writers(parts.spec.run_directory)
 
 
 async def until_stopped() -> None:

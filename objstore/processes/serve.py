@@ -18,6 +18,7 @@ from pathlib import Path
 from objstore import __version__
 from objstore.codec.backend import choose as choose_backend
 from objstore.config import Config, Loaded
+from objstore.ids import random_id
 from objstore.meta.beacon import Beacon
 from objstore.processes import committer
 from objstore.processes.cluster import (
@@ -112,6 +113,9 @@ def serve(
             close_all(admin_sockets)
             close_all(cluster_sockets)
 
+    def no_change(text: str) -> tuple[str, bool]:
+        return "", False  # Metadata says it all, and every process reads that.
+
     def on_ready() -> None:
         announce(
             f"Ready after {time.monotonic() - started:.1f} s: S3 at {endpoint}, admin at {admin}"
@@ -123,13 +127,13 @@ def serve(
         for sockets in listeners:
             close_all(sockets)
 
+    shared = bool(config.meta.url)  # Then nobody of this machine commits for the others.
+    workers = {name: worker(name) for name in names}
     return Supervisor(
         run_directory=run_directory,
-        committer=lambda link, died: committer.run(link, died, spec),
-        others={
-            "upkeep": upkeep,
-            **{name: worker(name) for name in names},
-        },
+        committer=upkeep if shared else lambda link, died: committer.run(link, died, spec),
+        others=workers if shared else {"upkeep": upkeep, **workers},
+        first="upkeep" if shared else "committer",
         drain_seconds=config.server.drain_seconds,
         announce=announce,
         log=log_event,
@@ -137,7 +141,7 @@ def serve(
         on_stop=on_stop,
         close_in_child=close_in_child,
         prepare=load,
-        change_disks=lambda text: change_disks(cluster, data, text),
+        change_disks=no_change if shared else lambda text: change_disks(cluster, data, text),
         facts={
             "version": __version__,
             "started": time.time(),
@@ -156,6 +160,8 @@ def prepare_store(loaded: Loaded) -> Spec:
 
     Raises: CannotStart.
     """
+    if loaded.config.meta.url:
+        raise CannotStart("this cluster's metadata is in PostgreSQL: save and restore it by PostgreSQL's means")
     data = Path(loaded.config.server.data)
     if not (data / RECORD_NAME).exists() and not loaded.config.disks.paths:
         raise CannotStart(f"no store at {data}: name it with --data DIR")
@@ -177,6 +183,13 @@ def _open(
     gateway: bool,
 ) -> Spec:
     config = with_kept_master_key(loaded.config, data)
+    if config.meta.url and not gateway:
+        raise CannotStart("meta.url is set: PostgreSQL is for clusters, which objstore gateway serves")
+    if config.meta.url and config.disks.paths:
+        raise CannotStart(
+            "with meta.url a gateway has no disks of its own: all are on storage nodes, where every gateway"
+            " reaches them"
+        )
     raise_limits()
     # Processes that are not forked (a fold) find the package wherever it lies.
     os.environ["PYTHONPATH"] = str(Path(__file__).resolve().parents[2])
@@ -209,6 +222,7 @@ def _open(
         cluster=cluster,
         backend=backend,
         beacon=Beacon(),
+        run=random_id(),
     )
 
 

@@ -39,6 +39,7 @@ class Spec:
     cluster: Cluster
     backend: Backend
     beacon: Beacon  # Which metadata state is in force; every child shares the page.
+    run: bytes  # 16 random bytes: this run of the supervisor.
 
     @property
     def committer_socket(self) -> str:
@@ -163,11 +164,16 @@ def places_of(cluster: Cluster) -> list[Place]:
     return [Place(disk.number, disk.uuid, disk.path, disk.node) for disk in cluster.disks]
 
 
-def opener_of(spec: Spec) -> Opener:
-    """One for each process: it holds connections."""
-    return make_opener(
-        spec.cluster.cluster_id, disk_options(spec.config), spec.cluster.tls, spec.cluster.term
-    )
+def opener_of(spec: Spec, epoch: Callable[[], int] | None = None) -> Opener:
+    """One for each process: it holds connections.
+
+    Args:
+        epoch: what requests to nodes name; by default the last of this machine's own term.
+    """
+    cluster, options = spec.cluster, disk_options(spec.config)
+    if epoch is not None:
+        return Opener(cluster.cluster_id, options, tls=cluster.tls, epoch=epoch)
+    return make_opener(cluster.cluster_id, options, cluster.tls, cluster.term)
 
 
 def make_opener(cluster: bytes, options: DiskOptions, tls: str, term: int) -> Opener:

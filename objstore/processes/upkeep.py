@@ -22,13 +22,15 @@ from objstore.objects import doomed
 from objstore.processes.admin_port import AdminPort
 from objstore.processes.control import serve_metrics
 from objstore.processes.disks import DiskSet
+from objstore.processes.engine import is_shared
 from objstore.processes.link import Link
 from objstore.processes.minding import follow_disks
 from objstore.processes.parts import (
     Parts,
+    alive_of,
     context_of,
     directory_of,
-    living_writers,
+    introduce,
     open_parts,
     until_stopped,
 )
@@ -64,7 +66,7 @@ async def _serve(
     link.attach(loop)
     registry = Registry()
     parts = await open_parts(spec, registry)
-    await link.note(parts.writer_id.hex())
+    await introduce(parts, link, looks=True)
     directory = directory_of(parts)
     await _bootstrap(link, parts, directory)
     service = _service(parts)
@@ -76,7 +78,7 @@ async def _serve(
 
     config = spec.config
     tasks: list[asyncio.Task[None]] = [loop.create_task(follow_disks(parts))]
-    if spec.cluster.term:
+    if spec.cluster.term and not is_shared(spec):
         from objstore.processes.founder import follow_nodes, mark_founder
 
         await mark_founder(parts)
@@ -113,13 +115,13 @@ async def _serve(
 
 
 def _service(parts: Parts) -> Service:
-    spec, store, config = parts.spec, parts.store, parts.spec.config.upkeep
+    store, config = parts.store, parts.spec.config.upkeep
     context = context_of(parts)
     grace_s = config.trash_days * 86_400
     return Service(
         context,
         holder=parts.writer_id,
-        alive=living_writers(spec.run_directory),
+        alive=alive_of(parts),
         sweep_doomed=lambda kv: doomed.sweep(replace(store, kv=kv)),
         periods=Periods(scrub_round_s=config.scrub_days * 86_400).scaled(config.period_factor),
         compaction_rules=CompactionRules(garbage_share=config.garbage_percent / 100),

@@ -19,7 +19,7 @@ from objstore.processes.control import serve_metrics
 from objstore.processes.link import Link
 from objstore.processes.memory import return_memory
 from objstore.processes.minding import follow_disks, mind_disks, report_damage
-from objstore.processes.parts import directory_of, open_parts, until_stopped
+from objstore.processes.parts import directory_of, introduce, open_parts, until_stopped
 from objstore.processes.spec import Spec
 from objstore.s3.access_log import AccessLog
 from objstore.s3.app import App
@@ -44,7 +44,7 @@ async def _serve(link: Link, spec: Spec, name: str, sockets: Sequence[socket.soc
     registry = Registry()
     parts = await open_parts(spec, registry)
     # Before the first volume: upkeep seals those of writers that it does not know.
-    await link.note(parts.writer_id.hex())
+    await introduce(parts, link)
     access_log = _access_log(spec, name)
     limits = Limits.from_config(config.limits)
     app = App(
