@@ -14,7 +14,7 @@ import os
 import re
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import NamedTuple
@@ -225,6 +225,17 @@ def store_secrets(config: Config, data: Path) -> StoreSecrets | None:
     if not good:
         raise CannotStart(f"none of the store's {len(found)} disks is there: are they mounted?")
     return StoreSecrets(good[0].cluster_id, good[0].secret, _master_key(record, good, config))
+
+
+def begin_term(data: Path, cluster: Cluster, term: int) -> Cluster:
+    """Another term for this gateway's journal, remembered before anything names it. Raises: CannotStart."""
+    record = read_record(data)
+    if record is None:
+        raise CannotStart(f"there is no {RECORD_NAME} at {data}")
+    assert term > record.term
+    record.term = term
+    write_record(data, record)
+    return replace(cluster, term=term)
 
 
 class DiskChange(msgspec.Struct, kw_only=True):

@@ -10,7 +10,8 @@ import os
 import signal
 import socket
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 
 import aiofiles
@@ -20,22 +21,25 @@ from objstore.config import Loaded
 from objstore.errors import StoreError
 from objstore.ids import random_id
 from objstore.meta import transfer
+from objstore.meta.journal import first_epoch, term_of
 from objstore.meta.kv import counter
+from objstore.meta.recovery import FORGET_STEP
 from objstore.meta.schema import serial_key
 from objstore.metrics import Registry
 from objstore.node.disk import DiskState
 from objstore.objects.ledger import VOLUME_SERIAL
 from objstore.processes import committer, link
-from objstore.processes.cluster import CannotStart
+from objstore.processes.cluster import CannotStart, begin_term
 from objstore.processes.machine import warn
 from objstore.processes.parts import Parts, context_of, open_parts
 from objstore.processes.serve import prepare_store
-from objstore.processes.spec import Spec
+from objstore.processes.spec import Spec, StoreDisk, opener_of, places_of
 from objstore.processes.supervisor import die_with_parent, ended, set_process_name
 from objstore.upkeep.salvage import SalvageReport, salvage
 
 STOP_SECONDS = 60.0
 LOST = "lost-"  # Before the name of what a rebuild sets aside.
+COPIED_AT_ONCE = 2 * 1024 * 1024  # Bytes of a node's log.
 
 Job = Callable[[Parts], Awaitable[None]]
 
@@ -55,6 +59,8 @@ def run_job(
     if check is not None:
         check(spec)
     if forget:
+        if spec.cluster.term:
+            spec = asyncio.run(_set_aside_on_nodes(spec))
         _set_aside(spec)
     ours, theirs = link.pair()
     parent = os.getpid()
@@ -163,13 +169,59 @@ async def _newest_volume(path: Path) -> int:
 
 
 def _newest_on_disks(spec: Spec) -> int:
-    newest = 0
+    newest = asyncio.run(_newest_on_nodes(spec)) if spec.cluster.term else 0
     for disk in spec.cluster.disks:
-        if disk.state is DiskState.HEALTHY:
+        if disk.state is DiskState.HEALTHY and not disk.node:
             names = (file.name for file in Path(disk.path, "fragments").glob("*/*"))
             numbers = (name.partition(".")[0] for name in names)
             newest = max([newest, *(int(number) for number in numbers if number.isdecimal())])
     return newest
+
+
+async def _newest_on_nodes(spec: Spec) -> int:
+    newest = 0
+    async for disk in _disks_of_nodes(spec):
+        newest = max([newest, *(file.volume for file in await disk.fragment_files())])
+    return newest
+
+
+async def _disks_of_nodes(spec: Spec) -> AsyncIterator[StoreDisk]:
+    """Those that answer; the others are named to the operator."""
+    opener = opener_of(spec)
+    disks = [opener.open(place) for place in places_of(spec.cluster) if place.node]
+    try:
+        await opener.look()
+        for disk in disks:
+            if disk.state is DiskState.HEALTHY:
+                yield disk
+            else:
+                why = f"{disk.state.value} ({disk.reason})"
+                warn(f"Disk {disk.number} is {why}: what lies only there is not found.")
+    finally:
+        for disk in disks:
+            disk.close()
+        opener.close()
+
+
+async def _set_aside_on_nodes(spec: Spec) -> Spec:
+    """As `_set_aside`, over the network, in a term of its own: far above any that an absent disk may know."""
+    newest = spec.cluster.term
+    async for disk in _disks_of_nodes(spec):
+        newest = max(newest, term_of(await disk.noted_epoch()))
+    term = newest + term_of(FORGET_STEP) + 1
+    spec = replace(spec, cluster=begin_term(Path(spec.data), spec.cluster, term))
+    async for disk in _disks_of_nodes(spec):
+        await disk.fence(first_epoch(term))
+        for entry in await disk.logs():
+            if entry.name.startswith(("journal.", "snapshot.")):
+                kept = f"{LOST}{time.time_ns()}-{entry.name}"
+                await disk.log_create(kept)
+                at = 0
+                while piece := await disk.log_read(entry.name, at, COPIED_AT_ONCE):
+                    await disk.log_append(kept, at, piece)
+                    at += len(piece)
+                await disk.log_remove(entry.name)
+    return spec
 
 
 def rebuild(loaded: Loaded) -> SalvageReport:
@@ -197,15 +249,17 @@ def _set_aside(spec: Spec) -> None:
     """Rename what is left of journal, snapshots and states, so that nothing takes them for the truth and
     nothing removes them. The new journal's epoch is far above any number that an absent disk may know.
     """
-    away = [disk for disk in spec.cluster.disks if disk.state is not DiskState.HEALTHY]
+    own = [disk for disk in spec.cluster.disks if not disk.node]
+    away = [disk for disk in own if disk.state is not DiskState.HEALTHY]
     if away:
         numbers = ", ".join(str(disk.number) for disk in away)
         warn(f"Disks that are not there: {numbers}. What lies only on them is not found.")
-    for disk in spec.cluster.disks:
-        if disk.state is not DiskState.HEALTHY:
-            continue
+    places = [Path(disk.path) for disk in own if disk.state is DiskState.HEALTHY]
+    if spec.cluster.term:
+        places.append(Path(spec.data))  # A gateway has LMDB there.
+    for path in places:
         for directory, prefixes in (("logs", ("journal.", "snapshot.")), ("meta", ("state-",))):
-            place = Path(disk.path, directory)
+            place = path / directory
             if not place.is_dir():
                 continue
             for found in sorted(place.iterdir()):

@@ -161,7 +161,7 @@ def prepare_store(loaded: Loaded) -> Spec:
     Raises: CannotStart.
     """
     if loaded.config.meta.url:
-        raise CannotStart("this cluster's metadata is in PostgreSQL: save and restore it by PostgreSQL's means")
+        raise CannotStart("this cluster's metadata is in PostgreSQL: save and restore it by its means")
     data = Path(loaded.config.server.data)
     if not (data / RECORD_NAME).exists() and not loaded.config.disks.paths:
         raise CannotStart(f"no store at {data}: name it with --data DIR")
