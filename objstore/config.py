@@ -243,6 +243,16 @@ class Cluster(Section, frozen=True, kw_only=True):
     name: Annotated[str, Meta(description="This gateway's name, for people. Empty: the machine's name.")] = ""
     site: Annotated[str, Meta(description="The site it stands in.")] = ""
     rack: Annotated[str, Meta(description="The rack it stands in.")] = ""
+    away_seconds: Annotated[
+        float,
+        Meta(
+            ge=1,
+            le=3600,
+            description="A machine that has not answered for so long is away: its disks take no new volumes"
+            " until it answers. It is asked three times within it. Repair waits for"
+            " upkeep.repair_grace_seconds.",
+        ),
+    ] = 15.0
 
 
 class Node(Section, frozen=True, kw_only=True):

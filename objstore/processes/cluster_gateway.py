@@ -54,7 +54,15 @@ class ClusterGateway:
             data=data,
             known=read_authority(data, spec.cluster.master_key),
         )
-        self.heartbeats = Heartbeats(self.members, self.credentials, about, parts.store.clock, leads)
+        self.heartbeats = Heartbeats(
+            self.members,
+            self.credentials,
+            about,
+            parts.store.clock,
+            leads,
+            beat_s=config.away_seconds / 3,
+            away_s=config.away_seconds,
+        )
         self._port = ClusterPort(
             ClusterApi(
                 roots=self._roots,

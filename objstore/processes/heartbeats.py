@@ -1,9 +1,9 @@
 """A gateway asks the other machines how they stand, and tells them what is new. In the upkeep process.
 
-Every BEAT_S: each joined member is asked; one that follows an older trust is given the newest. Who has not
-answered for AWAY_S is away: its disks take no new volumes until it answers again. Being away starts no repair
-by itself. Only the process that holds the claim on the upkeep notes so, and moves a change of the root on;
-every gateway asks, since each must tell the others what it knows.
+At every beat each joined member is asked; one that follows an older trust is given the newest. Who has not
+answered for three beats is away: its disks take no new volumes until it answers again. Being away starts no
+repair by itself. Only the process that holds the claim on the upkeep notes so, and moves a change of the root
+on; every gateway asks, since each must tell the others what it knows.
 
 This gateway's own certificate is renewed here too: it can sign for itself.
 
@@ -29,8 +29,6 @@ from objstore.processes.members import JOINED, Members
 
 log = logging.getLogger(__name__)
 
-BEAT_S: Final = 5.0
-AWAY_S: Final = 15.0  # Two beats may be lost.
 AT_ONCE: Final = 32
 
 
@@ -39,6 +37,7 @@ class Heartbeats:
     Args:
         about: what this gateway says of itself; its member record is kept so.
         leads: whether this process may note who is away: it holds the claim on the upkeep.
+        beat_s, away_s: between two questions; of silence until a member is away.
     """
 
     def __init__(
@@ -49,8 +48,8 @@ class Heartbeats:
         clock: Clock,
         leads: Callable[[], bool],
         *,
-        beat_s: float = BEAT_S,
-        away_s: float = AWAY_S,
+        beat_s: float,
+        away_s: float,
     ) -> None:
         self.standings: dict[bytes, Standing] = {}  # Of those that answered the last question.
         self.failures: dict[bytes, str] = {}  # Why the others did not.
@@ -143,9 +142,9 @@ class Heartbeats:
     async def _judge(self, others: dict[bytes, MemberRecord]) -> None:
         now = self._clock.monotonic()
         for id_, record in others.items():
-            away = now - self._answered[id_] >= self._away_s
-            # One that has just begun to ask knows of nobody's absence yet: only an answer ends one.
+            # Only an answer ends an absence, and only silence begins one.
             back = id_ in self.standings
+            away = not back and now - self._answered[id_] >= self._away_s
             if away and not record.away_us:
                 log.warning(
                     "a machine is away", extra={"machine": record.name, "why": self.failures.get(id_)}

@@ -136,6 +136,9 @@ def test_a_gateway_and_a_node_of_one_cluster_know_each_other(
         async with listening(node.server_context(GATEWAY)) as (port, came):
             assert await ask(port, gateway.client_context(NODE, b"\2" * 16)) == b"ok\n"
             assert await ask(port, gateway.client_context(NODE)) == b"ok\n"
+            with pytest.raises(WrongPeer, match="was expected here"):
+                await ask(port, gateway.client_context(NODE, b"\3" * 16))
+            assert await ask(port, node.client_context(NODE)) == b""
         assert [peer.name for peer in came if peer] == [gateway.name] * 2
         assert all(peer and node.allows(peer) for peer in came)
 
