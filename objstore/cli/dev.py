@@ -1,14 +1,27 @@
 """`objstore dev`: a cluster on this machine, to try."""
 
+import contextlib
+import os
 import tempfile
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from objstore.cli.output import fail
+from objstore.cli.output import USAGE, fail
 
 dev_app = typer.Typer(help="Try a cluster on this machine.", no_args_is_help=True)
+
+
+class Metadata(StrEnum):
+    LMDB = "lmdb"
+    POSTGRESQL = "postgresql"
+
+
+@dev_app.callback()
+def _group() -> None:
+    """Keeps `cluster` a command of its own: a group of one would be that one."""
 
 
 @dev_app.command()
@@ -31,18 +44,39 @@ def cluster(
             min=0, max=65_000, help="Port of S3; admin, cluster port and nodes follow it. 0: free ones."
         ),
     ] = 9000,
-    workers: Annotated[int, typer.Option(min=1, max=64, help="Gateway processes.")] = 1,
+    workers: Annotated[int, typer.Option(min=1, max=64, help="Processes of each gateway.")] = 1,
+    metadata: Annotated[
+        Metadata,
+        typer.Option(
+            help="lmdb: one gateway, its journal on nodes. postgresql: many, and a server for them."
+        ),
+    ] = Metadata.LMDB,
+    gateways: Annotated[int, typer.Option(min=1, max=16, help="Gateways, with --metadata postgresql.")] = 1,
 ) -> None:
     """Start a gateway and nodes as processes of this machine. Ctrl-C ends them all."""
     from objstore.processes.cluster import CannotStart
-    from objstore.processes.dev import LocalCluster, run
+    from objstore.processes.dev import LocalCluster, free_ports, run
     from objstore.processes.machine import announce
 
+    if gateways > 1 and metadata is Metadata.LMDB:
+        fail("several gateways need --metadata postgresql", USAGE)
     codec = codec or ("4+2" if nodes >= 6 else "2+1")
-    with tempfile.TemporaryDirectory(prefix="objstore-dev-") as temporary:
+    with tempfile.TemporaryDirectory(prefix="objstore-dev-") as temporary, contextlib.ExitStack() as stack:
+        directory = data.resolve() if data is not None else Path(temporary)
         try:
+            url = ""
+            if metadata is Metadata.POSTGRESQL:
+                from objstore.processes.dev_postgres import LocalPostgres
+
+                os.chmod(temporary, 0o711)  # noqa: S103  (PostgreSQL's own user must come through.)
+                server = LocalPostgres(directory / "postgresql", port + 999 if port else free_ports(1)[0])
+                stack.callback(server.stop)
+                server.start()
+                url = server.url
             local = LocalCluster(
-                directory=data.resolve() if data is not None else Path(temporary),
+                directory=directory,
+                gateway_count=gateways,
+                url=url,
                 nodes=nodes,
                 sites=sites,
                 disks=disks,

@@ -1,6 +1,6 @@
 """`objstore dev cluster`: a whole cluster as processes of this machine, to try it and to test it.
 
-    gateway     objstore gateway: S3, admin and cluster port
+    gateway     objstore gateway: S3, admin and cluster port; more of them where metadata is in PostgreSQL
     node-1..N   objstore node: one data directory, its disks in it; sites by turns
 
 The very commands that machines of a cluster run, on loopback, each with its own log file. It is one machine
@@ -27,7 +27,7 @@ from typing import Any, Final
 
 from objstore.admin.snippets import SNIPPETS
 from objstore.config import load
-from objstore.processes.cluster import CannotStart
+from objstore.processes.cluster import MASTER_NAME, CannotStart
 from objstore.processes.founding import AUTHORITY_NAME, init
 from objstore.processes.supervisor import die_with_parent
 
@@ -47,6 +47,7 @@ class Process:
     command: list[str]
     data: Path
     log: Path
+    ports: list[int] = field(default_factory=list)  # Of a gateway: S3, admin, cluster.
     running: subprocess.Popen[bytes] | None = None
 
     @property
@@ -70,6 +71,8 @@ class LocalCluster:
         directory: everything lies in it. One that holds a cluster already is started again.
         port: of S3; admin, the cluster port and the nodes follow it. 0: free ones, kept from start to start.
         bound: the processes die with the thread that started them.
+        gateway_count: more than one needs `url`.
+        url: of PostgreSQL; empty: metadata is in LMDB and a journal on the nodes.
     """
 
     directory: Path
@@ -81,40 +84,43 @@ class LocalCluster:
     workers: int = 1
     environment: Mapping[str, str] = field(default_factory=dict)
     bound: bool = False
-    gateway: Process = field(init=False)
+    gateway_count: int = 1
+    url: str = field(default="", repr=False)
+    gateways: list[Process] = field(init=False)
     members: list[Process] = field(init=False)
     _root: tuple[str, str] = ("", "")
 
     def __post_init__(self) -> None:
         assert self.nodes >= 1
         assert self.sites >= 1
+        assert self.gateway_count == 1 or self.url
         self.directory.mkdir(parents=True, exist_ok=True)
         ports = self._ports()
         self._root = self._root_key()
         log = self.directory / "log"
         log.mkdir(exist_ok=True)
-        data = self.directory / "gateway"
-        self.gateway = Process(
-            "gateway",
-            [
+        self.gateways = []
+        for number in range(self.gateway_count):
+            name = f"gateway-{number + 1}" if number else "gateway"
+            data = self.directory / name
+            s3, admin, cluster = ports[3 * number : 3 * number + 3]
+            command = [
                 "gateway",
                 f"--data={data}",
-                f"--listen={HOST}:{ports[0]}",
-                f"--admin-listen={HOST}:{ports[1]}",
-                f"--cluster-listen={HOST}:{ports[2]}",
+                f"--listen={HOST}:{s3}",
+                f"--admin-listen={HOST}:{admin}",
+                f"--cluster-listen={HOST}:{cluster}",
                 f"--workers={self.workers}",
                 f"--codec={self.codec}",
-            ],
-            data,
-            log / "gateway.log",
-        )
+            ]
+            self.gateways.append(Process(name, command, data, log / f"{name}.log", [s3, admin, cluster]))
         self.members = []
         for number in range(1, self.nodes + 1):
             name, data = f"node-{number}", self.directory / f"node-{number}"
             command = [
                 "node",
                 f"--data={data}",
-                f"--listen={HOST}:{ports[2 + number]}",
+                f"--listen={HOST}:{ports[3 * self.gateway_count + number - 1]}",
                 f"--name={name}",
                 f"--site=site-{1 + (number - 1) % self.sites}",
                 *(f"--disk={data}/disk{disk}" for disk in range(1, self.disks + 1)),
@@ -122,8 +128,13 @@ class LocalCluster:
             self.members.append(Process(name, command, data, log / f"{name}.log"))
 
     @property
+    def gateway(self) -> Process:
+        """The first."""
+        return self.gateways[0]
+
+    @property
     def port_of_s3(self) -> int:
-        return self._ports()[0]
+        return self.gateway.ports[0]
 
     @property
     def endpoint(self) -> str:
@@ -149,44 +160,50 @@ class LocalCluster:
         for node in self.members:
             self.start_node(node)
         self.wait_for_disks(self.nodes * self.disks)
+        for gateway in self.gateways[1:]:
+            self.start_gateway(gateway=gateway)
 
     def close(self) -> None:
         """End everything, the gateway first: what it drains needs the nodes."""
-        self.stop([self.gateway])
+        self.stop(self.gateways)
         self.stop(self.members)
 
     # One process.
 
-    def start_gateway(self, *arguments: str, wait: bool = True) -> None:
-        """Raises: CannotStart if it is not ready in time."""
-        self._run(self.gateway, arguments)
+    def start_gateway(self, *arguments: str, gateway: Process | None = None, wait: bool = True) -> None:
+        """The first one by default; another joins, if it has not. Raises: CannotStart if it is not ready."""
+        gateway = gateway or self.gateway
+        if gateway is not self.gateway and not (gateway.data / AUTHORITY_NAME).exists():
+            arguments = (*arguments, f"--join={self._token('gateway')}")
+        self._run(gateway, arguments)
         if wait:
-            self.wait_for_gateway()
+            self.wait_for_gateway(gateway)
 
-    def wait_for_gateway(self, seconds: float = READY_SECONDS) -> None:
+    def wait_for_gateway(self, gateway: Process, seconds: float = READY_SECONDS) -> None:
         def ready() -> bool:
             try:
-                state = json.loads((self.gateway.data / "run" / "state.json").read_text())
+                state = json.loads((gateway.data / "run" / "state.json").read_text())
             except (OSError, ValueError):
                 return False
             children = state["children"].values()
             return (
-                state["pid"] == self.gateway.pid
-                and state["ready"]
-                and all(child["ready"] for child in children)
+                state["pid"] == gateway.pid and state["ready"] and all(child["ready"] for child in children)
             )
 
-        self._wait(ready, "the gateway is not ready", seconds, [self.gateway])
+        self._wait(ready, f"the {gateway.name} is not ready", seconds, [gateway])
 
     def start_node(self, node: Process) -> None:
         """Start it; with a join token if it has never joined."""
         arguments: list[str] = []
         if not (node.data / "tls" / "identity.pem").exists():
-            status, answer = self.admin("POST", "/api/v1/cluster/tokens", {"role": "node"})
-            if status != 201:
-                raise CannotStart(f"the gateway gives no join token: {status} {answer}")
-            arguments.append(f"--join={answer['token']}")
+            arguments.append(f"--join={self._token('node')}")
         self._run(node, arguments)
+
+    def _token(self, role: str) -> str:
+        status, answer = self.admin("POST", "/api/v1/cluster/tokens", {"role": role})
+        if status != 201:
+            raise CannotStart(f"the gateway gives no join token: {status} {answer}")
+        return str(answer["token"])
 
     def kill(self, process: Process) -> None:
         """As a power cut takes it: without a word, its children with it."""
@@ -218,11 +235,14 @@ class LocalCluster:
 
     # Questions.
 
-    def admin(self, method: str, path: str, content: object = None) -> tuple[int, Any]:
+    def admin(
+        self, method: str, path: str, content: object = None, *, gateway: Process | None = None
+    ) -> tuple[int, Any]:
         """(status, JSON) of the admin API; (0, why) if it does not answer."""
-        connection = http.client.HTTPConnection(HOST, self._ports()[1], timeout=ADMIN_SECONDS)
+        gateway = gateway or self.gateway
+        connection = http.client.HTTPConnection(HOST, gateway.ports[1], timeout=ADMIN_SECONDS)
         try:
-            token = (self.gateway.data / "admin.token").read_text().strip()
+            token = (gateway.data / "admin.token").read_text().strip()
             headers = {"Authorization": f"Bearer {token}"}
             connection.request(method, path, None if content is None else json.dumps(content), headers)
             response = connection.getresponse()
@@ -240,11 +260,16 @@ class LocalCluster:
         kept = {name: value for name, value in os.environ.items() if not name.startswith("OBJSTORE_")}
         package = str(Path(__file__).resolve().parents[2])
         environment = kept | {"PYTHONPATH": package} | dict(self.environment)
-        if process is self.gateway:
+        if process in self.gateways:
             environment |= {
                 "OBJSTORE_ROOT_ACCESS_KEY": self._root[0],
                 "OBJSTORE_ROOT_SECRET_KEY": self._root[1],
+                "OBJSTORE_CLUSTER__NAME": process.name,
             }
+            if self.url:
+                environment["OBJSTORE_META__URL"] = self.url
+            if process is not self.gateway:
+                environment["OBJSTORE_SECURITY__MASTER_KEY_FILE"] = str(self.gateway.data / MASTER_NAME)
         parent = os.getpid()
         with process.log.open("ab") as log:
             process.running = subprocess.Popen(  # noqa: S603  (Ourselves.)
@@ -264,7 +289,8 @@ class LocalCluster:
                 if not process.pid:
                     raise CannotStart(f"{process.name} has ended:\n{process.words()}")
             if time.monotonic() > limit:
-                shown = "\n".join(f"--- {one.name}\n{one.words()}" for one in [self.gateway, *self.members])
+                everyone = [*self.gateways, *self.members]
+                shown = "\n".join(f"--- {one.name}\n{one.words()}" for one in everyone)
                 raise CannotStart(f"{words} after {seconds:.0f} s\n{shown}")
             time.sleep(LOOK_SECONDS)
 
@@ -274,11 +300,11 @@ class LocalCluster:
         try:
             ports: list[int] = json.loads(place.read_text())
         except FileNotFoundError:
-            count = 3 + self.nodes
-            ports = list(range(self.port, self.port + count)) if self.port else _free_ports(count)
+            count = 3 * self.gateway_count + self.nodes
+            ports = list(range(self.port, self.port + count)) if self.port else free_ports(count)
             place.write_text(json.dumps(ports))
-        if len(ports) < 3 + self.nodes:
-            raise CannotStart(f"{self.directory} holds a cluster of {len(ports) - 3} nodes")
+        if len(ports) != 3 * self.gateway_count + self.nodes:
+            raise CannotStart(f"{self.directory} holds a cluster of another size")
         return ports
 
     def _root_key(self) -> tuple[str, str]:
@@ -292,7 +318,8 @@ class LocalCluster:
         return access_key, secret_key
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
+    """Ports of the loopback that nobody listens on now, all different."""
     with contextlib.ExitStack() as held:
         ports = []
         for _ in range(count):
@@ -312,18 +339,19 @@ def run(cluster: LocalCluster, announce: Callable[[str], None], *, keeps: bool) 
     """
     with _until_signal() as stopped:
         try:
-            announce(f"Starting a gateway and {cluster.nodes} nodes on {cluster.sites} sites ...")
+            sites = f" on {cluster.sites} sites" if cluster.sites > 1 else ""
+            announce(f"Starting {cluster.gateway_count} gateway(s) and {cluster.nodes} nodes{sites} ...")
             cluster.start()
             for line in described(cluster, keeps=keeps):
                 announce(line)
             ended: set[str] = set()
             while not stopped():
                 time.sleep(LOOK_SECONDS)
-                for process in [cluster.gateway, *cluster.members]:
+                for process in [*cluster.gateways, *cluster.members]:
                     if not process.pid and process.name not in ended:
                         ended.add(process.name)
                         announce(f"{process.name} has ended; its log: {process.log}")
-            announce("Stopping the gateway, then the nodes ...")
+            announce("Stopping gateways, then nodes ...")
         finally:
             cluster.close()
     announce("Stopped.")
@@ -333,12 +361,13 @@ def run(cluster: LocalCluster, announce: Callable[[str], None], *, keeps: bool) 
 def described(cluster: LocalCluster, *, keeps: bool) -> Iterator[str]:
     """What an operator wants to know of a cluster that runs."""
     access_key, secret_key = cluster.root
-    yield f"\nA cluster of {cluster.nodes} nodes, codec {cluster.codec}, S3 at {cluster.endpoint}\n"
+    endpoints = ", ".join(f"http://{HOST}:{gateway.ports[0]}" for gateway in cluster.gateways)
+    yield f"\nA cluster of {cluster.nodes} nodes, codec {cluster.codec}, S3 at {endpoints}\n"
     for tool, snippet in SNIPPETS.items():
         text = snippet(cluster.endpoint, "us-east-1", access_key, secret_key).replace("\n", "\n  ")
         yield f"{tool}:\n  {text}\n"
     yield "processes (kill -9 one, or kill -STOP it, and see what becomes of reads and writes):"
-    for process in [cluster.gateway, *cluster.members]:
+    for process in [*cluster.gateways, *cluster.members]:
         yield f"  {process.name:10} pid {process.pid:<8} log {process.log}"
     data = cluster.gateway.data
     yield ""
