@@ -62,6 +62,9 @@ class Member(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     role: str
     name: str = ""  # For people.
     addresses: list[str] = []  # host:port of its internal listener.
+    disks: dict[
+        str, str
+    ] = {}  # A node's: number -> uuid, 32 hex digits. For a gateway machine that takes over.
 
 
 class Trust(msgspec.Struct, frozen=True, kw_only=True):
@@ -161,6 +164,11 @@ class Credentials:
     @property
     def certificate(self) -> x509.Certificate:
         return self._own.certificate
+
+    @property
+    def ended(self) -> bool:
+        """Whether our certificate has ended: nobody takes it any more, and it cannot be renewed."""
+        return self._clock() >= self._own.certificate.not_valid_after_utc.timestamp()
 
     @property
     def renewal_due(self) -> bool:

@@ -150,6 +150,10 @@ class Members:
         number = counter(await self.kv.get(_NUMBER))
         authority, _ = await self.authority()
         members = await self.ledger.members()
+        disks: dict[bytes, dict[str, str]] = {}
+        for number, disk in (await self.ledger.disks()).items():
+            if disk.node and disk.state != "retired":
+                disks.setdefault(disk.node, {})[str(number)] = disk.uuid.hex()
         return Trust(
             cluster=self.cluster.hex(),
             number=number,
@@ -157,7 +161,13 @@ class Members:
             signer=authority.signing.name,
             denied=[id_.hex() for id_, record in members.items() if record.state == REMOVED],
             members=[
-                Member(id=id_.hex(), role=record.role, name=record.name, addresses=record.addresses)
+                Member(
+                    id=id_.hex(),
+                    role=record.role,
+                    name=record.name,
+                    addresses=record.addresses,
+                    disks=disks.get(id_, {}),
+                )
                 for id_, record in members.items()
                 if record.state == JOINED
             ],
@@ -326,7 +336,7 @@ class Members:
             if new == record:
                 return number
             try:
-                await self.kv.commit(Transaction(expect={key: value}, put={key: encode(new)}))
+                await self._commit({key: value}, {key: encode(new)})
             except Conflict:
                 continue
             return number
