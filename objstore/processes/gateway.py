@@ -17,7 +17,7 @@ import asyncio
 import secrets
 import time
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 
@@ -218,12 +218,23 @@ def _newest_trust(found: Trust, credentials: Credentials) -> Trust:
     return found if found.number >= credentials.trust.number else credentials.trust
 
 
-async def _survey(credentials: Credentials, nodes: list[Member]) -> dict[int, tuple[Member, wire.DiskReport]]:
-    """Every disk of every node that answers, by number. Raises: CannotStart if too few do."""
-    found: dict[int, tuple[Member, wire.DiskReport]] = {}
-    silent: list[str] = []
+class Found(NamedTuple):
+    """A disk of a storage node."""
+
+    node: str  # 32 hex digits.
+    uuid: str  # 32 hex digits.
+    path: str  # There; empty if its node does not answer.
+    epoch: int  # The newest that it knows; 0 if its node does not answer.
+
+
+async def _survey(credentials: Credentials, nodes: list[Member]) -> dict[int, Found]:
+    """Every disk of every node, by number. Of a node that does not answer, as all others know it: the
+    committer needs more than half of all disks, so that it must know of all.
+    """
+    found: dict[int, Found] = {}
 
     async def ask(node: Member) -> None:
+        found.update({int(number): Found(node.id, uuid, "", 0) for number, uuid in node.disks.items()})
         words = "it has no address"
         for text in node.addresses:
             try:
@@ -233,32 +244,25 @@ async def _survey(credentials: Credentials, nodes: list[Member]) -> dict[int, tu
             except (CannotStart, ConfigError, msgspec.MsgspecError) as failure:
                 words = str(failure)
                 continue
-            found.update({disk.number: (node, disk) for disk in report.disks})
+            for disk in report.disks:
+                found[disk.number] = Found(node.id, disk.uuid, disk.path, disk.epoch)
             return
-        silent.append(f"{node.name}: {words}")
+        announce(f"Going on without the node {node.name}: {words}")
 
     await asyncio.gather(*map(ask, nodes))
-    for words in silent:
-        announce(f"Not asked for its disks: {words}. They are added when it is back.")
-    # Which disks the lost machine had, the silent ones included, nobody here can say. It held more than half
-    # of all to serve at all, so that more than half of the nodes must be here to exclude it.
-    if 2 * len(silent) >= len(nodes):
-        raise CannotStart(f"{len(silent)} of {len(nodes)} nodes do not answer: more than half must")
     return found
 
 
-def _remember(
-    data: Path, config: Config, cluster: bytes, found: dict[int, tuple[Member, wire.DiskReport]]
-) -> None:
+def _remember(data: Path, config: Config, cluster: bytes, found: dict[int, Found]) -> None:
     record = read_record(data)
     if record is not None and record.cluster != cluster.hex():
         raise CannotStart(f"the store at {data} is another one: use an empty data directory")
     own = [disk for disk in record.disks if not disk.node and disk.number not in found] if record else []
-    newest = max([term_of(disk.epoch) for _, disk in found.values()] + [record.term if record else 0])
+    newest = max([term_of(disk.epoch) for disk in found.values()] + [record.term if record else 0])
     term = newest + 1 + secrets.randbelow(TERMS_MAX)
     disks = [
-        KnownDisk(number=number, uuid=disk.uuid, path=disk.path, node=node.id)
-        for number, (node, disk) in found.items()
+        KnownDisk(number=number, uuid=disk.uuid, path=disk.path, node=disk.node)
+        for number, disk in found.items()
     ]
     write_record(
         data,
