@@ -62,9 +62,7 @@ class Member(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     role: str
     name: str = ""  # For people.
     addresses: list[str] = []  # host:port of its internal listener.
-    disks: dict[
-        str, str
-    ] = {}  # A node's: number -> uuid, 32 hex digits. For a gateway machine that takes over.
+    disks: dict[str, str] = {}  # A node's, for a gateway that takes over: number -> uuid in hex.
 
 
 class Trust(msgspec.Struct, frozen=True, kw_only=True):
