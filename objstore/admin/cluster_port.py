@@ -45,7 +45,7 @@ from objstore.node.tls import HANDSHAKE_SECONDS, Credentials, Peer, Trust, peer_
 
 log = logging.getLogger(__name__)
 
-JOINS_AT_ONCE: Final = 4  # Of strangers. Each costs a millisecond; beyond: 503.
+JOINS_AT_ONCE: Final = 16  # Of strangers. Each costs a millisecond of CPU; beyond: 503, and they ask again.
 BODY_SECONDS: Final = 10.0  # For a request's body to come.
 CLOSE_SECONDS: Final = 2.0
 

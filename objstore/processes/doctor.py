@@ -12,11 +12,13 @@ from objstore.config import Config
 from objstore.errors import StoreError, TooFewDisks
 from objstore.meta.client import MetaClient
 from objstore.meta.kv_lmdb import library_version
+from objstore.meta.schema import MemberRecord
 from objstore.processes.control import Snapshot, ask
 from objstore.processes.parts import Parts
 
 FILES_WANTED = 16_384  # Open files per process: connections, and fragment files of every disk.
 EXPIRY_DAYS = 14.0
+MEMBER_DAYS = 20.0  # Of a member's certificate: it is renewed 30 days before its end.
 READER_LAG_MAX = 100_000  # Transactions. A read lives for one call: microseconds.
 KNOWN_LMDB = "0.9."  # Files of LMDB 1.0 differ.
 
@@ -47,6 +49,7 @@ async def examine(
         _codec(parts),
         *(await _engine(parts)),
         *_certificates(parts.spec.config),
+        *machines(await parts.store.ledger.members(), time.time()),
         _open_files(),
         await asyncio.to_thread(_clock),
     ]
@@ -128,6 +131,38 @@ def _placement(k: int, m: int, disks: list[dict[str, Any]]) -> Finding:
     if promise is Promise.SPARE and "instead of" not in words:
         return finding("placement", "ok", words)
     return finding("placement", "warning", words, "disks on more devices: objstore disk add PATH")
+
+
+def machines(members: dict[bytes, MemberRecord], now_s: float) -> list[Finding]:
+    """The machines of a cluster: who is away, and whose certificate is not renewed as it should be."""
+    joined = [record for record in members.values() if record.state == "joined"]
+    found = [
+        finding(
+            "machines",
+            "problem",
+            f"{record.role} {record.name} has not answered since"
+            f" {time.strftime('%Y-%m-%d %H:%M:%S', time.gmtime(record.away_us / 1e6))} UTC",
+            "start it, or look at the network between; a machine that is lost: objstore cluster remove NAME",
+        )
+        for record in joined
+        if record.away_us
+    ]
+    for record in joined:
+        days = (record.ends_s - now_s) / 86_400
+        if days < MEMBER_DAYS:
+            what = "has ended" if days < 0 else f"ends in {days:.0f} days and was to be renewed before"
+            found.append(
+                finding(
+                    "machines",
+                    "problem" if days < 0 else "warning",
+                    f"the certificate of {record.role} {record.name} {what}",
+                    "it renews by itself when it reaches a gateway: see its log; once it has ended, start it"
+                    f" with --join and a token of: objstore cluster token --for {record.name}",
+                )
+            )
+    if not found and joined:
+        found.append(finding("machines", "ok", f"all {len(joined)} answer, and renew their certificates"))
+    return found
 
 
 def _space(disks: list[dict[str, Any]]) -> Finding:

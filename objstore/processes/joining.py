@@ -11,10 +11,15 @@ Blocking, each exchange within a limit: a supervisor calls it before it forks, a
 """
 
 import contextlib
+import functools
 import http.client
 import os
+import random
 import socket
 import ssl
+import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -69,6 +74,9 @@ from objstore.node.tls import (
 from objstore.processes.cluster import CannotStart
 
 LIMIT_S: Final = 10.0  # For one step of an exchange: connecting, sending, the next bytes of the answer.
+WHOLE_LIMIT_S: Final = 30.0  # For a whole exchange.
+PATIENCE_S: Final = 30.0  # With a gateway that says: later.
+PAUSE_S: Final = 0.5
 KEY_NAME: Final = "joining.key"
 OS: Final = RealSyscalls()
 
@@ -135,7 +143,9 @@ def join(text: str, directory: Path, about: Machine) -> Name:
         try:
             root = _root(address, token.fingerprint)
             # From here on we know whom we talk to.
-            welcome = ask(address, joining_context(token.cluster, root), "POST", JOIN_PATH, request, Welcome)
+            context = joining_context(token.cluster, root)
+            send = functools.partial(ask, address, context, "POST", JOIN_PATH, request, Welcome)
+            welcome = patiently(send)
         except Refused as refused:
             raise CannotJoin(f"{address} refuses: {refused}") from None
         except WrongPeer as failure:
@@ -203,12 +213,18 @@ def ask(
     """
     host, port = host_and_port(address)
     connection = http.client.HTTPSConnection(host, port, timeout=LIMIT_S, context=context)
+    # The client's own limit is for each piece that comes: one who trickles would never meet it.
+    overdue = threading.Timer(WHOLE_LIMIT_S, _hang_up, [connection])
+    overdue.daemon = True
+    overdue.start()
     try:
         body = None if document is None else msgspec.json.encode(document)
         connection.request(method, path, body, {"Content-Type": "application/json"} if body else {})
         answer = connection.getresponse()
         content = answer.read(ANSWER_SIZE_MAX + 1)
     finally:
+        overdue.cancel()
+        overdue.join()  # No thread is left when a supervisor forks.
         connection.close()
     if len(content) > ANSWER_SIZE_MAX:
         raise BadArgument("the answer is too long")
@@ -217,6 +233,28 @@ def ask(
             raise Refused(answer.status, decode(content, Refusal).detail)
         raise Refused(answer.status, f"{answer.status} {answer.reason}")
     return decode(content, kind)
+
+
+def _hang_up(connection: http.client.HTTPSConnection) -> None:
+    sock = connection.sock
+    if sock is not None:
+        with contextlib.suppress(OSError):
+            socket.socket.shutdown(sock, socket.SHUT_RDWR)  # Below TLS: its reader sees the end.
+
+
+def patiently(call: Callable[[], T]) -> T:
+    """Repeat a call that a gateway puts off (503): it is starting, or many ask at once.
+
+    Raises: what the last one raises.
+    """
+    limit = time.monotonic() + PATIENCE_S
+    while True:
+        try:
+            return call()
+        except Refused as refused:
+            if refused.status != 503 or time.monotonic() >= limit:
+                raise
+        time.sleep(random.uniform(0.5, 1.5) * PAUSE_S)  # noqa: S311  (Spreads those who wait.)
 
 
 def _root(address: str, wanted: bytes) -> str:

@@ -160,19 +160,26 @@ def serve_node(loaded: Loaded, token: str) -> int:
 
 
 def _member(data: Path, token: str, about: Machine) -> Credentials:
-    """This node's credentials; joins if it has none. Raises: CannotStart."""
+    """This node's credentials; joins if it has none, or if they have ended. Raises: CannotStart."""
     directory = data / TLS_NAME
-    if not (directory / IDENTITY).exists():
-        if not token:
-            raise CannotStart(
-                "this node is no member of a cluster yet: start it with --join TOKEN (a gateway makes one:"
-                " objstore cluster token)"
-            )
+    credentials = own_credentials(data) if (directory / IDENTITY).exists() else None
+    ended = credentials is not None and credentials.ended
+    if (credentials is None or ended) and token:
         name = joining.join(token, directory, about)
         announce(f"Joined cluster {name.cluster.hex()[:8]} as node {name.id.hex()[:8]} ({about.name}).")
+        credentials = own_credentials(data)
+    elif credentials is None:
+        raise CannotStart(
+            "this node is no member of a cluster yet: start it with --join TOKEN (a gateway makes one:"
+            " objstore cluster token)"
+        )
+    elif ended:
+        announce(
+            "This node's certificate has ended, so that no gateway talks to it: start it with --join TOKEN (a"
+            f" gateway makes one: objstore cluster token --for {about.name})."
+        )
     elif token:
         announce("This node is a member already: the join token is not used.")
-    credentials = own_credentials(data)
     if credentials.name.role != NODE:
         raise CannotStart(f"{directory} holds the certificate of a {credentials.name.role}")
     return credentials
@@ -251,7 +258,8 @@ def _number_and_format(data: Path, record: NodeRecord, credentials: Credentials,
 
 def _register(credentials: Credentials, about: Machine, disks: Sequence[NodeDisk]) -> Registered:
     try:
-        return joining.register(credentials, _registration(about, disks))
+        request = _registration(about, disks)
+        return joining.patiently(lambda: joining.register(credentials, request))
     except (Refused, NoGateway) as failure:
         raise CannotStart(f"the cluster gives this node's new disks no numbers: {failure}") from None
 

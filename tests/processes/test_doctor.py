@@ -3,9 +3,10 @@
 import pytest
 
 from objstore.meta.committer import CommitterStats
+from objstore.meta.schema import MemberRecord
 from objstore.processes.committer import _families
 from objstore.processes.control import Snapshot
-from objstore.processes.doctor import _disks, _placement, _records
+from objstore.processes.doctor import _disks, _placement, _records, machines
 
 
 @pytest.mark.parametrize(
@@ -37,6 +38,36 @@ def test_damaged_records_of_metadata_are_told(found: int, now: int, level: str, 
     stats = CommitterStats(rotten=found, damaged=now)
     told = _records(Snapshot("", _families(stats)))
     assert (told["level"], told["finding"]) == (level, words)
+
+
+@pytest.mark.parametrize(
+    ("days", "away_us", "state", "told"),
+    [
+        (60, 0, "joined", [("ok", "all 1 answer")]),
+        (21, 0, "joined", [("ok", "all 1 answer")]),
+        (19, 0, "joined", [("warning", "the certificate of node n1 ends in 19 days")]),
+        (-1, 0, "joined", [("problem", "the certificate of node n1 has ended")]),
+        (60, 86_400_000_000, "joined", [("problem", "node n1 has not answered since 1970-01-02 00:00:00")]),
+        (-1, 86_400_000_000, "removed", []),
+    ],
+)
+def test_a_machine_that_is_away_or_does_not_renew_its_certificate_is_told(
+    days: float, away_us: int, state: str, told: list[tuple[str, str]]
+) -> None:
+    now_s = 1_800_000_000
+    record = MemberRecord(
+        role="node",
+        name="n1",
+        state=state,
+        addresses=[],
+        away_us=away_us,
+        ends_s=int(now_s + days * 86_400),
+    )
+    found = machines({b"1" * 16: record}, now_s)
+    assert [one["level"] for one in found] == [level for level, _ in told]
+    for one, (_, words) in zip(found, told, strict=True):
+        assert words in one["finding"]
+    assert machines({}, now_s) == [], "one machine has no others"
 
 
 def test_a_committer_that_does_not_say_what_it_found_is_a_problem() -> None:
