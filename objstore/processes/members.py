@@ -151,9 +151,9 @@ class Members:
         authority, _ = await self.authority()
         members = await self.ledger.members()
         disks: dict[bytes, dict[str, str]] = {}
-        for number, disk in (await self.ledger.disks()).items():
+        for disk_number, disk in (await self.ledger.disks()).items():
             if disk.node and disk.state != "retired":
-                disks.setdefault(disk.node, {})[str(number)] = disk.uuid.hex()
+                disks.setdefault(disk.node, {})[str(disk_number)] = disk.uuid.hex()
         return Trust(
             cluster=self.cluster.hex(),
             number=number,

@@ -530,6 +530,16 @@ async def test_a_commit_that_another_one_overtook_is_made_again(cluster: Cluster
     assert record.away_us, "the other's change is kept"
 
 
+async def test_the_trust_has_the_counters_number_and_names_the_disks_of_nodes(cluster: Cluster) -> None:
+    peer = await cluster.joined("n1")
+    await cluster.members.register(peer, registration(*map(facts, range(1, 8))))
+    await cluster.members.register(peer, registration(facts(7, formatted=True)))
+    trust = await cluster.members.trust()
+    assert trust.number == await cluster.number() != 7
+    [member] = trust.members
+    assert member.disks == {str(number): (bytes([number]) * 16).hex() for number in range(1, 8)}
+
+
 async def test_the_number_of_the_trust_grows_with_every_change_and_with_nothing_else(
     cluster: Cluster,
 ) -> None:
