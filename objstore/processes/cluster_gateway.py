@@ -18,6 +18,7 @@ from objstore.node.membership import Roots, Standing
 from objstore.node.port import standing_of
 from objstore.node.tls import Trust
 from objstore.processes import joining
+from objstore.processes.engine import is_shared
 from objstore.processes.founding import own_credentials, read_authority
 from objstore.processes.heartbeats import Heartbeats
 from objstore.processes.members import Members
@@ -53,6 +54,7 @@ class ClusterGateway:
             epoch=self._epoch,
             data=data,
             known=read_authority(data, spec.cluster.master_key),
+            sole=not is_shared(spec),
         )
         self.heartbeats = Heartbeats(
             self.members,

@@ -16,18 +16,20 @@ import logging
 from typing import Final
 
 from objstore.admin.app import Problem
-from objstore.errors import StoreError
+from objstore.errors import Denied, StoreError
 from objstore.meta.journal import journal_name
 from objstore.meta.schema import DiskRecord
+from objstore.node.authority import GATEWAY
 from objstore.node.disk import DiskState
 from objstore.objects.ledger import DRAINING
 from objstore.processes.disks import DiskSet
-from objstore.processes.members import WAITING
+from objstore.processes.members import JOINED, WAITING, Members
 from objstore.processes.parts import Parts
 
 log = logging.getLogger(__name__)
 
 LOOK_SECONDS: Final = 2.0
+PREDECESSORS_SECONDS: Final = 60.0  # A committer that has nothing to do asks the nodes every 5 s.
 FOUNDER: Final = "the gateway's own: it holds metadata until storage nodes do"
 
 
@@ -38,6 +40,24 @@ async def mark_founder(parts: Parts) -> None:
         await parts.store.ledger.change_disk(
             cluster.disks[0].number, before=["healthy"], state=DRAINING, reason=FOUNDER
         )
+
+
+async def remove_predecessors(members: Members, own: bytes) -> None:
+    """The gateway machines before this one are no members any more. With a journal there is one gateway.
+
+    Not at once: one that still runs is to hear from the nodes that it was shut out, and stops by that. Whom
+    the nodes do not let in at all, it could only call unreachable.
+    """
+    while True:
+        await asyncio.sleep(PREDECESSORS_SECONDS)
+        try:
+            for id_, record in (await members.ledger.members()).items():
+                if record.role == GATEWAY and record.state == JOINED and id_ != own:
+                    await members.remove(id_, lost=False)
+        except (StoreError, Denied) as failure:
+            log.warning("a gateway before this one stays a member", extra={"failure": str(failure)})
+        else:
+            return
 
 
 async def follow_nodes(parts: Parts, disk_set: DiskSet) -> None:

@@ -106,6 +106,9 @@ class Members:
     epoch: Callable[[], Awaitable[int]]
     data: Path | None = None
     known: Authority | None = None  # The newest authority seen.
+    sole: bool = (
+        False  # With a journal there is one gateway: who runs is it, and it may be called as the last.
+    )
     randomness: Randomness = os.urandom
     _bundle: bytes = b""  # The record that `known` was read from.
 
@@ -253,6 +256,8 @@ class Members:
 
     async def _check_name(self, name: str, id_: bytes, role: str) -> None:
         """Names are for people: two that join in the same moment may share one, and are told apart by id."""
+        if self.sole and role == GATEWAY:
+            return
         for other, record in (await self.ledger.members()).items():
             if (record.state, record.name, record.role) == (JOINED, name, role) and other != id_:
                 raise BadArgument(

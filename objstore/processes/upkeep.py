@@ -98,6 +98,11 @@ async def _serve(
         gateway = ClusterGateway(parts, cluster_sockets, lambda: service.leads)
         admin = replace(admin, clustered=gateway.admin())
         await gateway.start()
+        if not is_shared(spec):
+            from objstore.processes.founder import remove_predecessors
+
+            own = gateway.credentials.name.id
+            tasks.append(loop.create_task(remove_predecessors(gateway.members, own)))
     server = await admin_server.serve(admin, sockets, context)
     if config.upkeep.enabled:
         service.start()
