@@ -33,6 +33,7 @@ from objstore.processes.supervisor import die_with_parent
 
 READY_SECONDS: Final = 60.0
 STOP_SECONDS: Final = 45.0  # A gateway drains for 30.
+GONE_SECONDS: Final = 10.0
 LOOK_SECONDS: Final = 0.1
 ADMIN_SECONDS: Final = 10.0
 LOG_LINES: Final = 20  # Shown of a process that ended when it should not have.
@@ -54,6 +55,14 @@ class Process:
     def pid(self) -> int:
         """0 if it does not run."""
         return self.running.pid if self.running is not None and self.running.poll() is None else 0
+
+    def children(self) -> list[int]:
+        """Process ids of its children, by what its supervisor last wrote."""
+        try:
+            state = json.loads((self.data / "run" / "state.json").read_text())
+            return [child["pid"] for child in state["children"].values() if child["pid"]]
+        except (OSError, ValueError, KeyError):
+            return []
 
     def words(self) -> str:
         """The end of its log."""
@@ -208,8 +217,13 @@ class LocalCluster:
     def kill(self, process: Process) -> None:
         """As a power cut takes it: without a word, its children with it."""
         if process.running is not None:
+            children = process.children()
             process.running.kill()
             process.running.wait()
+            # They die with it, but a moment later; until then they hold their port.
+            limit = time.monotonic() + GONE_SECONDS
+            while any(map(_lives, children)) and time.monotonic() < limit:
+                time.sleep(0.01)
 
     def stop(self, processes: Sequence[Process]) -> None:
         """SIGTERM, then SIGKILL for those that take too long."""
@@ -316,6 +330,13 @@ class LocalCluster:
             with open(os.open(place, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
                 json.dump([access_key, secret_key], file)
         return access_key, secret_key
+
+
+def _lives(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
 
 
 def free_ports(count: int) -> list[int]:

@@ -35,6 +35,7 @@ from objstore.node.local import format_disk
 from objstore.node.syscalls import RealSyscalls
 from objstore.objects.ledger import DOUBTS, DRAINING, GIVEN_UP
 from objstore.processes.cluster import DiskChange, why_not_free
+from objstore.processes.engine import is_shared
 from objstore.processes.link import Link
 from objstore.processes.parts import Parts
 from objstore.processes.spec import Place
@@ -73,6 +74,10 @@ class DiskSet:
 
         Raises: Problem, StoreError.
         """
+        if is_shared(self._parts.spec):
+            raise Problem(
+                409, "every gateway must reach every disk: add it to a storage node (objstore node)"
+            )
         if not PurePath(path).is_absolute() or ".." in PurePath(path).parts:
             raise Problem(400, f"{path} is not an absolute path")
         path = str(PurePath(path))

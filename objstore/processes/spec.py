@@ -151,9 +151,12 @@ class Opener:
                 break
             try:
                 loop = asyncio.get_running_loop()
-                return await loop.create_connection(factory, address.host, address.port, ssl=context)
+                made = await loop.create_connection(factory, address.host, address.port, ssl=context)
             except OSError as refused:
                 failure = refused
+                continue
+            self._nodes[member].address = address  # For people: where it is now.
+            return made
         raise failure
 
 
