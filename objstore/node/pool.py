@@ -27,6 +27,7 @@ from objstore.node.wire import ANSWER_MAX, HEAD_MAX, KIB, RATE_MIN, BadMessage, 
 
 TICK_S: Final = 0.1  # Between looks at what is under way.
 SCRATCH_SIZE: Final = 256 * KIB  # Bytes received at once where the caller's memory is not yet known.
+GATHERED_SIZE: Final = 64 * KIB  # Bytes of small buffers that are put together for TLS.
 DROP_MAX: Final = 1024 * KIB  # Bytes still to come of an answer that nobody wants: 0.1 ms, a handshake 2 ms.
 DIRECT_MIN: Final = 16 * KIB  # Bytes of memory that are worth a system call of their own: a copy costs 2 us.
 
@@ -170,6 +171,8 @@ class _Connection(asyncio.BufferedProtocol):
         assert transport is not None
         self.exchange = exchange
         self.received = 0
+        if self._pool.is_secure and len(pieces) > 2:
+            pieces = _gathered(pieces)
         if len(pieces) == 1:
             transport.write(pieces[0])
         else:
@@ -401,6 +404,32 @@ class _Connection(asyncio.BufferedProtocol):
             exchange.future.set_result(answer)
 
 
+def _gathered(pieces: list[Buffer]) -> list[Buffer]:
+    """The same bytes, small ones put together.
+
+    Over TLS each buffer is a record of its own, and a fragment record is a list of a block and 8 bytes of
+    checksum in turn. Without TLS the kernel gathers them for nothing.
+    """
+    gathered: list[Buffer] = []
+    small: list[Buffer] = []
+    size = 0
+    for piece in pieces:
+        if len(piece) < DIRECT_MIN:
+            small.append(piece)
+            size += len(piece)
+            if size < GATHERED_SIZE:
+                continue
+        if small:
+            gathered.append(b"".join(small))
+            small = []
+            size = 0
+        if len(piece) >= DIRECT_MIN:
+            gathered.append(piece)
+    if small:
+        gathered.append(b"".join(small))
+    return gathered
+
+
 class Pool:
     """All connections of this process to one node.
 
@@ -429,6 +458,10 @@ class Pool:
         self._waiting: deque[asyncio.Future[_Connection | None]] = deque()
         self._timer: asyncio.TimerHandle | None = None
         self._closed = False
+
+    @property
+    def is_secure(self) -> bool:
+        return self._context is not None
 
     @property
     def open(self) -> int:

@@ -22,22 +22,24 @@ import asyncio
 import ipaddress
 import logging
 import os
+import re
 import socket
 import ssl
 from collections import deque
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from typing import Any, Final, NamedTuple, cast
 
 import msgspec
 from aiohttp import web
 from aiohttp.web_protocol import RequestHandler
-from xxhash import xxh3_64_intdigest
+from xxhash import xxh3_64
 
 from objstore.errors import DiskFailed, DiskMissing, Overloaded, StaleEpoch
 from objstore.node import wire
 from objstore.node.disk import Buffer, DiskState, LogFile
 from objstore.node.local import LocalDisk
-from objstore.node.tls import Credentials, peer_of
+from objstore.node.tls import HANDSHAKE_SECONDS, Credentials, peer_of
 from objstore.node.wire import BadMessage, Failure, Item, Outcome, Restarted, Verb
 
 log = logging.getLogger(__name__)
@@ -48,8 +50,8 @@ PUBLISHED_KEPT: Final = 64  # Names of replacements that were published, for rep
 SWEEP_S: Final = 30.0
 CLOSE_S: Final = 5.0  # For requests under way when the server ends.
 
+_FENCE: Final = re.compile(r"fence\.(0|[1-9][0-9]{0,19})", re.ASCII)
 _CHUNKED: Final = b"Transfer-Encoding: chunked\r\n\r\n"
-_REASONS: Final = {200: b"OK"}
 
 Admit = Callable[[asyncio.Transport], str]  # Why its other end may ask for nothing; "" if it may.
 
@@ -113,6 +115,26 @@ class _Served:
             if not waiter.done():
                 waiter.set_result(None)
 
+    @asynccontextmanager
+    async def turn(self, key: object) -> AsyncIterator[None]:
+        """Alone with one file: after what runs on it, which ends: every call of a disk has its deadline.
+
+        A repeat may come while the first request is still served, or before it: the network delays.
+        """
+        while (other := self.running.get(key)) is not None:
+            await asyncio.wait([other])
+        mine: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.running[key] = mine
+        try:
+            yield
+        finally:
+            mine.set_result(None)
+            self.stop_running(key, mine)
+
+    def stop_running(self, key: object, done: "asyncio.Future[None]") -> None:
+        if self.running.get(key) is done:
+            del self.running[key]
+
     def check_epoch(self, epoch: int) -> None:
         """Raises: StaleEpoch."""
         noted = self.noted
@@ -132,9 +154,8 @@ class _Served:
             done.exception()  # Seen: whoever waited may be gone.
 
     async def _learn(self) -> None:
-        found = [log.name for log in await self.disk.logs() if log.name.startswith(FENCE_LOG)]
-        numbers = [int(name[len(FENCE_LOG) :]) for name in found if name[len(FENCE_LOG) :].isdecimal()]
-        self.fence = max([self.fence or 0, *numbers])
+        found = [_fence_of(log.name) or 0 for log in await self.disk.logs()]
+        self.fence = max([self.fence or 0, *found])
 
     async def shut_out(self, epoch: int) -> None:
         """Refuse what is older from now on, and wait for such writes that are under way.
@@ -272,6 +293,7 @@ class NodeServer:
     ) -> None:
         self.instance = instance if instance is not None else os.urandom(8).hex()
         assert wire.is_instance(self.instance)
+        assert (limits or NodeLimits()).memory >= wire.BODY_MAX
         self.limits = limits or NodeLimits()
         self.requests = 0
         self.bugs = 0
@@ -314,8 +336,13 @@ class NodeServer:
             max_headers=16,
             logger=log,
         )
+        handshake_s = None if context is None else HANDSHAKE_SECONDS
         for listener in sockets:
-            self._listeners.append(await loop.create_server(self._http, sock=listener, ssl=context))
+            self._listeners.append(
+                await loop.create_server(
+                    self._http, sock=listener, ssl=context, ssl_handshake_timeout=handshake_s
+                )
+            )
         self._sweeper = loop.create_task(self._sweep())
 
     async def close(self) -> None:
@@ -487,14 +514,15 @@ class NodeServer:
             if not verb.changes:
                 result = await self._ask(served, name, arguments)
             else:
-                if verb.fenced:
-                    served.check_epoch(epoch)  # Once more: it may have changed while the body came.
-                served.begin(epoch)
-                try:
-                    repeated = request.headers.get(wire.REPEAT) == "1"
-                    result = await self._change(served, name, arguments, body, repeated)
-                finally:
-                    served.end(epoch)
+                repeated = request.headers.get(wire.REPEAT) == "1"
+                async with served.turn(_file_of(name, arguments)):
+                    if verb.fenced:
+                        served.check_epoch(epoch)  # Once more: it may have changed while the body came.
+                    served.begin(epoch)
+                    try:
+                        result = await self._change(served, name, arguments, body, repeated)
+                    finally:
+                        served.end(epoch)
         finally:
             if size:
                 self._memory.give(size)
@@ -541,26 +569,34 @@ class NodeServer:
             return await disk.usage()
         if name == "epoch":
             return await disk.noted_epoch()
-        before, epoch = served.fence, arguments["epoch"]
-        try:
-            await served.shut_out(epoch)
-            if name == "note-epoch":
-                return await disk.note_epoch(epoch)
-            assert name == "fence"
-            return await self._keep_fence(disk, epoch)
-        except BaseException:
-            served.open_again(epoch, before)
-            raise
+        async with served.turn("epoch"):
+            before, epoch = served.fence, arguments["epoch"]
+            try:
+                await served.shut_out(epoch)
+                if name == "note-epoch":
+                    return await disk.note_epoch(epoch)
+                assert name == "fence"
+                return await self._keep_fence(disk, epoch)
+            except BaseException:
+                served.open_again(epoch, before)
+                raise
 
     @staticmethod
     async def _keep_fence(disk: LocalDisk, epoch: int) -> None:
+        name = f"{FENCE_LOG}{epoch}"
         try:
-            await disk.log_create(f"{FENCE_LOG}{epoch}")
+            await disk.log_create(name)
         except FileExistsError:
-            pass  # Durable: a log is made whole or not at all, and the first request ended.
+            # Whether its name is durable an earlier process may have known. Making another one syncs the
+            # directory of both.
+            try:
+                await disk.log_create(name + ".again")
+            except FileExistsError:
+                pass  # Of a process that ended here.
+            await disk.log_remove(name + ".again")
         for entry in await disk.logs():
-            older = entry.name[len(FENCE_LOG) :]
-            if entry.name.startswith(FENCE_LOG) and older.isdecimal() and int(older) < epoch:
+            number = _fence_of(entry.name)
+            if number is not None and number < epoch:
                 await disk.log_remove(entry.name)
 
     async def _change(
@@ -650,9 +686,10 @@ class NodeServer:
             return None
         start = arguments["at"]
         end = start + sum(map(len, body))
-        digest = 0
+        hashing = xxh3_64()
         for piece in body:
-            digest = xxh3_64_intdigest(piece, digest)
+            hashing.update(piece)
+        digest = hashing.intdigest()
         if repeated and (start, end, digest) == (replacing.start, replacing.end, replacing.digest):
             return None
         await disk.replace_append(temporary, start, body)
@@ -727,7 +764,7 @@ class NodeServer:
                     work = served.disk.append(item.volume, item.index, item.offset, buffers, sync=synced)
                 future = asyncio.ensure_future(work)
                 served.running[key] = future
-                future.add_done_callback(lambda done: _stop_running(served, key, done))
+                future.add_done_callback(lambda done: served.stop_running(key, done))
                 served.begin(epoch)
                 return future
         served.begin(epoch)
@@ -746,13 +783,7 @@ class NodeServer:
                 future.add_done_callback(lambda done: served.end(epoch))
 
     async def _write_in_turn(self, served: _Served, item: Item, key: object, buffers: list[Buffer]) -> None:
-        """After what runs on the same file, which ends: every call of a disk has its deadline."""
-        running = served.running
-        while (other := running.get(key)) is not None:
-            await asyncio.wait([other])
-        mine: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        running[key] = mine
-        try:
+        async with served.turn(key):
             disk = served.disk
             if item.kind == "log":
                 content = _joined(buffers)
@@ -763,12 +794,9 @@ class NodeServer:
             else:
                 synced = item.kind == "append-sync"
                 await disk.append(item.volume, item.index, item.offset, buffers, sync=synced)
-        finally:
-            mine.set_result(None)
-            _stop_running(served, key, mine)
 
     @staticmethod
-    async def _is_in_log(disk: LocalDisk, item: Item, content: bytes) -> bool:
+    async def _is_in_log(disk: LocalDisk, item: Item, content: Buffer) -> bool:
         """Whether a log append that comes again was done. SINCE was checked: it ended in this process."""
         held = await disk.log_read(_log_name(item.name), item.offset, len(content) + 1)
         if not held:
@@ -976,23 +1004,30 @@ def _split(body: list[bytes], size: int) -> tuple[list[Item], _Payload]:
     return wire.decode_manifest(_joined(payload.take(manifest_size)), size - 4 - manifest_size), payload
 
 
-def _joined(buffers: Sequence[Buffer]) -> bytes:
-    return bytes(buffers[0]) if len(buffers) == 1 else b"".join(buffers)
+def _joined(buffers: Sequence[Buffer]) -> Buffer:
+    return buffers[0] if len(buffers) == 1 else b"".join(buffers)
 
 
 def _key(item: Item) -> object:
-    return item.name if item.kind == "log" else (item.volume, item.index)
+    return ("log", item.name) if item.kind == "log" else (item.volume, item.index)
+
+
+def _file_of(call: str, arguments: dict[str, Any]) -> object:
+    """What a changing call changes; two that change the same run one after the other."""
+    if "volume" in arguments:
+        return arguments["volume"], arguments["index"]
+    return "log" if call.startswith("log-") else call.partition("-")[0], arguments.get("name")
+
+
+def _fence_of(name: str) -> int | None:
+    match = _FENCE.fullmatch(name)
+    return int(match[1]) if match else None
 
 
 def _log_name(name: str) -> str:
     if name.startswith(FENCE_LOG):
         raise BadMessage("the name of a log that is the node's own")
     return name
-
-
-def _stop_running(served: _Served, key: object, done: "asyncio.Future[None]") -> None:
-    if served.running.get(key) is done:
-        del served.running[key]
 
 
 def _state_of(disk: LocalDisk) -> bytes:

@@ -301,7 +301,7 @@ def encode_manifest(items: list[Item]) -> bytes:
     return len(data).to_bytes(4, "big") + data
 
 
-def decode_manifest(data: bytes, payload_size: int) -> list[Item]:
+def decode_manifest(data: bytes | bytearray | memoryview, payload_size: int) -> list[Item]:
     """`data` without its size. Raises: BadMessage."""
     try:
         items = _items.decode(data)

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from objstore import errors
 from objstore.errors import DiskFailed, Overloaded, StaleEpoch
+from objstore.node import pool, tls, wire
 from objstore.node import server as node_server
-from objstore.node import tls, wire
 from objstore.node.authority import GATEWAY, NODE, Authority, Name
 from objstore.node.disk import DiskState
 from objstore.node.pool import Address
@@ -549,6 +549,16 @@ async def test_over_mutual_tls_a_gateway_is_served_and_nobody_else(tmp_path: Pat
         await whole(disk)
     seen.close()
     await node.stop()
+
+
+@given(st.lists(st.one_of(st.binary(max_size=20), st.integers(0, 200_000).map(bytes)), max_size=30))
+def test_small_buffers_are_put_together_for_tls_and_no_byte_is_lost_or_moved(pieces: list[bytes]) -> None:
+    found = pool._gathered(list(pieces))
+    assert b"".join(found) == b"".join(pieces)
+    small = [piece for piece in found if len(piece) < pool.DIRECT_MIN]
+    large = [piece for piece in pieces if len(piece) >= pool.DIRECT_MIN]
+    assert len(small) <= len(large) + 1 + sum(map(len, pieces)) // pool.GATHERED_SIZE
+    assert max(map(len, found), default=0) <= max(pool.GATHERED_SIZE + pool.DIRECT_MIN, *map(len, pieces), 0)
 
 
 # The protocol.

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import uvloop
 
 from objstore.node.local import DiskOptions, LocalDisk, open_disk
 from objstore.node.remote import RemoteDisk
@@ -31,6 +32,12 @@ for _name, _test in vars(local_tests).items():
         and "disk" in _test.__code__.co_varnames[: _test.__code__.co_argcount]
     ):
         globals()[_name] = _test
+
+
+@pytest.fixture(scope="module")
+def event_loop_policy() -> uvloop.EventLoopPolicy:
+    """What a store runs on; tests/node/test_remote.py runs on the standard library's loop."""
+    return uvloop.EventLoopPolicy()
 
 
 class Seen:

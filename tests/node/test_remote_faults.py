@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import uvloop
 
 from objstore.errors import DiskFailed, DiskMissing, Overloaded
 from objstore.node.disk import DiskState
@@ -20,6 +21,12 @@ from tests.sim.faulty_syscalls import FaultySyscalls
 
 # The proxy counts bytes: polls that come between would be counted, too.
 SELDOM = replace(OPTIONS, poll_s=3_600.0)
+
+
+@pytest.fixture(scope="module")
+def event_loop_policy() -> uvloop.EventLoopPolicy:
+    """What a store runs on; tests/node/test_remote.py runs on the standard library's loop."""
+    return uvloop.EventLoopPolicy()
 
 
 class Rig:
@@ -190,6 +197,52 @@ async def test_a_call_whose_connection_is_lost_ends_as_if_it_had_not_been(
     assert await call(rig.disk, argument) == result
     assert rig.proxy.cuts == 1
     assert rig.disk.state is DiskState.HEALTHY
+
+
+CALLS_THAT_WRITE: dict[str, tuple[Before, Call, str]] = {
+    "create": (nothing, lambda disk, _: disk.create(1, 0), "fsync"),
+    "append": (with_file, lambda disk, _: disk.append(1, 0, 3, [b"d"], sync=True), "pwritev"),
+    "unsynced append": (with_file, lambda disk, _: disk.append(1, 0, 3, [b"d"], sync=False), "pwritev"),
+    "sync": (with_unsynced, lambda disk, _: disk.sync(1, 0), "fdatasync"),
+    "seal": (with_file, lambda disk, _: disk.seal(1, 0, 2), "fsync"),
+    "retire": (with_file, lambda disk, _: disk.retire(1, 0, 500), "fsync"),
+    "purge": (with_trash, lambda disk, _: disk.purge(1, 0, retired_before_us=900), "unlink"),
+    "replace_append": (
+        prepared_replacement,
+        lambda disk, name: disk.replace_append(name, 4, [b"x"]),
+        "pwritev",
+    ),
+    "replace_publish": (prepared_replacement, lambda disk, name: disk.replace_publish(name, 4), "rename"),
+    "log_create": (nothing, lambda disk, _: disk.log_create("epoch-1", b"head"), "rename"),
+    "log_append": (with_log, lambda disk, _: disk.log_append("epoch-1", 4, b"batch"), "pwritev"),
+    "log_remove": (with_log, lambda disk, _: disk.log_remove("epoch-1"), "unlink"),
+    "fence": (nothing, lambda disk, _: disk.fence(0), "rename"),
+    "note_epoch": (nothing, lambda disk, _: disk.note_epoch(0), "rename"),
+}
+
+
+@pytest.mark.parametrize("name", CALLS_THAT_WRITE)
+async def test_a_connection_lost_while_the_disk_is_at_work_is_no_failure_of_the_call(
+    rig: Rig, name: str
+) -> None:
+    prepare, call, syscall = CALLS_THAT_WRITE[name]
+    argument = await prepare(rig.disk)
+    await rig.disk.usage()  # Its look at the identity file is over.
+    made = rig.sys.calls[syscall]
+    rig.sys.hang(syscall)
+    under_way = asyncio.ensure_future(call(rig.disk, argument))
+    await until(lambda: rig.sys.calls[syscall] > made)
+    requests = rig.node.server.requests
+    rig.proxy.reset()
+    await until(lambda: rig.node.server.requests > requests)  # The repeat has come; the first still runs.
+    await asyncio.sleep(0.05)
+    rig.sys.release()
+    await under_way
+    assert rig.node.server.bugs == 0
+    assert rig.disk.state is DiskState.HEALTHY
+    if "append" in name and "replace" not in name:
+        held = rig.held("logs/epoch-1") if name == "log_append" else rig.held()
+        assert held in (b"headbatch", b"abcd")
 
 
 async def test_half_an_answer_to_a_read_is_no_answer(rig: Rig) -> None:
