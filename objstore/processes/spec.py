@@ -70,16 +70,26 @@ class Opener:
         cluster: 16 bytes.
         tls: directory of this gateway's credentials; empty: there are no nodes.
         epoch: what every request to a node names.
+        stale_wait_s: how long a request that was refused for it waits for `epoch` to grow.
 
     Concurrency: one event loop. A node is known by its member id; where it is, the trust says (node/tls.py),
     which is read anew when it changes: a node that moved is found at its next connection.
     """
 
-    def __init__(self, cluster: bytes, options: DiskOptions, *, tls: str, epoch: Callable[[], int]) -> None:
+    def __init__(
+        self,
+        cluster: bytes,
+        options: DiskOptions,
+        *,
+        tls: str,
+        epoch: Callable[[], int],
+        stale_wait_s: float = 0.0,
+    ) -> None:
         self._cluster = cluster
         self._options = options
         self._tls = tls
         self._epoch = epoch
+        self._stale_wait_s = stale_wait_s
         self._credentials: Credentials | None = None
         self._nodes: dict[bytes, RemoteNode] = {}
         self._node_of: dict[int, bytes] = {}
@@ -128,7 +138,11 @@ class Opener:
             cluster=self._cluster,
             epoch=self._epoch,
             context=self._credentials.client_context("node", member),
-            options=RemoteOptions(limit_s=self._options.limit_s, log_limit_s=self._options.log_limit_s),
+            options=RemoteOptions(
+                limit_s=self._options.limit_s,
+                log_limit_s=self._options.log_limit_s,
+                stale_wait_s=self._stale_wait_s,
+            ),
             connect=lambda factory, address, context: self._connect(member, factory, context),
         )
         return made
@@ -175,7 +189,8 @@ def opener_of(spec: Spec, epoch: Callable[[], int] | None = None) -> Opener:
     """
     cluster, options = spec.cluster, disk_options(spec.config)
     if epoch is not None:
-        return Opener(cluster.cluster_id, options, tls=cluster.tls, epoch=epoch)
+        # Others may raise it, and this process hears of that within a second.
+        return Opener(cluster.cluster_id, options, tls=cluster.tls, epoch=epoch, stale_wait_s=3.0)
     return make_opener(cluster.cluster_id, options, cluster.tls, cluster.term)
 
 
