@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import tempfile
 from enum import StrEnum
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Annotated
 import typer
 
 from objstore.cli.output import USAGE, fail
+from objstore.config import parse_codec
 
 dev_app = typer.Typer(help="Try a cluster on this machine.", no_args_is_help=True)
 
@@ -60,7 +62,9 @@ def cluster(
 
     if gateways > 1 and metadata is Metadata.LMDB:
         fail("several gateways need --metadata postgresql", USAGE)
-    codec = codec or ("4+2" if nodes >= 6 else "2+1")
+    codec = codec or ("4+2" if nodes * disks >= 6 else "2+1")
+    if not re.fullmatch(r"[0-9]{1,2}\+[0-9]{1,2}", codec) or nodes * disks < sum(parse_codec(codec)):
+        fail(f"--codec is k+m with at most as many fragments as there are disks, not {codec}", USAGE)
     with tempfile.TemporaryDirectory(prefix="objstore-dev-") as temporary, contextlib.ExitStack() as stack:
         directory = data.resolve() if data is not None else Path(temporary)
         try:
