@@ -43,9 +43,9 @@ REASON: Final = "X-Reason"  # Beside it, percent-encoded.
 KIB: Final = 1024
 MIB: Final = 1024 * KIB
 HEAD_MAX: Final = 8 * KIB  # Bytes of a request's or an answer's head. Ours have 300.
-BODY_MAX: Final = (
-    16 * MIB
-)  # Bytes of a request's body: twelve fragments of a stripe, or a large journal batch.
+# Bytes of a request's body. A round of the committer ends with the message that brings it to 16 MiB, and one
+# message may have as much: twice that is the largest journal batch, and some for what goes around it.
+BODY_MAX: Final = 36 * MIB
 BATCH_SIZE: Final = 4 * MIB  # Bytes after which what a turn writes goes on in a second request.
 BATCH_ITEMS_MAX: Final = 256
 READ_MAX: Final = 4 * MIB  # Bytes of one answer to a read; longer reads are several requests.

@@ -86,6 +86,7 @@ def serve(
         loaded, data, run_directory, token=token, endpoint=endpoint, announce=announce, gateway=gateway
     )
     cluster, codec = spec.cluster, "{}+{}".format(*spec.cluster.codec)
+    shared = bool(config.meta.url)  # Then nobody of this machine commits for the others.
     names = [f"worker-{number}" for number in range(1, worker_count + 1)]
     worker_sockets = dict(zip(names, listeners, strict=True))
 
@@ -117,17 +118,16 @@ def serve(
         return "", False  # Metadata says it all, and every process reads that.
 
     def on_ready() -> None:
+        where = ", metadata in PostgreSQL" if shared else f" on {len(cluster.disks)} disks"
         announce(
             f"Ready after {time.monotonic() - started:.1f} s: S3 at {endpoint}, admin at {admin}"
-            f" ({worker_count} worker{'s' if worker_count > 1 else ''}, {codec} on"
-            f" {len(cluster.disks)} disks)."
+            f" ({worker_count} worker{'s' if worker_count > 1 else ''}, {codec}{where})."
         )
 
     def on_stop() -> None:
         for sockets in listeners:
             close_all(sockets)
 
-    shared = bool(config.meta.url)  # Then nobody of this machine commits for the others.
     workers = {name: worker(name) for name in names}
     return Supervisor(
         run_directory=run_directory,
