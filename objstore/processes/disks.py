@@ -245,6 +245,7 @@ class DiskSet:
             other
             for other, one in self._parts.disks.items()
             if one.state in (DiskState.MISSING, DiskState.FOREIGN, DiskState.FAILED)
+            or self._parts.opener.is_away(other)
         } | {number}
         volumes = endangered = 0
         after = 0

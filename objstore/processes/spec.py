@@ -107,9 +107,10 @@ class Opener:
         """A disk's failure domain: its node, or its device on this machine."""
         return self._node_of.get(number) or usage.device
 
-    def node_of(self, number: int) -> RemoteNode | None:
-        """None for a disk of this machine."""
-        return self._nodes.get(self._node_of.get(number, b""))
+    def is_away(self, number: int) -> bool:
+        """Whether it is on a storage node that does not answer."""
+        node = self._nodes.get(self._node_of.get(number, b""))
+        return node is not None and bool(node.away)
 
     async def look(self) -> None:
         """Ask every node how its disks are. Ends when each has answered, or is away."""
