@@ -41,7 +41,6 @@ ATTEMPTS_MAX: Final = 64  # Of a conditional commit; each lost round means that 
 SCAN_PAGE: Final = 1_000
 VOLUME_SERIAL: Final = "volumes"
 DISKS_MAX: Final = 1 << 16  # A disk number has two bytes in its key.
-MEMBERS_MAX: Final = 1 << 14  # Machines that ever joined; their list is pushed to all of them.
 
 GIVEN_UP: Final = ("failed", "retired")  # States of a disk whose fragments do not come back.
 DRAINING: Final = "draining"  # To be emptied: no new volumes, and its files move elsewhere.
@@ -183,8 +182,12 @@ class MetaLedger:
 
     async def members(self) -> dict[bytes, MemberRecord]:
         """Every machine that ever joined, by its id; those that were removed among them."""
-        pairs = await self._kv.scan(b"n", prefix_end(b"n"), MEMBERS_MAX)
-        return {key[1:]: decode(value, MemberRecord) for key, value in pairs}
+        found: dict[bytes, MemberRecord] = {}
+        after = b"n"
+        while pairs := await self._kv.scan(after, prefix_end(b"n"), SCAN_PAGE):
+            found.update((key[1:], decode(value, MemberRecord)) for key, value in pairs)
+            after = pairs[-1][0] + b"\0"
+        return found
 
     async def disks(self) -> dict[int, DiskRecord]:
         """Every disk's record, by number."""

@@ -385,7 +385,10 @@ class AdminPort:
             ((name,), [child["restarts"]]) for name, child in state["children"].items()
         ]
         expiries: list[tuple[Labels, list[float]]] = []
-        for place, certificate in doctor.certificates(self._spec.config).items():
+        places = doctor.certificates(self._spec.config)
+        if self._spec.cluster.tls:
+            places["cluster"] = f"{self._spec.cluster.tls}/identity.pem"
+        for place, certificate in places.items():
             try:
                 expiries.append(((place,), [doctor.expiry(certificate)]))
             except (OSError, ValueError):

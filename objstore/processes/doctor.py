@@ -18,6 +18,7 @@ from objstore.processes.parts import Parts
 
 FILES_WANTED = 16_384  # Open files per process: connections, and fragment files of every disk.
 EXPIRY_DAYS = 14.0
+AUTHORITY_DAYS = 365.0  # Of the root of the machines' certificates, which has ten years.
 MEMBER_DAYS = 20.0  # Of a member's certificate: it is renewed 30 days before its end.
 READER_LAG_MAX = 100_000  # Transactions. A read lives for one call: microseconds.
 KNOWN_LMDB = "0.9."  # Files of LMDB 1.0 differ.
@@ -50,6 +51,7 @@ async def examine(
         *(await _engine(parts)),
         *_certificates(parts.spec.config),
         *machines(await parts.store.ledger.members(), time.time()),
+        *(authority(Path(parts.spec.cluster.tls), time.time()) if parts.spec.cluster.tls else ()),
         _open_files(),
         await asyncio.to_thread(_clock),
     ]
@@ -163,6 +165,22 @@ def machines(members: dict[bytes, MemberRecord], now_s: float) -> list[Finding]:
     if not found and joined:
         found.append(finding("machines", "ok", f"all {len(joined)} answer, and renew their certificates"))
     return found
+
+
+def authority(tls: Path, now_s: float) -> list[Finding]:
+    """The root of the machines' certificates, from the directory of this gateway's credentials."""
+    from objstore.node.authority import from_pem
+    from objstore.node.tls import TRUST, decode_trust
+
+    try:
+        newest = from_pem(decode_trust((tls / TRUST).read_bytes()).roots[-1])
+    except (OSError, StoreError) as failure:
+        return [finding("authority", "problem", f"{tls / TRUST}: {failure}", LOOK)]
+    days = (newest.not_valid_after_utc.timestamp() - now_s) / 86_400
+    if days < AUTHORITY_DAYS:
+        text = f"the cluster's authority ends in {days:.0f} days, and every certificate with it"
+        return [finding("authority", "warning", text, "objstore cluster renew: all goes on meanwhile")]
+    return [finding("authority", "ok", f"the cluster's authority ends in {days / 365.25:.0f} years")]
 
 
 def _space(disks: list[dict[str, Any]]) -> Finding:

@@ -192,9 +192,9 @@ def put_in_place(credentials: Credentials, key: ec.EllipticCurvePrivateKey, rene
 def call_gateway(credentials: Credentials, path: str, document: Document, kind: type[T]) -> T:
     """POST to the first gateway that answers. Raises: Refused, NoGateway."""
     failures: list[str] = []
-    for member in credentials.trust.members:
-        if member.role != GATEWAY:
-            continue
+    gateways = [member for member in credentials.trust.members if member.role == GATEWAY]
+    random.shuffle(gateways)  # Not always the same one, and not always the one that is away.
+    for member in gateways:
         context = credentials.client_context(GATEWAY, bytes.fromhex(member.id))
         for address in member.addresses:
             try:

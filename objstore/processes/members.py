@@ -78,6 +78,7 @@ ATTEMPTS_MAX: Final = 64  # Of a conditional commit; each lost round means that 
 JOINED: Final = "joined"
 REMOVED: Final = "removed"
 WAITING: Final = "its node has not formatted it yet"
+SKEW_S: Final = 7 * 86_400  # Machines' clocks may differ so much, for what was denied to stay denied.
 TOKENS_KEPT_S: Final = 86_400  # A used token's record stays so long after it expired.
 TOKENS_SWEPT_MAX: Final = 1_000
 
@@ -153,6 +154,7 @@ class Members:
         number = counter(await self.kv.get(_NUMBER))
         authority, _ = await self.authority()
         members = await self.ledger.members()
+        now_s = self.clock.now_us() // 1_000_000
         disks: dict[bytes, dict[str, str]] = {}
         for disk_number, disk in (await self.ledger.disks()).items():
             if disk.node and disk.state != "retired":
@@ -162,7 +164,12 @@ class Members:
             number=number,
             roots=[root.pem for root in authority.roots],
             signer=authority.signing.name,
-            denied=[id_.hex() for id_, record in members.items() if record.state == REMOVED],
+            # Once its last certificate has ended nobody takes it anyway: the list does not grow for ever.
+            denied=[
+                id_.hex()
+                for id_, record in members.items()
+                if record.state == REMOVED and record.ends_s > now_s - SKEW_S
+            ],
             members=[
                 Member(
                     id=id_.hex(),
@@ -276,7 +283,12 @@ class Members:
     # Members.
 
     async def introduce(self, id_: bytes, role: str, machine: Machine, issuer: str, ends_s: int) -> None:
-        """Make sure of a member's record as it is now: of a gateway when it starts. Raises: Denied."""
+        """Make sure of a member's record as it is now: of a gateway when it starts.
+
+        A gateway whose name another one has (it takes that one's place, say) adds the beginning of its id.
+
+        Raises: Denied; BadArgument if another node has the name.
+        """
         for _ in range(ATTEMPTS_MAX):
             old = await self.kv.get(member_key(id_))
             record = (
@@ -287,10 +299,15 @@ class Members:
             if record.state != JOINED:
                 raise Denied(f"this {role} was removed from the cluster")
             new = _described(record, machine, issuer, ends_s)
+            if new.name != record.name:
+                try:
+                    await self._check_name(new.name, id_, role)
+                except BadArgument:
+                    if role != GATEWAY:
+                        raise
+                    new = msgspec.structs.replace(new, name=f"{machine.name[:58]}-{id_.hex()[:4]}")
             if old is not None and new == record:
                 return
-            if new.name != record.name:
-                await self._check_name(new.name, id_, role)
             try:
                 await self._commit({member_key(id_): old}, {member_key(id_): encode(new)})
             except Conflict:

@@ -1,12 +1,17 @@
 """What `objstore doctor` says of disks."""
 
+import time
+from pathlib import Path
+
 import pytest
 
 from objstore.meta.committer import CommitterStats
 from objstore.meta.schema import MemberRecord
+from objstore.node.authority import make_authority
+from objstore.node.tls import Trust, save_trust
 from objstore.processes.committer import _families
 from objstore.processes.control import Snapshot
-from objstore.processes.doctor import _disks, _placement, _records, machines
+from objstore.processes.doctor import _disks, _placement, _records, authority, machines
 
 
 @pytest.mark.parametrize(
@@ -68,6 +73,19 @@ def test_a_machine_that_is_away_or_does_not_renew_its_certificate_is_told(
     for one, (_, words) in zip(found, told, strict=True):
         assert words in one["finding"]
     assert machines({}, now_s) == [], "one machine has no others"
+
+
+def test_an_authority_that_ends_within_a_year_is_told(tmp_path: Path) -> None:
+    made = make_authority(b"c" * 16, 7, time.time_ns() // 1000)
+    root = made.signing
+    save_trust(tmp_path, Trust(cluster=made.cluster.hex(), number=1, roots=[root.pem], signer=root.name))
+    [found] = authority(tmp_path, time.time())
+    assert (found["level"], found["finding"]) == ("ok", "the cluster's authority ends in 10 years")
+    [found] = authority(tmp_path, time.time() + 3_300 * 86_400)
+    assert found["level"] == "warning"
+    assert "objstore cluster renew" in found["remedy"]
+    [found] = authority(tmp_path / "nowhere", time.time())
+    assert found["level"] == "problem"
 
 
 def test_a_committer_that_does_not_say_what_it_found_is_a_problem() -> None:

@@ -416,6 +416,35 @@ async def test_a_node_with_disks_is_removed_only_if_they_left_or_are_given_up_wi
     assert await cluster.members.remove(peer.name.id, lost=True) == [], "once is enough"
 
 
+async def test_who_was_removed_is_denied_until_its_last_certificate_has_ended(cluster: Cluster) -> None:
+    peer = await cluster.joined("n1")
+    cluster.clock.us += 60 * 24 * HOUR_US
+    await cluster.members.renew(peer, RenewRequest(csr=ca.make_request(ca.make_key())))
+    await cluster.members.remove(peer.name.id, lost=False)
+    for days, denied in ((0, True), (89, True), (96, True), (98, False)):
+        clock = Clock()
+        clock.us = cluster.clock.us + days * 24 * HOUR_US
+        cluster.members.clock = clock
+        assert ((await cluster.members.trust()).denied == [peer.name.id.hex()]) is denied, days
+
+
+async def test_however_many_machines_joined_none_is_forgotten(cluster: Cluster) -> None:
+    record = encode(MemberRecord(role=NODE, name="n", state="removed", addresses=[], ends_s=1 << 40))
+    many = {member_key(number.to_bytes(16, "big")): record for number in range(2_500)}
+    await cluster.kv.commit(Transaction(put=many))
+    assert len(await cluster.members.ledger.members()) == 2_500
+    assert len((await cluster.members.trust()).denied) == 2_500
+
+
+async def test_a_gateway_that_takes_anothers_place_under_its_name_is_told_apart(cluster: Cluster) -> None:
+    machine = Machine(name="gw", addresses=["gateway:9002"])
+    for id_ in (GATEWAY_ID, b"\xbb" * 16):
+        for _ in range(2):  # And stays so.
+            await cluster.members.introduce(id_, GATEWAY, machine, "root", 1 << 40)
+    names = [record.name for record in (await cluster.members.ledger.members()).values()]
+    assert names == ["gw", "gw-bbbb"]
+
+
 async def test_members_are_found_by_name_or_by_the_beginning_of_their_id(cluster: Cluster) -> None:
     peer = await cluster.joined("n1")
     for text in ("n1", peer.name.id.hex(), peer.name.id.hex()[:6].upper()):
