@@ -14,6 +14,7 @@ May not know: metadata. There is none yet.
 """
 
 import asyncio
+import http.client
 import secrets
 import time
 from pathlib import Path
@@ -22,7 +23,7 @@ from typing import Final, NamedTuple
 import msgspec
 
 from objstore.config import Config, ConfigError, Loaded, host_and_port
-from objstore.errors import Corrupt, StoreError
+from objstore.errors import BadArgument, Corrupt, StoreError
 from objstore.ids import random_id
 from objstore.meta.journal import term_of
 from objstore.meta.schema import AuthorityRecord, decode, setting_key
@@ -142,7 +143,7 @@ def take_over(config: Config, data: Path, address: str) -> None:
         where = Address(*host_and_port(address, "--recover"))
     except ConfigError as failure:
         raise CannotStart(str(failure)) from None
-    trust = _newest_trust(asyncio.run(_ask_trust(credentials, where)), credentials)
+    trust = _newest_trust(_ask_trust(credentials, where), credentials)
     save_trust(directory, trust)
     credentials.reload()
     nodes = [member for member in trust.members if member.role == NODE]
@@ -180,8 +181,8 @@ def _own_certificate(directory: Path, authority: Authority) -> Credentials:
     return Credentials(directory)
 
 
-async def _get(credentials: Credentials, address: Address, id_: bytes | None, path: str) -> bytes:
-    """What a node answers. Raises: CannotStart."""
+async def _get(credentials: Credentials, address: Address, id_: bytes, path: str) -> bytes:
+    """What a node's server answers. Raises: CannotStart."""
     pool = Pool(
         address,
         context=credentials.client_context(NODE, id_),
@@ -202,12 +203,12 @@ async def _get(credentials: Credentials, address: Address, id_: bytes | None, pa
     return bytes(answer.body or b"")
 
 
-async def _ask_trust(credentials: Credentials, address: Address) -> Trust:
-    content = await _get(credentials, address, None, TRUST_PATH)
+def _ask_trust(credentials: Credentials, address: Address) -> Trust:
+    """Raises: CannotStart."""
     try:
-        return msgspec.json.decode(content, type=Trust)
-    except msgspec.MsgspecError as failure:
-        raise CannotStart(f"the node at {address} does not speak our protocol: {failure}") from None
+        return joining.ask(str(address), credentials.client_context(NODE), "GET", TRUST_PATH, None, Trust)
+    except (joining.Refused, OSError, http.client.HTTPException, BadArgument) as failure:
+        raise CannotStart(f"the node at {address} does not say who else there is: {failure}") from None
 
 
 def _newest_trust(found: Trust, credentials: Credentials) -> Trust:

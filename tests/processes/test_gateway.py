@@ -1,0 +1,177 @@
+"""A gateway with its disks on storage nodes: real processes, real mutual TLS, on the loopback."""
+
+import hashlib
+import http.client
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from bench.sigv4 import Credentials, Signer
+from objstore.processes.dev import LocalCluster, Process
+
+NODES = 6
+
+
+def request(
+    cluster: LocalCluster, method: str, path: str, body: bytes = b"", *, port: int = 0
+) -> tuple[int, bytes]:
+    """One signed request, one attempt. `port`: of another gateway than the first."""
+    port = port or cluster.port_of_s3
+    digest = hashlib.sha256(body).hexdigest()
+    signer = Signer(Credentials(*cluster.root), f"127.0.0.1:{port}")
+    head = signer.head(method, path, query="", payload_sha256=digest, size=len(body)).decode()
+    headers = dict(line.split(": ", 1) for line in head.split("\r\n")[1:] if line)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+    try:
+        connection.request(method, path, body or None, headers)
+        answer = connection.getresponse()
+        return answer.status, answer.read()
+    finally:
+        connection.close()
+
+
+def content(number: int) -> bytes:
+    """Small ones that share stripes, and some of several stripes."""
+    size = 9_000_000 if number % 10 == 0 else 1 + number * 997
+    return hashlib.shake_128(b"%d" % number).digest(size)
+
+
+def store(cluster: LocalCluster, numbers: range) -> None:
+    for number in numbers:
+        status, answer = request(cluster, "PUT", f"/bucket/{number}", content(number))
+        assert status == 200, (number, status, answer[:300])
+
+
+def check(cluster: LocalCluster, numbers: range) -> None:
+    for number in numbers:
+        status, answer = request(cluster, "GET", f"/bucket/{number}")
+        assert status == 200, (number, status, answer[:300])
+        assert answer == content(number), f"object {number} has other bytes"
+
+
+def another_machine(old: LocalCluster, directory: Path) -> LocalCluster:
+    """A gateway machine without anything but what an operator keeps of the old one."""
+    data = directory / "gateway"
+    data.mkdir(parents=True)
+    for name in ("authority.json", "master.key"):
+        shutil.copy(old.gateway.data / name, data / name)
+    shutil.copy(old.directory / "root.json", directory / "root.json")
+    made = LocalCluster(directory=directory, nodes=NODES, codec=old.codec)
+    made.members = old.members
+    return made
+
+
+def ended(process: Process, seconds: float = 60.0) -> int:
+    assert process.running is not None
+    try:
+        return process.running.wait(seconds)
+    except subprocess.TimeoutExpired:
+        pytest.fail(f"{process.name} does not end by itself:\n{process.words()}")
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Iterator[LocalCluster]:
+    made = LocalCluster(directory=tmp_path / "cluster", nodes=NODES)
+    try:
+        made.start()
+        assert request(made, "PUT", "/bucket")[0] == 200
+        yield made
+    finally:
+        made.close()
+
+
+@pytest.mark.timeout(240)
+def test_what_a_gateway_acknowledged_lies_on_nodes_and_is_there_after_any_restart(
+    cluster: LocalCluster,
+) -> None:
+    store(cluster, range(25))
+    check(cluster, range(25))
+
+    # Nothing of an object and nothing of the journal is needed from the gateway's machine.
+    data = cluster.gateway.data
+    assert list(data.glob("disk*/fragments/*/*")) == []
+    for node in cluster.members:
+        assert list(node.data.glob("disk1/fragments/*/*")) != [], f"no fragments on {node.name}"
+    journals = [node.name for node in cluster.members if list(node.data.glob("disk1/logs/journal.*"))]
+    assert len(journals) == 3, "m+1 copies of the journal, on nodes"
+
+    cluster.stop([cluster.gateway])
+    cluster.start_gateway()
+    check(cluster, range(25))
+
+    cluster.kill(cluster.gateway)
+    shutil.rmtree(data / "meta")  # LMDB: the journal has it.
+    cluster.start_gateway()
+    check(cluster, range(25))
+
+    # All at once, as a power cut takes them.
+    for process in [cluster.gateway, *cluster.members]:
+        cluster.kill(process)
+    for node in cluster.members:
+        cluster.start_node(node)
+    cluster.start_gateway()
+    cluster.wait_for_disks(NODES)
+    check(cluster, range(25))
+    store(cluster, range(25, 30))
+    check(cluster, range(30))
+
+
+@pytest.mark.timeout(240)
+def test_another_machine_takes_over_with_every_object_and_the_one_before_stops(
+    cluster: LocalCluster, tmp_path: Path
+) -> None:
+    store(cluster, range(12))
+
+    # The machine is lost with all its data but the two files.
+    second = another_machine(cluster, tmp_path / "second")
+    cluster.kill(cluster.gateway)
+    shutil.rmtree(cluster.gateway.data)
+    address = cluster.members[3].command[2].removeprefix("--listen=")
+    try:
+        second.start_gateway(f"--recover={address}")
+        check(second, range(12))
+        store(second, range(12, 15))
+
+        # And now a machine that is not lost: both run.
+        third = another_machine(second, tmp_path / "third")
+        try:
+            third.start_gateway(f"--recover={address}")
+            check(third, range(15))
+            assert ended(second.gateway) == 1
+            assert "another gateway machine has taken over" in second.gateway.log.read_text()
+            store(third, range(15, 18))
+
+            # Started again by itself, as by systemd, it does not take the cluster back.
+            second.start_gateway(wait=False)
+            assert ended(second.gateway) == 1
+            check(third, range(18))
+
+            third.stop([third.gateway])
+            third.start_gateway()  # No --recover: it is the cluster's gateway now.
+            check(third, range(18))
+        finally:
+            third.stop([third.gateway])
+    finally:
+        second.stop([second.gateway])
+
+
+@pytest.mark.timeout(120)
+def test_a_gateway_without_its_authority_or_with_a_node_that_does_not_answer_says_what_is_missing(
+    tmp_path: Path,
+) -> None:
+    alone = LocalCluster(directory=tmp_path, nodes=1)
+    alone.start_gateway(wait=False)
+    assert ended(alone.gateway) != 0
+    assert "objstore cluster init" in alone.gateway.words()
+
+    alone.start_gateway("--recover=127.0.0.1:1", wait=False)
+    assert ended(alone.gateway) != 0
+    assert "master key" in alone.gateway.words()
+
+    (alone.gateway.data / "master.key").write_text("00" * 32 + "\n")
+    alone.start_gateway("--recover=127.0.0.1:1", wait=False)
+    assert ended(alone.gateway) != 0
+    assert "authority.json" in alone.gateway.words()
