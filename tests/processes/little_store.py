@@ -2,7 +2,9 @@
 
     python -m tests.processes.little_store DIRECTORY MOOD
 
-MOOD: well | deaf (worker-1 stops answering once ready) | broken (worker-1 never starts).
+MOOD: well | deaf (worker-1 stops answering once ready) | broken (worker-1 never starts) | shut-out (the
+committer hears of another machine when all have started) | changes (upkeep adds a disk, and another while the
+committer, which is slow, is being started anew).
 Each child notes what happens to it in DIRECTORY/events, one word a line.
 """
 
@@ -22,6 +24,21 @@ def note(directory: Path, event: str) -> None:
         file.write(event + "\n")
 
 
+DISKS: list[str] = []  # What the supervisor knows, and a child as it is forked.
+
+
+def change_disks(text: str) -> tuple[str, bool]:
+    DISKS.append(text)
+    return "", True
+
+
+async def add_disks(directory: Path, link: Link) -> None:
+    await link.change_disks("first")
+    while (directory / "events").read_text().count("start-committer") < 2:
+        await asyncio.sleep(0.005)
+    await link.change_disks("second")
+
+
 def child(directory: Path, name: str, mood: str) -> supervisor.ChildMain:
     async def live(link: Link) -> None:
         loop = asyncio.get_running_loop()
@@ -29,7 +46,18 @@ def child(directory: Path, name: str, mood: str) -> supervisor.ChildMain:
         stopped = asyncio.Event()
         loop.add_signal_handler(signal.SIGTERM, stopped.set)
         note(directory, f"start-{name}")
+        if name == "committer":
+            note(directory, f"knows-{len(DISKS)}")
+            if mood == "changes":
+                await asyncio.sleep(0.3)
         link.ready()
+        if mood == "changes" and name == "upkeep":
+            await add_disks(directory, link)
+        if mood == "shut-out" and name == "committer":
+            while (directory / "events").read_text().count("start-") < 4:
+                await asyncio.sleep(0.005)
+            link.shut_out("another machine is here")
+            raise RuntimeError("shut out")
         if mood == "deaf" and name == "worker-1" and not (directory / "was-deaf").exists():
             (directory / "was-deaf").touch()
             time.sleep(600)
@@ -60,6 +88,7 @@ def run(directory: Path, mood: str) -> int:
         on_ready=lambda: print("READY", flush=True),
         on_stop=lambda: None,
         close_in_child=lambda name: None,
+        change_disks=change_disks,
         facts={"ours": os.getpid()},
     ).run()
 

@@ -63,6 +63,7 @@ def test_the_committer_is_ready_before_anyone_else_starts_and_stops_last(little:
     little.process.terminate()
     assert little.process.wait(20) == 0
     events = little.events()
+    events.remove("knows-0")
     assert events[0] == "start-committer"
     assert sorted(events[1:4]) == ["start-upkeep", "start-worker-1", "start-worker-2"]
     assert sorted(events[4:7]) == ["stop-upkeep", "stop-worker-1", "stop-worker-2"]
@@ -106,6 +107,24 @@ def test_a_child_that_never_starts_ends_the_start_with_an_error(little: Little) 
     assert "worker-1 does not start" in output
     assert "does not start" in output
     assert "READY" not in output
+
+
+@pytest.mark.parametrize("little", ["shut-out"], indirect=True)
+def test_a_committer_that_was_shut_out_ends_the_store_and_is_not_started_again(little: Little) -> None:
+    assert little.process.wait(20) == 1
+    assert "another machine is here" in little.output.read_text()
+    events = little.events()
+    assert events.count("start-committer") == 1
+    assert {"stop-upkeep", "stop-worker-1", "stop-worker-2"} <= set(events)
+
+
+@pytest.mark.parametrize("little", ["changes"], indirect=True)
+def test_a_change_of_disks_while_the_committer_starts_anew_reaches_it_too(little: Little) -> None:
+    little.ready()
+    little.until(lambda: "knows-2" in little.events())
+    known = [event for event in little.events() if event.startswith("knows")]
+    assert known == ["knows-0", "knows-1", "knows-2"]
+    little.until(lambda: little.children()["committer"]["ready"])
 
 
 def test_ctrl_c_for_the_whole_group_still_stops_in_order(little: Little) -> None:
