@@ -1,22 +1,102 @@
 """`objstore meta`: copies, exports and salvage of all metadata."""
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from objstore.cli.client import ConfigOption, DataOption
-from objstore.cli.output import DEGRADED, OK, REFUSED, OutputOption, show
-from objstore.cli.store import Store, asks, stopped
+from objstore.cli.client import AdminOption, ConfigOption, DataOption
+from objstore.cli.output import DEGRADED, OK, REFUSED, USAGE, Format, OutputOption, fail, show
+from objstore.cli.store import Store, stopped
 
 meta_app = typer.Typer(help="The store's metadata: copies, exports, salvage.", no_args_is_help=True)
 
 
 @meta_app.command("copy")
-@asks
-def meta_copy(store: Store) -> None:
-    """Store a copy of all metadata in volumes now, for a later rebuild. It is done daily anyway."""
-    store.show([store.post("/api/v1/meta/copy")], "began", "bytes")
+def meta_copy(
+    source: Annotated[
+        str | None,
+        typer.Option("--from", help="lmdb:DIR, the data directory of a store with embedded metadata."),
+    ] = None,
+    target: Annotated[
+        str | None,
+        typer.Option(
+            "--to",
+            help="postgresql://USER@HOST/DATABASE, an empty one. Just postgresql: takes meta.url, which may"
+            " come from a file (OBJSTORE_META__URL_FILE) and is not seen in the list of processes.",
+        ),
+    ] = None,
+    data: DataOption = None,
+    config: ConfigOption = None,
+    admin: AdminOption = None,
+    form: OutputOption = None,
+) -> None:
+    """Store a copy of all metadata in volumes now, for a later rebuild. It is done daily anyway.
+
+    With --from and --to: move a store's metadata into PostgreSQL. Run it while the store serves, as often as
+    you like: nearly everything is copied. Then stop the store and run it again: what has changed is copied,
+    everything is compared and verified, and the copy is finished. Do not start the old store after that."""
+    if source is None and target is None:
+        store = Store(data, config, admin, form)
+        store.show([store.post("/api/v1/meta/copy")], "began", "bytes")
+        return
+    if source is None or target is None:
+        fail("--from and --to belong together", USAGE)
+    if data is not None and source not in ("lmdb:", f"lmdb:{data}"):
+        fail("--from and --data name different stores", USAGE)
+    _copy_engine(source if data is None else f"lmdb:{data}", target, config, form)
+
+
+def _copy_engine(source: str, target: str, config: Path | None, form: Format | None) -> None:
+    kind, _, directory = source.partition(":")
+    if kind != "lmdb" or not directory:
+        fail("--from is lmdb:DIR, the data directory of the store", USAGE)
+    with stopped(Path(directory), config) as loaded:
+        url = loaded.config.meta.url if target == "postgresql:" else target
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        from objstore.meta.kv_postgres import check_url
+        from objstore.processes.moving import copy_metadata
+
+        try:
+            check_url(url)
+        except ValueError as failure:
+            fail(f"--to: {failure}", USAGE)
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+        )
+        with Progress(*columns, disable=not sys.stderr.isatty(), console=Console(stderr=True)) as bar:
+            task = bar.add_task("copying", total=None)
+            report = copy_metadata(
+                loaded,
+                url,
+                progress=lambda what, count: bar.update(task, description=what, completed=count),
+                total=lambda count: bar.update(task, total=count),
+            )
+    facts = {
+        "finished": report.finished,
+        "compared": report.compared,
+        "put": report.put,
+        "deleted": report.deleted,
+        "digest": report.digest,
+    }
+    if form is not None:
+        show([facts], list(facts), form)
+    elif report.finished:
+        print(
+            f"{report.compared:,} records are in PostgreSQL, verified (digest {report.digest});"
+            f" {report.put:,} were copied now. Set meta.url for the gateways; do not start this store again."
+        )
+    else:
+        print(
+            f"{report.compared:,} records compared, {report.put:,} copied while the store serves."
+            " To finish: stop the store and run this again."
+        )
 
 
 @meta_app.command("export")

@@ -27,7 +27,7 @@ import asyncio
 import logging
 import os
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -36,11 +36,11 @@ from urllib.parse import parse_qs, urlsplit
 import asyncpg
 import xxhash
 
-from objstore.errors import Corrupt, MetaUnavailable, Overloaded, StoreError
+from objstore.errors import BadRequest, Corrupt, MetaUnavailable, Overloaded, StoreError
 from objstore.ids import Randomness, random_id
 from objstore.meta.kv import Transaction
 from objstore.meta.merge import Plan, checked_size, decide, plan
-from objstore.meta.migrations import migrate
+from objstore.meta.migrations import GATE, is_current, migrate
 from objstore.meta.spill import CHECKSUM_SIZE
 
 log = logging.getLogger(__name__)
@@ -62,8 +62,12 @@ SCAN_CHUNK = 10_000  # Entries: a longer scan reads on from a later view.
 CONNECT_S = 5.0
 LOCK_S = 2.0  # For one row; then the batch comes again and takes the gate alone.
 STATEMENT_S = 8.0  # On the server. Ours below is a little longer: the server's is the better report.
+MIGRATE_S = 600.0  # For the steps of a new release: a later one may have to read the whole table.
 ANSWER_S = 10.0  # A statement that has not been answered: the connection is given up.
-IDLE_S = 10.0  # A transaction whose client is silent: the server drops it and its locks.
+IDLE_S = (
+    5.0  # A transaction whose client is silent: the server drops it and its locks. Less than STATEMENT_S.
+)
+FORGOTTEN_S = 12 * 3600.0  # A client that was idle for so long may have lost its row: see _FORGET.
 RECONNECT_FIRST_S = 0.05
 RECONNECT_LAST_S = 1.0
 TICK_S = 0.25
@@ -72,6 +76,8 @@ BROKEN = "OB002"
 # Nothing was applied, and the same batch may succeed: deadlock, lock timeout, serialization, statement
 # timeout.
 AGAIN = {"40P01", "55P03", "40001", "57014"}
+# Nor was it here, and it never will be: resources, limits, internal errors, data, integrity, names.
+HOPELESS = {"53", "54", "XX", "22", "23", "42"}
 
 _digest = xxhash.xxh3_64_digest
 _VALUE = slice(None, -CHECKSUM_SIZE)
@@ -86,8 +92,13 @@ INSERT INTO objstore.clients (client, session, number) VALUES ($1, 1, 0)
 ON CONFLICT (client) DO UPDATE SET session = clients.session + 1, touched = now()
 RETURNING session, number
 """
+_COPY_NOTE = "SELECT value FROM objstore.engine WHERE name = 'copy'"
 # Rows of clients that are gone. A batch lives for seconds.
-_FORGET = "DELETE FROM objstore.clients WHERE touched < now() - interval '1 day'"
+_FORGET = """
+DELETE FROM objstore.clients WHERE client IN (
+    SELECT client FROM objstore.clients WHERE touched < now() - interval '1 day' FOR UPDATE SKIP LOCKED
+)
+"""
 
 # Everything we ask goes by the one index; with parameters the planner cannot know that a page is small.
 _PLANNER = {
@@ -213,6 +224,8 @@ class PostgresKv:
         self._batch: _Batch | None = None
         self._next_number = 1
         self._session = 0
+        self._settled = 0  # The newest batch that was applied for certain, and when.
+        self._settled_at = 0.0
         self._connection: Any = None  # The writing one; None: away.
         self._warned = False  # The server has warned of something since this was cleared.
         self._away_since: float | None = None
@@ -381,6 +394,12 @@ class PostgresKv:
                 return
             except _LOST as failure:
                 self._hang_up(f"{type(failure).__name__}: {failure}")
+            except Exception as bug:
+                # Not an operating failure. Whoever waits learns of it; the next batch may be another one.
+                log.exception("a batch cannot be sent")
+                self._hang_up(repr(bug))
+                if self._batch is not None and not self._batch.sent:
+                    self._drop(self._batch, f"the commit failed: {bug!r}")
             if self._away_since is None:
                 self._away_since = loop.time()
             await asyncio.sleep(wait_s)
@@ -399,18 +418,22 @@ class PostgresKv:
         connection = await self._connect("write")
         try:
             connection.add_log_listener(self._warning)
-            if await self._within(self._prepared(connection)) and not self._may_copy:
+            await self._within(self._check(connection))
+            if not await self._within(is_current(connection)):
+                steps = await self._within(migrate(connection), MIGRATE_S)
+                log.info("the database was brought up to date", extra={"steps": steps})
+            self._warned = False
+            row = await self._within(self._take_session(connection))
+            if self._warned:  # It was not replicated: what it shows may be taken back.
+                raise TimeoutError("the server warned while a session was taken")
+            # After that: a copy that begins later takes the session away again.
+            if not self._may_copy and await self._within(connection.fetchval(_COPY_NOTE)) is not None:
                 raise MetaUnavailable(
                     "a copy into this database is not finished: `objstore meta copy` goes on with it"
                 )
-            self._warned = False
-            row = await self._within(connection.fetchrow(_SESSION, self._client_id))
-            if self._warned:  # It was not replicated: what it shows may be taken back.
-                raise TimeoutError("the server warned while a session was taken")
             server = await self._within(
                 connection.fetchrow(
-                    "SELECT inet_server_addr()::text, inet_server_port(), pg_postmaster_start_time(),"
-                    " (SELECT timeline_id FROM pg_control_checkpoint())"
+                    "SELECT inet_server_addr()::text, inet_server_port(), pg_postmaster_start_time()"
                 )
             )
         except BaseException:
@@ -418,10 +441,18 @@ class PostgresKv:
             raise
         if tuple(server) != self._server:
             self._server = tuple(server)
-            self._primary += (
-                1  # Whoever reads goes there, too: the old one may live on and know nothing of it.
+            # Whoever reads goes there, too: the old one may live on and know nothing of it.
+            self._primary += 1
+        session, number = row["session"], row["number"]
+        idle_s = asyncio.get_running_loop().time() - self._settled_at
+        if (session <= self._session or number < self._settled) and idle_s < FORGOTTEN_S:
+            connection.terminate()
+            log.critical("PostgreSQL has lost commits that it acknowledged", extra={"server": str(server)})
+            raise MetaUnavailable(
+                "the PostgreSQL server that takes writes now does not know of commits that were acknowledged:"
+                " it was restored from a copy, or is a standby that nobody waited for"
             )
-        self._session, number = row["session"], row["number"]
+        self._session = session
         # A process that keeps its id over a restart must not use a number twice.
         self._next_number = max(self._next_number, number + 1)
         self._connection = connection
@@ -431,7 +462,7 @@ class PostgresKv:
         if batch is not None:
             if batch.sent and number >= batch.number:
                 self.stats.read_back += 1
-                self._settle(batch)
+                self._applied(batch)
             elif all(one.future.done() for one in batch.waiting):
                 # Nobody waits for it. It was not applied, and its session is over.
                 self._drop(batch, "")
@@ -439,8 +470,15 @@ class PostgresKv:
                 batch.sent = False
         self._ready.set()
 
-    async def _prepared(self, connection: Any) -> bool:
-        """Check the server and its tables; returns whether a copy is under way. Raises: MetaUnavailable."""
+    async def _take_session(self, connection: Any) -> Any:
+        async with connection.transaction():
+            # Before or after the beginning of a copy, never beside it.
+            await connection.execute(f"SELECT pg_advisory_xact_lock_shared({GATE})")
+            await connection.execute(_FORGET)
+            return await connection.fetchrow(_SESSION, self._client_id)
+
+    async def _check(self, connection: Any) -> None:
+        """Whether the server keeps what it acknowledges. Raises: MetaUnavailable."""
         version = int(await connection.fetchval("SHOW server_version_num"))
         if version < VERSION_MIN:
             raise MetaUnavailable(
@@ -449,18 +487,13 @@ class PostgresKv:
         for setting in ("fsync", "full_page_writes"):
             if await connection.fetchval(f"SHOW {setting}") != "on":
                 raise MetaUnavailable(f"the server runs with {setting}=off: a power cut would lose commits")
-        steps = await migrate(connection)
-        if steps:
-            log.info("the database was brought up to date", extra={"steps": steps})
-        await connection.execute(_FORGET)
-        return await connection.fetchval("SELECT value FROM objstore.engine WHERE name = 'copy'") is not None
 
     def _warning(self, connection: Any, message: Any) -> None:
         if message.severity_en == "WARNING" or message.severity == "WARNING":
             self._warned = True
             log.warning("PostgreSQL warns", extra={"text": str(message), "code": message.sqlstate})
 
-    async def _within(self, coroutine: Any) -> Any:
+    async def _within(self, coroutine: Any, limit_s: float | None = None) -> Any:
         """The outcome of a statement; when it is late the connection is dropped, never cancelled politely.
 
         Raises: TimeoutError.
@@ -468,13 +501,13 @@ class PostgresKv:
         loop = asyncio.get_running_loop()
         task = loop.create_task(coroutine)
         try:
-            done, _ = await asyncio.wait({task}, timeout=self._answer_s)
+            done, _ = await asyncio.wait({task}, timeout=limit_s or self._answer_s)
         except asyncio.CancelledError:
             task.add_done_callback(_seen)
             raise
         if not done:
             task.add_done_callback(_seen)
-            raise TimeoutError(f"no answer from PostgreSQL within {self._answer_s:g} s")
+            raise TimeoutError(f"no answer from PostgreSQL within {limit_s or self._answer_s:g} s")
         return task.result()
 
     async def _attempt(self) -> None:
@@ -503,7 +536,17 @@ class PostgresKv:
             self._warned = False
             status = await self._within(connection.execute(changes))
         except asyncpg.PostgresError as failure:
-            if failure.sqlstate not in AGAIN or connection.is_closed():
+            if connection.is_closed():
+                raise
+            state = failure.sqlstate or ""
+            if state == BROKEN or state[:2] in HOPELESS:
+                # It was rolled back, and would be again: a full disk, a broken table.
+                batch.sent = False
+                log.error("PostgreSQL refuses a batch", extra={"why": str(failure), "code": state})
+                await self._within(connection.execute("ROLLBACK"))
+                self._drop(batch, f"PostgreSQL refuses the commit: {failure}")
+                return
+            if state not in AGAIN:
                 raise
             # The server says that it was rolled back: no doubt about that.
             batch.sent = False
@@ -518,7 +561,7 @@ class PostgresKv:
             return
         if status != "COMMIT" or self._warned:
             raise TimeoutError(f"the server answered a commit with {status} and a warning")
-        self._settle(batch)
+        self._applied(batch)
 
     def _gathered(self) -> _Batch | None:
         waiting: list[_Waiting] = []
@@ -595,6 +638,11 @@ class PostgresKv:
         )
 
     # Outcomes.
+
+    def _applied(self, batch: _Batch) -> None:
+        self._settled = batch.number
+        self._settled_at = asyncio.get_running_loop().time()
+        self._settle(batch)
 
     def _settle(self, batch: _Batch) -> None:
         """The batch is decided: tell everybody in it."""
@@ -711,11 +759,12 @@ class PostgresKv:
                 if reader is not None:
                     reader.connection.terminate()
                 raise
+        # At once and not when the task has ended: a read that comes in between needs another one.
+        task = asyncio.current_task()
+        assert task is not None
+        self._reading.discard(task)
         if reader is not None:
-            if self._closed:
-                reader.connection.terminate()
-            else:
-                self._free.append(reader)
+            self._free.append(reader)
 
     def _next_reads(self) -> list[_Read]:
         """One scan, or as many look-ups as go into a statement."""
@@ -809,6 +858,56 @@ class PostgresKv:
         self.stats.rotten += 1
         log.error("a metadata record fails its checksum", extra={"key": repr(key)})
         return Corrupt(f"metadata record {key!r} fails its checksum")
+
+    # Copies: see copy.py. Rare, each on a connection of its own.
+
+    async def begin_copy(self, note: str) -> str:
+        """As `Target.begin_copy`. Processes that already work on the database lose their sessions."""
+        found: str = await self._administer(self._begin_copy, note)
+        return found
+
+    async def note_copy(self, note: str) -> None:
+        """As `Target.note_copy`."""
+        await self._administer(self._note_copy, note)
+
+    async def end_copy(self, note: str) -> None:
+        """As `Target.end_copy`."""
+        await self._administer(self._end_copy, note)
+
+    async def _begin_copy(self, connection: Any, note: str) -> str:
+        # Alone: every batch either ended before, and is seen here, or will find its session gone.
+        await connection.execute(f"SELECT pg_advisory_xact_lock({GATE})")
+        found: str | None = await connection.fetchval(_COPY_NOTE)
+        if found is not None:
+            return found
+        if await connection.fetchval("SELECT EXISTS (SELECT 1 FROM objstore.kv)"):
+            raise BadRequest("the database is not empty: a copy needs a new one")
+        await connection.execute("INSERT INTO objstore.engine (name, value) VALUES ('copy', $1)", note)
+        await connection.execute(
+            "UPDATE objstore.clients SET session = session + 1 WHERE client <> $1", self._client_id
+        )
+        return note
+
+    async def _note_copy(self, connection: Any, note: str) -> None:
+        status = await connection.execute("UPDATE objstore.engine SET value = $1 WHERE name = 'copy'", note)
+        if status != "UPDATE 1":
+            raise BadRequest("no copy into this database is under way")
+
+    async def _end_copy(self, connection: Any, note: str) -> None:
+        await connection.execute("DELETE FROM objstore.engine WHERE name IN ('copy', 'copied')")
+        await connection.execute("INSERT INTO objstore.engine (name, value) VALUES ('copied', $1)", note)
+
+    async def _administer(self, step: Callable[[Any, str], Awaitable[Any]], note: str) -> Any:
+        """One transaction. Raises: MetaUnavailable, and what the step raises."""
+        try:
+            connection = await self._connect("copy")
+            try:
+                async with asyncio.timeout(self._answer_s), connection.transaction():
+                    return await step(connection, note)
+            finally:
+                connection.terminate()
+        except _LOST as failure:
+            raise MetaUnavailable(f"PostgreSQL: {failure!r}") from failure
 
     # Connections.
 

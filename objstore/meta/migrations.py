@@ -162,7 +162,7 @@ async def migrate(connection: Any) -> int:
 
     Raises: MetaUnavailable if the database belongs to another engine or to a release that is too new.
     """
-    if await _current(connection):
+    if await is_current(connection):
         return 0
     async with connection.transaction():
         await connection.execute("SET LOCAL lock_timeout = '60s'; SET LOCAL statement_timeout = 0")
@@ -182,12 +182,12 @@ async def migrate(connection: Any) -> int:
                 " ON CONFLICT (name) DO UPDATE SET value = excluded.value",
                 facts,
             )
-    if not await _current(connection):
+    if not await is_current(connection):
         raise MetaUnavailable("the database's tables are not as this release made them")
     return len(steps)
 
 
-async def _current(connection: Any) -> bool:
+async def is_current(connection: Any) -> bool:
     """Whether nothing is to be done. Raises: MetaUnavailable."""
     if await connection.fetchval("SELECT to_regclass('objstore.engine')") is None:
         return False

@@ -6,6 +6,7 @@ hot       each adds to one counter with a limit; 64 callers in each client
 spread    as a small PUT does: get, then expect bucket, volume and absence, put, four counters; each
           client has a bucket of its own
 bucket    the same, but all clients write to one bucket: two of the counters and its record are everybody's
+copy      what `objstore meta copy` does with RECORDS records: copying them, then comparing and verifying them
 """
 
 import asyncio
@@ -17,12 +18,14 @@ from functools import partial
 
 import uvloop
 
-from objstore.meta.kv import Add, Transaction, counter
+from objstore.meta.copy import copy
+from objstore.meta.kv import Add, DictKv, Transaction, counter
 from objstore.meta.kv_postgres import PostgresKv
 from tests import postgres
 
 CALLERS = 64
 HOT = b"chot"
+RECORDS = 200_000
 
 
 async def load(url: str, what: str, seconds: float) -> None:
@@ -101,6 +104,25 @@ async def run(url: str, what: str, clients: int, seconds: float) -> None:
     )
 
 
+async def copies(url: str) -> None:
+    source = DictKv()
+    for at in range(0, RECORDS, 1_000):
+        put = {b"o%012d" % number: os.urandom(90) for number in range(at, at + 1_000)}
+        await source.commit(Transaction(put=put))
+    target = PostgresKv(url, may_copy=True)
+    await target.start()
+    start = time.perf_counter()
+    assert (await copy(source, target, name="measured", standing=False)).put == RECORDS
+    middle = time.perf_counter()
+    assert (await copy(source, target, name="measured", standing=True)).finished
+    end = time.perf_counter()
+    print(
+        f"copy: {RECORDS / (middle - start):,.0f} records a second,"
+        f" compare and verify: {RECORDS / (end - middle):,.0f} a second"
+    )
+    await target.close()
+
+
 async def main(*given: str) -> None:
     if given[:1] == ("load",):
         return await load(given[1], given[2], float(given[3]))
@@ -119,6 +141,8 @@ async def main(*given: str) -> None:
                 if what == "hot":
                     assert counter(await kv.get(HOT)) > 0
                 await kv.close()
+        server.sql("CREATE DATABASE copy")
+        await copies(server.url("copy"))
     finally:
         server.remove()
     return None

@@ -1,9 +1,9 @@
 """Processes that work on shared registers, and the history of what they saw.
 
-`python -m tests.meta.registers URL NAME SEED COUNT KEYS` is one of them: six callers, reads, writes and
-compare-and-sets on KEYS registers, each a line when it is invoked and a line when it returns, so that a
-process may be killed at any instant. `histories` makes one history of all their lines, for
-tests/linearizability.py.
+`python -m tests.meta.registers ENGINE NAME SEED COUNT KEYS` is one of them (ENGINE: postgresql://..., or
+lmdb:DIR for a CommitterProcess over DIR): six callers, reads, writes and compare-and-sets on KEYS registers,
+a line when each is invoked and a line when it returns, so that a process may be killed at any instant.
+`histories` makes one history of all their lines, for tests/linearizability.py.
 """
 
 import asyncio
@@ -18,9 +18,11 @@ import msgspec
 import uvloop
 
 from objstore.errors import Conflict, Unavailable
+from objstore.meta.client import MetaClient
 from objstore.meta.kv import Kv, Transaction
 from objstore.meta.kv_postgres import PostgresKv
 from tests.linearizability import CAS, DONE, FOREVER, READ, REFUSED, UNKNOWN, WRITE, Operation
+from tests.meta.process import open_beacon
 
 CALLERS = 6
 
@@ -109,17 +111,22 @@ async def read_on(kv: Kv, key: bytes) -> bytes | None:
 
 
 async def spawn(
-    output: Path, url: str, name: str, seed: int, count: int, keys: int
+    output: Path, engine: str, name: str, seed: int, count: int, keys: int
 ) -> asyncio.subprocess.Process:
     with output.open("wb") as file:
         return await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "tests.meta.registers", url, name, str(seed), str(count), str(keys),
+            sys.executable, "-m", "tests.meta.registers", engine, name, str(seed), str(count), str(keys),
             stdout=file, cwd=Path(__file__).parents[2],
         )  # fmt: skip
 
 
-async def main(url: str, name: str, seed: str, count: str, keys: str) -> None:
-    kv = PostgresKv(url)
+async def main(engine: str, name: str, seed: str, count: str, keys: str) -> None:
+    kv: PostgresKv | MetaClient
+    if engine.startswith("lmdb:"):
+        root = Path(engine.removeprefix("lmdb:"))
+        kv = MetaClient(root / "committer.sock", beacon=open_beacon(root))
+    else:
+        kv = PostgresKv(engine)
     await kv.start()
     await work(kv, name, int(seed), int(count), int(keys))
     await kv.close()

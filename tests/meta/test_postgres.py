@@ -9,6 +9,7 @@ from typing import Any
 
 import asyncpg
 import pytest
+import xxhash
 
 from objstore.errors import Conflict, Corrupt, LimitReached, MetaUnavailable, Overloaded
 from objstore.meta import migrations
@@ -237,6 +238,39 @@ async def test_a_client_that_keeps_its_id_over_a_restart_uses_no_number_twice(ur
             assert counter(await kv.get(b"c")) == number
 
 
+async def test_a_server_that_has_forgotten_acknowledged_commits_gets_no_more(url: str) -> None:
+    """A standby that nobody waited for was promoted, or yesterday's copy restored."""
+    async with opened(url) as kv:
+        for number in range(3):
+            await kv.commit(Transaction(put={b"a": b"%d" % number}))
+        admin = await asyncpg.connect(url)
+        await admin.execute("UPDATE objstore.clients SET number = 2")
+        await admin.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+            " WHERE application_name LIKE 'objstore %' AND datname = current_database()"
+        )
+        await admin.close()
+        with pytest.raises(MetaUnavailable):
+            await kv.commit(Transaction(put={b"a": b"4"}))
+        with pytest.raises(MetaUnavailable, match="does not know of commits that were acknowledged"):
+            await kv.commit(Transaction(put={b"a": b"5"}))
+
+
+async def test_reads_that_come_one_by_one_from_many_tasks_are_all_answered(url: str) -> None:
+    """Also one that arrives in the turn in which the last reader ends."""
+    async with opened(url, readers=1) as kv:
+        await kv.commit(Transaction(put={b"a": b"1"}))
+
+        async def caller(pauses: int) -> None:
+            for _ in range(60):
+                assert await kv.get(b"a") == b"1"
+                for _ in range(pauses):
+                    await asyncio.sleep(0)
+
+        async with asyncio.timeout(8):  # A read that is forgotten is only ended by its limit of 10 s.
+            await asyncio.gather(*(caller(number) for number in range(4)))
+
+
 # Locks.
 
 
@@ -349,6 +383,44 @@ async def test_a_row_that_others_hold_shared_for_long_is_changed_in_the_end(url:
         await attempt
         assert kv.stats.alone >= 1
         assert await kv.get(b"b1") == b"new"
+
+
+async def test_a_record_that_busy_gateways_expect_all_the_time_can_be_changed(url: str) -> None:
+    """Their shared locks overlap without end; who changes the record must not wait for an end."""
+    async with several(url, 4, lock_s=0.5) as clients:
+        await clients[0].commit(Transaction(put={b"b1": b"0"}))
+        stop = asyncio.Event()
+        done = 0
+
+        async def writer(kv: PostgresKv, number: int) -> None:
+            nonlocal done
+            at = 0
+            while not stop.is_set():
+                at += 1
+                held = await kv.get(b"b1")
+                try:
+                    await kv.commit(Transaction(expect={b"b1": held}, put={b"o%d-%d" % (number, at): b"x"}))
+                    done += 1
+                except Conflict:
+                    pass
+
+        writers = [
+            asyncio.create_task(writer(kv, 10 * index + number))
+            for index, kv in enumerate(clients[:3])
+            for number in range(6)
+        ]
+        try:
+            for number in range(5):
+                before = done
+                while done < before + 30:
+                    await asyncio.sleep(0.01)
+                await clients[3].commit(
+                    Transaction(expect={b"b1": b"%d" % number}, put={b"b1": b"%d" % (number + 1)})
+                )
+        finally:
+            stop.set()
+            await asyncio.gather(*writers)
+        assert await clients[0].get(b"b1") == b"5"
 
 
 async def test_batches_that_only_expect_the_same_record_do_not_wait_for_each_other(url: str) -> None:
@@ -494,6 +566,19 @@ async def test_a_server_that_acknowledges_what_a_power_cut_takes_is_refused(url:
             await asyncio.sleep(0.02)
 
 
+async def test_a_batch_that_the_server_can_never_apply_is_refused_and_the_next_one_is_not(url: str) -> None:
+    async with opened(url) as kv:
+        await kv.commit(Transaction(put={b"a": b"1"}))
+        admin = await asyncpg.connect(url)
+        await admin.execute("ALTER FUNCTION objstore.apply RENAME TO elsewhere")
+        with pytest.raises(MetaUnavailable, match="refuses"):
+            await kv.commit(Transaction(put={b"a": b"2"}))
+        await admin.execute("ALTER FUNCTION objstore.elsewhere RENAME TO apply")
+        await admin.close()
+        await kv.commit(Transaction(expect={b"a": b"1"}, put={b"a": b"3"}))
+        assert kv.stats.connections == 1
+
+
 # Rot.
 
 
@@ -548,6 +633,13 @@ async def test_many_gateways_that_start_at_once_make_the_tables_once(url: str) -
     facts = dict(await admin.fetch("SELECT name, value FROM objstore.engine"))
     assert facts == {"engine": "postgres", "format": str(migrations.FORMAT), "least": "1"}
     await admin.close()
+
+
+def test_a_migration_that_was_released_never_changes() -> None:
+    """A database that has seen it will not see it again: what is new is a new step."""
+    assert {step.number: xxhash.xxh3_64_hexdigest(step.sql.encode()) for step in migrations.MIGRATIONS} == {
+        1: "3507f236d8f18027",
+    }
 
 
 async def test_migrations_are_numbered_without_gaps() -> None:
