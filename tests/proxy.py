@@ -35,6 +35,7 @@ class Proxy:
         self.rate = 0
         self.passed = [0, 0]
         self.cuts = 0
+        self._stopped = False
         self.on_cut: Callable[[], None] = lambda: None
         self._open = asyncio.Event()
         self._open.set()
@@ -44,6 +45,7 @@ class Proxy:
         self._writers: set[asyncio.StreamWriter] = set()
 
     async def start(self) -> "Proxy":
+        self._stopped = False
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port)
         self.port = self._server.sockets[0].getsockname()[1]
         return self
@@ -53,6 +55,7 @@ class Proxy:
         if self._server is not None:
             self._server.close()
             self._server = None
+        self._stopped = True
         for task in list(self._tasks):
             task.cancel()
         self.reset()
@@ -85,6 +88,8 @@ class Proxy:
         self._writers.add(writer)
         await self._open.wait()
         try:
+            if self._stopped:
+                raise ConnectionResetError("the network is gone")
             far_reader, far_writer = await asyncio.open_connection("127.0.0.1", self.target)
         except OSError:
             self._writers.discard(writer)
@@ -92,7 +97,8 @@ class Proxy:
             return
         for one in (writer, far_writer):
             sock = one.get_extra_info("socket")
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if sock is not None:  # Closed meanwhile.
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._writers.add(far_writer)
         both = (writer, far_writer)
         loop = asyncio.get_running_loop()

@@ -573,11 +573,11 @@ class Pool:
                 raise Overloaded(f"no connection to {self.address} became free in {limit_s:g} s") from None
             raise
         if given is None:
-            return await self._make()
-        self._making -= 1
+            return await self._make()  # `_making` has counted us since we were given leave.
         if given.transport is None:  # Lost on its way to us.
-            self._making += 1
             return await self._make()
+        self._busy[given] = None
+        self._making -= 1
         return given
 
     def _return(self, waiter: "asyncio.Future[_Connection | None]") -> None:
@@ -613,6 +613,7 @@ class Pool:
             if self._closed:
                 made.fail(Lost("the pool was closed"))
                 raise Unreachable("the pool was closed")
+            self._busy[made] = None  # Counted before it is counted no more as being made.
             kept, made = made, None
             return kept
         finally:

@@ -76,7 +76,7 @@ async def disk(path: Path, sys: FaultySyscalls) -> AsyncIterator[Seen]:  # noqa:
     )
     remote = node.disk(1, bytes([1]) * 16)
     await node.start()
-    await remote.logs()  # The node has read the disk's fence.
+    await remote.usage()  # The node has read the disk's fence, and its look at the identity file is over.
     yield Seen(remote, opened)
     sys.release()
     node.close()

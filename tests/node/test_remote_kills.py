@@ -14,7 +14,7 @@ from objstore.node.pool import Address
 from objstore.node.remote import RemoteDisk, RemoteNode
 from tests.node.rig import CLUSTER, OPTIONS, disks_of, formatted, until
 
-KILLS = 4
+KILLS = 2
 WRITERS = 6
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -102,7 +102,7 @@ async def test_a_node_killed_again_and_again_loses_nothing_that_it_acknowledged(
     try:
         for _ in range(KILLS):
             written = sum(len(writer.acknowledged) for writer in writers)
-            wanted = written + chance.randrange(5, 40)
+            wanted = written + chance.randrange(5, 30)
             await until(
                 lambda wanted=wanted: sum(len(writer.acknowledged) for writer in writers) >= wanted,  # type: ignore[misc]
                 60,
