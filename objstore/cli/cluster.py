@@ -86,12 +86,7 @@ def token(
 @asks
 def nodes(store: Store) -> None:
     """Every machine that ever joined: what it is, where it stands, what it has, whether it answers."""
-    rows = store.get("/api/v1/cluster/members")["members"]
-    if not store.show_whole({"members": rows}):
-        for row in rows:
-            row["addresses"] = ", ".join(row["addresses"])
-            row["disks"] = ", ".join(map(str, row["disks"]))
-        store.show(rows, *MEMBER_COLUMNS)
+    store.show(store.get("/api/v1/cluster/members")["members"], *MEMBER_COLUMNS)
 
 
 @cluster_app.command("status")

@@ -10,7 +10,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 OK, FAILURE, USAGE, DEGRADED, REFUSED = 0, 1, 2, 3, 4  # Exit codes.
-SIZE_COLUMNS = frozenset(("free", "total", "bytes"))
+SIZE_COLUMNS = frozenset(("free", "total", "bytes", "size"))
 
 
 class Format(StrEnum):
