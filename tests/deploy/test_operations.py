@@ -1,0 +1,203 @@
+"""docs/operations.md does what it says: its blocks are run as they stand, and no object is lost by them."""
+
+import random
+import re
+import shutil
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.deploy.files import ROOT
+from tests.deploy.manual import PAGE, Block, Machine, blocks, environment_of, machine, ports
+
+ACCESS_KEY, SECRET_KEY = "AKOPERATIONS", "a-secret-of-the-operations-page"
+# Upkeep's rounds are minutes apart: here they come soon after each other.
+SETTINGS = {
+    "OBJSTORE_ROOT_ACCESS_KEY": ACCESS_KEY,
+    "OBJSTORE_ROOT_SECRET_KEY": SECRET_KEY,
+    "OBJSTORE_UPKEEP__PERIOD_FACTOR": "0.01",
+    "OBJSTORE_SERVER__WORKERS": "1",
+}
+
+
+class Tenant:
+    """Somebody who stores objects while operators work, and wants every one of them back."""
+
+    def __init__(self, address: str, seed: int) -> None:
+        import boto3
+        from botocore.config import Config
+
+        self._random = random.Random(seed)
+        self._objects: dict[str, bytes] = {}
+        self._s3: Any = boto3.client(
+            "s3",
+            endpoint_url=f"http://{address}",
+            region_name="us-east-1",
+            aws_access_key_id=ACCESS_KEY,
+            aws_secret_access_key=SECRET_KEY,
+            config=Config(retries={"max_attempts": 4}, s3={"addressing_style": "path"}),
+        )
+
+    def begin(self) -> None:
+        self._s3.create_bucket(Bucket="kept")
+
+    def store(self) -> None:
+        for size in (10, 5_000, 300_000, 2_000_000):
+            key = f"{len(self._objects)}/{size}"
+            body = self._random.randbytes(size)
+            self._s3.put_object(Bucket="kept", Key=key, Body=body)
+            self._objects[key] = body
+
+    def check(self) -> None:
+        """Everything is there, byte for byte, and writes go on."""
+        for key, body in self._objects.items():
+            assert self._s3.get_object(Bucket="kept", Key=key)["Body"].read() == body, key
+        self.store()
+
+
+def of(heading: str, run: str) -> list[Block]:
+    found = [block for block in blocks() if block.heading == heading and block.run == run]
+    assert found, f"{PAGE.name} has no block to run under {heading}"
+    return found
+
+
+def toml(heading: str, number: int = 0) -> str:
+    found = [block.text for block in blocks() if block.heading == heading and block.language == "toml"]
+    return found[number]
+
+
+def wait_for_state(store: Machine, disk: int, state: str) -> None:
+    limit = time.monotonic() + 30
+    look = Block("", "", "sh", f"objstore disk list | grep -P '^{disk}\\t[^\\t]*\\t{state}\\t' || true\n")
+    while not store.run(look):
+        assert time.monotonic() < limit
+        time.sleep(0.2)
+
+
+def lose(place: Path) -> None:
+    place.rename(place.with_name(place.name + ".lost"))
+
+
+def test_the_procedures_for_one_machine_do_what_they_say(tmp_path: Path) -> None:
+    with machine(tmp_path, SETTINGS) as store:
+        store.places |= ports("0.0.0.0:9000")
+        config = tmp_path / "etc/objstore.toml"
+        admin = 'admin_listen = "127.0.0.1:0"\n\n[disks]'
+        config.write_text(store.moved(toml("Day one: one machine")).replace("\n[disks]", admin))
+        store.environment |= environment_of(config)
+        tenant = Tenant(store.places["0.0.0.0:9000"], seed=1)
+
+        def run(heading: str) -> str:
+            return "".join(store.run(block) for block in of(heading, "one machine"))
+
+        def settle() -> None:
+            """Files of volumes that are written to move half a minute later than others."""
+            store.run(Block("", "", "sh", "systemctl restart objstore\n"))
+
+        said = run("Day one: one machine")
+        assert "secret_key" in said
+        assert "[default]" in said or "aws" in said
+        tenant.begin()
+        tenant.store()
+
+        run("Adding a disk")
+        tenant.check()
+        settle()
+        run("Replacing a disk that ails")
+        shutil.rmtree(tmp_path / "srv/d3")
+        tenant.check()
+
+        settle()
+        lose(tmp_path / "srv/d4")
+        wait_for_state(store, 4, "missing")
+        tenant.check()
+        run("Losing a disk")
+        tenant.check()
+
+        lose(tmp_path / "srv/d5")
+        wait_for_state(store, 5, "missing")
+        assert "disk 5 is given up" in run("Giving a disk up")
+        tenant.check()
+
+        shutil.rmtree(tmp_path / "var/objstore/run")
+        said = run("Losing the machine")
+        tenant.check()
+        store.stop("foreground")
+        config.write_text(config.read_text().replace('/var/objstore"', '/var/objstore-new"'))
+        store.start("objstore", *store.unit("objstore"))
+        tenant.check()
+
+        for block in of("Restoring metadata", "one machine"):
+            said = store.run(block)
+            tenant.check()
+        assert "salvaged" not in said  # The copy was taken when every bucket was there.
+        assert list(tmp_path.glob("srv/*/lost-*")) or list(tmp_path.glob("srv/*/*/lost-*"))
+
+        run("Upgrading")
+        tenant.check()
+
+
+def test_the_procedures_for_a_cluster_do_what_they_say(tmp_path: Path) -> None:
+    names = ("m1", "m2", "m3")
+    with machine(tmp_path, SETTINGS) as store:
+        places = ports("0.0.0.0:9000", "m1:9002", *(f"{name}:9003" for name in names))
+        store.places |= places | {"0.0.0.0:9002": places["m1:9002"]}
+        config = tmp_path / "etc/gateway.toml"
+        admin = 'admin_listen = "127.0.0.1:0"\n\n[cluster]'
+        heading = "Day one: three machines"
+        config.write_text(store.moved(toml(heading)).replace("\n[cluster]", admin))
+        for name in names:
+            # A machine has paths and a port of its own: here they share one, so each is told apart.
+            text = toml(heading, 1).replace("m1", name).replace("/srv/objstore/d", f"/srv/objstore/{name}-d")
+            text = text.replace("0.0.0.0:9003", f"{name}:9003")
+            (tmp_path / f"etc/node-{name}.toml").write_text(store.moved(text))
+        store.environment |= environment_of(config)
+        first, second = of(heading, "cluster")
+        store.run(first)
+        said = store.run(second)
+        assert len(re.findall(r"\bnode\b.*\bjoined\b|\bjoined\b.*\bnode\b", said)) >= 3, said
+        tenant = Tenant(places["0.0.0.0:9000"], seed=2)
+        tenant.begin()
+        tenant.check()
+
+        store.stop("objstore-node@m3", signal.SIGKILL)
+        tenant.check()
+        limit = time.monotonic() + 60
+        away, lost = of("Losing a node", "cluster")
+        while "away" not in store.run(away):
+            assert time.monotonic() < limit
+            time.sleep(0.5)
+        store.run(lost)
+        tenant.check()
+
+        kept = tmp_path / "var/objstore-gateway-new"
+        kept.mkdir(mode=0o700)
+        for name in ("authority.json", "master.key"):
+            shutil.copy(tmp_path / "var/objstore-gateway" / name, kept)
+        store.stop("objstore-gateway", signal.SIGKILL)
+        shutil.rmtree(tmp_path / "var/objstore-gateway")
+        for block in of("Losing the gateway", "cluster"):
+            store.run(block)
+        tenant.check()
+
+
+def test_every_link_of_the_page_leads_somewhere() -> None:
+    text = PAGE.read_text()
+    headings = re.findall(r"^#+ (.*)$", text, re.M)
+    anchors = {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+    links = re.findall(r"\]\(([^)]*)\)", text)
+    assert len(links) > 15
+    for link in links:
+        file, _, anchor = link.partition("#")
+        assert (PAGE.parent / file).exists()
+        assert file or anchor in anchors, link
+
+
+@pytest.mark.parametrize(
+    "path", sorted(set(re.findall(r"`(config/[\w/.-]+|tests/[\w/.-]+)`", PAGE.read_text())))
+)
+def test_every_file_that_the_page_names_is_there(path: str) -> None:
+    assert (ROOT / path).exists()
