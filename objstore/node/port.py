@@ -29,7 +29,7 @@ from objstore.node.membership import (
     Standing,
     decode,
 )
-from objstore.node.server import NodeLimits, NodeServer
+from objstore.node.server import NodeLimits, NodeServer, members_only
 from objstore.node.tls import Credentials, Trust, peer_of
 
 log = logging.getLogger(__name__)
@@ -63,7 +63,9 @@ class NodePort(NodeServer):
         *,
         limits: NodeLimits | None = None,
     ) -> None:
-        super().__init__(disks, cluster=credentials.name.cluster, limits=limits)
+        super().__init__(
+            disks, cluster=credentials.name.cluster, limits=limits, admit=members_only(credentials)
+        )
         self._credentials = credentials
         self._telling = asyncio.Lock()
         self._looker: asyncio.Task[None] | None = None
