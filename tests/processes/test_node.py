@@ -24,6 +24,7 @@ from objstore.node.tls import Credentials, Trust
 from objstore.processes import node as node_process
 from objstore.processes.cluster import CannotStart
 from objstore.processes.dev import LocalCluster, Process
+from objstore.processes.founding import init
 from objstore.processes.joining import NoGateway
 from objstore.processes.node import NodeDisk
 from tests.server import run_command, wait_gone
@@ -246,38 +247,71 @@ def test_a_gateway_that_numbers_a_disk_twice_is_not_believed(
 
 
 def test_a_first_start_without_a_good_token_says_what_to_do(tmp_path: Path) -> None:
-    arguments = ["node", f"--data={tmp_path / 'data'}", f"--disk={tmp_path / 'd'}", "--listen=127.0.0.1:0"]
-    refused = run_command(*arguments, check=False)
-    assert refused.returncode == 1
-    assert "--join TOKEN" in refused.stderr
-    refused = run_command(*arguments, "--join=hunter2", check=False)
-    assert "not a join token" in refused.stderr
-    authority = ca.make_authority(CLUSTER, 7, time.time_ns() // 1000)
-    token = authority.token(NODE, ["127.0.0.1:1"], time.time_ns() // 1000)
-    refused = run_command(*arguments, f"--join={token}", check=False)
-    assert "no gateway answers" in refused.stderr
-    assert token not in refused.stderr + refused.stdout
+    data = tmp_path / "data"
+    now_us = time.time_ns() // 1000
+    good = ca.make_authority(CLUSTER, 7, now_us).token(NODE, ["127.0.0.1:1"], now_us)
+    for token, words in (
+        ("", "--join TOKEN"),
+        ("hunter2", "not a join token"),
+        (good, "no gateway answers"),
+    ):
+        with pytest.raises(CannotStart, match=words) as refused:
+            node_process._member(data, token, ABOUT)
+        assert good not in str(refused.value), "a token is a secret"
+    started = run_command(
+        "node", f"--data={data}", f"--disk={tmp_path / 'd'}", "--listen=127.0.0.1:0", check=False
+    )
+    assert started.returncode == 1
+    assert "--join TOKEN" in started.stderr
     assert not (tmp_path / "d").exists()
-    # A gateway's data directory is not a node's, and a node's is no gateway's.
-    run_command("cluster", "init", f"--data={tmp_path / 'gateway'}")
-    refused = run_command("node", f"--data={tmp_path / 'gateway'}", "--listen=127.0.0.1:0", check=False)
+
+
+def test_a_node_whose_certificate_has_ended_joins_again_and_says_so_without_a_token(
+    credentials: Credentials,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    data, joined = tmp_path / "data", []
+    monkeypatch.setattr(node_process.joining, "join", lambda *given: joined.append(given) or credentials.name)
+    node_process._member(data, "osjoin1.x", ABOUT)
+    assert "not used" in capsys.readouterr().out
+    monkeypatch.setattr(Credentials, "ended", property(lambda self: True))
+    assert node_process._member(data, "", ABOUT).name == credentials.name
+    assert "objstore cluster token --for n1" in capsys.readouterr().out
+    assert joined == []
+    node_process._member(data, "osjoin1.x", ABOUT)
+    assert joined == [("osjoin1.x", data / "tls", ABOUT)]
+
+
+def test_a_gateways_data_directory_is_no_nodes_and_is_not_founded_twice(tmp_path: Path) -> None:
+    run_command("cluster", "init", f"--data={tmp_path}")
+    for path in (tmp_path / "master.key", tmp_path / "authority.json", tmp_path / "tls" / "identity.pem"):
+        assert path.stat().st_mode & 0o077 == 0, path
+    config = Config(server=Server(data=str(tmp_path)))
+    with pytest.raises(CannotStart, match="already"):
+        init(config, tmp_path)
+    refused = run_command("node", f"--data={tmp_path}", "--listen=127.0.0.1:0", check=False)
+    assert refused.returncode == 1
     assert "data directory of a gateway" in refused.stderr
-    again = run_command("cluster", "init", f"--data={tmp_path / 'gateway'}", check=False)
-    assert again.returncode == 1
-    assert "already" in again.stderr
 
 
 # Processes.
 
 
-@pytest.fixture
-def cluster(tmp_path: Path) -> Iterator[LocalCluster]:
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
+    """One for all tests below, the one that removes a node last."""
     made = LocalCluster(
-        directory=tmp_path / "cluster",
+        directory=tmp_path_factory.mktemp("node") / "cluster",
         nodes=3,
         codec="1+1",
         bound=True,
-        environment={"OBJSTORE_CLUSTER__AWAY_SECONDS": "2"},
+        environment={
+            "OBJSTORE_CLUSTER__AWAY_SECONDS": "2",
+            "OBJSTORE_UPKEEP__PERIOD_FACTOR": "0.02",  # A disk that is back is verified within a second.
+            "OBJSTORE_SERVER__DRAIN_SECONDS": "2",
+        },
     )
     try:
         made.start()
@@ -325,6 +359,28 @@ def root_name(identity: bytes) -> str:
 
 def command(cluster: LocalCluster, *arguments: str, check: bool = True) -> Any:
     return run_command(*arguments, "--data", str(cluster.gateway.data), check=check)
+
+
+def test_the_authority_is_renewed_under_running_processes(cluster: LocalCluster) -> None:
+    [before] = json.loads(command(cluster, "cluster", "status", "-o", "json").stdout)
+    identities = {node.name: (node.data / "tls" / "identity.pem").read_bytes() for node in cluster.members}
+    command(cluster, "cluster", "renew")
+    refused = command(cluster, "cluster", "renew", check=False)
+    assert refused.returncode == 4
+
+    def alone() -> bool:
+        status, facts = cluster.admin("GET", "/api/v1/cluster")
+        return status == 200 and facts["renewal"] == "" and facts["authority"] != before["authority"]
+
+    until(alone, "the authority is not alone", cluster.gateway, *cluster.members)
+    for node in cluster.members:
+        assert (node.data / "tls" / "identity.pem").read_bytes() != identities[node.name]
+        trust = json.loads((node.data / "tls" / "trust.json").read_text())
+        assert trust["signer"] not in (root_name(identities[node.name]), "")
+    assert all(row["state"] == "joined" for row in members(cluster).values())
+    for child in state(cluster.gateway)["children"].values():
+        assert child["restarts"] == 0, "nothing was restarted for it"
+    cluster.wait_for_disks(3)
 
 
 def test_nodes_join_serve_come_back_and_are_removed(cluster: LocalCluster) -> None:
@@ -420,25 +476,3 @@ def test_nodes_join_serve_come_back_and_are_removed(cluster: LocalCluster) -> No
     assert members(cluster)["node-2"]["state"] == "removed"
     trust = first.data / "tls" / "trust.json"
     until(lambda: json.loads(trust.read_text())["denied"] == [identity], "node-1 was not told", first)
-
-
-def test_the_authority_is_renewed_under_running_processes(cluster: LocalCluster) -> None:
-    [before] = json.loads(command(cluster, "cluster", "status", "-o", "json").stdout)
-    identities = {node.name: (node.data / "tls" / "identity.pem").read_bytes() for node in cluster.members}
-    command(cluster, "cluster", "renew")
-    refused = command(cluster, "cluster", "renew", check=False)
-    assert refused.returncode == 4
-
-    def alone() -> bool:
-        status, facts = cluster.admin("GET", "/api/v1/cluster")
-        return status == 200 and facts["renewal"] == "" and facts["authority"] != before["authority"]
-
-    until(alone, "the authority is not alone", cluster.gateway, *cluster.members)
-    for node in cluster.members:
-        assert (node.data / "tls" / "identity.pem").read_bytes() != identities[node.name]
-        trust = json.loads((node.data / "tls" / "trust.json").read_text())
-        assert trust["signer"] not in (root_name(identities[node.name]), "")
-    assert all(row["state"] == "joined" for row in members(cluster).values())
-    for child in state(cluster.gateway)["children"].values():
-        assert child["restarts"] == 0, "nothing was restarted for it"
-    cluster.wait_for_disks(3)
