@@ -28,7 +28,6 @@ REGISTER_PATH: Final = "/v1/register"
 RENEW_PATH: Final = "/v1/renew"
 MEMBER_PATH: Final = "/v1/member"
 TRUST_PATH: Final = "/v1/trust"
-TRUST_PATH: Final = "/v1/trust"
 
 BODY_SIZE_MAX: Final = 256 * 1024  # Bytes of a request: 256 disks with long paths.
 ANSWER_SIZE_MAX: Final = 8 * 1024 * 1024  # Bytes: a trust of 10,000 members.
