@@ -1,0 +1,235 @@
+"""Nodes of a cluster are killed under load: any m of k+m, then one more; and some come back with the past.
+
+The short form has six nodes and 4+2, every choice of two. `make chaos` has twelve and 8+4, every one of the
+495 choices of four.
+"""
+
+import itertools
+import json
+import os
+import random
+import shutil
+import signal
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from bench.sigv4 import Credentials
+from objstore.processes.dev import LocalCluster, Process
+from tests.chaos.workload import RESTLESS, STALL_MAX_S, Load, NoAnswer, Pressure
+
+LONG = bool(os.environ.get("OBJSTORE_LONG"))
+SEED = int(os.environ.get("OBJSTORE_TEST_SEED") or random.SystemRandom().getrandbits(32))
+K, M = (8, 4) if LONG else (4, 2)
+NODES = K + M
+MENDED_S = 90.0  # For repair to have put everything in order again.
+ANSWER_S = 30.0  # An answer, whatever is away: the longest of our own deadlines, and some.
+# A disk that was doubted is verified within seconds, as everything that usually happens in minutes.
+SOON = {name: value for name, value in RESTLESS.items() if name != "OBJSTORE_UPKEEP__SCRUB_DAYS"}
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Iterator[LocalCluster]:
+    made = LocalCluster(directory=tmp_path, nodes=NODES, codec=f"{K}+{M}", environment=SOON)
+    try:
+        made.start()
+        yield made
+    finally:
+        made.close()
+
+
+def load_of(cluster: LocalCluster, keys: int = 12) -> Load:
+    return Load(
+        port=cluster.port_of_s3,
+        credentials=Credentials(*cluster.root),
+        seed=SEED,
+        clients=4,
+        keys=keys,
+        multipart=False,
+        answer_s=ANSWER_S,
+    )
+
+
+def wait_until_mended(cluster: LocalCluster) -> None:
+    """All disks are healthy, and no fragment file lacks anything: the next loss may come."""
+    cluster.wait_for_disks(NODES, MENDED_S)
+    limit = time.monotonic() + MENDED_S
+    while True:
+        status, found = cluster.admin("GET", "/api/v1/upkeep")
+        _, whole = cluster.admin("GET", "/api/v1/cluster")
+        if status == 200 and not found["intents"] and isinstance(whole, dict) and not whole["away"]:
+            _, damaged = cluster.admin("GET", "/api/v1/volumes?damaged=true")
+            if isinstance(damaged, dict) and damaged["volumes"] == []:
+                return
+        if time.monotonic() > limit:
+            pytest.fail(f"seed {SEED}: not mended in {MENDED_S:.0f} s: {found}\n{cluster.gateway.words()}")
+        time.sleep(0.1)
+
+
+def bring_back(cluster: LocalCluster, nodes: Sequence[Process], load: Load) -> None:
+    """Start the nodes again; returns when everything has all its fragments."""
+    for node in nodes:
+        cluster.start_node(node)
+    with load.pause():
+        # A writer seals a volume that lost a disk 30 s after its last stripe, and only then it is repaired.
+        # One that ends seals at once, which spares this test eight minutes.
+        renew(cluster)
+        for client in load.clients:
+            client.disconnect()  # From the processes that ended.
+        wait_until_mended(cluster)
+
+
+def renew(cluster: LocalCluster) -> None:
+    """Have every process that writes objects end in peace, and another take its place."""
+
+    def writers() -> dict[str, int]:
+        state = json.loads((cluster.gateway.data / "run" / "state.json").read_text())
+        return {
+            name: child["pid"]
+            for name, child in state["children"].items()
+            if name != "committer" and child["ready"]
+        }
+
+    before = writers()
+    for pid in before.values():
+        os.kill(pid, signal.SIGTERM)
+    limit = time.monotonic() + MENDED_S
+    while (after := writers()).keys() != before.keys() or set(after.values()) & set(before.values()):
+        assert time.monotonic() < limit, f"seed {SEED}: {cluster.gateway.words()}"
+        time.sleep(0.02)
+
+
+@pytest.mark.timeout(7200 if LONG else 400)
+def test_any_m_nodes_killed_under_load_cost_no_read_and_no_byte_and_writes_go_on(
+    cluster: LocalCluster,
+) -> None:
+    print(f"seed {SEED}")
+    choices = list(itertools.combinations(range(NODES), M))
+    random.Random(SEED).shuffle(choices)
+    load = load_of(cluster)
+    findings = load.findings
+    with Pressure() as pressure, load:
+        load.work_until(100)
+        for choice in choices:
+            nodes = [cluster.members[number] for number in choice]
+            names = ", ".join(node.name for node in nodes)
+            before = findings.acknowledged
+            for node in nodes:
+                cluster.kill(node)
+            load.work_until(60)
+            load.check_everything()
+            assert findings.acknowledged >= before + 60, f"seed {SEED}: no writes without {names}"
+            assert findings.read_failures == [], f"seed {SEED}, without {names}: {findings.read_failures[:5]}"
+            assert findings.broken == [], f"seed {SEED}, without {names}: {findings.broken[:5]}"
+            bring_back(cluster, nodes, load)
+        load.check_everything()
+    print(f"{len(choices)} choices: {load.report()}; pressure {pressure.factor:.1f}")
+    assert findings.read_failures == []
+    assert findings.broken == []
+    longest, what = findings.longest_stall()
+    assert longest <= STALL_MAX_S * pressure.factor, f"seed {SEED}: {what} took {longest:.1f} s"
+
+
+@pytest.mark.timeout(300)
+def test_with_one_node_more_than_m_down_answers_are_clean_and_everything_is_there_when_they_return(
+    cluster: LocalCluster,
+) -> None:
+    print(f"seed {SEED}")
+    load = load_of(cluster)
+    with load:
+        load.work_until(150)
+    assert load.findings.broken == []
+    nodes = random.Random(SEED).sample(cluster.members, M + 1)
+    for node in nodes:
+        cluster.kill(node)
+    served = 0
+    refusals: list[str] = []
+    for client in load.clients:
+        for key, entry in client.entries.items():
+            if entry.may_be == {0}:
+                continue
+            started = time.monotonic()
+            try:
+                status, data, _ = client.once("GET", f"/{load.bucket}/{key}")
+                client.judge(key, status, data)
+                served += 1
+            except NoAnswer as failure:
+                refusals.append(str(failure))
+            assert time.monotonic() - started < ANSWER_S
+    print(f"without {M + 1} nodes: {served} served, {len(refusals)} refused")
+    # 503 at the beginning, or a cut in the middle of what is long.
+    unclean = [words for words in refusals if "503" not in words and "IncompleteRead" not in words]
+    assert unclean == [], f"seed {SEED}: {unclean[:5]}"
+    assert load.findings.broken == [], f"seed {SEED}: {load.findings.broken[:5]}"
+    assert refusals, "with m+1 of k+m fragments away nothing of a volume can be read"
+    for node in nodes:
+        cluster.start_node(node)
+    cluster.wait_for_disks(NODES, MENDED_S)
+    for client in load.clients:
+        client.check_everything()
+    assert load.findings.broken == [], f"seed {SEED}: {load.findings.broken[:5]}"
+    with load_again(load) as again:
+        again.work_until(50)
+    assert again.findings.broken == []
+
+
+def load_again(load: Load) -> Load:
+    """More of the same, beside what is there."""
+    made = Load(
+        port=load.port,
+        credentials=load.credentials,
+        seed=SEED + 1,
+        clients=2,
+        keys=6,
+        multipart=False,
+        answer_s=ANSWER_S,
+    )
+    made.bucket = "more"
+    return made
+
+
+@pytest.mark.timeout(300)
+def test_a_node_that_comes_back_with_stale_and_deleted_files_changes_nothing(
+    cluster: LocalCluster, tmp_path: Path
+) -> None:
+    print(f"seed {SEED}")
+    source = random.Random(SEED)
+    load = load_of(cluster)
+    findings = load.findings
+    with load:
+        load.work_until(120)
+        first, second = source.sample(cluster.members, 2)
+        # One comes back as it was: files of volumes that were removed meanwhile, and journals of the past.
+        cluster.kill(first)
+        shutil.copytree(first.data, tmp_path / "past")
+        load.work_until(80)
+        bring_back(cluster, [first], load)
+        load.work_until(80)
+        cluster.kill(first)
+        for name in ("disk1/fragments", "disk1/logs"):
+            shutil.rmtree(first.data / name)
+            shutil.copytree(tmp_path / "past" / name, first.data / name)
+        # Another has lost some files, and half of others.
+        cluster.kill(second)
+        files = [path for path in sorted(second.data.glob("disk1/fragments/*/*")) if path.is_file()]
+        for path in files:
+            dice = source.random()
+            if dice < 0.4:
+                path.unlink()
+            elif dice < 0.7:
+                os.truncate(path, path.stat().st_size // 2)
+        load.work_until(40)
+        bring_back(cluster, [first, second], load)
+        load.check_everything()
+        assert findings.broken == [], f"seed {SEED}: {findings.broken[:5]}"
+        assert findings.read_failures == [], f"seed {SEED}: {findings.read_failures[:5]}"
+        # What was mended counts: two others may go.
+        others = [node for node in cluster.members if node not in (first, second)]
+        for node in source.sample(others, M):
+            cluster.kill(node)
+        load.check_everything()
+    print(load.report())
+    assert findings.broken == [], f"seed {SEED}: {findings.broken[:5]}"
+    assert findings.read_failures == [], f"seed {SEED}: {findings.read_failures[:5]}"
