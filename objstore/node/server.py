@@ -47,6 +47,9 @@ log = logging.getLogger(__name__)
 FENCE_LOG: Final = "fence."  # Name of the empty log that keeps a fence, and its number.
 COMPARED_AT_ONCE: Final = 256 * wire.KIB  # Bytes read at a time for a repeat.
 PUBLISHED_KEPT: Final = 64  # Names of replacements that were published, for repeats.
+KEPT_MIN: Final = 64 * wire.KIB  # Bytes of an answer: the memory of smaller ones malloc keeps by itself.
+KEPT_STEP: Final = 128 * wire.KIB  # Bytes by which kept memory differs in size.
+KEPT_LOOKS: Final = 8  # Pieces of it that are tried before a new one is made.
 SWEEP_S: Final = 30.0
 CLOSE_S: Final = 5.0  # For requests under way when the server ends.
 
@@ -63,6 +66,7 @@ class NodeLimits(NamedTuple):
     memory: int = 256 * wire.MIB  # Bytes of bodies and answers that are held.
     memory_wait_s: float = 5.0  # For a share of it; then Overloaded.
     transfer_s: float = 10.0  # For a body to come or an answer to be taken, and 1 s a MiB.
+    kept: int = 16 * wire.MIB  # Bytes of answers' memory that are kept for the next ones.
     straggler_s: float = 0.1  # The outcomes of a batch wait so long for its slowest disk.
     idle_s: float = 75.0  # Of a connection.
     replace_idle_s: float = 3_600.0  # A replacement that nobody goes on with is abandoned.
@@ -224,6 +228,39 @@ class _Memory:
             self._waiting.popleft()
 
 
+class _Rooms:
+    """Memory of earlier answers. It is used again when nobody holds a view of it any more.
+
+    Fresh memory costs a page fault for every 4 KiB. CPython refuses to resize a bytearray while a view of it
+    is alive (in a transport's queue, in a disk's thread that is late): trying to is the test.
+    """
+
+    def __init__(self, kept_max: int) -> None:
+        self._left = kept_max
+        self._rings: dict[int, deque[bytearray]] = {}  # By size, the longest unused first.
+
+    def take(self, size: int) -> bytearray:
+        """At least `size` bytes of anything."""
+        if size < KEPT_MIN:
+            return bytearray(size)
+        size = -(-size // KEPT_STEP) * KEPT_STEP
+        ring = self._rings.setdefault(size, deque())
+        for _ in range(min(len(ring), KEPT_LOOKS)):
+            room = ring[0]
+            ring.rotate(-1)
+            try:
+                room.append(0)
+            except BufferError:
+                continue  # Still being sent.
+            room.pop()
+            return room
+        room = bytearray(size)
+        if size <= self._left:
+            self._left -= size
+            ring.append(room)
+        return room
+
+
 class _Sent(web.StreamResponse):
     """Stands for an answer that is written already: aiohttp has nothing left to do."""
 
@@ -301,6 +338,7 @@ class NodeServer:
         self._cluster = cluster.hex()
         self._served: dict[int, _Served] = {}
         self._memory = _Memory(self.limits.memory, self.limits.memory_wait_s)
+        self._rooms = _Rooms(self.limits.kept)
         self._keep = _Sent(keep_alive=True)
         self._close = _Sent(keep_alive=False)
         self._ok = b"HTTP/1.1 200 OK\r\nX-Instance: " + self.instance.encode() + b"\r\n"
@@ -540,7 +578,7 @@ class NodeServer:
             raise BadMessage(f"at most {wire.READ_MAX} bytes are read at once")
         await self._memory.take(size)
         try:
-            view = memoryview(bytearray(size))
+            view = memoryview(self._rooms.take(size))[:size]
             count = await disk.read(arguments["volume"], arguments["index"], arguments["at"], [view])
             return await self._answer(request, [view[:count]], _state_of(disk))
         finally:

@@ -514,6 +514,34 @@ async def test_connections_to_a_node_are_bounded(tmp_path: Path) -> None:
     await node.stop()
 
 
+def test_the_memory_of_an_answer_is_used_again_when_nobody_holds_it_and_not_before() -> None:
+    rooms = node_server._Rooms(wire.MIB)
+    first = rooms.take(300_000)
+    assert len(first) >= 300_000
+    view = memoryview(first)[:10]
+    second = rooms.take(300_000)
+    assert second is not first
+    del view
+    assert rooms.take(300_000) is first
+    assert len(first) >= 300_000
+    for _ in range(50):
+        rooms.take(900_000)
+    assert sum(len(room) for ring in rooms._rings.values() for room in ring) <= wire.MIB
+
+
+async def test_answers_beside_each_other_do_not_share_their_memory(node: Node, seen: RemoteNode) -> None:
+    (disk,) = disks_of(seen, 1)
+    bodies = {volume: os.urandom(1 << 20) for volume in range(1, 7)}
+    for volume, body in bodies.items():
+        await disk.create(volume, 0)
+        await disk.append(volume, 0, 0, [body], sync=True)
+    for _ in range(5):
+        for volume, found in enumerate(
+            await asyncio.gather(*(whole(disk, volume) for volume in bodies)), start=1
+        ):
+            assert found == bodies[volume]
+
+
 # Mutual TLS.
 
 
