@@ -120,7 +120,8 @@ class EdgeProtocol(Handler):
         self.bytes_in += len(data)
         super().data_received(data)
         waiter = self._waiter
-        if waiter is not None and data and not waiter.done():  # Nobody was woken: a head is unfinished.
+        # Nobody was woken: a head is unfinished. Its first bytes may come before the task waits for them.
+        if data and (not self._request_count if waiter is None else not waiter.done()):
             if not self.head_since:
                 self.head_since = time.monotonic()
                 self.head_bytes = 0

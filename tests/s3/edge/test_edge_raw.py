@@ -402,6 +402,48 @@ async def test_a_head_that_trickles_is_ended(edge: Edge) -> None:
     writer.close()
 
 
+class Wire(asyncio.Transport):
+    """A connection without a socket: keeps what is written, and when it was closed."""
+
+    def __init__(self, protocol: asyncio.Protocol) -> None:
+        super().__init__()
+        self.protocol = protocol
+        self.written = b""
+        self.closed = asyncio.Event()
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        self.written += bytes(data)
+
+    def is_closing(self) -> bool:
+        return self.closed.is_set()
+
+    def close(self) -> None:
+        if not self.closed.is_set():
+            self.closed.set()
+            self.protocol.connection_lost(None)
+
+
+async def test_a_head_that_begins_with_its_connection_and_then_stops_is_ended(edge: Edge) -> None:
+    """uvloop may bring the first bytes before the connection's task has begun to wait for them."""
+    protocol = edge.runner.server()
+    wire = Wire(protocol)
+    protocol.connection_made(wire)
+    protocol.data_received(GOOD[:20])
+    await asyncio.wait_for(wire.closed.wait(), 5)
+    assert b"<Code>RequestTimeout</Code>" in wire.written, "closed for being idle"
+
+
+async def test_a_whole_head_that_comes_with_its_connection_is_served_and_not_timed(start_edge: Start) -> None:
+    edge = await start_edge(limits=Limits(header_seconds=0.1, idle_seconds=0.5, sweep_seconds=0.05))
+    protocol = edge.runner.server()
+    wire = Wire(protocol)
+    protocol.connection_made(wire)
+    protocol.data_received(GOOD)
+    await asyncio.wait_for(wire.closed.wait(), 5)
+    assert wire.written.startswith(b"HTTP/1.1 200 OK")
+    assert b"RequestTimeout" not in wire.written, "closed for being idle"
+
+
 async def test_an_idle_connection_is_closed(start_edge: Start) -> None:
     edge = await start_edge(limits=Limits(idle_seconds=0.2, sweep_seconds=0.05))
     reader, writer = await edge.connect()
