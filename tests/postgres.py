@@ -8,6 +8,7 @@ database for each who asks.
 import atexit
 import os
 import pwd
+import random
 import shutil
 import signal
 import socket
@@ -45,7 +46,7 @@ def binaries() -> Path:
 
 
 def free_port() -> int:
-    for port in PORTS:
+    for port in random.sample(PORTS, len(PORTS)):  # Another run of the tests may be looking, too.
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
@@ -92,9 +93,10 @@ class PostgresServer:
             entry = pwd.getpwnam(USER)
             os.chown(self.root, entry.pw_uid, entry.pw_gid)
         self.data = self.root / "data"
-        self.port = free_port()
+        self.port = 0  # Chosen by the first start, and kept.
         self.process: subprocess.Popen[bytes] | None = None
-        self._name = self.root.name.rpartition("-")[2].replace("_", "x").lower()
+        # A name without quotes in synchronous_standby_names: it begins with a letter.
+        self._name = "s" + self.root.name.rpartition("-")[2].replace("_", "x").lower()
         if standby_of is None:
             run(
                 binaries() / "initdb",
@@ -125,9 +127,7 @@ class PostgresServer:
                 "-c",
                 "fast",
             )
-        self.configure(
-            f"port = {self.port}\nlisten_addresses = '127.0.0.1'\nunix_socket_directories = '{self.root}'"
-        )
+        self.configure(f"listen_addresses = '127.0.0.1'\nunix_socket_directories = '{self.root}'")
 
     @property
     def name(self) -> str:
@@ -144,9 +144,10 @@ class PostgresServer:
             file.write(text + "\n")
 
     def start(self, *, wait: bool = True) -> None:
+        self.port = self.port or free_port()
         log = (self.root / "log").open("ab")
         self.process = subprocess.Popen(
-            [str(binaries() / "postgres"), "-D", str(self.data)],
+            [str(binaries() / "postgres"), "-D", str(self.data), "-p", str(self.port)],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,

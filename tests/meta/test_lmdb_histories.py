@@ -19,7 +19,7 @@ async def test_registers_are_linearizable_while_committers_and_clients_are_kille
     seed = random.SystemRandom().randrange(1 << 32)
     print(f"seed {seed}")
     rng = random.Random(seed)
-    clients, count, keys = (4, 25_000, 400) if LONG else (3, 1_200, 24)
+    clients, count, keys = (4, 36_000, 500) if LONG else (3, 1_200, 24)
     root = tmp_path / "store"
     root.mkdir()
     async with CommitterProcess(root) as committer:

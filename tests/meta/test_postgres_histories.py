@@ -35,7 +35,7 @@ async def test_registers_are_linearizable_while_connections_backends_and_clients
     seed = random.SystemRandom().randrange(1 << 32)
     print(f"seed {seed}")
     rng = random.Random(seed)
-    clients, count, keys = (4, 25_000, 400) if LONG else (4, 900, 24)
+    clients, count, keys = (4, 36_000, 500) if LONG else (4, 900, 24)
     server = postgres.PostgresServer()
     try:
         server.start()
