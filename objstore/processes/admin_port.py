@@ -23,6 +23,7 @@ from objstore.objects.ledger import DOUBTS, DRAINING, GIVEN_UP
 from objstore.processes import doctor, volumes
 from objstore.processes.control import ask, processes
 from objstore.processes.disks import DiskSet
+from objstore.processes.engine import is_shared
 from objstore.processes.parts import Parts
 from objstore.processes.salvage_copies import Copies
 from objstore.upkeep.service import Service
@@ -120,10 +121,13 @@ class AdminPort:
         return state
 
     async def ready(self) -> dict[str, Any]:
-        """Whether a request would be served now: the committer and a worker live."""
+        """Whether a request would be served now: a worker lives, and the committer or PostgreSQL."""
         children = self._state()["children"]
-        committer = self._parts.kv.connected and children.get("committer", {}).get("ready", False)
+        shared = is_shared(self._spec)
+        committer = self._parts.kv.connected and (shared or children.get("committer", {}).get("ready", False))
         workers = sum(child["ready"] for name, child in children.items() if name.startswith("worker"))
+        if not committer and shared:
+            return {"ready": False, "status": "PostgreSQL is away", "workers": workers}
         if not committer:
             return {"ready": False, "status": "the committer is away: reads only", "workers": workers}
         if not workers:
