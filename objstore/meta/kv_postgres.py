@@ -64,17 +64,14 @@ LOCK_S = 2.0  # For one row; then the batch comes again and takes the gate alone
 STATEMENT_S = 8.0  # On the server. Ours below is a little longer: the server's is the better report.
 MIGRATE_S = 600.0  # For the steps of a new release: a later one may have to read the whole table.
 ANSWER_S = 10.0  # A statement that has not been answered: the connection is given up.
-IDLE_S = (
-    5.0  # A transaction whose client is silent: the server drops it and its locks. Less than STATEMENT_S.
-)
+IDLE_S = 5.0  # Whose client is silent, its transaction and locks are dropped. Less than STATEMENT_S.
 FORGOTTEN_S = 12 * 3600.0  # A client that was idle for so long may have lost its row: see _FORGET.
 RECONNECT_FIRST_S = 0.05
 RECONNECT_LAST_S = 1.0
 TICK_S = 0.25
 FENCED = "OB001"  # Errors of objstore.apply; see migrations.py.
 BROKEN = "OB002"
-# Nothing was applied, and the same batch may succeed: deadlock, lock timeout, serialization, statement
-# timeout.
+# Nothing was applied, and the same batch may succeed: deadlock, lock or statement timeout, serialization.
 AGAIN = {"40P01", "55P03", "40001", "57014"}
 # Nor was it here, and it never will be: resources, limits, internal errors, data, integrity, names.
 HOPELESS = {"53", "54", "XX", "22", "23", "42"}
