@@ -143,9 +143,8 @@ class Authority:
         root = self.signing
         now = _time(now_us)
         end = min(now + datetime.timedelta(days=days), root.certificate.not_valid_after_utc)
-        builder = _builder(
-            f"{name.role} {name.id.hex()}", common_name(root.certificate.subject), self.cluster
-        )
+        subject = _subject(f"{name.role} {name.id.hex()}", self.cluster)
+        builder = _builder(subject, root.certificate.subject)
         issuer_key = root.certificate.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
         return (
             builder.public_key(key)
@@ -239,11 +238,11 @@ def make_root(cluster: bytes, now_us: int, *, days: float = ROOT_DAYS) -> Root:
     """A new root: its key and its self-signed certificate, good for signing what ends a chain."""
     key = ec.generate_private_key(ec.SECP256R1())
     public = key.public_key()
-    name = f"objstore authority {random_id().hex()}"
+    name = _subject(f"objstore authority {random_id().hex()}", cluster)
     now = _time(now_us)
     identifier = x509.SubjectKeyIdentifier.from_public_key(public)
     certificate = (
-        _builder(name, name, cluster)
+        _builder(name, name)
         .public_key(public)
         .not_valid_before(now - datetime.timedelta(seconds=SKEW_S))
         .not_valid_after(now + datetime.timedelta(days=days))
@@ -515,19 +514,20 @@ def _time(now_us: int) -> datetime.datetime:
     return datetime.datetime.fromtimestamp(now_us // 1_000_000, datetime.UTC)
 
 
-def _builder(subject: str, issuer: str, cluster: bytes) -> x509.CertificateBuilder:
-    def name(text: str) -> x509.Name:
-        return x509.Name(
-            [
-                x509.NameAttribute(NameOID.ORGANIZATION_NAME, cluster.hex()),
-                x509.NameAttribute(NameOID.COMMON_NAME, text),
-            ]
-        )
+def _subject(text: str, cluster: bytes) -> x509.Name:
+    return x509.Name(
+        [
+            x509.NameAttribute(NameOID.ORGANIZATION_NAME, cluster.hex()),
+            x509.NameAttribute(NameOID.COMMON_NAME, text),
+        ]
+    )
 
+
+def _builder(subject: x509.Name, issuer: x509.Name) -> x509.CertificateBuilder:
     return (
         x509.CertificateBuilder()
-        .subject_name(name(subject))
-        .issuer_name(name(issuer))
+        .subject_name(subject)
+        .issuer_name(issuer)
         .serial_number(x509.random_serial_number())
     )
 

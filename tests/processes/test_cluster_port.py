@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from objstore.admin.cluster_port import ClusterApi, ClusterPort
@@ -311,6 +312,36 @@ async def test_a_token_that_is_not_good_is_refused_in_words(
     with pytest.raises(CannotJoin, match=words[what]):
         await Node(tmp_path / "n1").join(token, "n1")
     assert len(await gateway.members.ledger.members()) == before
+
+
+@pytest.mark.parametrize("what", ["another key", "another root", "another name", "another cluster's trust"])
+async def test_a_certificate_that_was_not_asked_for_is_not_put_in_place(
+    gateway: Gateway, tmp_path: Path, what: str
+) -> None:
+    real = gateway.members.join
+    now = time.time_ns() // 1000
+    other = ca.make_authority(CLUSTER, 7, now)
+
+    async def join(request: Any) -> Any:
+        welcome = await real(request)
+        key = ca.check_request(request.csr)
+        name = ca.name_of(ca.from_pem(welcome.certificate))
+        authority, _ = await gateway.members.authority()
+        if what == "another key":
+            issued = authority.issue(ca.make_key().public_key(), name, now)
+        elif what == "another root":
+            issued = other.issue(key, name, now)
+        elif what == "another name":
+            issued = authority.issue(key, name._replace(id=b"\x77" * 16), now)
+        else:
+            trust = msgspec.structs.replace(welcome.trust, cluster="00" * 16)
+            return msgspec.structs.replace(welcome, trust=trust)
+        return msgspec.structs.replace(welcome, certificate=ca.to_pem(issued))
+
+    object.__setattr__(gateway.cluster_port._api, "join", join)
+    with pytest.raises(CannotJoin, match=r"for another key|of no root|not asked for|another cluster than"):
+        await Node(tmp_path / "n1").join(await gateway.members.token(NODE), "n1")
+    assert [path.name for path in (tmp_path / "n1").iterdir()] == ["joining.key"]
 
 
 async def test_addresses_that_do_not_answer_are_passed_over_and_named(
