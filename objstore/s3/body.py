@@ -194,6 +194,8 @@ class RequestBody:
                 else:
                     await self._fill(intake, room, sink)
             self._ended = True
+            # While `hurry` is set the memory is ours: its last bytes must not be lent to others unhashed.
+            await self._settle()
         finally:
             sink.hurry = None
             intake.end()

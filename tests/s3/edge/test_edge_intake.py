@@ -269,3 +269,28 @@ async def test_memory_that_is_wanted_elsewhere_is_given_up_while_the_sender_paus
     assert poured.sinks[0].content() == body
     assert poured.sinks[0].flushes
     writer.close()
+
+
+async def test_memory_is_not_let_go_before_its_last_bytes_are_hashed(start_edge: Start) -> None:
+    class Pressed(MemorySink):
+        """Sends what it holds as soon as nobody is to be asked for it: a writer that is short of memory."""
+
+        def __setattr__(self, name: str, value: object) -> None:
+            super().__setattr__(name, value)
+            if name == "hurry" and value is None and "sent" in self.__dict__:
+                self._send(None)
+
+    sinks: list[Pressed] = []
+
+    async def keep(call: Call) -> web.StreamResponse:
+        assert isinstance(call.body, PouringBody)
+        sinks.append(Pressed(MIB))
+        await call.body.pour(sinks[0])
+        return web.Response(headers={"ETag": (await call.body.digests()).md5.hex()})
+
+    edge = await start_edge(keep)
+    body = some_bytes(3 * MIB + 700_000)
+    answer = await edge.send(put(body), timeout=10)
+    assert answer.status == 200
+    assert sinks[0].content() == body
+    assert answer.headers["etag"] == hashlib.md5(body, usedforsecurity=False).hexdigest()
