@@ -44,6 +44,7 @@ DISKS_MAX: Final = 1 << 16  # A disk number has two bytes in its key.
 
 GIVEN_UP: Final = ("failed", "retired")  # States of a disk whose fragments do not come back.
 DRAINING: Final = "draining"  # To be emptied: no new volumes, and its files move elsewhere.
+BEING_ADDED: Final = "it is being added"  # Why a disk is suspect that the supervisor may not have locked yet.
 DOUBTS: Final = ("suspect", "read-only")  # States of a disk that a verification ends.
 
 Decide = Callable[[VolumeRecord], VolumeRecord | None]  # None: nothing to change.

@@ -33,7 +33,7 @@ from objstore.node.disk import DiskState
 from objstore.node.identity import Identity, Peer, make_identity, read_identity
 from objstore.node.local import format_disk
 from objstore.node.syscalls import RealSyscalls
-from objstore.objects.ledger import DOUBTS, DRAINING, GIVEN_UP
+from objstore.objects.ledger import BEING_ADDED, DOUBTS, DRAINING, GIVEN_UP
 from objstore.processes.cluster import DiskChange, why_not_free
 from objstore.processes.engine import is_shared
 from objstore.processes.link import Link
@@ -42,7 +42,6 @@ from objstore.processes.spec import Place
 
 log = logging.getLogger(__name__)
 
-BEING_ADDED: Final = "it is being added"
 REMOVABLE: Final = (DRAINING, "failed")
 OS: Final = RealSyscalls()
 
@@ -181,11 +180,9 @@ class DiskSet:
     async def drain(self, number: int, *, undo: bool) -> list[str]:
         """Begin to empty a disk, or leave it as it is. Returns what to know. Raises: Problem, StoreError."""
         async with self._one:
-            await self._record(number)
+            record = await self._record(number)
             if undo:
-                if not await self._ledger.change_disk(number, before=[DRAINING], state="healthy"):
-                    raise Problem(409, f"disk {number} is not being drained")
-                return []
+                return await self._undrain(number, record)
             k, m = self._parts.spec.cluster.codec
             others = [other for other in await self._ledger.usable_disks() if other != number]
             if len(others) < 1 + m:
@@ -202,6 +199,22 @@ class DiskSet:
                     " lie on all of them wait until another disk is added"
                 ]
             return []
+
+    async def _undrain(self, number: int, record: DiskRecord) -> list[str]:
+        if record.state != DRAINING:
+            raise Problem(409, f"disk {number} is not being drained")
+        # A doubt from before, or since then, left no trace in the record: no writes before a verification.
+        words = "it was to be emptied, and is not verified since"
+        if not await self._ledger.change_disk(number, before=[DRAINING], state="suspect", reason=words):
+            raise Problem(409, f"disk {number} changed meanwhile: try again")
+        try:
+            if (disk := self._parts.disks.get(number)) is None:
+                raise DiskMissing("this process does not have it")
+            await disk.verify()
+        except StoreError as failure:  # The upkeep goes on trying.
+            return [f"it takes no writes before a verification, which failed: {failure}"]
+        await self._ledger.change_disk(number, before=DOUBTS, state="healthy")
+        return []
 
     async def replace(self, number: int, path: str) -> tuple[int, list[str]]:
         """Add `path`, then empty disk `number` onto it and the others. Raises: Problem, StoreError."""

@@ -25,7 +25,7 @@ from objstore.blobs.volumes import VolumeState
 from objstore.errors import StoreError
 from objstore.meta.kv import Kv
 from objstore.node.disk import DiskState
-from objstore.objects.ledger import DOUBTS
+from objstore.objects.ledger import BEING_ADDED, DOUBTS
 from objstore.upkeep import compaction, scrub, trash
 from objstore.upkeep.claims import Claim
 from objstore.upkeep.context import Context
@@ -204,6 +204,8 @@ class Service:
             disk = ctx.disks.get(number)
             if disk is None or (record.state not in DOUBTS and disk.state is not DiskState.SUSPECT):
                 continue
+            if record.reason == BEING_ADDED:
+                continue  # Whoever adds it says when it is done: it may be locked by nobody yet.
             try:
                 await disk.verify()
             except StoreError as failure:

@@ -8,11 +8,13 @@ import pytest
 
 from objstore.admin.app import Problem
 from objstore.config import Config
-from objstore.errors import MetaUnavailable
+from objstore.errors import DiskFailed, MetaUnavailable
 from objstore.meta.kv import DictKv
+from objstore.node.local import DiskOptions
 from objstore.objects.ledger import MetaLedger
 from objstore.processes import disks as module
 from objstore.processes.disks import DiskSet
+from objstore.processes.spec import Opener
 
 
 class Line:
@@ -35,6 +37,7 @@ def disk_set(line: Line) -> tuple[DiskSet, Any]:
     parts: Any = SimpleNamespace(
         store=SimpleNamespace(ledger=MetaLedger(DictKv())),
         disks={},
+        opener=Opener(cluster.cluster_id, DiskOptions(), tls="", epoch=lambda: 0),
         spec=SimpleNamespace(cluster=cluster, config=Config()),
     )
     return DiskSet(parts, line), parts  # type: ignore[arg-type]
@@ -44,7 +47,10 @@ def disk_set(line: Line) -> tuple[DiskSet, Any]:
 async def test_a_disk_whose_adding_was_cut_short_is_finished_under_its_number(
     cut: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    answers = {"the supervisor": TimeoutError(), "the supervisor refuses": "it cannot be locked"}
+    answers: dict[str, str | Exception] = {
+        "the supervisor": TimeoutError(),
+        "the supervisor refuses": "it cannot be locked",
+    }
     disks, parts = disk_set(Line(*([answers[cut]] if cut in answers else [])))
     ledger = parts.store.ledger
     path = str(tmp_path / "new")
@@ -89,3 +95,28 @@ async def test_the_number_of_a_removed_disk_is_never_used_again(tmp_path: Path) 
     assert (await disks.add(str(tmp_path / "three")))[0] == 3
     for disk in parts.disks.values():
         disk.close()
+
+
+async def test_a_disk_that_is_not_emptied_after_all_takes_no_writes_before_a_verification(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disks, parts = disk_set(Line())
+    ledger = parts.store.ledger
+    assert (await disks.add(str(tmp_path / "one")))[0] == 1
+    with pytest.raises(Problem, match="not being drained"):
+        await disks.drain(1, undo=True)
+    # Suspect, then to be emptied: the record tells of the second only.
+    await ledger.suspect(1, "a sync failed")
+    assert await ledger.change_disk(1, before=["suspect"], state="draining")
+    with monkeypatch.context() as patch:
+
+        async def fails() -> None:
+            raise DiskFailed("other bytes came back than were written")
+
+        patch.setattr(parts.disks[1], "verify", fails)
+        assert "other bytes came back" in "".join(await disks.drain(1, undo=True))
+        assert await ledger.usable_disks() == []
+    await ledger.set_disk_state(1, "draining")
+    assert await disks.drain(1, undo=True) == []
+    assert await ledger.usable_disks() == [1]
+    parts.disks[1].close()

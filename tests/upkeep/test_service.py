@@ -6,7 +6,8 @@ import pytest
 
 from objstore.blobs.volumes import VolumeState
 from objstore.meta.kv import Add, DictKv, Kv, Transaction
-from objstore.meta.schema import object_key, setting_key, volume_live_key
+from objstore.meta.schema import DiskRecord, disk_key, encode, object_key, setting_key, volume_live_key
+from objstore.objects.ledger import BEING_ADDED
 from objstore.upkeep.claims import Claim
 from objstore.upkeep.context import Pace
 from objstore.upkeep.service import Periods, Service
@@ -285,3 +286,14 @@ async def test_a_failing_service_shows_its_words_and_the_others_go_on() -> None:
     assert status["seal"]["runs"] > 1
     await service.close()
     assert await yard.kv.get(setting_key("nothing")) is None
+
+
+async def test_a_disk_whose_adding_was_cut_short_takes_no_writes_though_it_is_well() -> None:
+    # The supervisor may not have locked it, nor would the next start look for it.
+    yard = await Yard("+++++++").start()
+    service = Service(yard.context(), holder=b"h" * 16, alive=lambda writer: True)
+    await service._claim.keep()
+    record = DiskRecord(uuid=b"u" * 16, path="/new", state="suspect", reason=BEING_ADDED)
+    await yard.kv.commit(Transaction(put={disk_key(7): encode(record)}))
+    assert await service.verify_disks() == ""
+    assert 7 not in await yard.ledger.usable_disks()
