@@ -2,8 +2,9 @@
 
 An export is streamed from the metadata engine into a volume; its home is one setting, so the next one
 replaces it. It is no single view of a store that is being written to, and need not be: a rebuild applies
-every stripe that is younger than the copy's beginning. But stripes say nothing of tenants, users, keys and
-buckets' settings, so that a copy is made soon after one of those has changed, beside the regular ones.
+every stripe that is younger than the copy's beginning. But stripes say nothing of tenants, users, keys,
+buckets' settings, machines and disks, so that a copy is made soon after one of those has changed, beside the
+regular ones.
 
 Concurrency: one task of the upkeep process, and whoever asks for a copy by hand; one copy at a time.
 """
@@ -26,7 +27,7 @@ LOOK_SECONDS = 20.0  # A look reads every bucket's record: 50 ms for 100,000 of 
 SETTLE_SECONDS = 60.0  # From a change to its copy: whoever makes one user makes ten.
 APART_SECONDS = 600.0  # Between two copies, however much changes,
 SHARE = 20  # and so many times as long as the last one took: large metadata is not copied all day.
-NAMES = (b"b", b"k", b"t", b"u")  # Buckets, access keys, tenants, users.
+NAMES = (b"D", b"b", b"k", b"n", b"t", b"u")  # Disks, buckets, access keys, machines, tenants, users.
 PAGE = 1_000
 
 
@@ -55,7 +56,7 @@ class Timing:
 
 
 async def fingerprint(kv: Kv) -> int:
-    """The xxh3-64 of every record of tenants, users, access keys and buckets. Raises: StoreError."""
+    """The xxh3-64 of every record that no stripe tells anything of. Raises: StoreError."""
     digest = xxhash.xxh3_64()
     for prefix in NAMES:
         start, end = prefix, prefix_end(prefix)
