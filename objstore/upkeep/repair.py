@@ -301,7 +301,7 @@ async def rebuilt(
                 log.error("a stripe is lost: %s", failure)
             await ctx.pace.spend(size * (record.k + 1))
         if fragment is None:
-            yield [await _as_it_is(ctx, record, header, file)]
+            yield [await _as_it_is(ctx, record, header, file, given_up)]
             continue
         yield record_buffers(
             ctx.seal,
@@ -336,14 +336,21 @@ async def survivors(
     return count
 
 
-async def _as_it_is(ctx: Context, record: VolumeRecord, header: RecordHeader, file: int) -> Buffer:
-    """A fragment's record that nothing can mend, as far as it can be read: its good blocks stay readable."""
+async def _as_it_is(
+    ctx: Context, record: VolumeRecord, header: RecordHeader, file: int, given_up: Collection[int]
+) -> Buffer:
+    """A fragment's record that nothing can mend, as far as it can be read: its good blocks stay readable.
+
+    Raises: Unavailable (it may be read another time).
+    """
     data = bytearray(record_size(header.fragment_size))
     disk = ctx.disks.get(record.disks[file])
     if disk is not None:
         try:
             await disk.read(record.id, file, header.offset, [memoryview(data)])
-        except UNREADABLE:
+        except UNREADABLE as failure:
+            if isinstance(failure, Unavailable) and disk.number not in given_up:
+                raise
             return bytes(len(data))
     return data
 

@@ -135,6 +135,33 @@ async def test_an_object_in_a_broken_stripe_whose_own_bytes_are_whole_is_not_los
     assert 0 < len(names) < len(yard.objects)
 
 
+async def test_what_is_readable_of_a_lost_stripe_is_not_lost_to_a_disk_that_is_busy_for_a_moment() -> None:
+    yard = await filled()
+    first = (await offsets(yard, 1))[0]
+    await break_stripe(yard, 1, first, 6)
+    record = await yard.ledger.get(1)
+    disk = yard.disks[record.disks[5]]
+    before = bytes(disk.fragments[1, 5].content)
+    reads = 0
+
+    def busy(name: str, volume: int, index: int) -> None:
+        nonlocal reads
+        if name == "read" and (volume, index) == (1, 5):
+            reads += 1
+            # The first was the verification; this one is to keep the blocks that are whole.
+            if reads == 2:
+                raise Overloaded("too many calls wait")
+
+    disk.before = busy
+    report = RepairReport()
+    with pytest.raises(Overloaded):
+        await repair_file(yard.context(), 1, 5, report)
+    assert disk.fragments[1, 5].content == before
+    disk.before = None
+    assert await repair_file(yard.context(), 1, 5, report)
+    assert disk.fragments[1, 5].content == before
+
+
 async def test_a_check_remembers_what_is_lost_until_nothing_of_it_is() -> None:
     yard = await filled()
     ctx = yard.context()
