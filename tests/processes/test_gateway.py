@@ -11,6 +11,7 @@ import pytest
 
 from bench.sigv4 import Credentials, Signer
 from objstore.processes.dev import LocalCluster, Process
+from tests.server import run_command
 
 NODES = 6
 
@@ -156,6 +157,42 @@ def test_another_machine_takes_over_with_every_object_and_the_one_before_stops(
             third.stop([third.gateway])
     finally:
         second.stop([second.gateway])
+
+
+@pytest.mark.timeout(180)
+def test_a_store_of_one_machine_becomes_a_cluster_with_disks_here_and_there(tmp_path: Path) -> None:
+    grown = LocalCluster(directory=tmp_path, nodes=3)
+    as_gateway = grown.gateway.command
+    alone = ["serve", *(word for word in as_gateway[1:] if not word.startswith("--cluster-listen"))]
+    try:
+        grown.gateway.command = alone
+        grown.start_gateway()
+        assert request(grown, "PUT", "/bucket")[0] == 200
+        store(grown, range(12))
+        grown.stop([grown.gateway])
+
+        run_command("cluster", "init", "--data", str(grown.gateway.data))
+        grown.gateway.command = as_gateway
+        grown.start_gateway()
+        for node in grown.members:
+            grown.start_node(node)
+        grown.wait_for_disks(6 + 3)
+        store(grown, range(12, 20))
+        check(grown, range(20))
+        grown.stop([grown.gateway])
+
+        # Its journal names a term now; without it nobody would be fenced.
+        grown.gateway.command = alone
+        grown.start_gateway(wait=False)
+        assert ended(grown.gateway) != 0
+        assert "start it with objstore gateway" in grown.gateway.words()
+
+        # All metadata goes, the journal too; what the disks of nodes hold is found with the rest.
+        grown.gateway.command = as_gateway
+        done = run_command("meta", "rebuild", "--yes", "--data", str(grown.gateway.data), check=False)
+        assert "objects\t20" in done.stdout, done.stdout + done.stderr
+    finally:
+        grown.close()
 
 
 @pytest.mark.timeout(120)
