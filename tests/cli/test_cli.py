@@ -5,6 +5,7 @@ import io
 import json
 import re
 import subprocess
+from pathlib import Path
 
 import pytest
 from botocore.exceptions import ClientError
@@ -110,7 +111,9 @@ def test_a_list_is_tab_separated_in_a_pipe_and_csv_or_yaml_or_a_table_when_asked
     assert len(plain) == 7
     table = list(csv.DictReader(io.StringIO(store_server.command("disk", "list", "-o", "csv").stdout)))
     assert [row["state"] for row in table] == ["healthy"] * 6
-    assert store_server.command("disk", "list", "-o", "yaml").stdout.startswith("- disk: 1\n  path: ")
+    assert store_server.command("disk", "list", "-o", "yaml").stdout.startswith(
+        '- disk: 1\n  node: ""\n  path: '
+    )
     assert "healthy" in store_server.command("disk", "list", "-o", "table").stdout
 
 
@@ -193,11 +196,17 @@ def test_the_configuration_is_checked_and_shown_with_its_origins(
     assert defaults == (ROOT / "config" / "objstore.toml").read_text()
 
 
-@pytest.mark.parametrize("name", ["objstore-gateway", "objstore-node"])
-def test_a_role_that_is_not_there_yet_says_so(name: str) -> None:
-    done = subprocess.run([str(ROOT / "cmd" / name)], capture_output=True, text=True, timeout=30)
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("objstore-gateway", "objstore cluster init --data"), ("objstore-node", "objstore cluster token")],
+)
+def test_a_role_that_is_no_member_of_a_cluster_says_how_it_becomes_one(
+    tmp_path: Path, name: str, words: str
+) -> None:
+    command = [str(ROOT / "cmd" / name), f"--data={tmp_path}", "--listen=127.0.0.1:0"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30)
     assert done.returncode == 1
-    assert "objstore serve --data DIR" in done.stderr
+    assert words in done.stderr
 
 
 def test_help_needs_none_of_the_heavy_modules() -> None:
