@@ -5,6 +5,7 @@ import re
 import shutil
 import signal
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +82,24 @@ def lose(place: Path) -> None:
     place.rename(place.with_name(place.name + ".lost"))
 
 
-def test_the_procedures_for_one_machine_do_what_they_say(tmp_path: Path) -> None:
+@pytest.mark.timeout(600)
+def test_the_procedures_for_one_machine_and_for_a_cluster_do_what_they_say(tmp_path: Path) -> None:
+    """Side by side: both wait more than they work."""
+    with ThreadPoolExecutor(2) as pool:
+        found = [
+            pool.submit(procedure, _directory(tmp_path / name))
+            for name, procedure in (("one", on_one_machine), ("many", in_a_cluster))
+        ]
+    for one in found:
+        one.result()
+
+
+def _directory(place: Path) -> Path:
+    place.mkdir()
+    return place
+
+
+def on_one_machine(tmp_path: Path) -> None:
     with machine(tmp_path, SETTINGS) as store:
         store.places |= ports("0.0.0.0:9000")
         config = tmp_path / "etc/objstore.toml"
@@ -140,7 +158,7 @@ def test_the_procedures_for_one_machine_do_what_they_say(tmp_path: Path) -> None
         tenant.check()
 
 
-def test_the_procedures_for_a_cluster_do_what_they_say(tmp_path: Path) -> None:
+def in_a_cluster(tmp_path: Path) -> None:
     names = ("m1", "m2", "m3")
     with machine(tmp_path, SETTINGS) as store:
         places = ports("0.0.0.0:9000", "m1:9002", *(f"{name}:9003" for name in names))
