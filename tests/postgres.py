@@ -6,6 +6,7 @@ database for each who asks.
 """
 
 import atexit
+import ctypes
 import os
 import pwd
 import random
@@ -73,6 +74,14 @@ def run(*command: str | Path, **options: object) -> str:
     text: str = done.stdout.decode(errors="replace")
     assert done.returncode == 0, f"{command[0]}: {text}"
     return text
+
+
+def _end_with_the_tests() -> None:
+    """In the new process: a run of the tests that is killed leaves no server behind."""
+    _libc.prctl(1, signal.SIGQUIT)  # PR_SET_PDEATHSIG.
+
+
+_libc = ctypes.CDLL(None)
 
 
 def _as_user() -> dict[str, object]:
@@ -153,6 +162,7 @@ class PostgresServer:
             stderr=log,
             cwd="/",
             start_new_session=True,
+            preexec_fn=_end_with_the_tests,
             **_as_user(),  # type: ignore[call-overload]
         )
         log.close()
