@@ -19,7 +19,7 @@ from objstore.meta.schema import AccessKeyRecord, TenantRecord, UserRecord
 from objstore.metrics import Accumulator, Family, Labels, counter, gauge, render
 from objstore.node.disk import DiskState, Usage
 from objstore.objects.buckets import list_buckets
-from objstore.objects.ledger import DOUBTS, DRAINING, GIVEN_UP
+from objstore.objects.ledger import DRAINING, GIVEN_UP
 from objstore.processes import doctor, volumes
 from objstore.processes.control import ask, processes
 from objstore.processes.disks import DiskSet
@@ -239,17 +239,7 @@ class AdminPort:
         return self._service.checks.status()
 
     async def verify_disk(self, number: int) -> dict[str, Any]:
-        disk = self._parts.disks.get(number)
-        if disk is None:
-            raise Problem(404, f"there is no disk {number}")
-        ledger = self._parts.store.ledger
-        try:
-            await disk.verify()
-        except StoreError as failure:
-            log.warning("disk not verified", extra={"disk": number, "failure": str(failure)})
-        else:
-            # Only a doubt ends so: what an operator decided stays.
-            await ledger.change_disk(number, before=DOUBTS, state="healthy")
+        await self._disk_set.verify(number)
         return await self._disk_row(number)
 
     async def copy_metadata(self) -> dict[str, Any]:

@@ -42,6 +42,7 @@ from objstore.processes.spec import Place
 
 log = logging.getLogger(__name__)
 
+ADD_AGAIN: Final = "objstore disk add {path} goes on where that was cut short"
 REMOVABLE: Final = (DRAINING, "failed")
 OS: Final = RealSyscalls()
 
@@ -183,6 +184,8 @@ class DiskSet:
             record = await self._record(number)
             if undo:
                 return await self._undrain(number, record)
+            if _unfinished(record):
+                raise Problem(409, f"disk {number} is not added yet: {ADD_AGAIN.format(path=record.path)}")
             k, m = self._parts.spec.cluster.codec
             others = [other for other in await self._ledger.usable_disks() if other != number]
             if len(others) < 1 + m:
@@ -199,6 +202,24 @@ class DiskSet:
                     " lie on all of them wait until another disk is added"
                 ]
             return []
+
+    async def verify(self, number: int) -> None:
+        """Write, sync and read back a probe; a suspect disk that passes takes writes again.
+
+        Raises: Problem, StoreError.
+        """
+        record = await self._record(number)
+        if _unfinished(record):
+            raise Problem(409, f"disk {number} is not added yet: {ADD_AGAIN.format(path=record.path)}")
+        if (disk := self._parts.disks.get(number)) is None:
+            raise Problem(404, f"there is no disk {number}")
+        try:
+            await disk.verify()
+        except StoreError as failure:
+            log.warning("disk not verified", extra={"disk": number, "failure": str(failure)})
+        else:
+            # Only a doubt ends so: what an operator decided stays.
+            await self._ledger.change_disk(number, before=DOUBTS, state="healthy")
 
     async def _undrain(self, number: int, record: DiskRecord) -> list[str]:
         if record.state != DRAINING:

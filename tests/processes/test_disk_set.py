@@ -70,6 +70,10 @@ async def test_a_disk_whose_adding_was_cut_short_is_finished_under_its_number(
         with pytest.raises((Problem, MetaUnavailable)):
             await disks.add(path)
     assert {number: disk.state for number, disk in (await ledger.disks()).items()} == {1: "suspect"}
+    with pytest.raises(Problem, match="not added yet"):
+        await disks.verify(1)  # It may be well, but the supervisor may not have locked it.
+    with pytest.raises(Problem, match="not added yet"):
+        await disks.drain(1, undo=False)
     assert await ledger.usable_disks() == []
     number, _ = await disks.add(path)
     assert number == 1
