@@ -66,7 +66,9 @@ async def stream(
             await response.prepare(request)
             if transport is None:
                 raise ConnectionResetError("the client is gone")
-            transport.set_write_buffer_limits(high=0)  # drain() then means: all of it is gone.
+            # drain() then means: all of it is gone. TLS pauses a writer from `high` bytes on: with 0 every
+            # other write would leave it paused with nothing to wait for.
+            transport.set_write_buffer_limits(high=0 if transport.get_extra_info("sslcontext") is None else 1)
             writer = cast(StreamWriter, request.writer)
             write, drain = writer.write, writer.drain
             while views is not None:

@@ -2,14 +2,20 @@
 
 import asyncio
 import ssl
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from aiohttp import web
 from cryptography import x509
 from cryptography.x509.oid import NameOID
 from edge_running import SMALL_LIMITS, Edge, Start, read_answer
 from edge_signing import sign
+from multidict import CIMultiDict
 
+from objstore.s3.answers import stream
+from objstore.s3.call import Call
+from objstore.s3.limits import Limits
 from objstore.s3.server import serve_s3
 from objstore.s3.tls import Certificate, TlsFailure
 from tests.certificates import issue
@@ -44,6 +50,39 @@ async def test_a_signed_request_is_served_over_tls(start_edge: Start, tmp_path: 
         assert secure.seen[-1].body == body
     writer.write(b"nonsense\r\n\r\n")
     assert (await read_answer(reader)).code == "BadRequest"
+    writer.close()
+    await secure.runner.stop(0.5)
+
+
+async def test_a_long_answer_arrives_whole_over_tls_and_waits_for_its_reader(
+    start_edge: Start, tmp_path: Path
+) -> None:
+    block, count = bytes(range(256)) * 4096, 48  # A MiB each: more than the kernel's buffers take.
+    asked = 0
+
+    async def blocks() -> AsyncIterator[list[memoryview]]:
+        nonlocal asked
+        whole = memoryview(block)
+        for number in range(count):
+            asked += 1
+            size = len(block) // (number % 3 + 1) + 1  # 1, 2 or 3 writes.
+            yield [whole[at : at + size] for at in range(0, len(block), size)]
+
+    async def handle(call: Call) -> web.StreamResponse:
+        return await stream(call, 200, CIMultiDict(), blocks(), len(block) * count)
+
+    edge = await start_edge(handle, limits=Limits(body_seconds=8.0))
+    secure = await over_tls(edge, Certificate(*issue(tmp_path, "one")))
+    reader, writer = await asyncio.open_connection("127.0.0.1", secure.port, ssl=client_context())
+    writer.write(sign("GET", "/b/k").wire())
+    seen = -1
+    while seen != asked:
+        seen = asked
+        await asyncio.sleep(0.3)
+    assert asked < count // 2, "the store keeps what its reader has not taken"
+    answer = await asyncio.wait_for(read_answer(reader), 30)
+    assert answer.status == 200
+    assert answer.body == block * count
     writer.close()
     await secure.runner.stop(0.5)
 
