@@ -33,6 +33,7 @@ from objstore.meta.schema import (
     decode,
     setting_key,
     unescape,
+    volume_key,
 )
 from objstore.objects.commits import held
 from objstore.upkeep.context import Context
@@ -315,6 +316,8 @@ class Checks:
                 try:
                     record = await ctx.ledger.get(volume, fresh=True)
                 except Corrupt:
+                    if await ctx.kv.get(volume_key(volume)) is not None:  # A rotten record raises here again.
+                        raise
                     gone.add(volume)  # Compacted and purged since.
                     continue
                 length = record.length or (await ctx.ledger.lengths([volume]))[0][0]

@@ -7,7 +7,7 @@ import pytest
 
 from objstore.errors import Corrupt, Overloaded
 from objstore.meta.kv import Transaction
-from objstore.meta.schema import BucketRecord, bucket_key, encode
+from objstore.meta.schema import BucketRecord, bucket_key, encode, volume_key
 from objstore.upkeep.damage import Checks, check_volume, lost_objects, lost_volumes, note_lost
 from objstore.upkeep.repair import Repair, RepairReport, repair_file
 from objstore.upkeep.walk import headers
@@ -223,3 +223,33 @@ async def test_a_forgotten_disk_ends_in_a_store_that_is_whole_but_for_what_is_re
     for home, body in yard.objects.items():
         if home[:1] == b"o" and (home[9:].decode(), "object") not in lost:
             assert await yard.body_of(home) == body
+
+
+async def test_a_volume_whose_record_cannot_be_read_is_not_taken_for_one_that_is_gone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    yard = await filled()
+    await break_stripe(yard, 1, (await offsets(yard, 1))[0], 3)
+    ctx = yard.context()
+    await note_lost(ctx, add=[1, 999])
+    checks = Checks(ctx)
+    with monkeypatch.context() as patch:
+        get = yard.kv.get
+
+        async def rotten(key: bytes) -> bytes | None:
+            if key == volume_key(1):
+                raise Corrupt(f"metadata record {key!r} fails its checksum")
+            return await get(key)
+
+        patch.setattr(yard.kv, "get", rotten)
+        checks.begin([1, 999])
+        async with asyncio.timeout(20):
+            while checks.status()["state"] in ("reading", "searching"):
+                await asyncio.sleep(0.005)
+    assert checks.status()["state"] == "failed"
+    assert 1 in await lost_volumes(ctx)
+    checks.begin([999])
+    async with asyncio.timeout(20):
+        while checks.status()["state"] in ("reading", "searching"):
+            await asyncio.sleep(0.005)
+    assert await lost_volumes(ctx) == (1,)  # There is no volume 999 any more.
