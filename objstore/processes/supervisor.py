@@ -61,7 +61,8 @@ class Child:
     died: str = ""  # How it is being killed, while that is under way.
     last_death: str = ""  # How its predecessor died.
     note: str = ""  # What it said of itself.
-    renewed: bool = False  # It was asked to end, to be started anew.
+    renewed: bool = False  # It was asked to end, to be started anew,
+    renew_by: float = 0.0  # by then.
     outdated: bool = False  # To be started anew as soon as it is ready: what it was told has changed since.
 
 
@@ -255,6 +256,9 @@ class Supervisor:
             if not child.ready:
                 if child.name != self.first and now - child.started > START_SECONDS:
                     self._kill(child, f"not ready after {START_SECONDS:.0f} s")
+            elif child.renewed and now > child.renew_by:
+                # Its loop may well answer while a sync hangs; nobody can commit until another has begun.
+                self._kill(child, f"not ended {self.first_stop_seconds:g} s after it was asked to")
             # Counted in probes that we really sent, so that a supervisor that was itself starved or
             # stopped does not blame its children.
             elif child.probe - child.answered > child.patience * SILENT_SECONDS / PROBE_SECONDS:
@@ -269,6 +273,7 @@ class Supervisor:
             child.outdated = True
         elif child.pid and not child.renewed and not self._stopping:
             child.renewed = True
+            child.renew_by = time.monotonic() + self.first_stop_seconds
             os.kill(child.pid, signal.SIGTERM)
 
     def _kill(self, child: Child, why: str) -> None:

@@ -4,7 +4,8 @@
 
 MOOD: well | deaf (worker-1 stops answering once ready) | broken (worker-1 never starts) | shut-out (the
 committer hears of another machine when all have started) | changes (upkeep adds a disk, and another while the
-committer, which is slow, is being started anew).
+committer, which is slow, is being started anew) | clings (upkeep adds a disk, and the first committer does
+not end when it is to be started anew).
 Each child notes what happens to it in DIRECTORY/events, one word a line.
 """
 
@@ -53,6 +54,8 @@ def child(directory: Path, name: str, mood: str) -> supervisor.ChildMain:
         link.ready()
         if mood == "changes" and name == "upkeep":
             await add_disks(directory, link)
+        if mood == "clings" and name == "upkeep":
+            await link.change_disks("first")
         if mood == "shut-out" and name == "committer":
             while (directory / "events").read_text().count("start-") < 4:
                 await asyncio.sleep(0.005)
@@ -62,6 +65,8 @@ def child(directory: Path, name: str, mood: str) -> supervisor.ChildMain:
             (directory / "was-deaf").touch()
             time.sleep(600)
         await stopped.wait()
+        if mood == "clings" and name == "committer" and not DISKS:
+            await asyncio.sleep(600)  # It answers probes: a disk hangs, say.
         note(directory, f"stop-{name}")
 
     def main(link: Link, died: str) -> None:
@@ -89,6 +94,7 @@ def run(directory: Path, mood: str) -> int:
         on_stop=lambda: None,
         close_in_child=lambda name: None,
         change_disks=change_disks,
+        first_stop_seconds=0.5 if mood == "clings" else supervisor.COMMITTER_STOP_SECONDS,
         facts={"ours": os.getpid()},
     ).run()
 

@@ -127,6 +127,14 @@ def test_a_change_of_disks_while_the_committer_starts_anew_reaches_it_too(little
     little.until(lambda: little.children()["committer"]["ready"])
 
 
+@pytest.mark.parametrize("little", ["clings"], indirect=True)
+def test_a_committer_that_does_not_end_to_be_started_anew_is_killed(little: Little) -> None:
+    little.ready()
+    little.until(lambda: "knows-1" in little.events())
+    little.until(lambda: little.children()["committer"]["ready"])
+    assert "stop-committer" not in little.events()
+
+
 def test_ctrl_c_for_the_whole_group_still_stops_in_order(little: Little) -> None:
     little.ready()
     for child in little.children().values():  # A terminal sends it to everyone.
