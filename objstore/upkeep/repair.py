@@ -194,7 +194,7 @@ def _damages(
     found: list[Damage] = []
     for file, number in enumerate(record.disks):
         if (record.id, file) in intents:
-            found.append(Damage(record, file, "acknowledged stripes are missing from it"))
+            found.append(Damage(record, file, "acknowledged stripes in it are missing or do not verify"))
         elif number in gone:
             found.append(Damage(record, file, f"disk {number} is gone"))
         elif number in sizes:

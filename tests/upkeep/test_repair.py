@@ -186,6 +186,8 @@ async def test_an_open_volume_is_verified_and_left_to_its_writer() -> None:
     assert report.repaired == 0
     assert snapshot(yard) == before
     await yard.restart_writer()
+    reasons = [each.reason for each in await Repair(yard.context()).find()]
+    assert reasons == ["acknowledged stripes in it are missing or do not verify"], "rotten, not missing"
     report = await scrub_volume(yard.context(), (await yard.ledger.volumes())[0])
     assert report.repaired == 1
     await yard.check()
