@@ -6,7 +6,7 @@ bytes. Engines may keep their own records; those are invisible here.
 """
 
 from bisect import bisect_left, insort
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from typing import NamedTuple, Protocol, runtime_checkable
 
 from objstore.errors import Conflict, LimitReached
@@ -61,6 +61,18 @@ class Kv(Protocol):
             MetaUnavailable: the outcome is unknown, or there is no committer.
         """
         ...
+
+
+async def pages(
+    kv: Kv, start: bytes, end: bytes, size: int
+) -> AsyncGenerator[list[tuple[bytes, bytes]], None]:
+    """All pairs of [start, end) in order, at most `size` a page; every page is a view of its own.
+
+    Raises: what `Kv.scan` raises.
+    """
+    while pairs := await kv.scan(start, end, size):
+        yield pairs
+        start = pairs[-1][0] + b"\0"
 
 
 @runtime_checkable

@@ -18,7 +18,7 @@ import aiofiles
 import msgspec
 
 from objstore.errors import BadRequest, Conflict, Corrupt
-from objstore.meta.kv import KEY_SIZE_MAX, Kv, Transaction
+from objstore.meta.kv import KEY_SIZE_MAX, Kv, Transaction, pages
 from objstore.meta.snapshot import (
     END,
     HEAD_SIZE,
@@ -83,14 +83,12 @@ async def stream(kv: Kv, *, now_us: int, progress: Progress = no_progress) -> As
     yield MAGIC
     raw, checksum = encode_block(START, 0, encode([1, now_us]), checksum)
     yield raw
-    start, end = b"\0", b"\xff" * KEY_SIZE_MAX
-    while pairs := await kv.scan(start, end, SCAN_COUNT):
+    async for pairs in pages(kv, b"\0", b"\xff" * KEY_SIZE_MAX, SCAN_COUNT):
         flat = [part for pair in pairs for part in pair]
         raw, checksum = encode_block(PAIRS, len(pairs), encode(flat), checksum)
         yield raw
         count += len(pairs)
         blocks += 1
-        start = pairs[-1][0] + b"\0"
         progress(count)
     raw, _ = encode_block(END, 0, encode([count, blocks]), checksum)
     yield raw

@@ -13,7 +13,7 @@ from typing import Final
 
 from objstore.errors import Conflict, NoSuchUpload, Overloaded
 from objstore.extents import Extent
-from objstore.meta.kv import Add, Transaction, counter, prefix_end
+from objstore.meta.kv import Add, Transaction, counter, pages, prefix_end
 from objstore.meta.schema import (
     BucketRecord,
     DoomedRecord,
@@ -167,9 +167,7 @@ async def _listed(store: Store, upload: bytes) -> set[int]:
     """The numbers of the parts that a completed object is made of."""
     numbers: set[int] = set()
     start = b"q" + upload
-    end = prefix_end(start)
-    while pairs := await store.kv.scan(start, end, STEP_KEYS):
+    async for pairs in pages(store.kv, start, prefix_end(start), STEP_KEYS):
         for _, page in pairs:
             numbers.update(entry.number for entry in decode(page, PartsPage).parts)
-        start = pairs[-1][0] + b"\0"
     return numbers

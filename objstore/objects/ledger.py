@@ -22,7 +22,7 @@ from objstore.blobs.volumes import Intent, Lane, Stored, VolumeRecord, VolumeSta
 from objstore.clock import Clock, SystemClock
 from objstore.errors import Conflict, Corrupt, MetaUnavailable
 from objstore.extents import Extent
-from objstore.meta.kv import Add, Kv, Transaction, counter, counter_value, prefix_end
+from objstore.meta.kv import Add, Kv, Transaction, counter, counter_value, pages, prefix_end
 from objstore.meta.schema import (
     DiskRecord,
     MemberRecord,
@@ -184,10 +184,8 @@ class MetaLedger:
     async def members(self) -> dict[bytes, MemberRecord]:
         """Every machine that ever joined, by its id; those that were removed among them."""
         found: dict[bytes, MemberRecord] = {}
-        after = b"n"
-        while pairs := await self._kv.scan(after, prefix_end(b"n"), SCAN_PAGE):
+        async for pairs in pages(self._kv, b"n", prefix_end(b"n"), SCAN_PAGE):
             found.update((key[1:], decode(value, MemberRecord)) for key, value in pairs)
-            after = pairs[-1][0] + b"\0"
         return found
 
     async def disks(self) -> dict[int, DiskRecord]:
@@ -252,15 +250,42 @@ class MetaLedger:
     async def change_disk(self, disk: int, *, before: Collection[str], state: str, reason: str = "") -> bool:
         """Set the state of a disk that is in one of the states `before`; whether it was. One that has the
         state already counts."""
+        return await self._mark_disk(disk, state, reason, lambda record: record.state in before)
+
+    async def set_disk_state(self, disk: int, state: str, reason: str = "") -> None:
+        """One of meta/schema.py's states. Setting the state that it has changes nothing; a doubt (suspect,
+        read-only) is only ever about a healthy disk: it never undoes what an operator decided."""
+        await self._mark_disk(
+            disk,
+            state,
+            reason,
+            lambda record: state not in DOUBTS or record.state == "healthy",
+            absent=DiskRecord(uuid=b"", path="", state="healthy"),
+        )
+
+    async def _mark_disk(
+        self,
+        disk: int,
+        state: str,
+        reason: str,
+        may: Callable[[DiskRecord], bool],
+        *,
+        absent: DiskRecord | None = None,
+    ) -> bool:
+        """Set the state where it `may` be set; whether the disk has it now.
+
+        Args:
+            absent: what to begin with where there is no record; None: such a disk is left alone.
+        """
         key = disk_key(disk)
         for _ in range(ATTEMPTS_MAX):
             old = await self._kv.get(key)
-            if old is None:
+            record = absent if old is None else decode(old, DiskRecord)
+            if record is None:
                 return False
-            record = decode(old, DiskRecord)
             if record.state == state:
                 return True
-            if record.state not in before:
+            if not may(record):
                 return False
             new = msgspec.structs.replace(
                 record, state=state, reason=reason[:400], since_us=self._clock.now_us()
@@ -270,27 +295,6 @@ class MetaLedger:
             except Conflict:
                 continue
             return True
-        raise MetaUnavailable(f"disk {disk} not marked {state} in {ATTEMPTS_MAX} attempts")
-
-    async def set_disk_state(self, disk: int, state: str, reason: str = "") -> None:
-        """One of meta/schema.py's states. Setting the state that it has changes nothing; a doubt (suspect,
-        read-only) is only ever about a healthy disk: it never undoes what an operator decided."""
-        key = disk_key(disk)
-        for _ in range(ATTEMPTS_MAX):
-            old = await self._kv.get(key)
-            record = (
-                DiskRecord(uuid=b"", path="", state="healthy") if old is None else decode(old, DiskRecord)
-            )
-            if record.state == state or (state in DOUBTS and record.state != "healthy"):
-                return
-            new = msgspec.structs.replace(
-                record, state=state, reason=reason[:400], since_us=self._clock.now_us()
-            )
-            try:
-                await self._kv.commit(Transaction(expect={key: old}, put={key: encode(new)}))
-            except Conflict:
-                continue
-            return
         raise MetaUnavailable(f"disk {disk} not marked {state} in {ATTEMPTS_MAX} attempts")
 
     # Volumes, for the upkeep.

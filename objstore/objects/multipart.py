@@ -30,7 +30,7 @@ from objstore.errors import (
 )
 from objstore.extents import Extent
 from objstore.ids import ordered_id
-from objstore.meta.kv import Add, Transaction, counter, prefix_end
+from objstore.meta.kv import Add, Transaction, counter, pages, prefix_end
 from objstore.meta.schema import (
     FORMAT,
     PAGE_PARTS_MAX,
@@ -385,11 +385,8 @@ async def _assemble(store: Store, upload: bytes, record: UploadRecord, claimed: 
     if any(one.number >= following.number for one, following in pairwise(claimed)):
         raise BadPartOrder(upload.hex())
     uploaded: dict[int, PartRecord] = {}
-    start = part_key(upload, 0)
-    end = prefix_end(b"p" + upload)
-    while pairs := await store.kv.scan(start, end, PARTS_AT_ONCE):
+    async for pairs in pages(store.kv, part_key(upload, 0), prefix_end(b"p" + upload), PARTS_AT_ONCE):
         uploaded.update((int.from_bytes(key[-2:], "big"), decode(value, PartRecord)) for key, value in pairs)
-        start = pairs[-1][0] + b"\0"
         await asyncio.sleep(0)  # Ten thousand parts take 50 ms: others may run in between.
     entries: list[PartEntry] = []
     digests: list[bytes] = []

@@ -17,7 +17,7 @@ import xxhash
 
 from objstore.errors import StoreError
 from objstore.meta import transfer
-from objstore.meta.kv import Kv, prefix_end
+from objstore.meta.kv import Kv, pages, prefix_end
 from objstore.processes.parts import Parts, context_of
 from objstore.upkeep.snapshots import SnapshotAbout, read_snapshot, store_snapshot
 
@@ -59,12 +59,10 @@ async def fingerprint(kv: Kv) -> int:
     """The xxh3-64 of every record that no stripe tells anything of. Raises: StoreError."""
     digest = xxhash.xxh3_64()
     for prefix in NAMES:
-        start, end = prefix, prefix_end(prefix)
-        while pairs := await kv.scan(start, end, PAGE):
+        async for pairs in pages(kv, prefix, prefix_end(prefix), PAGE):
             for key, value in pairs:
                 digest.update(b"%d %d " % (len(key), len(value)))
                 digest.update(key + value)
-            start = pairs[-1][0] + b"\0"
             await asyncio.sleep(0)
     return digest.intdigest()
 

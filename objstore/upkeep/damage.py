@@ -24,10 +24,9 @@ from objstore.blobs.reader import UNREADABLE
 from objstore.blobs.volumes import VolumeRecord
 from objstore.errors import Conflict, Corrupt, Overloaded, StoreError, Unavailable
 from objstore.extents import Extent
-from objstore.meta.kv import Transaction, prefix_end
+from objstore.meta.kv import Transaction, pages, prefix_end
 from objstore.meta.schema import (
     BucketRecord,
-    ExtentPage,
     ObjectRecord,
     PartRecord,
     decode,
@@ -35,10 +34,9 @@ from objstore.meta.schema import (
     unescape,
     volume_key,
 )
-from objstore.objects.commits import held
 from objstore.upkeep.context import Context
+from objstore.upkeep.homes import SNAPSHOT_HOME, extents_of
 from objstore.upkeep.repair import given_up_disks
-from objstore.upkeep.snapshots import SNAPSHOT_HOME
 from objstore.upkeep.walk import headers
 
 log = logging.getLogger(__name__)
@@ -167,8 +165,7 @@ async def lost_objects(ctx: Context, checks: Mapping[int, VolumeCheck]) -> list[
     unreadable: list[tuple[bytes, bytes, Extent, bool]] = []
     blobs: set[bytes] = set()
     for prefix in (b"S", b"o", b"p", b"x"):
-        start, end = prefix, prefix_end(prefix)
-        while pairs := await ctx.kv.scan(start, end, PAGE_KEYS):
+        async for pairs in pages(ctx.kv, prefix, prefix_end(prefix), PAGE_KEYS):
             for key, value in pairs:
                 for extent in _extents(key, value):
                     check = suspects.get(extent.volume)
@@ -177,7 +174,6 @@ async def lost_objects(ctx: Context, checks: Mapping[int, VolumeCheck]) -> list[
                     unreadable.append((key, value, extent, check.may_return(extent.offset)))
                     if prefix == b"x":
                         blobs.add(key[1:17])
-            start = pairs[-1][0] + b"\0"
             await asyncio.sleep(0)
     homes = await _homes_of(ctx, blobs)
     buckets = await _bucket_names(ctx)
@@ -202,17 +198,11 @@ async def _readable(ctx: Context, extent: Extent) -> bool:
 
 
 def _extents(key: bytes, value: bytes) -> Iterable[Extent]:
-    kind = key[:1]
     try:
-        if kind == b"o" or key == SNAPSHOT_HOME:
-            return held(decode(value, ObjectRecord))
-        if kind == b"p":
-            return decode(value, PartRecord).extents
-        if kind == b"x":
-            return decode(value, ExtentPage).extents
+        return extents_of(key, value)
     except msgspec.MsgspecError:
         log.warning("a record cannot be read: %r", key[:40])
-    return ()
+        return ()
 
 
 async def _homes_of(ctx: Context, blobs: set[bytes]) -> dict[bytes, tuple[bytes, bytes]]:
@@ -221,8 +211,7 @@ async def _homes_of(ctx: Context, blobs: set[bytes]) -> dict[bytes, tuple[bytes,
     if not blobs:
         return found
     for prefix in (b"S", b"o", b"p"):
-        start, end = prefix, prefix_end(prefix)
-        while pairs := await ctx.kv.scan(start, end, PAGE_KEYS):
+        async for pairs in pages(ctx.kv, prefix, prefix_end(prefix), PAGE_KEYS):
             for key, value in pairs:
                 if prefix == b"p":
                     blob = decode(value, PartRecord).blob
@@ -233,17 +222,14 @@ async def _homes_of(ctx: Context, blobs: set[bytes]) -> dict[bytes, tuple[bytes,
                     continue
                 if blob in blobs:
                     found[blob] = (key, value)
-            start = pairs[-1][0] + b"\0"
             await asyncio.sleep(0)
     return found
 
 
 async def _bucket_names(ctx: Context) -> dict[int, str]:
     names: dict[int, str] = {}
-    start, end = b"b", prefix_end(b"b")
-    while pairs := await ctx.kv.scan(start, end, PAGE_KEYS):
+    async for pairs in pages(ctx.kv, b"b", prefix_end(b"b"), PAGE_KEYS):
         names.update((decode(value, BucketRecord).id, key[1:].decode()) for key, value in pairs)
-        start = pairs[-1][0] + b"\0"
     return names
 
 

@@ -4,8 +4,9 @@ Bytes are live if their home holds their address, itself, as its manifest or in 
 reason. So one look at one record decides, and a conditional commit on that record moves them.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import msgspec
 
@@ -21,9 +22,12 @@ from objstore.meta.schema import (
     decode,
     encode,
     extent_page_key,
+    setting_key,
 )
+from objstore.objects.commits import held
 from objstore.objects.ledger import live_adds, publish
 
+SNAPSHOT_HOME: Final = setting_key("snapshot")  # Of the copy of metadata: the one setting that is a home.
 ATTEMPTS_MAX = 32
 RECORD_SIZE_MAX = 3_800  # Bytes: below the engine's limit of 4,096.
 
@@ -53,6 +57,21 @@ class Home:
 
 def address(extent: Extent) -> Address:
     return (extent.volume, extent.offset, extent.begin, extent.length)
+
+
+def extents_of(key: bytes, value: bytes) -> Sequence[Extent]:
+    """What a metadata record holds by itself: a home, or a page of one; nothing if it is neither.
+
+    Raises: msgspec.MsgspecError for a value that cannot be read.
+    """
+    kind = key[:1]
+    if kind == b"o" or key == SNAPSHOT_HOME:
+        return held(decode(value, ObjectRecord))
+    if kind == b"p":
+        return decode(value, PartRecord).extents
+    if kind == b"x":
+        return decode(value, ExtentPage).extents
+    return ()
 
 
 async def open_home(kv: Kv, key: bytes) -> Home | None:

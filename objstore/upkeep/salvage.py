@@ -31,7 +31,7 @@ from objstore.blobs.stripes import Entry
 from objstore.blobs.volumes import Lane, VolumeRecord, VolumeState
 from objstore.errors import Corrupt, StoreError, Unavailable
 from objstore.extents import Extent
-from objstore.meta.kv import Add, Transaction, counter, counter_value, prefix_end
+from objstore.meta.kv import Add, Transaction, counter, counter_value, pages, prefix_end
 from objstore.meta.schema import (
     FORMAT,
     INLINE_EXTENTS_MAX,
@@ -61,9 +61,9 @@ from objstore.meta.schema import (
 from objstore.node.fragments import FILE_HEADER_SIZE, parse_file_header
 from objstore.objects.ledger import VOLUME_SERIAL, encode_volume
 from objstore.upkeep.context import Context
-from objstore.upkeep.homes import open_home
+from objstore.upkeep.homes import SNAPSHOT_HOME, open_home
 from objstore.upkeep.seal import find_length
-from objstore.upkeep.snapshots import SNAPSHOT_HOME, SnapshotAbout, verified_bytes
+from objstore.upkeep.snapshots import SnapshotAbout, verified_bytes
 from objstore.upkeep.walk import stripes
 
 log = logging.getLogger(__name__)
@@ -475,8 +475,6 @@ async def _count(ctx: Context, report: SalvageReport) -> None:
 
 async def _scan_all(ctx: Context, prefix: bytes) -> list[tuple[bytes, bytes]]:
     found: list[tuple[bytes, bytes]] = []
-    start, end = prefix, prefix_end(prefix)
-    while pairs := await ctx.kv.scan(start, end, 1_000):
+    async for pairs in pages(ctx.kv, prefix, prefix_end(prefix), 1_000):
         found += pairs
-        start = pairs[-1][0] + b"\0"
     return found

@@ -27,13 +27,11 @@ from objstore.meta.schema import (
     doomed_key,
     encode,
     extent_page_key,
-    setting_key,
 )
 from objstore.objects.ledger import live_adds, publish
 from objstore.upkeep.context import Context
-from objstore.upkeep.homes import Home, open_home
+from objstore.upkeep.homes import SNAPSHOT_HOME, Home, open_home
 
-SNAPSHOT_HOME: Final = setting_key("snapshot")
 ATTEMPTS_MAX: Final = 8
 
 

@@ -20,19 +20,14 @@ import msgspec
 
 from objstore.errors import Conflict
 from objstore.extents import Extent
-from objstore.meta.kv import Add, Transaction, counter, prefix_end
+from objstore.meta.kv import Add, Transaction, counter, pages, prefix_end
 from objstore.meta.schema import (
-    ExtentPage,
-    ObjectRecord,
-    PartRecord,
-    decode,
     setting_key,
     volume_key,
     volume_live_key,
 )
-from objstore.objects.commits import held
 from objstore.upkeep.context import Context
-from objstore.upkeep.snapshots import SNAPSHOT_HOME
+from objstore.upkeep.homes import extents_of
 
 log = logging.getLogger(__name__)
 
@@ -142,17 +137,11 @@ class LiveBytesAudit:
             self._homes.setdefault(extent.volume, key)
 
     def _extents(self, key: bytes, value: bytes) -> Sequence[Extent]:
-        kind = key[:1]
         try:
-            if kind == b"o" or key == SNAPSHOT_HOME:
-                return held(decode(value, ObjectRecord))
-            if kind == b"p":
-                return decode(value, PartRecord).extents
-            if kind == b"x":
-                return decode(value, ExtentPage).extents
+            return extents_of(key, value)
         except msgspec.MsgspecError as failure:
             self._ctx.alarms.set("unreadable record", f"{key[:40]!r}: {failure}")
-        return ()
+            return ()
 
     async def end(self, *, whole: bool) -> None:
         if not whole:
@@ -201,8 +190,6 @@ class LiveBytesAudit:
 
     async def _counters(self) -> dict[int, int]:
         found: dict[int, int] = {}
-        start, end = b"G", prefix_end(b"G")
-        while pairs := await self._ctx.kv.scan(start, end, PAGE_KEYS):
+        async for pairs in pages(self._ctx.kv, b"G", prefix_end(b"G"), PAGE_KEYS):
             found.update((int.from_bytes(key[1:], "big"), counter(value)) for key, value in pairs)
-            start = pairs[-1][0] + b"\0"
         return found
