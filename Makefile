@@ -4,6 +4,7 @@
 #   make test         lint and every test in its short form
 #   make lint         ruff, mypy --strict, the import contract
 #   make bench        figures, beside the machine's floor              (bench/README.md)
+#   make bench-cluster  the same of a gateway before eight nodes, beside a bare proxy
 #   make chaos        crash, rot and disk-loss tests in their long form
 #   make conformance  ceph/s3-tests against a fresh server             (S3TESTS=path of a checkout)
 #   make lock         pin the requirements again
@@ -27,9 +28,9 @@ PYTHON ?= $(shell for python in /usr/bin/python3 python3 python3.13 python3.12 p
 	&& { { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; } || $$python -c 'import venv, ensurepip' 2>/dev/null; } \
 	&& { echo $$python; break; }; done)
 
-.PHONY: help serve test lint format bench chaos conformance lock clean setup setup-test
+.PHONY: help serve test lint format bench bench-cluster chaos conformance lock clean setup setup-test
 help:
-	@sed -n '3,10s/^# \{0,1\}//p' Makefile
+	@sed -n '3,11s/^# \{0,1\}//p' Makefile
 
 # --- set-up ---------------------------------------------------------------------------------------
 
@@ -103,6 +104,9 @@ test: setup-test lint
 
 bench: $(VENV)/.test
 	@$(BIN)/python bench/compare.py $(ARGS)
+
+bench-cluster: $(VENV)/.test
+	@$(BIN)/python bench/cluster.py $(ARGS)
 
 # What has a long form. The others have one form only and are run by `make test`.
 LONG ?= tests/blobs tests/chaos tests/codec tests/crash tests/meta tests/node tests/objects

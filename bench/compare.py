@@ -329,6 +329,60 @@ def _only(found: list[str]) -> str:
     return found[0]
 
 
+def add_common_options(parser: argparse.ArgumentParser, out: Path) -> None:
+    """What every command that makes a Run takes. `settle_options` fills in the rest."""
+    parser.add_argument("--rows", metavar="REGEX", help="only rows whose label matches, e.g. 'PUT 4 KiB'")
+    parser.add_argument(
+        "--quick", action="store_true", help="few and short rows, few objects: two to three minutes"
+    )
+    parser.add_argument("--seconds", type=float, help="of each row (5; quick: 1.5)")
+    parser.add_argument("--repeat", type=int, help="of the figures' rows; the median counts (3; quick: 1)")
+    parser.add_argument("--bytes-max", type=int, help="MiB of one row (2,048; quick: 256)")
+    parser.add_argument("--workers", default="1,2", help="numbers of workers to measure the figures with")
+    parser.add_argument(
+        "--generators",
+        type=int,
+        default=max(1, (os.cpu_count() or 2) // 2),
+        help="generator processes (half the cores)",
+    )
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument(
+        "--serve",
+        action="append",
+        default=[],
+        metavar="OPTION",
+        help="handed to objstore serve, e.g. --serve=--codec=4+2",
+    )
+    parser.add_argument("--out", type=Path, default=out, help="where the results go")
+    parser.add_argument(
+        "--scratch", type=Path, help="the data disk: where stores keep their bytes (OUT/scratch); no tmpfs"
+    )
+
+
+def settle_options(
+    parser: argparse.ArgumentParser, arguments: list[str] | None, sections: Sequence[str]
+) -> argparse.Namespace:
+    """Parse, and fill in what was not given."""
+    options = parser.parse_args(arguments)
+    for name, long, short in (
+        ("seconds", 5.0, 1.5),
+        ("repeat", 3, 1),
+        ("objects", 1_000_000, 20_000),
+        ("bytes_max", 2_048, 256),
+    ):
+        if getattr(options, name, None) is None:
+            setattr(options, name, short if options.quick else long)
+    options.only = options.only or list(sections)
+    try:
+        options.workers = sorted({int(part) for part in options.workers.split(",")})
+    except ValueError:
+        parser.error(f"--workers takes numbers with commas between them, not {options.workers!r}")
+    if not options.workers or options.workers[0] < 1 or options.generators < 1 or options.repeat < 1:
+        parser.error("workers, generators and repeat count from 1")
+    options.scratch = options.scratch or options.out / "scratch"
+    return options
+
+
 def parse_options(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="bench.compare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -346,75 +400,36 @@ def parse_options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--memory", action="append_const", dest="only", const="memory", help="short for --only memory"
     )
-    parser.add_argument("--rows", metavar="REGEX", help="only rows whose label matches, e.g. 'PUT 4 KiB'")
-    parser.add_argument(
-        "--quick", action="store_true", help="few and short rows, 20,000 objects: two to three minutes"
-    )
-    parser.add_argument("--seconds", type=float, help="of each row (5; quick: 1.5)")
-    parser.add_argument("--repeat", type=int, help="of the figures' rows; the median counts (3; quick: 1)")
     parser.add_argument("--objects", type=int, help="for space and list (1,000,000; quick: 20,000)")
-    parser.add_argument("--bytes-max", type=int, help="MiB of one row (2,048; quick: 256)")
-    parser.add_argument("--workers", default="1,2", help="numbers of workers to measure the figures with")
-    parser.add_argument(
-        "--generators",
-        type=int,
-        default=max(1, (os.cpu_count() or 2) // 2),
-        help="generator processes (half the cores)",
-    )
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument(
-        "--serve",
-        action="append",
-        default=[],
-        metavar="OPTION",
-        help="handed to objstore serve, e.g. --serve=--codec=4+2",
-    )
-    parser.add_argument("--out", type=Path, default=ROOT / "bench" / "out", help="where the results go")
-    parser.add_argument(
-        "--scratch", type=Path, help="the data disk: where stores keep their bytes (OUT/scratch); no tmpfs"
-    )
-    options = parser.parse_args(arguments)
-    quick = options.quick
-    for name, long, short in (
-        ("seconds", 5.0, 1.5),
-        ("repeat", 3, 1),
-        ("objects", 1_000_000, 20_000),
-        ("bytes_max", 2_048, 256),
-    ):
-        if getattr(options, name) is None:
-            setattr(options, name, short if quick else long)
-    options.only = options.only or list(SECTIONS)
-    try:
-        options.workers = sorted({int(part) for part in options.workers.split(",")})
-    except ValueError:
-        parser.error(f"--workers takes numbers with commas between them, not {options.workers!r}")
-    if not options.workers or options.workers[0] < 1 or options.generators < 1 or options.repeat < 1:
-        parser.error("workers, generators and repeat count from 1")
-    options.scratch = options.scratch or options.out / "scratch"
-    return options
+    add_common_options(parser, ROOT / "bench" / "out")
+    return settle_options(parser, arguments, SECTIONS)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """0: measured, no errors, every figure holds. 1: a figure missed its bar. 2: an error spoiled a row or
-    the run."""
     options = parse_options(arguments)
-    options.out.mkdir(parents=True, exist_ok=True)
-    options.scratch.mkdir(parents=True, exist_ok=True)
-    if filesystem_of(options.scratch) in ("tmpfs", "ramfs"):
-        kind = filesystem_of(options.scratch)
-        print(
-            f"{options.scratch} is on a {kind}: a sync costs nothing there. Use --scratch.", file=sys.stderr
-        )
-        return 2
-    free = shutil.disk_usage(options.scratch).free
-    needed = (2 if options.quick else 45) * GIB
-    if free < needed and not options.no_objstore:
-        print(
-            f"{options.scratch} has {free // GIB} GiB free, the run may need {needed // GIB}.",
-            file=sys.stderr,
-        )
-        return 2
     run = Run(options)
+    return finish(run, 0 if options.no_objstore else (2 if options.quick else 45) * GIB)
+
+
+def finish(run: Run, needed: int) -> int:
+    """Everything, and what is written.
+
+    Args:
+        needed: bytes that the run may need on the data disk.
+
+    Returns: 0: measured, no errors, every figure holds. 1: a figure missed its bar. 2: an error spoiled a row
+        or the run.
+    """
+    run.out.mkdir(parents=True, exist_ok=True)
+    run.scratch.mkdir(parents=True, exist_ok=True)
+    kind = filesystem_of(run.scratch)
+    if kind in ("tmpfs", "ramfs"):
+        print(f"{run.scratch} is on a {kind}: a sync costs nothing there. Use --scratch.", file=sys.stderr)
+        return 2
+    free = shutil.disk_usage(run.scratch).free
+    if free < needed:
+        print(f"{run.scratch} has {free // GIB} GiB free, the run may need {needed // GIB}.", file=sys.stderr)
+        return 2
     status = 0
     try:
         run.everything()

@@ -76,6 +76,31 @@ def against_bare_aiohttp(rows: Sequence[Row], workers: Sequence[int]) -> list[Fi
     return figures
 
 
+def of_a_cluster(rows: Sequence[Row], cluster: str, one_machine: str, proxy: str) -> list[Figure]:
+    """One gateway and its nodes against one machine and a bare proxy with as many workers, by their names."""
+    figures = []
+    for operation, size, connections, against, bar in (
+        ("PUT", 4 * KIB, 64, one_machine, 0.5),
+        ("GET", 4 * KIB, 32, proxy, 0.4),
+        ("GET", 64 * MIB, 4, proxy, 0.4),
+    ):
+        ours = find(rows, cluster, operation, size, connections)
+        theirs = find(rows, against, operation, size, connections)
+        if ours and theirs:
+            figures.append(
+                Figure(
+                    name=f"{ours.label}, {cluster}",
+                    value=ours.rate / theirs.rate,
+                    bar=bar,
+                    at_least=True,
+                    unit=f"x {against}",
+                    detail=f"{ours.rate:,.0f}/s against {theirs.rate:,.0f}/s; "
+                    f"CPU {ours.cpu_us or 0:,.0f} us against {theirs.cpu_us or 0:,.0f} us",
+                )
+            )
+    return figures
+
+
 def single_put_latency(rows: Sequence[Row], machine: Machine, workers: Sequence[int]) -> list[Figure]:
     figures = []
     for count in workers:

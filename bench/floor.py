@@ -22,7 +22,7 @@ from aiohttp import web
 from bench.load import Payload
 
 _STREAM_CHUNK = 1024 * 1024
-_SMALL_MAX = 1024 * 1024  # Up to here the answer is one Response; beyond, it is streamed.
+SMALL_MAX = 1024 * 1024  # Up to here the answer is one Response; beyond, it is streamed.
 
 
 def application() -> web.Application:
@@ -35,7 +35,7 @@ def application() -> web.Application:
             body = bodies.get(size)
             if body is None:
                 body = bodies[size] = Payload(size=size).make()
-            if size <= _SMALL_MAX:
+            if size <= SMALL_MAX:
                 return web.Response(body=body)
             response = web.StreamResponse(headers={"Content-Length": str(size)})
             await response.prepare(request)
@@ -44,7 +44,7 @@ def application() -> web.Application:
                 await response.write(view[at : at + _STREAM_CHUNK])
             await response.write_eof()
             return response
-        if (request.content_length or 0) <= _SMALL_MAX:
+        if (request.content_length or 0) <= SMALL_MAX:
             await request.read()
         else:
             async for _ in request.content.iter_any():

@@ -14,6 +14,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -23,6 +24,9 @@ from pathlib import Path
 from bench.load import Endpoint
 from bench.shares import descendants, listeners, workers_of
 from bench.sigv4 import Credentials, Signer, canonical_query
+from objstore.processes.cluster import CannotStart
+from objstore.processes.dev import LocalCluster
+from objstore.processes.dev_postgres import LocalPostgres
 
 ROOT = Path(__file__).resolve().parent.parent
 _TICK_S = 1 / os.sysconf("SC_CLK_TCK")
@@ -38,6 +42,7 @@ class Target:
     name: str
     endpoint: Endpoint
     root_pid: int | None = None  # The server's topmost process, if it runs here.
+    other_pids: tuple[int, ...] = ()  # Of further trees that belong to it: storage nodes, a database.
     directory: Path | None = None  # Where it keeps its bytes, if that is here.
     workers: int | None = None  # As started; None when unknown.
     ours: bool = False  # Started here, on a directory that goes afterwards: nothing needs tidying.
@@ -45,7 +50,9 @@ class Target:
     bucket: str = field(default_factory=lambda: f"bench-{secrets.token_hex(4)}")
 
     def tree(self) -> list[int]:
-        return descendants(self.root_pid) if self.root_pid else []
+        if not self.root_pid:
+            return []
+        return [pid for root in (self.root_pid, *self.other_pids) for pid in descendants(root)]
 
     def worker_pids(self) -> list[int]:
         """Processes that accept connections on the endpoint's port."""
@@ -192,17 +199,30 @@ def stop_tree(process: "subprocess.Popen[bytes]", patience_s: float = 30.0) -> N
         process.wait(10)
 
 
-@contextlib.contextmanager
-def bare_aiohttp(workers: int) -> Iterator[Target]:
+def bare_aiohttp(workers: int) -> "contextlib.AbstractContextManager[Target]":
     """The floor, running."""
+    return _bare(f"aiohttp/{workers}", workers, ["bench.floor"])
+
+
+@contextlib.contextmanager
+def bare_proxy(scratch: Path, workers: int, nodes: int) -> Iterator[Target]:
+    """The floor of a cluster, running (bench/proxy.py)."""
+    with tempfile.TemporaryDirectory(dir=scratch, prefix="proxy-") as directory:
+        command = ["bench.proxy", "--nodes", str(nodes), "--scratch", directory]
+        with _bare(f"proxy/{workers}", workers, command) as target:
+            yield target
+
+
+@contextlib.contextmanager
+def _bare(name: str, workers: int, module: list[str]) -> Iterator[Target]:
     port = free_port()
     process = subprocess.Popen(
-        [sys.executable, "-m", "bench.floor", "--listen", f"127.0.0.1:{port}", "--workers", str(workers)],
+        [sys.executable, "-m", *module, "--listen", f"127.0.0.1:{port}", "--workers", str(workers)],
         cwd=ROOT,
     )
     try:
         target = Target(
-            name=f"aiohttp/{workers}",
+            name=name,
             endpoint=Endpoint(url=f"http://127.0.0.1:{port}", credentials=Credentials("bench", "bench")),
             root_pid=process.pid,
             workers=workers,
@@ -256,6 +276,50 @@ def objstore(
         stop_tree(process)
         if not keep:
             shutil.rmtree(directory, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def cluster(
+    scratch: Path, workers: int, nodes: int, *, disks: int = 1, codec: str = "4+2", postgresql: bool = False
+) -> "Iterator[tuple[Target, LocalCluster]]":
+    """One gateway and its storage nodes as `objstore dev cluster` starts them, in a directory that goes
+    afterwards. CPU counts all their processes, and PostgreSQL's."""
+    name = f"{'postgresql' if postgresql else 'cluster'}/{workers}"
+    with contextlib.ExitStack() as stack:
+        directory = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=scratch, prefix="cluster-")))
+        pids: list[int] = []
+        url = ""
+        if postgresql:
+            directory.chmod(0o711)  # PostgreSQL's own user must come through.
+            server = LocalPostgres(directory / "postgresql", free_port())
+            stack.callback(server.stop)
+            server.start()
+            url = server.url
+            pids.append(server.pid)
+        local = LocalCluster(
+            directory=directory / "store",
+            nodes=nodes,
+            disks=disks,
+            codec=codec,
+            workers=workers,
+            url=url,
+            bound=True,
+        )
+        stack.callback(local.close)
+        try:
+            local.start()
+        except CannotStart as failure:
+            raise TargetFailed(str(failure)) from failure
+        target = Target(
+            name=name,
+            endpoint=Endpoint(url=local.endpoint, credentials=Credentials(*local.root)),
+            root_pid=local.gateway.pid,
+            other_pids=(*(node.pid for node in local.members), *pids),
+            directory=directory,
+            workers=workers,
+            ours=True,
+        )
+        yield target, local
 
 
 def _await_ready(

@@ -28,17 +28,15 @@ import aiohttp
 import uvloop
 from aiohttp import web
 
-from objstore.node import authority as ca
-from objstore.node import tls
-from objstore.node.authority import GATEWAY, NODE, Name
+from bench.proxy import CLUSTER, NODE_ID, make_members
+from objstore.node.authority import GATEWAY, NODE
 from objstore.node.identity import make_identity
 from objstore.node.local import DiskOptions, format_disk, open_disk
 from objstore.node.pool import Address
 from objstore.node.remote import RemoteNode
 from objstore.node.server import NodeServer, members_only
-from objstore.node.tls import Credentials, Trust
+from objstore.node.tls import Credentials
 
-CLUSTER = b"c" * 16
 DISKS = range(1, 7)
 WIDTH = 16
 ROUNDS = 3
@@ -115,24 +113,6 @@ async def serve_bare(pipe: Connection, scratch: Path, with_tls: bool) -> None:
     await until_told(pipe, sock.getsockname()[1])
 
 
-def make_members(scratch: Path) -> None:
-    now_us = time.time_ns() // 1000
-    authority = ca.make_authority(CLUSTER, 1, now_us)
-    trust = Trust(
-        cluster=CLUSTER.hex(),
-        number=1,
-        roots=[root.pem for root in authority.roots],
-        signer=authority.signing.name,
-    )
-    for role, id_ in ((NODE, b"\1" * 16), (GATEWAY, b"\2" * 16)):
-        directory = scratch / role
-        directory.mkdir()
-        key = ca.make_key()
-        certificate = authority.issue(key.public_key(), Name(CLUSTER, role, id_), now_us)
-        tls.save_identity(directory, ca.key_to_pem(key), ca.to_pem(certificate))
-        tls.save_trust(directory, trust)
-
-
 # The gateway's side.
 
 
@@ -165,7 +145,7 @@ async def measure(
 ) -> None:
     context: ssl.SSLContext | None = None
     if arguments.tls:
-        context = Credentials(scratch / "gateway").client_context(NODE, b"\1" * 16)
+        context = Credentials(scratch / "gateway").client_context(NODE, NODE_ID)
     node = RemoteNode(
         Address("127.0.0.1", ports[0]), number=1, cluster=CLUSTER, epoch=lambda: 0, context=context
     )
