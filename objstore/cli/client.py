@@ -43,6 +43,7 @@ AdminOption = Annotated[
         help="Admin address host:port, for a store elsewhere (token in OBJSTORE_TOKEN).",
     ),
 ]
+Flag = tuple[str, str, object]  # The setting, the flag as typed, its value: None or [] if it was not given.
 
 
 def config_file(given: Path | None) -> Path | None:
@@ -54,11 +55,14 @@ def config_file(given: Path | None) -> Path | None:
     return usual if usual.exists() else None
 
 
-def settings(data: Path | None, config: Path | None) -> Loaded:
-    """The configuration in force, as a command's --data and --config have it. Raises: ConfigError."""
-    given: dict[str, tuple[str, object]] = {}
-    if data is not None:
-        given["server.data"] = ("--data", str(data))
+def settings(data: Path | None, config: Path | None, *flags: Flag) -> Loaded:
+    """The configuration in force, with a command's --data, --config and other flags. Raises: ConfigError."""
+    directory = None if data is None else str(data)
+    given = {
+        setting: (flag, value)
+        for setting, flag, value in (("server.data", "--data", directory), *flags)
+        if value is not None and value != []
+    }
     return load(config_file(config), os.environ, given)
 
 

@@ -8,6 +8,7 @@ import typer
 
 from objstore.cli.client import ConfigOption, DataOption, Refused, settings
 from objstore.cli.output import REFUSED, fail
+from objstore.cli.starting import explained
 from objstore.cli.store import Store, asks, quoted
 
 MEMBER_COLUMNS: Final = (
@@ -33,17 +34,15 @@ def init(data: DataOption = None, config: ConfigOption = None) -> None:
 
     A store that exists there keeps its id and its objects. Nothing listens yet: start objstore gateway next.
     """
-    from objstore.processes.cluster import MASTER_NAME, CannotStart
+    from objstore.processes.cluster import MASTER_NAME
     from objstore.processes.founding import AUTHORITY_NAME
     from objstore.processes.founding import init as found
 
     loaded = settings(data, config)
     place = Path(loaded.config.server.data)
-    try:
+    with explained(OSError):
         place.mkdir(mode=0o700, parents=True, exist_ok=True)
         made = found(loaded.config, place.resolve())
-    except (CannotStart, OSError) as failure:
-        fail(str(failure))
     print(f"cluster    {made.cluster.hex()}\ngateway    {made.gateway.id.hex()}\nauthority  {made.root}")
     key = (
         f"{place / MASTER_NAME}, made now,"

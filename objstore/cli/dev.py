@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from objstore.cli.output import USAGE, fail
+from objstore.cli.starting import explained
 from objstore.config import parse_codec
 
 dev_app = typer.Typer(help="Try a cluster on this machine.", no_args_is_help=True)
@@ -56,7 +57,6 @@ def cluster(
     gateways: Annotated[int, typer.Option(min=1, max=16, help="Gateways, with --metadata postgresql.")] = 1,
 ) -> None:
     """Start a gateway and nodes as processes of this machine. Ctrl-C ends them all."""
-    from objstore.processes.cluster import CannotStart
     from objstore.processes.dev import LocalCluster, free_ports, run
     from objstore.processes.machine import announce
 
@@ -65,31 +65,32 @@ def cluster(
     codec = codec or ("4+2" if nodes * disks >= 6 else "2+1")
     if not re.fullmatch(r"[0-9]{1,2}\+[0-9]{1,2}", codec) or nodes * disks < sum(parse_codec(codec)):
         fail(f"--codec is k+m with at most as many fragments as there are disks, not {codec}", USAGE)
-    with tempfile.TemporaryDirectory(prefix="objstore-dev-") as temporary, contextlib.ExitStack() as stack:
+    with (
+        tempfile.TemporaryDirectory(prefix="objstore-dev-") as temporary,
+        contextlib.ExitStack() as stack,
+        explained(),
+    ):
         directory = data.resolve() if data is not None else Path(temporary)
-        try:
-            url = ""
-            if metadata is Metadata.POSTGRESQL:
-                from objstore.processes.dev_postgres import LocalPostgres
+        url = ""
+        if metadata is Metadata.POSTGRESQL:
+            from objstore.processes.dev_postgres import LocalPostgres
 
-                os.chmod(temporary, 0o711)  # noqa: S103  (PostgreSQL's own user must come through.)
-                server = LocalPostgres(directory / "postgresql", port + 999 if port else free_ports(1)[0])
-                stack.callback(server.stop)
-                server.start()
-                url = server.url
-            local = LocalCluster(
-                directory=directory,
-                gateway_count=gateways,
-                url=url,
-                nodes=nodes,
-                sites=sites,
-                disks=disks,
-                codec=codec,
-                port=port,
-                workers=workers,
-                bound=True,
-            )
-            code = run(local, announce, keeps=data is not None)
-        except CannotStart as failure:
-            fail(str(failure))
+            os.chmod(temporary, 0o711)  # noqa: S103  (PostgreSQL's own user must come through.)
+            server = LocalPostgres(directory / "postgresql", port + 999 if port else free_ports(1)[0])
+            stack.callback(server.stop)
+            server.start()
+            url = server.url
+        local = LocalCluster(
+            directory=directory,
+            gateway_count=gateways,
+            url=url,
+            nodes=nodes,
+            sites=sites,
+            disks=disks,
+            codec=codec,
+            port=port,
+            workers=workers,
+            bound=True,
+        )
+        code = run(local, announce, keeps=data is not None)
     raise SystemExit(code)

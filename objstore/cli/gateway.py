@@ -1,25 +1,19 @@
 """`objstore gateway`: the S3 side of a cluster, its disks on storage nodes."""
 
-import os
 from typing import Annotated
 
 import typer
 
-from objstore.cli.client import ConfigOption, DataOption, config_file
-from objstore.cli.output import fail
-from objstore.config import load
+from objstore.cli.client import ConfigOption, DataOption, Flag, settings
+from objstore.cli.starting import AdminListenOption, CodecOption, ListenOption, WorkersOption, explained
 
 CLUSTER_LISTEN = "127.0.0.1:9002"
 
 
 def gateway(
     data: DataOption = None,
-    listen: Annotated[
-        str | None, typer.Option(help="host:port of the S3 API.  [127.0.0.1:9000]", show_default=False)
-    ] = None,
-    admin_listen: Annotated[
-        str | None, typer.Option(help="host:port of the admin API.  [127.0.0.1:9001]", show_default=False)
-    ] = None,
+    listen: ListenOption = None,
+    admin_listen: AdminListenOption = None,
     cluster_listen: Annotated[
         str | None,
         typer.Option(
@@ -34,12 +28,8 @@ def gateway(
             show_default=False,
         ),
     ] = None,
-    codec: Annotated[
-        str | None, typer.Option(help="data+parity fragments.  [4+2]", show_default=False)
-    ] = None,
-    workers: Annotated[
-        int | None, typer.Option(help="Gateway processes.  [one per core]", show_default=False)
-    ] = None,
+    codec: CodecOption = None,
+    workers: WorkersOption = None,
     recover: Annotated[
         str,
         typer.Option(
@@ -60,27 +50,18 @@ def gateway(
     config: ConfigOption = None,
 ) -> None:
     """Run a gateway of a cluster (see: objstore cluster init). Its disks are on storage nodes."""
-    given: dict[str, tuple[str, object]] = {}
-    for name, flag, value in (
-        ("server.data", "--data", str(data) if data is not None else None),
+    flags: list[Flag] = [
         ("server.listen", "--listen", listen),
         ("server.admin_listen", "--admin-listen", admin_listen),
         ("cluster.listen", "--cluster-listen", cluster_listen),
         ("disks.paths", "--disk", disk),
         ("blobs.codec", "--codec", codec),
         ("server.workers", "--workers", workers),
-    ):
-        if value is not None and value != []:
-            given[name] = (flag, value)
-    loaded = load(config_file(config), os.environ, given)
+    ]
+    loaded = settings(data, config, *flags)
     if not loaded.config.cluster.listen:
-        given["cluster.listen"] = ("--cluster-listen", CLUSTER_LISTEN)
-        loaded = load(config_file(config), os.environ, given)
-    from objstore.processes.cluster import CannotStart
+        loaded = settings(data, config, *flags, ("cluster.listen", "--cluster-listen", CLUSTER_LISTEN))
     from objstore.processes.gateway import gateway as gateway_
 
-    try:
-        code = gateway_(loaded, recover=recover, join=join)
-    except CannotStart as failure:
-        fail(str(failure))
-    raise SystemExit(code)
+    with explained():
+        raise SystemExit(gateway_(loaded, recover=recover, join=join))

@@ -8,7 +8,7 @@ import typer
 from objstore import __version__
 from objstore.cli import health
 from objstore.cli.accounts import key_app, tenant_app, user_app
-from objstore.cli.client import ConfigOption, DataOption, Refused, Unreachable, config_file
+from objstore.cli.client import ConfigOption, DataOption, Refused, Unreachable, settings
 from objstore.cli.cluster import cluster_app
 from objstore.cli.configuration import config_app
 from objstore.cli.dev import dev_app
@@ -18,7 +18,8 @@ from objstore.cli.gateway import gateway
 from objstore.cli.metadata import meta_app
 from objstore.cli.node import node_app
 from objstore.cli.output import FAILURE, REFUSED, USAGE, fail
-from objstore.config import ConfigError, load
+from objstore.cli.starting import AdminListenOption, CodecOption, ListenOption, WorkersOption, explained
+from objstore.config import ConfigError
 
 app = typer.Typer(
     name="objstore",
@@ -62,45 +63,30 @@ def _root(
 @app.command()
 def serve(
     data: DataOption = None,
-    listen: Annotated[
-        str | None, typer.Option(help="host:port of the S3 API.  [127.0.0.1:9000]", show_default=False)
-    ] = None,
-    admin_listen: Annotated[
-        str | None, typer.Option(help="host:port of the admin API.  [127.0.0.1:9001]", show_default=False)
-    ] = None,
+    listen: ListenOption = None,
+    admin_listen: AdminListenOption = None,
     disk: Annotated[
         list[str] | None,
         typer.Option(help="A disk's directory, empty at the first start; once per disk.", show_default=False),
     ] = None,
-    codec: Annotated[
-        str | None, typer.Option(help="data+parity fragments.  [4+2]", show_default=False)
-    ] = None,
-    workers: Annotated[
-        int | None, typer.Option(help="Gateway processes.  [one per core]", show_default=False)
-    ] = None,
+    codec: CodecOption = None,
+    workers: WorkersOption = None,
     config: ConfigOption = None,
 ) -> None:
     """Run the store. The first start makes it, and prints the root key once."""
-    given: dict[str, tuple[str, object]] = {}
-    for name, flag, value in (
-        ("server.data", "--data", str(data) if data is not None else None),
+    loaded = settings(
+        data,
+        config,
         ("server.listen", "--listen", listen),
         ("server.admin_listen", "--admin-listen", admin_listen),
         ("disks.paths", "--disk", disk),
         ("blobs.codec", "--codec", codec),
         ("server.workers", "--workers", workers),
-    ):
-        if value is not None and value != []:
-            given[name] = (flag, value)
-    loaded = load(config_file(config), os.environ, given)
-    from objstore.processes.serve import CannotStart
+    )
     from objstore.processes.serve import serve as serve_
 
-    try:
-        code = serve_(loaded)
-    except CannotStart as failure:
-        fail(str(failure))
-    raise SystemExit(code)
+    with explained():
+        raise SystemExit(serve_(loaded))
 
 
 # In the order in which the help names them.

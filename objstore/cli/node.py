@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
-from objstore.cli.client import ConfigOption, DataOption, config_file, settings
+from objstore.cli.client import ConfigOption, DataOption, settings
 from objstore.cli.output import FAILURE, OK, OutputOption, fail, show
-from objstore.config import load
+from objstore.cli.starting import explained
 
 node_app = typer.Typer(help="Run a storage node of a cluster.", invoke_without_command=True)
 
@@ -47,27 +47,20 @@ def node(
     """Run a storage node. The first start joins a cluster with --join TOKEN; later ones serve at once."""
     if context.invoked_subcommand is not None:
         return
-    given: dict[str, tuple[str, object]] = {}
-    for option, flag, value in (
-        ("server.data", "--data", str(data) if data is not None else None),
+    loaded = settings(
+        data,
+        config,
         ("disks.paths", "--disk", disk),
         ("node.listen", "--listen", listen),
         ("node.address", "--address", address),
         ("node.name", "--name", name),
         ("node.site", "--site", site),
         ("node.rack", "--rack", rack),
-    ):
-        if value is not None and value != []:
-            given[option] = (flag, value)
-    loaded = load(config_file(config), os.environ, given)
-    from objstore.processes.cluster import CannotStart
+    )
     from objstore.processes.node import serve_node
 
-    try:
-        code = serve_node(loaded, join)
-    except CannotStart as failure:
-        fail(str(failure))
-    raise SystemExit(code)
+    with explained():
+        raise SystemExit(serve_node(loaded, join))
 
 
 @node_app.command("status")

@@ -13,7 +13,8 @@ from typing import Any, Concatenate
 from urllib.parse import quote
 
 from objstore.cli.client import AdminClient, AdminOption, ConfigOption, DataOption, settings
-from objstore.cli.output import Format, OutputOption, fail, show
+from objstore.cli.output import Format, OutputOption, show
+from objstore.cli.starting import explained
 from objstore.config import Loaded
 
 Facts = dict[str, Any]
@@ -77,9 +78,6 @@ def quoted(text: str) -> str:
 def stopped(data: Path | None, config: Path | None) -> Iterator[Loaded]:
     """The configuration of a store that does not serve; whatever is wrong with it ends the command."""
     from objstore.errors import StoreError
-    from objstore.processes.cluster import CannotStart
 
-    try:
+    with explained(StoreError, OSError):
         yield settings(data, config)
-    except (CannotStart, StoreError, OSError) as failure:
-        fail(str(failure))
