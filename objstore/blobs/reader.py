@@ -43,9 +43,7 @@ T = TypeVar("T")
 KIB: Final = 1024
 MIB: Final = 1024 * KIB
 KEPT_BUFFER_MIN: Final = 64 * KIB  # Bytes: smaller ones malloc keeps by itself.
-SEQUENTIAL_MAX: Final = (
-    128 * KIB
-)  # Bytes: up to this the parts of a range are read one after another if cached.
+SEQUENTIAL_MAX: Final = 128 * KIB  # Bytes of a range whose parts, if cached, are read one after another.
 KEPT_LOOKS: Final = 8  # Kept buffers tried before a new one is made.
 
 

@@ -80,9 +80,8 @@ class Directory:
         if cached is not None:
             version = None if self._version is None else self._version()
             if version is not None and version == cached.version:
-                return (
-                    cached.credential
-                )  # Nothing at all was committed since: most of the time, where reads prevail.
+                # Nothing at all was committed since: so it is most of the time, where reads prevail.
+                return cached.credential
             if await self._kv.get_many(cached.names) == cached.values:
                 cached.version = version
                 return cached.credential

@@ -21,9 +21,8 @@ from objstore.errors import Conflict, Corrupt, LimitReached
 from objstore.meta.kv import COUNTER_SIZE, KEY_SIZE_MAX, VALUE_SIZE_MAX, Transaction, counter, counter_value
 
 TRANSACTION_SIZE_MAX = 8 * 1024 * 1024  # Bytes, as on LMDB: a Complete of 10,000 parts has about 1 MB.
-COUNTER_PREFIXES = frozenset(
-    b"cGLgN"
-)  # Of schema.py: buckets, volumes' live bytes and lengths, uploads, serials.
+# Of schema.py: buckets, volumes' live bytes and lengths, uploads, serials.
+COUNTER_PREFIXES = frozenset(b"cGLgN")
 
 _COUNTER_END = 1 << (8 * COUNTER_SIZE - 1)
 

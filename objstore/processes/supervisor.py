@@ -165,9 +165,8 @@ class Supervisor:
             signal.set_wakeup_fd(-1)
             for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD, signal.SIGHUP):
                 signal.signal(number, signal.SIG_DFL)
-            signal.signal(
-                signal.SIGINT, signal.SIG_IGN
-            )  # Ctrl-C goes to all; the supervisor decides the order.
+            # Ctrl-C goes to all; the supervisor decides the order.
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
             signal.pthread_sigmask(signal.SIG_SETMASK, set())
             die_with_parent(parent)
             set_process_name(f"objstore-{child.name}")

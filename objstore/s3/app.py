@@ -289,9 +289,8 @@ class App:
         target = parse_target(message.path, host, self.domains)
         request.bucket, request.key = target.bucket, target.key
 
-        verified = await self.verifier.verify(
-            method, target, message.headers
-        )  # Default deny: nothing before it.
+        # Default deny: nothing is done before it.
+        verified = await self.verifier.verify(method, target, message.headers)
         request.who = who = verified.who
         if not self.admission.claim(who.tenant, request.body_weight):
             raise slow_down()

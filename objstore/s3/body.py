@@ -55,9 +55,8 @@ INLINE_SIZE_MAX = 128 * 1024  # Bytes: hashing this takes 0.2 ms, about what two
 _FRAMING_SIZE_MAX = 16 * 1024  # Bytes of framing that a small body may have on top.
 _PIECES_MAX = 16  # Of one read: more small chunks than that are joined.
 BATCH_SIZE = 256 * 1024  # Bytes handed to the hash threads at once: 0.35 ms of MD5 against 0.05 ms of hop.
-POUR_SIZE = (
-    1024 * 1024
-)  # The same where bytes lie in a stripe's memory anyway: fewer hops, 1.7 ms of MD5 each.
+# The same where bytes lie in a stripe's memory anyway: fewer hops, 1.7 ms of MD5 each.
+POUR_SIZE = 1024 * 1024
 
 _LENGTH = re.compile(r"[0-9]{1,19}").fullmatch  # int() alone takes 1_0, +5, spaces, Arabic digits.
 _NOT_VALUES = frozenset({"x-amz-checksum-algorithm", "x-amz-checksum-type", "x-amz-checksum-mode"})

@@ -54,9 +54,8 @@ PARSE_IN_LOOP_MAX = 64 * 1024  # Bytes; longer documents are parsed in a thread.
 _ECHO_MAX = 1024  # Characters: no key is longer, and what is longer is not worth an answer of megabytes.
 
 _DOOMED_FIELDS = frozenset(("Key", "VersionId", "ETag", "LastModifiedTime", "Size"))
-_DELETE_ELEMENTS_MAX = 2 + (1 + len(_DOOMED_FIELDS)) * (
-    DELETES_MAX + 1
-)  # One more, to be counted and refused.
+# For one key more than may be named, so that it is counted and refused.
+_DELETE_ELEMENTS_MAX = 2 + (1 + len(_DOOMED_FIELDS)) * (DELETES_MAX + 1)
 
 
 # --- Read ----------------------------------------------------------------------------------------

@@ -266,9 +266,8 @@ class EdgeProtocol(Handler):
                 self.write_paused += passed
             self.write_waited += passed
             too_slow = False
-            if (
-                self.write_waited > limits.body_seconds
-            ):  # Judged anew from time to time: a quick start buys nothing.
+            # Judged anew from time to time: a quick start buys nothing.
+            if self.write_waited > limits.body_seconds:
                 too_slow = taken - self.write_from < limits.body_rate * self.write_waited
                 self.write_waited, self.write_from = 0.0, taken
             if too_slow or self.write_paused > limits.body_seconds:
