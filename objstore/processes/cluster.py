@@ -75,9 +75,7 @@ class FoundDisk:
     state: DiskState  # HEALTHY: the identity was read; what else is wrong shows when the disk is opened.
     reason: str = ""
     device: int = 0  # st_dev.
-    node: bytes = (
-        b""  # 16 bytes: the storage node that has it, and who uses it asks that. Empty: this machine.
-    )
+    node: bytes = b""  # 16 bytes: the storage node that has it. Empty: this machine.
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,9 +91,8 @@ class Cluster:
     epoch: int  # Newest journal epoch that any disk of this machine knows of.
     term: int = 0  # See ClusterRecord.
     tls: str = ""  # Directory of this gateway's credentials; empty: no disk is on another machine.
-    locks: list[int] = field(
-        repr=False, default_factory=list
-    )  # File descriptors, one per disk that is there.
+    # File descriptors, one per disk that is there.
+    locks: list[int] = field(repr=False, default_factory=list)
 
 
 def open_cluster(
@@ -166,7 +163,7 @@ def open_cluster(
         term=record.term,
         tls=tls,
         locks=[
-            _lock_and_sweep(secrets.cluster_id, disk, record.disks)
+            _take(secrets.cluster_id, disk, record.disks)
             for disk in found
             if disk.state is DiskState.HEALTHY and not disk.node
         ],
@@ -576,13 +573,24 @@ def _look(record: ClusterRecord, named: list[str]) -> tuple[list[FoundDisk], lis
     return found, identities
 
 
-def _lock_and_sweep(cluster: bytes, disk: FoundDisk, known: list[KnownDisk]) -> int:
-    """Held by every process of the store through inheritance, for as long as one of them lives."""
+def _take(cluster: bytes, disk: FoundDisk, known: list[KnownDisk]) -> int:
+    lock = lock_and_sweep(cluster, disk)
+    _tell_peers(disk, known)
+    return lock
+
+
+def lock_and_sweep(cluster: bytes, disk: FoundDisk) -> int:
+    """The lock of a disk that is there, and the end of what a crash left in it.
+
+    Returns: its file descriptor, held by every process of the supervisor through inheritance, for as long as
+        one of them lives.
+
+    Raises: CannotStart: another process has the disk.
+    """
     try:
         lock = lock_disk(disk.path, wait_s=LOCK_WAIT_S)
     except StoreError as failure:
         raise CannotStart(f"disk {disk.number}: {failure}") from None
-    _tell_peers(disk, known)
     opened = open_disk(disk.path, expected=Expected(cluster, disk.uuid, disk.number))
     try:
         opened.sweep()

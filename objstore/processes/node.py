@@ -31,17 +31,17 @@ from objstore.ids import random_id
 from objstore.node.authority import NODE
 from objstore.node.disk import DiskState
 from objstore.node.identity import Identity, Peer, make_identity, read_identity
-from objstore.node.local import Expected, format_disk, lock_disk, open_disk
+from objstore.node.local import Expected, format_disk, open_disk
 from objstore.node.membership import DiskFacts, Machine, Registered, Registration
 from objstore.node.port import NodePort
 from objstore.node.syscalls import RealSyscalls
 from objstore.node.tls import IDENTITY, Credentials
 from objstore.processes import joining
 from objstore.processes.cluster import (
-    LOCK_WAIT_S,
     RECORD_NAME,
     CannotStart,
     FoundDisk,
+    lock_and_sweep,
     shared_devices,
     why_not_free,
 )
@@ -301,27 +301,15 @@ def _lock(credentials: Credentials, disks: Sequence[NodeDisk]) -> list[int]:
                 f"Disk {disk.number} is not at {disk.path}: not mounted? It is looked for again and again."
             )
             continue
-        try:
-            locks.append(lock_disk(disk.path, wait_s=LOCK_WAIT_S))
-        except StoreError as failure:
-            raise CannotStart(f"disk {disk.number}: {failure}") from None
-        uuid = bytes.fromhex(disk.uuid)
-        opened = open_disk(disk.path, expected=Expected(credentials.name.cluster, uuid, disk.number))
-        try:
-            opened.sweep()
-        except OSError:
-            pass  # A read-only or failing disk: it shows when it is used.
-        finally:
-            opened.close()
-        found.append(
-            FoundDisk(
-                number=disk.number,
-                uuid=uuid,
-                path=disk.path,
-                state=DiskState.HEALTHY,
-                device=os.stat(disk.path).st_dev,
-            )
+        here = FoundDisk(
+            number=disk.number,
+            uuid=bytes.fromhex(disk.uuid),
+            path=disk.path,
+            state=DiskState.HEALTHY,
+            device=os.stat(disk.path).st_dev,
         )
+        locks.append(lock_and_sweep(credentials.name.cluster, here))
+        found.append(here)
     for line in shared_devices(found):
         announce(line)
     return locks
