@@ -14,14 +14,14 @@ import logging
 import socket
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Final, TypeVar
+from typing import Final
 
-import msgspec
 from aiohttp import web
 
 from objstore.admin import guard
 from objstore.errors import BadArgument, Denied, Rejected, StoreError, Unavailable
 from objstore.node.authority import GATEWAY, NODE
+from objstore.node.documents import RequestRefused, answer, read_document
 from objstore.node.membership import (
     ANSWER_SIZE_MAX,
     BODY_SIZE_MAX,
@@ -39,17 +39,13 @@ from objstore.node.membership import (
     Roots,
     Standing,
     Welcome,
-    decode,
 )
 from objstore.node.tls import HANDSHAKE_SECONDS, Credentials, Peer, Trust, peer_of
 
 log = logging.getLogger(__name__)
 
 JOINS_AT_ONCE: Final = 16  # Of strangers. Each costs a millisecond of CPU; beyond: 503, and they ask again.
-BODY_SECONDS: Final = 10.0  # For a request's body to come.
 CLOSE_SECONDS: Final = 2.0
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,13 +58,6 @@ class ClusterApi:
     renew: Callable[[Peer, RenewRequest], Awaitable[Renewed]]
     standing: Callable[[], Standing]
     take_trust: Callable[[Trust], Awaitable[Standing]]
-
-
-class _Refused(Exception):
-    def __init__(self, status: int, detail: str) -> None:
-        super().__init__(detail)
-        self.status = status
-        self.detail = detail
 
 
 class ClusterPort:
@@ -111,22 +100,22 @@ class ClusterPort:
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
         who = request.remote
         try:
-            return _answer(await self._dispatch(request))
-        except _Refused as refused:
-            return _answer(Refusal(detail=refused.detail), refused.status)
+            return answer(await self._dispatch(request))
+        except RequestRefused as refused:
+            return answer(Refusal(detail=refused.detail), refused.status)
         except Denied as failure:
             log.warning("refused", extra={"path": request.path, "from": who, "why": str(failure)})
-            return _answer(Refusal(detail=str(failure)), 403)
+            return answer(Refusal(detail=str(failure)), 403)
         except Rejected as failure:
-            return _answer(Refusal(detail=str(failure)), 400 if isinstance(failure, BadArgument) else 409)
+            return answer(Refusal(detail=str(failure)), 400 if isinstance(failure, BadArgument) else 409)
         except Unavailable as failure:
-            return _answer(Refusal(detail=str(failure)), 503)
+            return answer(Refusal(detail=str(failure)), 503)
         except StoreError as failure:
             log.error("cluster request failed", extra={"path": request.path, "failure": repr(failure)})
-            return _answer(Refusal(detail="an error; see the gateway's log"), 500)
+            return answer(Refusal(detail="an error; see the gateway's log"), 500)
         except Exception:
             log.exception("cluster request failed", extra={"path": request.path})
-            return _answer(Refusal(detail="a bug; see the gateway's log"), 500)
+            return answer(Refusal(detail="a bug; see the gateway's log"), 500)
 
     async def _dispatch(self, request: web.BaseRequest) -> Document | Trust:
         peer = peer_of(request.transport)
@@ -135,51 +124,26 @@ class ClusterPort:
             return await self._api.roots()
         if what == ("POST", JOIN_PATH):
             if self._joining >= JOINS_AT_ONCE:
-                raise _Refused(503, "too many machines join at once: try again")
+                raise RequestRefused(503, "too many machines join at once: try again")
             self._joining += 1
             try:
-                return await self._api.join(await _document(request, JoinRequest))
+                return await self._api.join(await read_document(request, JoinRequest, BODY_SIZE_MAX))
             finally:
                 self._joining -= 1
         # Everything else is for members, whether it exists or not.
         if peer is None:
-            raise _Refused(401, "a certificate of the cluster is needed")
+            raise RequestRefused(401, "a certificate of the cluster is needed")
         if not self._credentials.allows(peer):
             raise Denied(f"{peer.name} is no member any more, or its certificate has expired")
         if what == ("POST", REGISTER_PATH):
-            return await self._api.register(peer, await _document(request, Registration))
+            return await self._api.register(peer, await read_document(request, Registration, BODY_SIZE_MAX))
         if what == ("POST", RENEW_PATH):
-            return await self._api.renew(peer, await _document(request, RenewRequest))
+            return await self._api.renew(peer, await read_document(request, RenewRequest, BODY_SIZE_MAX))
         if request.path == MEMBER_PATH:
             if peer.name.role != GATEWAY:
                 raise Denied(f"{peer.name} is no gateway")
             if request.method == "GET":
                 return self._api.standing()
             if request.method == "PUT":
-                return await self._api.take_trust(await _document(request, Trust, ANSWER_SIZE_MAX))
-        raise _Refused(404, "no such path")
-
-
-async def _document(request: web.BaseRequest, kind: type[T], size_max: int = BODY_SIZE_MAX) -> T:
-    """Raises: BadArgument, _Refused."""
-    content = bytearray()
-    try:
-        async with asyncio.timeout(BODY_SECONDS):
-            while chunk := await request.content.readany():
-                content += chunk
-                if len(content) > size_max:
-                    raise _Refused(413, "the document is too long")
-    except TimeoutError:
-        raise _Refused(408, "the document did not come in time") from None
-    return decode(bytes(content), kind)
-
-
-def _answer(document: Document | Trust, status: int = 200) -> web.Response:
-    response = web.Response(
-        status=status,
-        body=msgspec.json.encode(document),
-        headers={"Content-Type": "application/json", "Cache-Control": "no-store"},
-    )
-    if status >= 400:
-        response.force_close()
-    return response
+                return await self._api.take_trust(await read_document(request, Trust, ANSWER_SIZE_MAX))
+        raise RequestRefused(404, "no such path")

@@ -13,28 +13,25 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-import msgspec
 from aiohttp import web
 
 from objstore import __version__
 from objstore.errors import BadArgument, Corrupt
 from objstore.node.authority import GATEWAY, common_name
+from objstore.node.documents import RequestRefused, answer, read_document
 from objstore.node.local import LocalDisk
 from objstore.node.membership import (
     ANSWER_SIZE_MAX,
     MEMBER_PATH,
     TRUST_PATH,
-    Document,
     Refusal,
     Standing,
-    decode,
 )
 from objstore.node.server import NodeLimits, NodeServer, members_only
 from objstore.node.tls import Credentials, Trust, peer_of
 
 log = logging.getLogger(__name__)
 
-BODY_SECONDS: Final = 10.0
 LOOK_SECONDS: Final = 5.0  # Between looks at open connections: a certificate may have ended.
 
 _STARTED_S = int(time.time())
@@ -106,48 +103,23 @@ class NodePort(NodeServer):
         peer = peer_of(request.transport)
         # The handshake let gateways in only; this says so once more, for a certificate that has ended since.
         if peer is None or peer.name.role != GATEWAY or not self._credentials.allows(peer):
-            return _answer(Refusal(detail="a gateway's certificate is needed"), 403)
+            return answer(Refusal(detail="a gateway's certificate is needed"), 403)
         try:
             if request.path == TRUST_PATH:
-                return _answer(self._credentials.trust)
+                return answer(self._credentials.trust)
             if request.method == "PUT":
-                await self._take(decode(await _body(request), Trust))
+                await self._take(await read_document(request, Trust, ANSWER_SIZE_MAX))
             elif request.method != "GET":
-                return _answer(Refusal(detail="no such method here"), 405)
-        except (BadArgument, Corrupt) as failure:
-            return _answer(Refusal(detail=str(failure)), 400)
+                return answer(Refusal(detail="no such method here"), 405)
+        except (BadArgument, Corrupt, RequestRefused) as failure:
+            return answer(Refusal(detail=str(failure)), 400)
         except OSError as failure:
             log.error("trust was not saved", extra={"failure": str(failure)})
-            return _answer(Refusal(detail=f"trust was not saved: {failure}"), 503)
-        return _answer(standing_of(self._credentials))
+            return answer(Refusal(detail=f"trust was not saved: {failure}"), 503)
+        return answer(standing_of(self._credentials))
 
     async def _take(self, trust: Trust) -> None:
         async with self._telling:
             if await self._credentials.take_trust(trust):
                 log.info("trust taken up", extra={"number": trust.number})
                 self.hang_up()
-
-
-async def _body(request: web.BaseRequest) -> bytes:
-    """Raises: BadArgument."""
-    content = bytearray()
-    try:
-        async with asyncio.timeout(BODY_SECONDS):
-            while chunk := await request.content.readany():
-                content += chunk
-                if len(content) > ANSWER_SIZE_MAX:
-                    raise BadArgument("the document is too long")
-    except TimeoutError:
-        raise BadArgument("the document did not come in time") from None
-    return bytes(content)
-
-
-def _answer(document: Document | Trust, status: int = 200) -> web.Response:
-    response = web.Response(
-        status=status,
-        body=msgspec.json.encode(document),
-        headers={"Content-Type": "application/json", "Cache-Control": "no-store"},
-    )
-    if status >= 400:
-        response.force_close()
-    return response
