@@ -195,6 +195,8 @@ class _Memory:
     async def take(self, size: int) -> None:
         """Raises: Overloaded."""
         assert size <= self._size
+        if not size:
+            return
         if size <= self._free and not self._waiting:
             self._free -= size
             return
@@ -217,6 +219,10 @@ class _Memory:
         self._free += size
         self._grant()
 
+    def share(self, size: int) -> "_Share":
+        """Bytes for as long as a block of code runs. It raises: Overloaded."""
+        return _Share(self, size)
+
     def _grant(self) -> None:
         while self._waiting:
             size, waiter = self._waiting[0]
@@ -226,6 +232,20 @@ class _Memory:
                 self._free -= size
                 waiter.set_result(None)
             self._waiting.popleft()
+
+
+class _Share:
+    __slots__ = ("_memory", "_size")
+
+    def __init__(self, memory: _Memory, size: int) -> None:
+        self._memory = memory
+        self._size = size
+
+    async def __aenter__(self) -> None:
+        await self._memory.take(self._size)
+
+    async def __aexit__(self, *failure: object) -> None:
+        self._memory.give(self._size)
 
 
 class _Rooms:
@@ -516,11 +536,8 @@ class NodeServer:
         size = wire.parse_number(text, "size")
         if size > wire.PROBE_MAX:
             raise BadMessage(f"a probe has at most {wire.PROBE_MAX} bytes")
-        await self._memory.take(size)
-        try:
+        async with self._memory.share(size):
             return await self._answer(request, [bytes(size)])
-        finally:
-            self._memory.give(size)
 
     # --- One call of one disk ----------------------------------------------------------------------------
 
@@ -537,18 +554,11 @@ class NodeServer:
                 await served.learn()
             served.check_epoch(epoch)
         name = verb.name
-        if name == "read":
-            return await self._read(request, served.disk, arguments)
-        if name == "log-read":
-            return await self._log_read(request, served.disk, arguments)
-        body: list[bytes] = []
-        size = 0
-        if verb.body_max:
-            size = self._body_size(request, verb.body_max)
-            await self._memory.take(size)
-        try:
-            if size:
-                body = await self._body(request, size)
+        if name in ("read", "log-read"):
+            return await self._read(request, served.disk, name, arguments)
+        size = self._body_size(request, verb.body_max) if verb.body_max else 0
+        async with self._memory.share(size):
+            body = await self._body(request, size) if size else []
             if not verb.changes:
                 result = await self._ask(served, name, arguments)
             else:
@@ -561,9 +571,6 @@ class NodeServer:
                         result = await self._change(served, name, arguments, body, repeated)
                     finally:
                         served.end(epoch)
-        finally:
-            if size:
-                self._memory.give(size)
         disk = served.disk
         success = wire.Success(
             disk.state.value, disk.reason[: wire.WORDS_MAX], msgspec.Raw(msgspec.json.encode(result))
@@ -571,31 +578,20 @@ class NodeServer:
         return await self._answer(request, [msgspec.json.encode(success)])
 
     async def _read(
-        self, request: web.BaseRequest, disk: LocalDisk, arguments: dict[str, Any]
+        self, request: web.BaseRequest, disk: LocalDisk, verb: str, arguments: dict[str, Any]
     ) -> web.StreamResponse:
         size = arguments["size"]
         if size > wire.READ_MAX:
             raise BadMessage(f"at most {wire.READ_MAX} bytes are read at once")
-        await self._memory.take(size)
-        try:
-            view = memoryview(self._rooms.take(size))[:size]
-            count = await disk.read(arguments["volume"], arguments["index"], arguments["at"], [view])
-            return await self._answer(request, [view[:count]], _state_of(disk))
-        finally:
-            self._memory.give(size)
-
-    async def _log_read(
-        self, request: web.BaseRequest, disk: LocalDisk, arguments: dict[str, Any]
-    ) -> web.StreamResponse:
-        size = arguments["size"]
-        if size > wire.READ_MAX:
-            raise BadMessage(f"at most {wire.READ_MAX} bytes are read at once")
-        await self._memory.take(size)
-        try:
-            data = await disk.log_read(_log_name(arguments["name"]), arguments["at"], size)
+        data: Buffer
+        async with self._memory.share(size):
+            if verb == "log-read":
+                data = await disk.log_read(_log_name(arguments["name"]), arguments["at"], size)
+            else:
+                view = memoryview(self._rooms.take(size))[:size]
+                count = await disk.read(arguments["volume"], arguments["index"], arguments["at"], [view])
+                data = view[:count]
             return await self._answer(request, [data], _state_of(disk))
-        finally:
-            self._memory.give(size)
 
     async def _ask(self, served: _Served, name: str, arguments: dict[str, Any]) -> Any:
         disk = served.disk
@@ -739,8 +735,7 @@ class NodeServer:
     async def _write(self, request: web.BaseRequest) -> web.StreamResponse:
         epoch = self._check(request)
         size = self._body_size(request, wire.BODY_MAX)
-        await self._memory.take(size)
-        try:
+        async with self._memory.share(size):
             body = await self._body(request, size)
             items, payload = _split(body, size)
             batch = _Batch(len(items))
@@ -762,8 +757,6 @@ class NodeServer:
             if batch.left:
                 return await self._answer_stragglers(request, batch)
             return await self._answer(request, [msgspec.json.encode(batch.take())])
-        finally:
-            self._memory.give(size)
 
     def _end(
         self, batch: "_Batch", number: int, served: _Served, epoch: int, done: "asyncio.Future[None]"
