@@ -37,7 +37,7 @@ from objstore.meta.schema import (
 from objstore.upkeep.context import Context
 from objstore.upkeep.homes import SNAPSHOT_HOME, extents_of
 from objstore.upkeep.repair import given_up_disks
-from objstore.upkeep.walk import headers
+from objstore.upkeep.walk import headers, tally
 
 log = logging.getLogger(__name__)
 
@@ -123,17 +123,8 @@ async def check_volume(ctx: Context, record: VolumeRecord, length: int) -> Volum
     try:
         async for header in headers(ctx, record, length, gone=given_up):
             found.stripes += 1
-            whole = late = 0
-            for index, number in enumerate(record.disks):
-                try:
-                    await ctx.reader.fragment(record, header.offset, header.fragment_size, index)
-                except Unavailable:
-                    late += number not in given_up
-                except UNREADABLE:
-                    continue
-                else:
-                    whole += 1
-                await ctx.pace.spend(header.fragment_size)
+            whole, late = await tally(ctx, record, header, given_up)
+            await ctx.pace.spend(header.fragment_size * (whole + late))
             if whole < record.k:
                 (found.waiting if whole + late >= record.k else found.lost).append(header.offset)
             elif whole < record.fragment_count:

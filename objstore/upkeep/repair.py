@@ -33,7 +33,7 @@ from objstore.node.fragments import RecordHeader, file_header, record_buffers, r
 from objstore.objects.ledger import DRAINING, GIVEN_UP
 from objstore.upkeep.claims import Deposed
 from objstore.upkeep.context import Context
-from objstore.upkeep.walk import headers
+from objstore.upkeep.walk import headers, tally
 
 log = logging.getLogger(__name__)
 
@@ -292,7 +292,7 @@ async def rebuilt(
                 if isinstance(own, Unavailable) and record.disks[file] not in given_up:
                     # Late or away, not lost: its own fragment may be the one that still saves the stripe.
                     raise own from failure
-                if await survivors(ctx, record, header, given_up, without=file) >= record.k:
+                if sum(await tally(ctx, record, header, given_up, without=file)) >= record.k:
                     raise  # Some are merely away.
                 # Nothing can bring it back (or nobody was ever told that it stood). Its place is kept,
                 # so that what follows it stays readable.
@@ -315,25 +315,6 @@ async def rebuilt(
             directory_offset=header.directory_offset,
             clock_us=header.clock_us,
         )
-
-
-async def survivors(
-    ctx: Context, record: VolumeRecord, header: RecordHeader, given_up: Collection[int], *, without: int = -1
-) -> int:
-    """Fragments of one stripe that are whole, or may turn out to be: late, or on a disk that may return."""
-    count = 0
-    for index, number in enumerate(record.disks):
-        if index == without:
-            continue
-        try:
-            await ctx.reader.fragment(record, header.offset, header.fragment_size, index)
-        except Unavailable:
-            count += number not in given_up
-        except UNREADABLE:
-            continue
-        else:
-            count += 1
-    return count
 
 
 async def _as_it_is(

@@ -77,6 +77,36 @@ async def headers(
         offset = header.end
 
 
+class Tally(NamedTuple):
+    """The fragments of one stripe that can be counted on."""
+
+    whole: int
+    late: int  # They may turn out to be: their disks did not answer in time, or may return.
+
+
+async def tally(
+    ctx: Context, record: VolumeRecord, header: RecordHeader, given_up: Collection[int], *, without: int = -1
+) -> Tally:
+    """Read all fragments of a stripe, but for that of file `without`.
+
+    Args:
+        given_up: disks that do not come back, whatever they say of themselves.
+    """
+    whole = late = 0
+    for index, number in enumerate(record.disks):
+        if index == without:
+            continue
+        try:
+            await ctx.reader.fragment(record, header.offset, header.fragment_size, index)
+        except Unavailable:
+            late += number not in given_up
+        except UNREADABLE:
+            continue
+        else:
+            whole += 1
+    return Tally(whole, late)
+
+
 async def directory(ctx: Context, header: RecordHeader) -> list[Entry]:
     """What the stripe holds; only the directory's bytes are read. Raises: Corrupt, Unavailable."""
     start = header.directory_offset
