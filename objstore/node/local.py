@@ -328,7 +328,7 @@ class LocalDisk:
             file = await self._open_fragment(volume, index, writable=True)
         assert not file.sealed, f"append to the sealed {volume}.{index}"
         file.touched = True
-        await self._write("append", self.options.limit_s, file, self._append, file, offset, buffers, sync)
+        await self._append_to("append", self.options.limit_s, file, offset, buffers, sync=sync)
 
     async def sync(self, volume: int, index: int) -> None:
         self._check_writable()
@@ -337,25 +337,29 @@ class LocalDisk:
             file = await self._open_fragment(volume, index, writable=True)
         await self._write("sync", self.options.limit_s, file, self._sync, file)
 
-    async def read(self, volume: int, index: int, position: int, buffers: Sequence[memoryview]) -> int:
+    def read_now(self, volume: int, index: int, position: int, buffers: Sequence[memoryview]) -> int | None:
         file = self._files.get((volume, index))
-        if file is not None and self._nowait and not self._failed and self._absent is None:
-            file.touched = True
-            try:
-                count = self._preadv(file.fd, buffers, position, self._nowait)
-            except BlockingIOError:
-                pass
-            except OSError:
-                pass  # The thread meets it again and judges it.
-            else:
-                wanted = 0
-                for buffer in buffers:
-                    wanted += buffer.nbytes
-                if count == wanted:
-                    self.cached_reads += 1
-                    if time.monotonic() > self._next_look:
-                        self._start_look()
-                    return count
+        if file is None or not self._nowait or self._failed or self._absent is not None:
+            return None
+        file.touched = True
+        try:
+            count = self._preadv(file.fd, buffers, position, self._nowait)
+        except OSError:
+            return None  # It would block; or it failed: the thread meets that again and judges it.
+        wanted = 0
+        for buffer in buffers:
+            wanted += buffer.nbytes
+        if count != wanted:
+            return None
+        self.cached_reads += 1
+        if time.monotonic() > self._next_look:
+            self._start_look()
+        return count
+
+    async def read(self, volume: int, index: int, position: int, buffers: Sequence[memoryview]) -> int:
+        count = self.read_now(volume, index, position, buffers)
+        if count is not None:
+            return count
         return await self._read_in_thread(volume, index, position, buffers)
 
     async def seal(self, volume: int, index: int, length: int) -> None:
@@ -380,7 +384,7 @@ class LocalDisk:
     async def replace_append(self, name: str, offset: int, buffers: Sequence[Buffer]) -> None:
         self._check_writable(grows=True)
         file = self._replacing[name].file
-        await self._write("replace", self.options.limit_s, file, self._append, file, offset, buffers, False)
+        await self._append_to("replace", self.options.limit_s, file, offset, buffers, sync=False)
 
     async def replace_publish(self, name: str, length: int) -> None:
         self._check_writable(grows=True)
@@ -438,13 +442,13 @@ class LocalDisk:
         file = self._logs.get(name)
         if file is None:
             file = await self._open_log(name)
-        await self._write(
-            "log_append", self.options.log_limit_s, file, self._append, file, offset, [content], True
-        )
+        await self._append_to("log_append", self.options.log_limit_s, file, offset, [content], sync=True)
 
     async def log_read(self, name: str, offset: int, size: int) -> bytes:
         self._check_log_name(name)
-        return await self._read_call("log_read", None, self._log_read, name, offset, size)
+        found = await self._read_call("log_read", None, self._log_read, name, offset, size)
+        self._count("log_read").bytes += len(found)
+        return found
 
     async def log_remove(self, name: str) -> None:
         self._check_log_name(name)
@@ -580,6 +584,12 @@ class LocalDisk:
         count.add(time.perf_counter() - start)
         return result
 
+    async def _append_to(
+        self, what: str, limit_s: float, file: _File, offset: int, buffers: Sequence[Buffer], *, sync: bool
+    ) -> None:
+        size = await self._write(what, limit_s, file, self._append, file, offset, buffers, sync)
+        self._count(what).bytes += size
+
     def _count(self, what: str) -> OpCount:
         count = self.counts.get(what)
         if count is None:
@@ -687,7 +697,9 @@ class LocalDisk:
         file = self._files.get((volume, index))
         if file is None:
             file = await self._open_fragment(volume, index, writable=False)
-        return await self._read_call("read", file, self._read_fully, file.fd, buffers, position)
+        size = await self._read_call("read", file, self._read_fully, file.fd, buffers, position)
+        self._count("read").bytes += size
+        return size
 
     # Looking around: the identity file, the space, files that lost their names.
 
@@ -885,7 +897,8 @@ class LocalDisk:
             raise
         return fd
 
-    def _append(self, file: _File, offset: int, buffers: Sequence[Buffer], sync: bool) -> None:
+    def _append(self, file: _File, offset: int, buffers: Sequence[Buffer], sync: bool) -> int:
+        """Returns: how many bytes."""
         sys = self._sys
         fd = file.fd
         stat = sys.fstat(fd)
@@ -919,6 +932,7 @@ class LocalDisk:
                 self._start_write_back(file, end)
         elif not flags:
             self._sync_bytes(file)
+        return size
 
     def _preallocate(self, file: _File, offset: int, size: int) -> None:
         try:
@@ -1020,7 +1034,7 @@ class LocalDisk:
                 view = memoryview(buffer).cast("B")
                 for start in range(0, len(view), PIECE_SIZE):
                     piece = view[start : start + PIECE_SIZE]
-                    await self._write(what, limit_s, file, self._append, file, at, [piece], False)
+                    await self._append_to(what, limit_s, file, at, [piece], sync=False)
                     at += len(piece)
             await self._write(what, limit_s, file, self._sync, file)
         except BaseException:
@@ -1270,7 +1284,7 @@ class _Append(Call):
         disk, future, failure = self.disk, self.future, self.failure
         self.file.release()
         if failure is None:
-            disk._count(self.what).add(time.perf_counter() - self.start)
+            disk._count(self.what).add(time.perf_counter() - self.start, self.result)
             if not future.done():
                 future.set_result(None)
             return

@@ -86,12 +86,13 @@ class Call:
     of them has ended, since their maker waits for all. While one hangs, a tick brings the others' outcomes.
     """
 
-    __slots__ = ("act", "arguments", "deadline", "ends", "failure", "group", "late", "pool")
+    __slots__ = ("act", "arguments", "deadline", "ends", "failure", "group", "late", "pool", "result")
 
     def __init__(self, act: Callable[..., object], *arguments: Any) -> None:
         self.act = act  # Blocks; in a thread of the disk.
         self.arguments = arguments
         self.failure: BaseException | None = None  # What `act` raised.
+        self.result: Any  # What it returned, if it did not.
         self.late = False
         self.deadline = 0.0  # By the loop's clock.
         self.pool: DiskThreads
@@ -111,7 +112,7 @@ class Call:
         try:
             if self.late:
                 raise TimeoutError("given up before it began")
-            self.act(*self.arguments)
+            self.result = self.act(*self.arguments)
         except BaseException as failure:
             self.failure = failure
         group = self.group

@@ -433,6 +433,7 @@ async def test_a_bad_sector_is_an_error_of_one_read_and_many_in_a_row_are_a_fail
     disk: LocalDisk, sys: FaultySyscalls
 ) -> None:
     await disk.create(1, 0)
+    await settled(disk)  # It reads, too.
     sys.fail("preadv", errno.EIO)
     for _ in range(local.READ_FAILURES_MAX):
         assert disk.state is DiskState.HEALTHY
@@ -860,6 +861,32 @@ async def test_cached_bytes_are_read_without_a_thread(disk: LocalDisk) -> None:
     assert await disk.read(1, 0, 0, [buffer]) == 5000
     assert disk.cached_reads == 1
     assert "read" not in disk.counts
+
+
+async def test_bytes_are_counted_by_operation(disk: LocalDisk, sys: FaultySyscalls) -> None:
+    await disk.create(1, 0)
+    await disk.append(1, 0, 0, [b"a" * 1000, b"b" * 24], sync=True)  # Begun at once: it is open already.
+    await disk.append(1, 0, 1024, [b"c" * 76], sync=False)
+    await disk.sync(1, 0)
+    await disk.log_create("epoch-1", b"head")
+    await disk.log_append("epoch-1", 4, b"12345")
+    await disk.log_append("epoch-1", 9, b"6789")
+    assert await disk.log_read("epoch-1", 0, 100) == b"head123456789"
+    name = await disk.replace_begin(2, 0)
+    await disk.replace_append(name, 0, [b"d" * 300, b"e" * 200])
+    await disk.replace_publish(name, 500)
+    assert len(await whole(disk, 1, 0)) == 1100
+    sys.fail("pwritev", errno.EIO)
+    with pytest.raises(DiskFailed):
+        await disk.append(1, 0, 1100, [b"lost"], sync=True)
+    assert {what: count.bytes for what, count in disk.counts.items() if count.bytes} == {
+        "append": 1100,
+        "log_create": 4,
+        "log_append": 9,
+        "log_read": 13,
+        "replace": 500,
+        "read": 1100,
+    }
 
 
 async def test_what_would_block_is_read_in_a_thread(disk: LocalDisk, sys: FaultySyscalls) -> None:
