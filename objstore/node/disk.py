@@ -85,6 +85,13 @@ class Disk(Protocol):
         """Make every earlier append to the file durable."""
         ...
 
+    def read_now(self, volume: int, index: int, position: int, buffers: Sequence[memoryview]) -> int | None:
+        """What `read` does, if this machine's page cache has all of it; otherwise None, whatever the reason.
+
+        Never blocks, never fails: no task and no timer for what takes a few microseconds.
+        """
+        ...
+
     async def read(self, volume: int, index: int, position: int, buffers: Sequence[memoryview]) -> int:
         """Fill the buffers from `position`; return the bytes read (short at the file's end).
 

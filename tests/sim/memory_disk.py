@@ -137,8 +137,20 @@ class MemoryDisk:
             self._suspect("sync failed: EIO")
         file.synced = len(file.content)
 
+    def read_now(self, volume: int, index: int, position: int, buffers: Sequence[memoryview]) -> int | None:
+        """A disk that `yields` has no page cache; of another everything is in it."""
+        if self.yields or self.mood in ("dead", "missing") or (volume, index) not in self.fragments:
+            return None
+        if self.before is not None:
+            return None
+        self.calls["read"] += 1
+        return self._fill(volume, index, position, buffers)
+
     async def read(self, volume: int, index: int, position: int, buffers: Sequence[memoryview]) -> int:
         await self._enter("read", volume, index)
+        return self._fill(volume, index, position, buffers)
+
+    def _fill(self, volume: int, index: int, position: int, buffers: Sequence[memoryview]) -> int:
         content = self._fragment(volume, index).content
         at = position
         for buffer in buffers:
