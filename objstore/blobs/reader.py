@@ -26,7 +26,7 @@ from xxhash import xxh3_64_intdigest
 
 from objstore.blobs.memory import MemoryBudget
 from objstore.blobs.stripes import slices
-from objstore.blobs.volumes import Ledger, VolumeRecord
+from objstore.blobs.volumes import FindDisks, Ledger, VolumeRecord, no_others
 from objstore.clock import Clock, SystemClock
 from objstore.codec.reed_solomon import Codec
 from objstore.errors import Corrupt, DiskMissing, Unavailable
@@ -95,6 +95,7 @@ class BlobReader:
         disks: by number; a number that is not in it is a missing disk.
         cluster, secret: what the checksums are bound to, from the identity file.
         codec: (k, m) -> codec.
+        find_disks: called when a volume names a disk that is not in `disks`: it came just now.
     """
 
     def __init__(
@@ -105,6 +106,7 @@ class BlobReader:
         cluster: bytes,
         secret: int,
         codec: CodecFor,
+        find_disks: FindDisks = no_others,
         clock: Clock | None = None,
         limits: ReaderLimits = DEFAULT_LIMITS,
     ) -> None:
@@ -114,6 +116,7 @@ class BlobReader:
         self._ledger = ledger
         self._seal = Seal(cluster, secret)
         self._codec = codec
+        self._find_disks = find_disks
         self._clock: Clock = clock if clock is not None else SystemClock()
         self._limits = limits
         self._hints: deque[Hint] = deque(maxlen=limits.hints)
@@ -308,9 +311,13 @@ class BlobReader:
         """
         if index >= record.k:
             raise Corrupt(f"an extent of volume {record.id} points beyond its {record.k} data fragments")
-        # A cached record may be old: repair may have moved this file, or the others.
+        # A cached record may be old: repair may have moved this file, or the others. And another process may
+        # have heard of a new disk, and written to it, before this one.
         fresh = await self._ledger.get(record.id, fresh=True)
-        if fresh.disks != record.disks:
+        unheard = any(number not in self._disks for number in fresh.disks)
+        if unheard:
+            await self._find_disks()
+        if unheard or fresh.disks != record.disks:
             record = fresh
             try:
                 return await self._read_fragment(record, extent, index, begin, length)

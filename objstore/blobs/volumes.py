@@ -4,12 +4,20 @@ The blob layer does not know the metadata engine. It asks a `Ledger` (objects/le
 it over metadata; tests over a dict) for volume records, and hands back what a commit must expect.
 """
 
+from collections.abc import Awaitable, Callable
 from enum import IntEnum
 from typing import NamedTuple, Protocol
 
 import msgspec
 
 from objstore.extents import Extent
+
+FindDisks = Callable[[], Awaitable[None]]
+"""Puts the disks that metadata names, and this process has not heard of yet, where writer and reader look."""
+
+
+async def no_others() -> None:
+    """The disks are those that were given at the start."""
 
 
 class VolumeState(IntEnum):

@@ -43,7 +43,7 @@ from objstore.blobs.stripes import (
     finish_in_place,
     pack,
 )
-from objstore.blobs.volumes import Intent, Lane, Ledger, Stored, VolumeRecord
+from objstore.blobs.volumes import FindDisks, Intent, Lane, Ledger, Stored, VolumeRecord, no_others
 from objstore.clock import Clock, SystemClock
 from objstore.codec.reed_solomon import Codec
 from objstore.errors import (
@@ -383,6 +383,7 @@ class BlobWriter:
         cluster, secret: what the checksums are bound to, from the identity file.
         codec: (k, m) -> codec (codec.backend.choose().codec).
         domain: a disk's failure domain, by its number and usage; by default its device.
+        find_disks: called when metadata names usable disks that are not in `disks`: they came just now.
         chance: for placement: numbers in [0, 1).
         crash_point: called with "volume-recorded", "volume-created", "stripe-encoded", "stripe-appended",
             "stripe-synced", "volume-sealed"; a crash test raises there.
@@ -403,6 +404,7 @@ class BlobWriter:
         policy: str = "",
         limits: WriterLimits = DEFAULT_LIMITS,
         domain: Domain = device_domain,
+        find_disks: FindDisks = no_others,
         chance: Callable[[], float] = random.random,
         crash_point: CrashPoint = lambda name: None,
     ) -> None:
@@ -422,6 +424,7 @@ class BlobWriter:
         self._policy = policy
         self._limits = limits
         self._domain = domain
+        self._find_disks = find_disks
         self._chance = chance
         self._crash_point = crash_point
         self._closed = False  # Takes nothing more.
@@ -881,10 +884,13 @@ class BlobWriter:
         raise TooFewDisks(wanted=1 + self._m, usable=0)
 
     async def _candidates(self) -> list[Candidate]:
+        usable = await self._ledger.usable_disks()
+        if any(number not in self._disks for number in usable):
+            await self._find_disks()
         now = self._clock.monotonic()
         numbers = [
             number
-            for number in await self._ledger.usable_disks()
+            for number in usable
             if number in self._disks
             and self._disks[number].state is DiskState.HEALTHY
             and self._full.get(number, 0.0) <= now

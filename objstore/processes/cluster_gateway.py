@@ -14,9 +14,9 @@ from objstore.admin.app import ClusterAdmin, Problem
 from objstore.admin.cluster_port import ClusterApi, ClusterPort
 from objstore.errors import BadArgument, Denied, StoreError
 from objstore.node.authority import GATEWAY, NODE
-from objstore.node.membership import Roots, Standing
+from objstore.node.membership import JoinRequest, Registered, Registration, Roots, Standing, Welcome
 from objstore.node.port import standing_of
-from objstore.node.tls import Trust
+from objstore.node.tls import Peer, Trust
 from objstore.processes import joining
 from objstore.processes.engine import is_shared
 from objstore.processes.founding import own_credentials, read_authority
@@ -68,8 +68,8 @@ class ClusterGateway:
         self._port = ClusterPort(
             ClusterApi(
                 roots=self._roots,
-                join=self.members.join,
-                register=self.members.register,
+                join=self._join,
+                register=self._register,
                 renew=self.members.renew,
                 standing=lambda: standing_of(self.credentials),
                 take_trust=self._take_trust,
@@ -95,6 +95,19 @@ class ClusterGateway:
     async def _roots(self) -> Roots:
         authority, _ = await self.members.authority()
         return Roots(roots=[root.pem for root in authority.roots])
+
+    # Who has joined, and who has disks, is known here before it hears so: each process of this machine asks
+    # this trust where a node is, and a store whose last node says that it is ready takes objects.
+
+    async def _join(self, request: JoinRequest) -> Welcome:
+        welcome = await self.members.join(request)
+        await self.heartbeats.follow()
+        return welcome
+
+    async def _register(self, peer: Peer, request: Registration) -> Registered:
+        registered = await self.members.register(peer, request)
+        await self.heartbeats.follow()
+        return registered
 
     async def _take_trust(self, trust: Trust) -> Standing:
         """Another gateway knows more. What counts is metadata; a newer number is followed all the same."""

@@ -30,6 +30,7 @@ from objstore.processes.members import JOINED, Members
 log = logging.getLogger(__name__)
 
 AT_ONCE: Final = 32
+LOOK_SECONDS: Final = 1.0  # Between looks whether another gateway has let somebody in.
 
 
 class Heartbeats:
@@ -72,7 +73,18 @@ class Heartbeats:
                 await self.beat()
             except (StoreError, OSError, CannotJoin) as failure:
                 log.warning("a heartbeat failed", extra={"failure": str(failure)})
-            await asyncio.sleep(self._beat_s)
+            until = self._clock.monotonic() + self._beat_s
+            while (left_s := until - self._clock.monotonic()) > 0:
+                await asyncio.sleep(min(left_s, LOOK_SECONDS))
+                await self.follow()
+
+    async def follow(self) -> None:
+        """Take up what metadata has of the members if it is newer than what this gateway follows."""
+        try:
+            if await self._members.trust_number() > self._credentials.trust.number:
+                await self._credentials.take_trust(await self._members.trust())
+        except (StoreError, OSError) as failure:  # The next beat tries again.
+            log.warning("the members are not followed", extra={"failure": str(failure)})
 
     async def close(self) -> None:
         for client in self._clients.values():

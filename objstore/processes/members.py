@@ -148,10 +148,14 @@ class Members:
         except OSError as failure:
             log.error("authority.json was not written", extra={"failure": str(failure)})
 
+    async def trust_number(self) -> int:
+        """The number of `trust`, which grows with every change."""
+        return counter(await self.kv.get(_NUMBER))
+
     async def trust(self) -> Trust:
         """What every member is to follow."""
         # The number first: what changes while we read makes the content newer than its number, never older.
-        number = counter(await self.kv.get(_NUMBER))
+        number = await self.trust_number()
         authority, _ = await self.authority()
         members = await self.ledger.members()
         now_s = self.clock.now_us() // 1_000_000
@@ -501,7 +505,7 @@ class Members:
         if not authority.changing:
             return ""
         newest = authority.roots[-1].name
-        number = counter(await self.kv.get(_NUMBER))
+        number = await self.trust_number()
         waiting = []
         for id_, record in (await self.ledger.members()).items():
             if record.state != JOINED:

@@ -11,7 +11,6 @@ from objstore.errors import StoreError
 from objstore.node.disk import DiskState
 from objstore.objects.ledger import DRAINING, GIVEN_UP
 from objstore.processes.parts import Parts
-from objstore.processes.spec import Place
 
 log = logging.getLogger(__name__)
 
@@ -63,26 +62,18 @@ async def mind_disks(parts: Parts) -> None:
 
 async def follow_disks(parts: Parts) -> None:
     """What operators decide about disks, as metadata has it: new ones are opened here too, removed ones
-    closed, and open volumes leave those that are to be emptied or were given up."""
+    closed, and open volumes leave those that are to be emptied or were given up. A disk that a write or a
+    read misses meanwhile is taken up by that."""
     while True:
         await asyncio.sleep(LOOK_SECONDS)
         try:
             records = await parts.store.ledger.disks()
+            await parts.find_disks()
         except StoreError:
             continue
         leaving = [number for number, record in records.items() if record.state in (DRAINING, *GIVEN_UP)]
         if leaving:
             parts.store.writer.leave(leaving)
-        for number, record in records.items():
-            if record.state == "retired":
-                if (disk := parts.disks.pop(number, None)) is not None:
-                    disk.close()
-                    log.info("disk removed", extra={"disk": number})
-            elif number not in parts.disks and record.uuid and record.path:
-                # Opening never fails: a disk that is not there (yet) looks again by itself.
-                parts.disks[number] = parts.opener.open(Place(number, record.uuid, record.path, record.node))
-                await parts.opener.look()
-                log.info("disk added", extra={"disk": number, "path": record.path})
 
 
 async def report_damage(parts: Parts) -> None:

@@ -5,30 +5,35 @@ Everything below takes its parts as arguments; nothing below reads the configura
 
 import asyncio
 import json
+import logging
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from objstore.blobs.reader import BlobReader, ReaderLimits
+from objstore.blobs.volumes import FindDisks, no_others
 from objstore.blobs.writer import DEFAULT_LIMITS, BlobWriter, WriterLimits
 from objstore.config import Config
 from objstore.iam.directory import Directory
 from objstore.ids import random_id
+from objstore.meta.schema import DiskRecord
 from objstore.metrics import Family, Labels, Registry, counter, gauge
 from objstore.node.fragments import Seal
 from objstore.objects.ledger import MetaLedger
 from objstore.objects.store import Store
 from objstore.processes.engine import Term, fence, is_shared, open_kv, places_in
 from objstore.processes.link import Link
-from objstore.processes.spec import Opener, Spec, StoreDisk, opener_of, places_of
+from objstore.processes.spec import Opener, Place, Spec, StoreDisk, opener_of, places_of
 from objstore.processes.writers import Writers
 from objstore.upkeep.context import Context, Pace
 
 if TYPE_CHECKING:
     from objstore.meta.client import MetaClient
     from objstore.meta.kv_postgres import PostgresKv
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -43,6 +48,7 @@ class Parts:
     registry: Registry
     writer_id: bytes  # 16 bytes: this incarnation, as its volumes name it.
     writers: Writers | None = None  # Where other machines write too.
+    find_disks: FindDisks = no_others  # `disks` as metadata has them now. Raises: StoreError.
     followers: list[asyncio.Task[None]] = field(default_factory=list)
 
     async def close(self) -> None:
@@ -92,6 +98,12 @@ async def open_parts(spec: Spec, registry: Registry) -> Parts:
         places = places_of(spec.cluster)
     disks = {place.number: opener.open(place) for place in places}
     await opener.look()
+    one = asyncio.Lock()
+
+    async def find_disks() -> None:
+        async with one:
+            await take_up(await ledger.disks(), disks, opener)
+
     k, m = spec.cluster.codec
     writer_id = random_id()
     writer = BlobWriter(
@@ -105,6 +117,7 @@ async def open_parts(spec: Spec, registry: Registry) -> Parts:
         codec=spec.backend.codec,
         limits=writer_limits(config),
         domain=opener.domain,
+        find_disks=find_disks,
     )
     reader = BlobReader(
         disks=disks,
@@ -112,6 +125,7 @@ async def open_parts(spec: Spec, registry: Registry) -> Parts:
         cluster=spec.cluster.cluster_id,
         secret=spec.cluster.checksum_secret,
         codec=spec.backend.codec,
+        find_disks=find_disks,
         limits=ReaderLimits(memory=config.blobs.read_memory_bytes),
     )
     store = Store(
@@ -130,6 +144,7 @@ async def open_parts(spec: Spec, registry: Registry) -> Parts:
         store=store,
         registry=registry,
         writer_id=writer_id,
+        find_disks=find_disks,
         followers=followers,
     )
     if is_shared(spec):
@@ -137,6 +152,26 @@ async def open_parts(spec: Spec, registry: Registry) -> Parts:
         parts.writers = Writers(kv, writer_id, spec.run, local, store.clock)
     registry.include(lambda: part_families(parts))
     return parts
+
+
+async def take_up(records: Mapping[int, DiskRecord], disks: dict[int, StoreDisk], opener: Opener) -> None:
+    """Bring a process's disks to what metadata says: new ones are opened, removed ones closed.
+
+    Not twice at once.
+    """
+    new: dict[int, StoreDisk] = {}
+    for number, record in records.items():
+        if record.state == "retired":
+            if (disk := disks.pop(number, None)) is not None:
+                disk.close()
+                log.info("disk removed", extra={"disk": number})
+        elif number not in disks and record.uuid and record.path:
+            # Opening never fails: a disk that is not there (yet) looks again by itself.
+            new[number] = opener.open(Place(number, record.uuid, record.path, record.node))
+            log.info("disk added", extra={"disk": number, "path": record.path})
+    if new:
+        await opener.look()
+        disks.update(new)  # Only now: until then nothing is known of their states.
 
 
 def living_writers(run_directory: str) -> Callable[[bytes], bool]:

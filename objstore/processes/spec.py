@@ -151,6 +151,8 @@ class Opener:
     def _addresses(self, member: bytes) -> list[Address]:
         assert self._credentials is not None
         known = {one.id: one.addresses for one in self._credentials.trust.members}
+        if member.hex() not in known and self._credentials.reload_if_changed():  # It joined just now.
+            known = {one.id: one.addresses for one in self._credentials.trust.members}
         return [Address(*host_and_port(text)) for text in known.get(member.hex(), ())] or [NOWHERE]
 
     async def _connect(

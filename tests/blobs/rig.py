@@ -4,7 +4,7 @@ import random
 from collections.abc import Callable
 
 from objstore.blobs.reader import BlobReader, ReaderLimits
-from objstore.blobs.volumes import Stored
+from objstore.blobs.volumes import FindDisks, Stored, no_others
 from objstore.blobs.writer import DEFAULT_LIMITS, BlobWriter, WriterLimits
 from objstore.codec.backend import choose
 from objstore.extents import Extent
@@ -51,6 +51,7 @@ class Rig:
         reader_limits: ReaderLimits | None = None,
         crash_point: Callable[[str], None] = lambda name: None,
         yields: bool = True,
+        find_disks: FindDisks = no_others,
     ) -> None:
         self.k, self.m = k, m
         self.limits = limits
@@ -62,6 +63,7 @@ class Rig:
         self.kv = DictKv()
         self.ledger = MetaLedger(self.kv, clock=self.clock)
         self.crash_point = crash_point
+        self.find_disks = find_disks
         self.writer = self.new_writer()
         self.reader = self.new_reader(reader_limits)
 
@@ -82,6 +84,7 @@ class Rig:
             codec=BACKEND.codec,
             clock=self.clock,
             limits=limits or self.limits,
+            find_disks=self.find_disks,
             chance=self.rng.random,
             crash_point=self.crash_point,
         )
@@ -93,6 +96,7 @@ class Rig:
             cluster=CLUSTER,
             secret=SECRET,
             codec=BACKEND.codec,
+            find_disks=self.find_disks,
             clock=self.clock,
             limits=limits or ReaderLimits(),
         )

@@ -16,6 +16,7 @@ from objstore.errors import Conflict, DiskFailed, Overloaded, TooFewDisks, Unava
 from objstore.extents import Extent
 from objstore.node.fragments import FileScan, Seal
 from tests.blobs.rig import CLUSTER, FAST, MOODS, SECRET, Rig
+from tests.sim.memory_disk import MemoryDisk
 
 SEAL = Seal(CLUSTER, SECRET)
 
@@ -131,6 +132,24 @@ async def test_with_m_four_two_fragments_to_spare_are_asked_for(k: int) -> None:
     else:
         assert (await rig.ledger.get(stored.extents[0].volume)).id == 2, "written again elsewhere"
         assert stored.intents == []
+
+
+async def test_disks_that_came_since_the_process_last_looked_are_found_by_the_first_write_and_read() -> None:
+    heard: dict[int, MemoryDisk] = {}
+
+    async def find_disks() -> None:
+        rig.disks.update(heard)
+
+    rig = await Rig(find_disks=find_disks).start()
+    for number in list(rig.disks)[1:]:  # Of all but one nobody here has heard.
+        heard[number] = rig.disks.pop(number)
+    extents = await rig.put(b"the first object of a store")
+    assert len((await rig.ledger.get(extents[0].volume)).disks) == 6, "on all of them"
+
+    for number in heard:  # Nor has the process that is asked for the object.
+        del rig.disks[number]
+    assert await rig.reader.read(extents[0]) == b"the first object of a store"
+    assert rig.reader.counters.degraded_reads == 0
 
 
 async def test_a_failed_append_seals_the_volume_at_its_offset_and_leaves_no_hole() -> None:

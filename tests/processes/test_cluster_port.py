@@ -215,6 +215,16 @@ async def test_a_machine_joins_and_both_sides_know_each_other_from_then_on(
         assert path.stat().st_mode & 0o077 == 0, path
 
 
+async def test_whom_another_gateway_let_in_is_known_here_before_the_next_beat(
+    gateway: Gateway, nodes: Made
+) -> None:
+    node = await nodes("n1")  # This port tells nobody: as if another gateway had taken it in.
+    assert node.credentials.name.id.hex() not in {one.id for one in gateway.credentials.trust.members}
+    await gateway.beats.follow()
+    assert node.credentials.name.id.hex() in {one.id for one in gateway.credentials.trust.members}
+    assert Credentials(gateway.credentials.directory).trust == gateway.credentials.trust
+
+
 async def test_the_key_of_a_machine_never_leaves_it(gateway: Gateway, tmp_path: Path) -> None:
     seen: list[bytes] = []
     real = gateway.members.join

@@ -2,8 +2,10 @@
 
 import hashlib
 import http.client
+import json
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,7 +13,7 @@ import pytest
 
 from bench.sigv4 import Credentials, Signer
 from objstore.processes.dev import LocalCluster, Process
-from tests.server import run_command
+from tests.server import environment_for, run_command
 
 NODES = 6
 
@@ -118,6 +120,44 @@ def test_what_a_gateway_acknowledged_lies_on_nodes_and_is_there_after_any_restar
     check(cluster, range(25))
     store(cluster, range(25, 30))
     check(cluster, range(30))
+
+
+def committer(cluster: LocalCluster) -> tuple[int, bool]:
+    """Which process it is, and whether it is ready: new disks are told to a committer by starting it anew."""
+    state = json.loads((cluster.gateway.data / "run" / "state.json").read_text())
+    child = state["children"]["committer"]
+    return child["pid"], child["ready"]
+
+
+@pytest.mark.timeout(180)
+def test_a_store_takes_and_gives_objects_from_when_the_last_node_that_it_needs_says_that_it_is_ready(
+    tmp_path: Path,
+) -> None:
+    new = LocalCluster(directory=tmp_path, nodes=3, codec="1+2", workers=2)
+    settings = environment_for(OBJSTORE_BLOBS__CODEC=new.codec)
+    run_command("cluster", "init", "--data", str(new.gateway.data), environment=settings)
+    try:
+        new.start_gateway()
+        assert request(new, "PUT", "/bucket")[0] == 200
+        assert request(new, "PUT", "/bucket/0", content(1))[0] == 503, "there is no disk for it yet"
+        for node in new.members:
+            new.start_node(node)
+        limit = time.monotonic() + 60
+        while not all("Ready after" in node.log.read_text() for node in new.members):
+            assert time.monotonic() < limit, [node.words() for node in new.members]
+            time.sleep(0.01)
+        stored = 0
+        while stored < 20:  # Each over a connection of its own: both workers get some.
+            before = committer(new)
+            status, answer = request(new, "PUT", f"/bucket/{stored}", content(stored))
+            if status == 503 and (before != committer(new) or not before[1]):
+                assert time.monotonic() < limit
+                continue  # For want of a committer, not of disks: on a slow machine it may be away for long.
+            assert status == 200, (stored, answer)
+            check(new, range(stored, stored + 1))
+            stored += 1
+    finally:
+        new.close()
 
 
 @pytest.mark.timeout(240)
