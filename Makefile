@@ -4,7 +4,8 @@
 #   make test         lint and every test in its short form
 #   make lint         ruff, mypy --strict, the import contract
 #   make bench        figures, beside the machine's floor              (bench/README.md)
-#   make bench-cluster  the same of a gateway before eight nodes, beside a bare proxy
+#   make bench-cluster  a gateway before eight nodes, beside a bare proxy
+#   make bench-scale  what metadata costs among ten million objects    (make bench-scale ARGS="--objects 1000000")
 #   make chaos        crash, rot and disk-loss tests in their long form
 #   make conformance  ceph/s3-tests against a fresh server             (S3TESTS=path of a checkout)
 #   make lock         pin the requirements again
@@ -28,9 +29,9 @@ PYTHON ?= $(shell for python in /usr/bin/python3 python3 python3.13 python3.12 p
 	&& { { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; } || $$python -c 'import venv, ensurepip' 2>/dev/null; } \
 	&& { echo $$python; break; }; done)
 
-.PHONY: help serve test lint format bench bench-cluster chaos conformance lock clean setup setup-test
+.PHONY: help serve test lint format bench bench-cluster bench-scale chaos conformance lock clean setup setup-test
 help:
-	@sed -n '3,11s/^# \{0,1\}//p' Makefile
+	@sed -n '3,12s/^# \{0,1\}//p' Makefile
 
 # --- set-up ---------------------------------------------------------------------------------------
 
@@ -107,6 +108,9 @@ bench: $(VENV)/.test
 
 bench-cluster: $(VENV)/.test
 	@$(BIN)/python bench/cluster.py $(ARGS)
+
+bench-scale: $(VENV)/.test
+	@$(BIN)/python bench/scale.py $(ARGS)
 
 # What has a long form. The others have one form only and are run by `make test`.
 LONG ?= tests/blobs tests/chaos tests/codec tests/crash tests/meta tests/node tests/objects
