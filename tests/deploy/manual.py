@@ -25,9 +25,10 @@ from tests.deploy.files import CONFIG, ROOT, free_port
 from tests.server import environment_for
 
 PAGE = ROOT / "docs/operations.md"
-READY_SECONDS = 60.0
-STOP_SECONDS = 60.0
+READY_SECONDS = 120.0
+STOP_SECONDS = 120.0
 BLOCK_SECONDS = 180.0
+LOG_SIZE = 8_000  # Shown of each service's log when a procedure fails.
 
 
 class Block(NamedTuple):
@@ -213,6 +214,11 @@ class Machine:
             process.wait()
             raise AssertionError(f"{name} did not stop") from None
 
+    def words(self) -> str:
+        """The end of everything that services said."""
+        logs = sorted((self.root / "log").iterdir())
+        return "\n".join(f"--- {one.name}\n{one.read_text(errors='replace')[-LOG_SIZE:]}" for one in logs)
+
     def close(self) -> None:
         try:
             for name in list(self.services):
@@ -229,6 +235,9 @@ def machine(root: Path, settings: Mapping[str, str]) -> Iterator[Machine]:
     made = Machine(root, settings)
     try:
         yield made
+    except BaseException:
+        print(made.words())
+        raise
     finally:
         made.close()
 

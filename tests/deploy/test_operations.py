@@ -39,7 +39,8 @@ class Tenant:
             region_name="us-east-1",
             aws_access_key_id=ACCESS_KEY,
             aws_secret_access_key=SECRET_KEY,
-            config=Config(retries={"max_attempts": 4}, s3={"addressing_style": "path"}),
+            # As patient as a tenant's program: while a part is replaced, a slow machine refuses for long.
+            config=Config(retries={"mode": "standard", "max_attempts": 10}, s3={"addressing_style": "path"}),
         )
 
     def begin(self) -> None:
@@ -71,7 +72,7 @@ def toml(heading: str, number: int = 0) -> str:
 
 
 def wait_for_state(store: Machine, disk: int, state: str) -> None:
-    limit = time.monotonic() + 30
+    limit = time.monotonic() + 120
     look = Block("", "", "sh", f"objstore disk list | grep -P '^{disk}\\t[^\\t]*\\t{state}\\t' || true\n")
     while not store.run(look):
         assert time.monotonic() < limit
@@ -183,7 +184,7 @@ def in_a_cluster(tmp_path: Path) -> None:
 
         store.stop("objstore-node@m3", signal.SIGKILL)
         tenant.check()
-        limit = time.monotonic() + 60
+        limit = time.monotonic() + 120
         away, lost = of("Losing a node", "cluster")
         while "away" not in store.run(away):
             assert time.monotonic() < limit
