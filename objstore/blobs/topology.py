@@ -48,6 +48,12 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     def admits(self, site: str, pool: str) -> bool:
         return pool == self.pool and (not self.sites or site in self.sites)
 
+    def within(self, other: "Policy") -> bool:
+        """Whether whatever this one admits, `other` admits as well."""
+        return self.pool == other.pool and (
+            not other.sites or bool(self.sites) and set(self.sites) <= set(other.sites)
+        )
+
 
 DEFAULT_POLICY: Final = Policy()
 
@@ -275,3 +281,21 @@ class Topology:
             domain = path[level] if path is not None else -1 - number  # Unknown: on its own.
             counts[domain] = counts.get(domain, 0) + 1
         return max(counts.values(), default=0)
+
+
+class Layout(NamedTuple):
+    """What metadata says of where disks stand and what they may take, and the policies that there are."""
+
+    version: int
+    spots: dict[int, Spot]  # Of every disk that is not retired; free bytes and device are not known here.
+    policies: dict[str, Policy]  # By name; the default one is not among them.
+
+    def policy(self, name: str) -> Policy:
+        """A volume's or bucket's policy. A name without a policy is that of a site: bytes stay there."""
+        if not name:
+            return DEFAULT_POLICY
+        return self.policies.get(name) or Policy(name=name, sites=(name,))
+
+    @property
+    def sites(self) -> set[str]:
+        return {spot.site for spot in self.spots.values() if spot.site}

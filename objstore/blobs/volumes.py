@@ -10,6 +10,7 @@ from typing import NamedTuple, Protocol
 
 import msgspec
 
+from objstore.blobs.topology import Layout
 from objstore.extents import Extent
 
 FindDisks = Callable[[], Awaitable[None]]
@@ -111,4 +112,8 @@ class Ledger(Protocol):
 
     async def usable_disks(self) -> list[int]:
         """Numbers of the disks that may hold new fragment files, by the records in metadata."""
+        ...
+
+    async def layout(self) -> Layout:
+        """Where every disk stands, which take new files, and the policies, by the records in metadata."""
         ...

@@ -18,6 +18,7 @@ from typing import Final
 
 import msgspec
 
+from objstore.blobs.topology import Layout
 from objstore.blobs.volumes import Intent, Lane, Stored, VolumeRecord, VolumeState
 from objstore.clock import Clock, SystemClock
 from objstore.errors import Conflict, Corrupt, MetaUnavailable
@@ -35,6 +36,7 @@ from objstore.meta.schema import (
     volume_length_key,
     volume_live_key,
 )
+from objstore.objects.layout import Plan, layout_of, read_layout
 
 CACHED_RECORDS_MAX: Final = 65_536  # About 300 bytes each: 20 MB at the most.
 ATTEMPTS_MAX: Final = 64  # Of a conditional commit; each lost round means that another one won.
@@ -178,6 +180,19 @@ class MetaLedger:
             if record.state == "joined" and not record.away_us
         }
         return [number for number, record in healthy.items() if not record.node or record.node in there]
+
+    async def layout(self) -> Layout:
+        """Where every disk stands, which take new files, and the placement policies, as they are in force."""
+        _, record = await read_layout(self._kv)
+        return await self.layout_under(record.current, record.version)
+
+    async def layout_under(self, plan: Plan, version: int = 0) -> Layout:
+        """The same as it would be under another plan."""
+        disks = await self.disks()
+        members = await self.members() if any(disk.node for disk in disks.values()) else {}
+        return layout_of(
+            plan, version, disks, members, leaving=lambda disk: disk.state in (DRAINING, *GIVEN_UP)
+        )
 
     # Machines of the cluster, and disks.
 
