@@ -13,6 +13,9 @@ StoreError
 │   ├── BadArgument, BadRequest, BadName, KeyTooLong, TooLarge, MetadataTooLarge
 │   ├── CopyToSelf
 │   ├── QuotaExceeded
+│   ├── BucketReplicates        its changes go to another site: first it must stop
+│   ├── BucketIsReplica         only its source may change it
+│   ├── ReplicaTakenOver, ReplicaSessionOver  a source may no longer change its replica
 │   └── NotImplementedYet       a feature that does not exist: 501, never a pretended success
 ├── Unavailable                 nobody is at fault; the same request may work later
 │   ├── DiskFailed, DiskFull, DiskMissing
@@ -208,6 +211,27 @@ class QuotaExceeded(Rejected):
         super().__init__(f"{wanted} bytes wanted, {free} bytes free")
         self.wanted = wanted
         self.free = free
+
+
+class BucketReplicates(Rejected):
+    """The bucket sends its changes to another site, and what was asked cannot be while it does."""
+
+
+class BucketIsReplica(Rejected):
+    """The bucket takes what its source sends, and nothing else until it is promoted."""
+
+    def __init__(self, bucket: str, source: str) -> None:
+        super().__init__(f"bucket {bucket!r} is a replica of {source}: read-only until it is promoted")
+        self.bucket = bucket
+        self.source = source
+
+
+class ReplicaTakenOver(Rejected):
+    """The bucket is no replica of who sends, or no longer: it was promoted, or has another source."""
+
+
+class ReplicaSessionOver(Rejected):
+    """The source has opened a later session, and what an earlier one still has on the wire is refused."""
 
 
 class NotImplementedYet(Rejected):

@@ -6,7 +6,8 @@ the end, with a default, so that every later release reads every earlier record.
 
     b <bucket name>                         BucketRecord
     i <tenant> 00 <bucket name>             empty; the buckets of a tenant, in order of name
-    c <bucket id 8> o|s|u                   counters: objects, bytes, uploads under way
+    c <bucket id 8> o|s|u|n|z               counters: objects, bytes, uploads under way; of a replicated
+                                            bucket also the changes in r, and their bytes
     o <bucket id 8> <key>                   ObjectRecord: the current version, never a delete marker,
                                             so a listing costs O(page) whatever lies beside it
     v <bucket id 8> <key, escaped> 00 01 <~order 8>
@@ -19,6 +20,7 @@ the end, with a default, so that every later release reads every earlier record.
     q <upload id 16> <page 2>               PartsPage: the part list of a completed multipart object
     g <upload id 16> n|s                    counters of an upload under way: part commits (generation), bytes
     d <blob or upload id 16>                DoomedRecord: its x, p and q keys wait to be swept
+    r <bucket id 8> <microseconds 8> <key>  ChangeRecord: its bucket's target lacks a change of this key
     V <volume 8>                            blobs.volumes.VolumeRecord (opaque here)
     L <volume 8>                            counter: length in bytes of each fragment file, as committed
     G <volume 8>                            counter: live bytes (extent lengths that a home points at)
@@ -66,6 +68,45 @@ class BucketRecord(Record, frozen=True, array_like=True, kw_only=True):
     created_us: int
     region: str = ""
     settings: dict[str, bytes] | None = None  # Later features, by name; unknown names are kept.
+
+
+class ReplicationRecord(Record, frozen=True, array_like=True, kw_only=True):
+    """In a bucket's settings as "replication": where its changes go."""
+
+    endpoint: str  # http(s)://host:port of the other store.
+    bucket: str
+    access_key: str
+    secret: bytes  # As in AccessKeyRecord; AAD is "replication " and the bucket's id.
+    region: str = ""
+    site: str = ""  # Where the target's bytes lie, as the operator declares it.
+    generation: int = 0  # Of the replica, as its store gave it to this source.
+    since_us: int = 0
+
+
+class ReplicaRecord(Record, frozen=True, array_like=True, kw_only=True):
+    """In a bucket's settings as "replica": what may change it. Stays when it is promoted: its source is refused."""
+
+    cluster: str  # Of the source, in hex;
+    source: int  # the id of the source's bucket there,
+    bucket: str  # and its name.
+    access_key: str  # Whose requests count as the source's.
+    generation: int  # Grows when the replica is promoted and when it gets a source.
+    session: int = 0  # Grows when the source opens a session: what an earlier one sent is refused.
+    promoted_us: int = 0  # 0: it is a replica.
+    since_us: int = 0
+
+
+class ReplicationProgress(Record, frozen=True, array_like=True, kw_only=True):
+    """At S replication/<bucket name>: how far the pass over what a bucket held before has come."""
+
+    bucket: int  # Its id.
+    cursor: bytes = b""  # The last key that was compared.
+    began_us: int = 0
+    finished_us: int = 0  # 0: the pass is under way.
+
+
+class ChangeRecord(Record, frozen=True, array_like=True, kw_only=True):
+    size: int = 0  # Bytes of the version; 0: deleted, or empty.
 
 
 class Multipart(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -313,6 +354,22 @@ def bucket_bytes_key(bucket: int) -> bytes:
 
 def bucket_uploads_key(bucket: int) -> bytes:
     return b"c" + bucket.to_bytes(8, "big") + b"u"
+
+
+def bucket_changes_key(bucket: int) -> bytes:
+    return b"c" + bucket.to_bytes(8, "big") + b"n"
+
+
+def bucket_change_bytes_key(bucket: int) -> bytes:
+    return b"c" + bucket.to_bytes(8, "big") + b"z"
+
+
+def change_key(bucket: int, order: int, key: bytes) -> bytes:
+    return b"r" + bucket.to_bytes(8, "big") + order.to_bytes(8, "big") + key
+
+
+def replication_key(bucket_name: str) -> bytes:
+    return setting_key(f"replication/{bucket_name}")
 
 
 def object_key(bucket: int, key: bytes) -> bytes:

@@ -29,6 +29,7 @@ from objstore.meta.schema import (
     serial_key,
     tenant_bucket_key,
 )
+from objstore.objects.changes import check_removable
 from objstore.objects.doomed import abort_all
 from objstore.objects.store import Store
 from objstore.objects.values import Principal
@@ -123,10 +124,12 @@ async def find_bucket(store: Store, who: Principal, name: str) -> BucketRecord:
 async def delete_bucket(store: Store, who: Principal, name: str) -> None:
     """Incomplete multipart uploads do not keep a bucket: they are aborted with it.
 
-    Raises: NoSuchBucket, Denied, BucketNotEmpty.
+    Raises: NoSuchBucket, Denied, BucketNotEmpty, BucketReplicates, BucketIsReplica.
     """
     for _ in range(ATTEMPTS_MAX):
         value, record = await read_bucket(store, who, name)
+        if record.settings is not None:
+            check_removable(name, record, who)
         objects, size, uploads = (
             bucket_objects_key(record.id),
             bucket_bytes_key(record.id),

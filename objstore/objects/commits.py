@@ -31,6 +31,7 @@ from objstore.meta.schema import (
 )
 from objstore.objects.bodies import Kept
 from objstore.objects.buckets import read_bucket
+from objstore.objects.changes import REPLICATION, check_writable, note_change
 from objstore.objects.ledger import live_adds, publish
 from objstore.objects.store import Store
 from objstore.objects.values import Principal
@@ -66,9 +67,15 @@ class Place:
 
 
 async def open_place(store: Store, who: Principal, bucket: str, key: str) -> Place:
-    """Raises: BadName, NoSuchBucket, Denied, KeyTooLong, BadArgument (no key)."""
+    """Where a change is to go.
+
+    Raises: BadName, NoSuchBucket, Denied, KeyTooLong, BadArgument (no key), BucketIsReplica,
+    ReplicaTakenOver, ReplicaSessionOver.
+    """
     raw = key_bytes(key)
     value, record = await read_bucket(store, who, bucket)
+    if record.settings is not None or who.mirror is not None:
+        check_writable(bucket, record, who)
     return Place(bucket, key, raw, bucket_key(bucket), value, record, object_key(record.id, raw))
 
 
@@ -77,6 +84,8 @@ async def reopen(store: Store, who: Principal, place: Place) -> None:
     value, record = await read_bucket(store, who, place.bucket_name)
     if record.id != place.bucket.id:
         raise NoSuchBucket(place.bucket_name)
+    if record.settings is not None or who.mirror is not None:
+        check_writable(place.bucket_name, record, who)
     place.bucket_value, place.bucket = value, record
 
 
@@ -164,6 +173,8 @@ async def change_object(
             seen = True
             order = max(store.clock.now_us(), old.order + 1)
             object_delta, bytes_delta = 0, -old.size
+        if who.mirror is not None:
+            order = who.mirror.order
         change = build(old, order)
         record, kept = change.record, change.kept
 
@@ -194,6 +205,10 @@ async def change_object(
             add[bucket_objects_key(place.bucket.id)] = Add(object_delta)
         if bytes_delta:
             add[bucket_bytes_key(place.bucket.id)] = Add(bytes_delta)
+        settings = place.bucket.settings
+        if settings is not None and REPLICATION in settings:
+            size = 0 if record is None else record.size
+            note_change(place.bucket.id, place.raw_key, store.clock.now_us(), size, put, add)
         if change.expect:
             expect.update(change.expect)
         if change.put:

@@ -305,6 +305,10 @@ ROWS: dict[type[errors.StoreError], Callable[..., S3Fault]] = {
         "The quota of this tenant does not allow the request",
         {"ProposedSize": str(e.wanted), "SizeFree": str(e.free)},
     ),
+    errors.BucketReplicates: lambda e: S3Fault("InvalidBucketState", 409, str(e)),
+    errors.BucketIsReplica: lambda e: access_denied(str(e)),
+    errors.ReplicaTakenOver: lambda e: S3Fault("ReplicaTakenOver", 409, str(e)),
+    errors.ReplicaSessionOver: lambda e: S3Fault("ReplicaSessionOver", 409, str(e)),
     errors.NotImplementedYet: lambda e: not_implemented(str(e)),
     errors.DiskFailed: _unavailable,
     errors.DiskFull: lambda e: service_unavailable(

@@ -7,7 +7,7 @@ a key with an unknown sub-resource must not overwrite the key.
 from collections.abc import Mapping
 from typing import Final
 
-from objstore.s3 import attributes, buckets, listing, multipart, objects
+from objstore.s3 import attributes, buckets, listing, multipart, objects, replica
 from objstore.s3.call import Handler, Route
 from objstore.s3.errors import S3Fault, invalid_argument, method_not_allowed, not_implemented
 from objstore.s3.xml import XMLNS
@@ -215,6 +215,13 @@ ROUTES: Final[list[Route]] = [
     _row("CompleteMultipartUpload", "POST", "object", "uploadId", handler=multipart.complete_upload),
     _row("AbortMultipartUpload", "DELETE", "object", "uploadId", handler=multipart.abort_upload),
     _row("ListParts", "GET", "object", "uploadId", handler=multipart.list_parts),
+    # --- Replication: not S3's, spoken between two of our stores
+    _row("AttachReplica", "PUT", "bucket", replica.FLAG, handler=replica.attach),
+    _row("OpenReplicaSession", "POST", "bucket", replica.FLAG, handler=replica.open_session),
+    _row("ListReplica", "GET", "bucket", replica.FLAG, handler=replica.listed),
+    _row("PutReplica", "PUT", "object", replica.FLAG, handler=replica.put),
+    _row("PostReplica", "POST", "object", replica.FLAG, handler=replica.post),
+    _row("DeleteReplica", "DELETE", "object", replica.FLAG, handler=replica.delete),
 ]
 
 # --- Finding the row -----------------------------------------------------------------------------

@@ -1,0 +1,198 @@
+"""What a bucket's source asks of its replica over HTTP: S3 requests with the sub-resource `objstore-replica`.
+
+    PUT    /bucket?objstore-replica              attach: {cluster, bucket, id, replace} -> {generation}
+    POST   /bucket?objstore-replica=G            open a session -> {session}
+    GET    /bucket?objstore-replica=G&after=KEY  MessagePack: [more, [[key, order, size, etag], ...]]
+    PUT    /bucket/key?objstore-replica=G.S.ORDER                 an object
+    DELETE /bucket/key?objstore-replica=G.S
+    POST   /bucket/key?objstore-replica=G.S                       begin an upload -> {upload}
+    PUT    /bucket/key?objstore-replica=G.S&upload=ID&number=N    a part of it
+    POST   /bucket/key?objstore-replica=G.S.ORDER&upload=ID       complete: [[number, etag, algorithm,
+                                                                  digest], ...]
+
+G is the replica's generation, S the session, ORDER the version's order at the source, in microseconds.
+All are signed as every request is, and may do no more than the key's tenant may; who may change the replica
+is decided by its record (objects/replicas.py). An object's words come in x-amz-objstore-about: Base64 of
+MessagePack [content type, system headers, metadata]. The client of this is s3/replica_client.py.
+"""
+
+import base64
+import binascii
+import re
+from dataclasses import replace
+from typing import Final, TypeVar
+
+import msgspec
+from aiohttp import web
+
+from objstore.iam.principal import Mirror, Principal
+from objstore.objects import multipart, replicas, writes
+from objstore.objects.multipart import Claimed
+from objstore.objects.replicas import Held, Source
+from objstore.objects.values import About
+from objstore.s3.answers import empty
+from objstore.s3.call import Call
+from objstore.s3.errors import invalid_argument, invalid_request
+from objstore.s3.objects import check_size, written_headers
+
+FLAG: Final = "objstore-replica"
+ABOUT: Final = "x-amz-objstore-about"
+DOCUMENT_SIZE_MAX: Final = 2 * 1024 * 1024  # Bytes: 10,000 parts of 100 bytes and more.
+
+_MIRROR = re.compile(r"([0-9]{1,18})(?:\.([0-9]{1,18})(?:\.([0-9]{1,18}))?)?", re.ASCII).fullmatch
+_NUMBER = re.compile(r"[0-9]{1,5}", re.ASCII).fullmatch
+
+T = TypeVar("T")
+
+
+class Attach(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    cluster: str
+    bucket: str
+    id: int
+    replace: bool = False
+
+
+class ClaimedPart(msgspec.Struct, frozen=True, array_like=True):
+    number: int
+    etag: str
+    algorithm: str = ""
+    digest: bytes = b""
+
+
+class Words(msgspec.Struct, frozen=True, array_like=True):
+    """An object's About on the wire."""
+
+    content_type: str
+    headers: dict[str, str]
+    metadata: dict[str, str]
+
+
+class Page(msgspec.Struct, frozen=True, array_like=True):
+    more: bool
+    held: list[Held]
+
+
+class Upload(msgspec.Struct, frozen=True):
+    algorithm: str = ""
+    type: str = ""
+
+
+def pack_about(about: About) -> str:
+    words = Words(about.content_type, about.headers, about.metadata)
+    return base64.b64encode(msgspec.msgpack.encode(words)).decode()
+
+
+def unpack_about(text: str) -> About:
+    """Raises: S3Fault."""
+    try:
+        words = msgspec.msgpack.decode(binascii.a2b_base64(text, strict_mode=True), type=Words)
+    except (msgspec.MsgspecError, binascii.Error, ValueError):
+        raise invalid_argument("not an object's words", ABOUT) from None
+    return About(content_type=words.content_type, headers=words.headers, metadata=words.metadata)
+
+
+def _source(call: Call) -> Principal:
+    """Who asks, as a replica's source. Raises: S3Fault."""
+    match = _MIRROR(call.query[FLAG])
+    if match is None:
+        raise invalid_argument("a generation, or generation.session, or with .order", FLAG, call.query[FLAG])
+    generation, session, order = (int(word or 0) for word in match.groups())
+    return replace(call.who, mirror=Mirror(generation=generation, session=session, order=order))
+
+
+async def _document(call: Call, kind: type[T]) -> T:
+    try:
+        return msgspec.json.decode(await call.read_document(DOCUMENT_SIZE_MAX), type=kind)
+    except msgspec.MsgspecError as failure:
+        raise invalid_request(f"not the document that is expected here: {failure}") from None
+
+
+def _json(content: object) -> web.Response:
+    return web.Response(body=msgspec.json.encode(content), headers={"Content-Type": "application/json"})
+
+
+# --- The bucket ----------------------------------------------------------------------------------
+
+
+async def attach(call: Call) -> web.Response:
+    wanted = await _document(call, Attach)
+    source = Source(cluster=wanted.cluster[:64], bucket=wanted.bucket[:64], id=wanted.id)
+    record = await replicas.attach(call.store, call.who, call.bucket, source, replace=wanted.replace)
+    return _json({"generation": record.generation})
+
+
+async def open_session(call: Call) -> web.Response:
+    who = _source(call)
+    assert who.mirror is not None
+    session = await replicas.open_session(call.store, call.who, call.bucket, who.mirror.generation)
+    return _json({"session": session})
+
+
+async def listed(call: Call) -> web.Response:
+    who = _source(call)
+    assert who.mirror is not None
+    held, more = await replicas.listed(
+        call.store,
+        call.who,
+        call.bucket,
+        who.mirror.generation,
+        after=call.query.get("after", "").encode(),
+    )
+    return web.Response(
+        body=msgspec.msgpack.encode(Page(more, held)), headers={"Content-Type": "application/x-msgpack"}
+    )
+
+
+# --- Its objects ---------------------------------------------------------------------------------
+
+
+async def put(call: Call) -> web.Response:
+    """An object, or a part of one."""
+    who = _source(call)
+    check_size(call)
+    upload = call.query.get("upload")
+    if upload is None:
+        about = unpack_about(call.headers.get(ABOUT, ""))
+        written = await writes.put_object(call.store, who, call.bucket, call.key, about, call.body)
+    else:
+        number = call.query.get("number", "")
+        if _NUMBER(number) is None:
+            raise invalid_argument("Part number must be an integer", "number", number[:64])
+        written = await multipart.put_part(
+            call.store, who, call.bucket, call.key, upload, int(number), call.body
+        )
+    return web.Response(headers=written_headers(written))
+
+
+async def post(call: Call) -> web.Response:
+    """Begin a multipart upload, or complete it."""
+    who = _source(call)
+    upload = call.query.get("upload")
+    if upload is None:
+        wanted = await _document(call, Upload)
+        about = unpack_about(call.headers.get(ABOUT, ""))
+        made, _ = await multipart.create_upload(
+            call.store,
+            who,
+            call.bucket,
+            call.key,
+            about,
+            checksum_algorithm=wanted.algorithm,
+            checksum_type=wanted.type,
+        )
+        return _json({"upload": made})
+    parts = [
+        Claimed(
+            number=part.number,
+            etag=part.etag,
+            checksum=(part.algorithm, part.digest) if part.algorithm else None,
+        )
+        for part in await _document(call, list[ClaimedPart])
+    ]
+    written = await multipart.complete_upload(call.store, who, call.bucket, call.key, upload, parts)
+    return web.Response(headers=written_headers(written))
+
+
+async def delete(call: Call) -> web.Response:
+    await writes.delete_object(call.store, _source(call), call.bucket, call.key)
+    return empty(204)
