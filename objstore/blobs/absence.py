@@ -1,9 +1,9 @@
 """How many fragment files of a volume may be away: the one place that decides. Pure.
 
-A stripe is readable as long as any k of its k+m fragments are. Disks and nodes go by themselves; whatever we take
-away on purpose has to fit into what they leave of m, all of it together: a node that an operator stops, a disk or
-a peer that is left out because it is slow, a file that the rebalancer has in motion. Whoever is about to do one of
-these asks here, with everything that is away already, whoever took it.
+A stripe is readable as long as any k of its k+m fragments are. Disks and nodes go by themselves; whatever
+we take away on purpose has to fit into what they leave of m, all of it together: a node that is stopped, a
+disk or a peer that is left out because it is slow, a file that the rebalancer has in motion. Whoever is
+about to do one of these asks here, with everything that is away already, whoever took it.
 
 Draining takes nothing away: a disk to be emptied is read from until its files lie elsewhere.
 """

@@ -11,7 +11,7 @@ from objstore.errors import Corrupt, Unavailable
 from objstore.node.fragments import RECORD_HEADER_SIZE
 from objstore.processes.parts import Parts
 from objstore.upkeep.damage import lost_volumes
-from objstore.upkeep.repair import Damage
+from objstore.upkeep.plans import Damage
 from objstore.upkeep.service import Service
 
 LISTED_MAX: Final = 100_000

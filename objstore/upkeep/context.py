@@ -2,10 +2,11 @@
 
 import asyncio
 import logging
+import random
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
 
-from objstore.blobs.placement import Domain, device_domain
+from objstore.blobs.placement import Chance, Domain, device_domain
 from objstore.blobs.reader import BlobReader
 from objstore.blobs.writer import BlobWriter, CodecFor
 from objstore.clock import Clock, SystemClock
@@ -86,6 +87,7 @@ class Context:
     m: int
     pace: Pace
     domain: Domain = device_domain  # A disk's failure domain.
+    chance: Chance = random.random  # For placement.
     clock: Clock = field(default_factory=SystemClock)
     alarms: Alarms = field(default_factory=Alarms)
     crash_point: Callable[[str], None] = no_crash

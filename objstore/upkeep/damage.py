@@ -36,7 +36,7 @@ from objstore.meta.schema import (
 )
 from objstore.upkeep.context import Context
 from objstore.upkeep.homes import SNAPSHOT_HOME, extents_of
-from objstore.upkeep.repair import given_up_disks
+from objstore.upkeep.survey import given_up_disks
 from objstore.upkeep.walk import headers, tally
 
 log = logging.getLogger(__name__)

@@ -19,35 +19,39 @@ says so and the next pass begins again.
 
 import logging
 from collections import Counter
-from collections.abc import AsyncGenerator, Collection, Hashable, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Collection, Iterable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
-from typing import Final, NamedTuple
+from typing import Final
 
-from objstore.blobs.placement import Candidate, Promise, place_one, promise_of
+from xxhash import xxh3_64
+
+from objstore.blobs.placement import Promise, promise_of
 from objstore.blobs.reader import UNREADABLE
-from objstore.blobs.volumes import Intent, VolumeRecord, VolumeState
+from objstore.blobs.topology import Topology
+from objstore.blobs.volumes import VolumeRecord, VolumeState
 from objstore.errors import Conflict, Corrupt, StoreError, Unavailable
-from objstore.node.disk import Buffer, Disk, DiskState
+from objstore.node.disk import Buffer, Disk
 from objstore.node.fragments import RecordHeader, file_header, record_buffers, record_size
-from objstore.objects.ledger import DRAINING, GIVEN_UP
+from objstore.upkeep import plans
 from objstore.upkeep.claims import Deposed
 from objstore.upkeep.context import Context
+from objstore.upkeep.plans import Damage, Findings
+from objstore.upkeep.survey import (
+    all_intents,
+    all_volumes,
+    given_up_disks,
+    leaving_disks,
+    policies_of,
+    sizes_of,
+    topology_of,
+)
 from objstore.upkeep.walk import headers, tally
 
 log = logging.getLogger(__name__)
 
 FAILURES_KEPT: Final = 10_000  # Files whose rebuilding failed, remembered: they are tried after the others.
-GONE_STATES: Final = (DiskState.FAILED, DiskState.MISSING, DiskState.FOREIGN)
-
-
-class Damage(NamedTuple):
-    """One fragment file that is not what, or where, it should be."""
-
-    record: VolumeRecord
-    file: int  # Index of the fragment file.
-    reason: str
-    moving: bool = False  # It is whole: its disk is to be emptied.
+COMPARED_AT_ONCE: Final = 1024 * 1024  # Bytes of a copy, read back.
 
 
 @dataclass(slots=True)
@@ -55,6 +59,7 @@ class RepairReport:
     found: int = 0  # Damaged fragment files.
     moving: int = 0  # Whole ones on disks that are to be emptied.
     moved: int = 0  # Of those, elsewhere now.
+    moved_bytes: int = 0
     endangered: int = 0  # Volumes that can lose no further disk.
     repaired: int = 0
     repaired_bytes: int = 0
@@ -64,6 +69,11 @@ class RepairReport:
     bare: int = 0  # Volumes that survive the loss of one failure domain, and then nothing more.
     unprotected: int = 0  # Volumes that one failure domain could take away.
     failures: list[str] = field(default_factory=list)
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether there is damage left that the next pass can be expected to mend."""
+        return self.found > self.repaired + self.waiting + len(self.failures)
 
 
 class Repair:
@@ -82,22 +92,17 @@ class Repair:
         damages = await self.find(report)
         report.moving = sum(damage.moving for damage in damages)
         report.found = len(damages) - report.moving
-        per_volume = Counter(damage.record.id for damage in damages if not damage.moving)
-        worst = [damage for damage in damages if per_volume[damage.record.id] >= damage.record.m]
-        report.endangered = len({damage.record.id for damage in worst if not damage.moving})
-
-        def urgency(damage: Damage) -> tuple[bool, int, int, int]:
-            # A file that cannot be rebuilt must not keep the others waiting.
-            volume, spare = damage.record.id, damage.record.m - per_volume[damage.record.id]
-            return damage.moving, self._failed[volume, damage.file], spare, volume
-
+        by_id = {damage.record.id: damage.record for damage in damages}
+        lost = plans.damaged_per_volume(damages)
+        report.endangered = sum(count >= by_id[volume].m for volume, count in lost.items())
+        topology = await topology_of(ctx) if damages else None
         tried = 0
-        for damage in sorted(damages, key=urgency):
+        for damage in plans.by_urgency(damages, self._failed):
             if tried >= limit:
                 break
             volume, file = damage.record.id, damage.file
             try:
-                done = await repair_file(ctx, volume, file, report)
+                done = await repair_file(ctx, volume, file, report, topology, moving=damage.moving)
             except Conflict:
                 continue  # The record has changed: the next pass sees what is left to do.
             except Deposed:
@@ -112,8 +117,6 @@ class Repair:
                 continue
             if done:
                 tried += 1
-                if damage.moving:
-                    report.repaired, report.moved = report.repaired - 1, report.moved + 1
                 self._failed.pop((volume, file), None)
             else:
                 report.waiting += 1
@@ -126,22 +129,19 @@ class Repair:
     async def find(self, report: RepairReport | None = None) -> list[Damage]:
         """Every damaged fragment file of every sealed volume; counts weak placements in `report`."""
         ctx = self._ctx
-        sizes, away = await _sizes(ctx)
-        gone = self._gone(away)
-        intents = {(intent.volume, intent.index) for intent in await _all_intents(ctx)}
-        given_up = await given_up_disks(ctx)
-        leaving = await _leaving(ctx)
+        sizes, away = await sizes_of(ctx)
+        leaving = await leaving_disks(ctx)
+        gone = self._gone(away) | await given_up_disks(ctx)
         gone |= leaving & away  # An operator has said so: no grace.
-        domains = await _domains(ctx)
+        intents = {(intent.volume, intent.index) for intent in await all_intents(ctx)}
+        findings = Findings(sizes=sizes, gone=gone, intents=intents, leaving=leaving)
+        topology = await topology_of(ctx) if report is not None else None
         found: list[Damage] = []
-        after = 0
-        while records := await ctx.ledger.volumes(after):
-            after = records[-1].id
-            for record in records:
-                if record.state == VolumeState.SEALED and record.length:
-                    found += _damages(record, sizes, gone | given_up, intents, leaving)
-                    if report is not None:
-                        _count_promise(report, record, domains)
+        for record in await all_volumes(ctx):
+            if record.state == VolumeState.SEALED and record.length:
+                found += plans.damages(record, findings)
+                if report is not None and topology is not None:
+                    _count_promise(report, record, topology)
         return found
 
     def _gone(self, away: Iterable[int]) -> set[int]:
@@ -152,107 +152,88 @@ class Repair:
         return {number for number, since in self._gone_since.items() if now - since >= self._grace_s}
 
 
-async def given_up_disks(ctx: Context) -> set[int]:
-    """Disks whose fragments will not come back, by metadata's verdict: forgotten by an operator, out of the
-    store, or (0) on no disk after a salvage. It needs no grace."""
-    states = (await ctx.ledger.disks()).items()
-    return {0, *(number for number, disk in states if disk.state in GIVEN_UP)}
-
-
-async def _leaving(ctx: Context) -> set[int]:
-    """Disks that an operator wants empty: well, and read from as long as they are there."""
-    return {number for number, disk in (await ctx.ledger.disks()).items() if disk.state == DRAINING}
-
-
-async def _domains(ctx: Context) -> dict[int, Hashable]:
-    """The failure domain of every disk that says enough of itself."""
-    domains: dict[int, Hashable] = {}
-    for number, disk in list(ctx.disks.items()):
-        try:
-            domains[number] = ctx.domain(number, await disk.usage())
-        except UNREADABLE:
-            continue
-    return domains
-
-
-def _count_promise(report: RepairReport, record: VolumeRecord, domains: Mapping[int, Hashable]) -> None:
-    known = [domains.get(number, ("away", number)) for number in record.disks]
-    match promise_of(known, record.m):
+def _count_promise(report: RepairReport, record: VolumeRecord, topology: Topology) -> None:
+    paths, level = topology.paths, topology.base
+    domains = [paths[number][level] if number in paths else ("away", number) for number in record.disks]
+    match promise_of(domains, record.m):
         case Promise.BARE:
             report.bare += 1
         case Promise.NONE:
             report.unprotected += 1
 
 
-def _damages(
-    record: VolumeRecord,
-    sizes: Mapping[int, Mapping[tuple[int, int], int]],
-    gone: set[int],
-    intents: set[tuple[int, int]],
-    leaving: set[int],
-) -> list[Damage]:
-    found: list[Damage] = []
-    for file, number in enumerate(record.disks):
-        if (record.id, file) in intents:
-            found.append(Damage(record, file, "acknowledged stripes in it are missing or do not verify"))
-        elif number in gone:
-            found.append(Damage(record, file, f"disk {number} is gone"))
-        elif number in sizes:
-            size = sizes[number].get((record.id, file))
-            if size is None:
-                found.append(Damage(record, file, f"it is not on disk {number}"))
-            elif size < record.length:
-                found.append(Damage(record, file, f"{size} of {record.length} bytes"))
-            elif number in leaving:
-                found.append(Damage(record, file, f"disk {number} is to be emptied", moving=True))
-    return found
-
-
-async def _sizes(ctx: Context) -> tuple[dict[int, dict[tuple[int, int], int]], set[int]]:
-    """What each disk holds, and which disks (named by any record, or known to metadata) do not answer."""
-    sizes: dict[int, dict[tuple[int, int], int]] = {}
-    away = {number for number in await ctx.ledger.disks() if number not in ctx.disks}
-    for number, disk in list(ctx.disks.items()):  # Disks may be added meanwhile.
-        if disk.state in GONE_STATES:
-            away.add(number)
-            continue
-        try:
-            files = await disk.fragment_files()
-        except UNREADABLE:
-            away.add(number)
-            continue
-        sizes[number] = {(file.volume, file.index): file.size for file in files}
-    return sizes, away
-
-
-async def _all_intents(ctx: Context) -> list[Intent]:
-    found: list[Intent] = []
-    after = b"R"
-    while page := await ctx.ledger.intents(after):
-        found += page
-        last = page[-1]
-        after = b"R" + last.volume.to_bytes(8, "big") + bytes([last.index]) + b"\0"
-    return found
-
-
-async def repair_file(ctx: Context, volume: int, file: int, report: RepairReport) -> bool:
+async def repair_file(
+    ctx: Context,
+    volume: int,
+    file: int,
+    report: RepairReport,
+    topology: Topology | None = None,
+    *,
+    moving: bool = False,
+) -> bool:
     """Rebuild one fragment file of a sealed volume and note where it is; False if there is no disk for it.
+
+    Args:
+        topology: as it was found not long ago; None: it is found now.
+        moving: it is whole, and only its disk is to be emptied.
 
     Raises: Conflict, Corrupt, Unavailable, Deposed.
     """
     record = await ctx.ledger.get(volume, fresh=True)
     if record.state != VolumeState.SEALED:
         return False
-    target = await _target(ctx, record, file)
+    topology = topology if topology is not None else await topology_of(ctx)
+    policy = (await policies_of(ctx))(record)
+    number = plans.target(topology, policy, record, file, ctx.chance)
+    target = ctx.disks.get(number) if number is not None else None
     if target is None:
         return False
+    if moving:
+        await move_file(ctx, record, file, target, report)
+        return True
+    await _put_together(ctx, record, file, target, report)
+    await ctx.ledger.repaired(record, file, target.number)
+    report.repaired += 1
+    report.repaired_bytes += record.length
+    return True
+
+
+async def move_file(
+    ctx: Context, record: VolumeRecord, file: int, target: Disk, report: RepairReport
+) -> None:
+    """Lay one fragment file of a sealed volume on another disk: a copy is made of what verifies (the rest is
+    rebuilt), read back, and only then named by the record. The old file stays readable; as a copy that no
+    record names it goes to the trash, and is purged after the grace.
+
+    Raises: Conflict if the volume changed meanwhile, Corrupt, Unavailable, Deposed.
+    """
+    digest = await _put_together(ctx, record, file, target, report)
+    if await _digest_of(ctx, record, file, target) != digest:
+        raise Corrupt(f"disk {target.number} gave back other bytes of {record.id}.{file} than it was given")
+    await ctx.ledger.repaired(record, file, target.number)
+    report.moved += 1
+    report.moved_bytes += record.length
+
+
+async def _put_together(
+    ctx: Context, record: VolumeRecord, file: int, target: Disk, report: RepairReport
+) -> bytes:
+    """A whole fragment file on `target`, durable, under its name; no record names it yet.
+
+    Returns: its digest.
+
+    Raises: Corrupt, Unavailable, Deposed.
+    """
     name = await target.replace_begin(record.id, file)
     length = 0
+    digest = xxh3_64()
     try:
         async with aclosing(rebuilt(ctx, record, file, report)) as content:
             async for buffers in content:
                 await target.replace_append(name, length, buffers)
-                length += sum(len(buffer) for buffer in buffers)
+                for buffer in buffers:
+                    digest.update(buffer)
+                    length += len(buffer)
         ctx.crash_point("repair-rebuilt")
         await ctx.fence()
         await target.replace_publish(name, length)
@@ -260,10 +241,19 @@ async def repair_file(ctx: Context, volume: int, file: int, report: RepairReport
         await target.replace_abandon(name)
         raise
     ctx.crash_point("repair-replaced")
-    await ctx.ledger.repaired(record, file, target.number)
-    report.repaired += 1
-    report.repaired_bytes += record.length
-    return True
+    return digest.digest()
+
+
+async def _digest_of(ctx: Context, record: VolumeRecord, file: int, disk: Disk) -> bytes:
+    """Of the whole file as the disk gives it back. Raises: Unavailable, DiskFailed."""
+    digest = xxh3_64()
+    room = memoryview(bytearray(COMPARED_AT_ONCE))
+    position = 0
+    while count := await disk.read(record.id, file, position, [room]):
+        digest.update(room[:count])
+        position += count
+        await ctx.pace.spend(count)
+    return digest.digest()
 
 
 async def rebuilt(
@@ -334,26 +324,3 @@ async def _as_it_is(
                 raise
             return bytes(len(data))
     return data
-
-
-async def _target(ctx: Context, record: VolumeRecord, file: int) -> Disk | None:
-    """The disk that the record names, if it takes writes; else one without this volume."""
-    named = ctx.disks.get(record.disks[file])
-    usable = set(await ctx.ledger.usable_disks())
-    if named is not None and named.state is DiskState.HEALTHY and named.number in usable:
-        return named
-    candidates: list[Candidate] = []
-    for number in usable - set(record.disks):
-        disk = ctx.disks.get(number)
-        if disk is None or disk.state is not DiskState.HEALTHY:
-            continue
-        try:
-            usage = await disk.usage()
-        except Unavailable:
-            continue
-        if usage.free > 2 * record.length:
-            candidates.append(Candidate(number, usage.free, ctx.domain(number, usage)))
-    domains = await _domains(ctx) if candidates else {}
-    held = [domains.get(number, ("away", number)) for at, number in enumerate(record.disks) if at != file]
-    chosen = place_one(candidates, held)
-    return ctx.disks[chosen] if chosen is not None else None

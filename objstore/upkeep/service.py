@@ -30,7 +30,8 @@ from objstore.upkeep import compaction, scrub, trash
 from objstore.upkeep.claims import Claim
 from objstore.upkeep.context import Context
 from objstore.upkeep.damage import Checks, note_lost
-from objstore.upkeep.repair import Damage, Repair, RepairReport
+from objstore.upkeep.plans import Damage
+from objstore.upkeep.repair import Repair, RepairReport
 from objstore.upkeep.seal import Alive, seal_dead
 from objstore.upkeep.sweep import LiveBytesAudit, Sweep
 

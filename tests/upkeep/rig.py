@@ -53,6 +53,7 @@ class Yard(Rig):
             m=self.m,
             pace=Pace(1e12, self.clock, no_sleep),
             clock=self.clock,
+            chance=self.rng.random,
             crash_point=crash_point,
         )
 
