@@ -36,7 +36,7 @@ def meta_copy(
 
     With --from and --to: move a store's metadata into PostgreSQL. Run it while the store serves, as often as
     you like: nearly everything is copied. Then stop the store and run it again: what has changed is copied,
-    everything is compared and verified, and the copy is finished. Do not start the old store after that."""
+    everything is compared and verified, and the copy is finished. The old store does not start after that."""
     if source is None and target is None:
         store = Store(data, config, admin, form)
         store.show([store.post("/api/v1/meta/copy")], "began", "bytes")
@@ -90,7 +90,7 @@ def _copy_engine(source: str, target: str, config: Path | None, form: Format | N
     elif report.finished:
         print(
             f"{report.compared:,} records are in PostgreSQL, verified (digest {report.digest});"
-            f" {report.put:,} were copied now. Set meta.url for the gateways; do not start this store again."
+            f" {report.put:,} were copied now. Set meta.url for the gateways; this store starts no more."
         )
     else:
         print(

@@ -89,12 +89,17 @@ def no_progress(what: str, count: int) -> None:
     pass
 
 
+def nothing() -> None:
+    pass
+
+
 async def copy(
     source: Kv,
     target: Target,
     *,
     name: str,
     standing: bool,
+    before_end: Callable[[], None] = nothing,
     progress: Progress = no_progress,
     clock: Clock | None = None,
 ) -> Report:
@@ -103,6 +108,8 @@ async def copy(
     Args:
         name: the id of the store that `source` belongs to.
         standing: nobody changes `source` while this runs. Only such a run finishes the copy.
+        before_end: called when the copy is whole and verified, before anybody is let into it; what it raises
+            ends the run.
 
     Raises: BadRequest (the target is not for this copy, or another run has taken over), Corrupt (a record of
         either side is damaged, or the result is not equal), and what the engines raise. Run it again then.
@@ -130,6 +137,7 @@ async def copy(
     await verify(target, report.compared, report.digest, progress)
     done = Note(name, "", clock.now_us(), report.compared, report.digest)
     await pass_.commit(Transaction(delete=[CONTROL]))
+    before_end()
     await target.end_copy(_text(done))
     report.finished = True
     return report

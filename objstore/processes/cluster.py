@@ -196,11 +196,17 @@ def keep_master_key(data: Path, master_key: bytes) -> None:
     Raises: CannotStart.
     """
     try:
-        write_new(str(data / MASTER_NAME) + ".new", master_key.hex().encode() + b"\n", OS)
-        OS.rename(str(data / MASTER_NAME) + ".new", str(data / MASTER_NAME))
-        sync_directory(str(data), OS)
+        save(data, MASTER_NAME, master_key.hex().encode() + b"\n")
     except OSError as failure:
         raise CannotStart(f"cannot write {data / MASTER_NAME}: {failure.strerror}") from None
+
+
+def save(directory: Path, name: str, content: bytes) -> None:
+    """Put a file in place: mode 0600, whole, durable. Raises: OSError."""
+    place = str(directory / name)
+    write_new(place + ".new", content, OS)
+    OS.rename(place + ".new", place)
+    sync_directory(str(directory), OS)
 
 
 class StoreSecrets(NamedTuple):
@@ -336,13 +342,7 @@ def write_record(data: Path, record: ClusterRecord) -> None:
     try:
         if place.exists() and place.read_bytes() == content:
             return
-        temporary = place.with_name(RECORD_NAME + ".new")
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, place)
-        _sync_directory(data)
+        save(data, RECORD_NAME, content)
     except OSError as failure:
         raise CannotStart(f"cannot write {place}: {failure.strerror}") from None
 
@@ -350,14 +350,6 @@ def write_record(data: Path, record: ClusterRecord) -> None:
 def _relative(path: str, data: Path) -> str:
     """So that a data directory may be moved as a whole."""
     return str(Path(path).relative_to(data)) if Path(path).is_relative_to(data) else path
-
-
-def _sync_directory(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def _adopt(paths: list[str]) -> ClusterRecord | None:

@@ -31,13 +31,14 @@ from objstore.node.authority import (
     make_key,
     to_pem,
 )
-from objstore.node.identity import MASTER_KEY_SIZE, read_whole, sync_directory, write_new
+from objstore.node.identity import MASTER_KEY_SIZE, read_whole
 from objstore.node.syscalls import RealSyscalls
 from objstore.node.tls import Credentials, Trust, save_identity, save_trust
 from objstore.processes.cluster import (
     MASTER_NAME,
     CannotStart,
     StoreSecrets,
+    save,
     store_secrets,
     with_kept_master_key,
 )
@@ -129,14 +130,6 @@ def founded_secrets(config: Config, data: Path) -> StoreSecrets | None:
 def save_authority(data: Path, bundle: bytes) -> None:
     """Raises: OSError."""
     save(data, AUTHORITY_NAME, bundle)
-
-
-def save(data: Path, name: str, content: bytes) -> None:
-    """Put a file of the data directory in place: mode 0600, whole, durable. Raises: OSError."""
-    place = str(data / name)
-    write_new(place + ".new", content, OS)
-    OS.rename(place + ".new", place)
-    sync_directory(str(data), OS)
 
 
 def own_credentials(data: Path) -> Credentials:

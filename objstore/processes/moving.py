@@ -2,7 +2,8 @@
 
 While the store serves, the first pass reads its LMDB beside the workers, as one more client of the committer,
 one that never commits. When it does not serve, the store is locked as for serving, a committer recovers it,
-and the last pass finishes the copy. See meta/copy.py for why that is sound.
+and the last pass finishes the copy. See meta/copy.py for why that is sound. Before anybody may use the copy,
+the store is marked as moved (moved.py), and serves no more.
 """
 
 import asyncio
@@ -10,6 +11,7 @@ import dataclasses
 import fcntl
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -18,9 +20,10 @@ import uvloop
 from objstore.config import Loaded
 from objstore.meta.client import MetaClient
 from objstore.meta.copy import Progress, Report, copy
-from objstore.meta.kv_postgres import PostgresKv
+from objstore.meta.kv_postgres import PostgresKv, shown_url
 from objstore.processes.cluster import RECORD_NAME, CannotStart
 from objstore.processes.machine import directories, short
+from objstore.processes.moved import mark_moved
 from objstore.processes.offline import run_job
 from objstore.processes.parts import Parts
 
@@ -46,7 +49,8 @@ def copy_metadata(loaded: Loaded, url: str, *, progress: Progress, total: Total)
         assert isinstance(parts.kv, MetaClient)
         if parts.spec.cluster.cluster_id.hex() != name:
             raise CannotStart(f"{data / RECORD_NAME} is of another store than the disks")
-        report = await _run(parts.kv, url, name, True, progress, total)
+        mark = partial(mark_moved, data, parts.spec.cluster, shown_url(url))
+        report = await _run(parts.kv, url, name, progress, total, mark)
 
     # Where it goes to may be set already; here it is about where it comes from.
     config = loaded.config
@@ -59,19 +63,27 @@ async def _beside(run_directory: str, url: str, name: str, progress: Progress, t
     source = MetaClient(f"{run_directory}/committer.sock")
     await source.start(10.0)
     try:
-        return await _run(source, url, name, False, progress, total)
+        return await _run(source, url, name, progress, total, None)
     finally:
         await source.close()
 
 
 async def _run(
-    source: MetaClient, url: str, name: str, standing: bool, progress: Progress, total: Total
+    source: MetaClient,
+    url: str,
+    name: str,
+    progress: Progress,
+    total: Total,
+    mark: Callable[[], None] | None,
 ) -> Report:
+    """`mark`: of a store that stands still, what keeps it so; None while it serves."""
     total(await asyncio.to_thread(source.reader.entry_count))
     target = PostgresKv(url, may_copy=True)
     await target.start(START_S)
     try:
-        return await copy(source, target, name=name, standing=standing, progress=progress)
+        if mark is None:
+            return await copy(source, target, name=name, standing=False, progress=progress)
+        return await copy(source, target, name=name, standing=True, before_end=mark, progress=progress)
     finally:
         await target.close()
 

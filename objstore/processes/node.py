@@ -42,10 +42,11 @@ from objstore.processes.cluster import (
     CannotStart,
     FoundDisk,
     lock_and_sweep,
+    save,
     shared_devices,
     why_not_free,
 )
-from objstore.processes.founding import AUTHORITY_NAME, TLS_NAME, own_credentials, save
+from objstore.processes.founding import AUTHORITY_NAME, TLS_NAME, own_credentials
 from objstore.processes.joining import CannotJoin, NoGateway, Refused
 from objstore.processes.link import Link
 from objstore.processes.machine import (

@@ -45,6 +45,7 @@ from objstore.processes.machine import (
     url_of,
     warn,
 )
+from objstore.processes.moved import refuse_moved
 from objstore.processes.spec import Spec
 from objstore.processes.supervisor import ChildMain, Supervisor
 
@@ -85,6 +86,8 @@ def serve(
     spec = _open(
         loaded, data, run_directory, token=token, endpoint=endpoint, announce=announce, gateway=gateway
     )
+    if not config.meta.url:
+        refuse_moved(data, spec.cluster)
     cluster, codec = spec.cluster, "{}+{}".format(*spec.cluster.codec)
     shared = bool(config.meta.url)  # Then nobody of this machine commits for the others.
     names = [f"worker-{number}" for number in range(1, worker_count + 1)]

@@ -204,6 +204,23 @@ async def test_a_copy_that_is_not_equal_is_not_finished(url: str) -> None:
         await verify(kv, 20, last.digest)
 
 
+async def test_nobody_is_let_into_a_copy_before_its_source_is_shut(url: str) -> None:
+    source = await filled(20, random.Random(3))
+
+    def fails() -> None:
+        raise OSError("no space left")
+
+    async with target(url) as kv:
+        with pytest.raises(OSError, match="no space left"):
+            await copy(source, kv, name=STORE, standing=True, before_end=fails)
+        with pytest.raises(MetaUnavailable, match="not finished"):
+            await PostgresKv(url).start()
+        assert (await copy(source, kv, name=STORE, standing=True)).finished
+    again = PostgresKv(url)
+    await again.start()
+    await again.close()
+
+
 async def test_a_copy_into_an_equal_target_writes_nothing() -> None:
     """Of any engine: the pass itself knows nothing of PostgreSQL."""
 

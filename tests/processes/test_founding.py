@@ -10,14 +10,13 @@ from objstore.node.authority import GATEWAY, decode_authority
 from objstore.node.identity import read_identity
 from objstore.node.syscalls import RealSyscalls
 from objstore.node.tls import Credentials
-from objstore.processes.cluster import CannotStart, Cluster, open_cluster, with_kept_master_key
+from objstore.processes.cluster import CannotStart, Cluster, open_cluster, save, with_kept_master_key
 from objstore.processes.founding import (
     AUTHORITY_NAME,
     founded_secrets,
     init,
     own_credentials,
     read_authority,
-    save,
 )
 
 GIVEN = "ab" * 32

@@ -51,6 +51,39 @@ async def test_a_running_store_is_copied_and_finished_when_it_stands(tmp_path: P
         assert dict(found) == dict(wanted)
 
 
+@pytest.mark.timeout(240)
+def test_a_store_that_has_moved_serves_no_more_until_the_move_is_given_up(tmp_path: Path) -> None:
+    server = start_server(tmp_path)
+    server.boto3().create_bucket(Bucket="bucket")
+    marks = [server.data / "moved.json", *(server.data / f"disk{n}" / "moved.json" for n in range(1, 7))]
+    with postgres.database() as url:
+        words = ("meta", "copy", "--from", f"lmdb:{server.data}", "--to", url)
+        server.command(*words)  # Beside the store: it may go on.
+        assert not any(mark.exists() for mark in marks)
+        server.stop()
+        server.command(*words)
+        assert all(mark.exists() for mark in marks)
+
+    def refused() -> str:
+        listen = ("--listen=127.0.0.1:0", "--admin-listen=127.0.0.1:0")
+        done = run_command("serve", f"--data={server.data}", *listen, check=False)
+        assert done.returncode == 1
+        return str(done.stderr)
+
+    assert "metadata was moved to postgresql://" in refused()
+    server.command("meta", "export", str(tmp_path / "export"))  # What does not serve works on.
+    # A data directory that is lost changes nothing, nor does a mark that cannot be read.
+    marks[0].unlink()
+    marks[1].write_bytes(b"torn")
+    said = refused()
+    assert "metadata was moved to" in said
+    for mark in marks[1:]:
+        assert str(mark) in said
+        mark.unlink()
+    with running_server(tmp_path) as again:
+        assert [bucket["Name"] for bucket in again.boto3().list_buckets()["Buckets"]] == ["bucket"]
+
+
 def test_what_is_wrong_with_the_command_is_said(tmp_path: Path) -> None:
     server = start_server(tmp_path)
     server.stop()

@@ -1,0 +1,54 @@
+"""A store whose metadata has moved into PostgreSQL serves no more from what it had before: a mark says so.
+
+The last pass of `objstore meta copy` puts `moved.json` into the data directory and onto every disk of this
+machine, before the database lets gateways in. What would serve the old metadata refuses to start then; work
+on a store that does not serve (an export, the copy itself once more) goes on as before.
+"""
+
+import time
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from objstore.node.disk import DiskState
+from objstore.processes.cluster import CannotStart, Cluster, save
+
+MOVED_NAME: Final = "moved.json"
+
+
+class Moved(msgspec.Struct, kw_only=True):
+    format: int = 1
+    to: str  # The database's address, without a password.
+    when_s: int  # Unix time.
+
+
+def mark_moved(data: Path, cluster: Cluster, to: str) -> None:
+    """Durably, in the data directory and on every disk of this machine that is there. Raises: OSError."""
+    content = msgspec.json.encode(Moved(to=to, when_s=int(time.time()))) + b"\n"
+    for place in _places(data, cluster):
+        save(place, MOVED_NAME, content)
+
+
+def refuse_moved(data: Path, cluster: Cluster) -> None:
+    """Raises: CannotStart if this store's metadata is elsewhere."""
+    marks = [place / MOVED_NAME for place in _places(data, cluster) if (place / MOVED_NAME).exists()]
+    if not marks:
+        return
+    try:
+        mark = msgspec.json.decode(marks[0].read_bytes(), type=Moved)
+        to, day = mark.to, time.strftime("%Y-%m-%d", time.gmtime(mark.when_s))
+    except (OSError, msgspec.MsgspecError):
+        to, day = "PostgreSQL", "a day that cannot be read"
+    names = " ".join(map(str, marks))
+    raise CannotStart(
+        f"this store's metadata was moved to {to} on {day}; what is here is old, and what it took now would"
+        " never be seen there. Serve it with objstore gateway and meta.url; if objstore meta copy was cut"
+        " short, run it again. To give up the move, and with it all that was written there since, remove the"
+        f" marks before you start: {names}"
+    )
+
+
+def _places(data: Path, cluster: Cluster) -> list[Path]:
+    here = [disk for disk in cluster.disks if disk.state is DiskState.HEALTHY and not disk.node]
+    return [data, *(Path(disk.path) for disk in here)]
