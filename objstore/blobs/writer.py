@@ -1,9 +1,10 @@
-"""Writing blobs: group commit on two lanes.
+"""Writing blobs: group commit on two lanes for each placement policy.
 
-A *lane* is one open volume of this writer and the order of its appends. On the small lane, bodies that
-arrive while the last flush is syncing are packed into the next stripe: one encode, k+m appends with sync in
-parallel, many acknowledgements, and never a timer. On the bulk lane, streams send full stripes as they
-fill; nothing is synced until a stream ends, and one sync serves every stream whose last append has ended.
+A *lane* is one open volume of this writer and the order of its appends; the lanes of a policy are made when
+the first body comes for it. On the small lane, bodies that arrive while the last flush is syncing are packed
+into the next stripe: one encode, k+m appends with sync in parallel, many acknowledgements, and never a timer.
+On the bulk lane, streams send full stripes as they fill; nothing is synced until a stream ends, and one sync
+serves every stream whose last append has ended.
 
 What fails: a write waits for all k+m fragments. A disk that fails or is overdue is reported to the ledger,
 and the volume takes no more appends. The stripe stands if at least `quorum` fragments do (an intent names
@@ -26,7 +27,7 @@ import asyncio
 import logging
 import random
 from collections import deque
-from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final, NamedTuple
 
@@ -34,7 +35,7 @@ import msgspec
 from xxhash import xxh3_64_intdigest
 
 from objstore.blobs.memory import MemoryBudget
-from objstore.blobs.placement import Candidate, Domain, device_domain, place
+from objstore.blobs.placement import place_volume
 from objstore.blobs.stripes import (
     DIRECTORY_ROOM,
     FRAGMENT_SIZE_MAX,
@@ -43,6 +44,8 @@ from objstore.blobs.stripes import (
     finish_in_place,
     pack,
 )
+from objstore.blobs.survey import survey
+from objstore.blobs.topology import Layout, Topology
 from objstore.blobs.volumes import FindDisks, Intent, Lane, Ledger, Stored, VolumeRecord, no_others
 from objstore.clock import Clock, SystemClock
 from objstore.codec.reed_solomon import Codec
@@ -75,6 +78,7 @@ ATTEMPTS_MAX: Final = 4  # Volumes tried for one stripe: each failure takes at l
 ENTRY_ROOM: Final = 48  # Bytes of a directory entry beside home and about, and the body's padding.
 FULL_DISK_REST_S: Final = 10.0  # A disk that said "full" is not asked again for so long.
 IN_FLIGHT_MAX: Final = 2  # Stripes of one stream on their way to the disks.
+POLICIES_MAX: Final = 64  # With lanes at once: two open volumes each, which are 2 * (k+m) files.
 
 
 class WriterLimits(NamedTuple):
@@ -131,6 +135,7 @@ class _Volume:
         "fence",
         "history",
         "lane",
+        "lanes",
         "noted",
         "noted_at",
         "open",
@@ -143,9 +148,10 @@ class _Volume:
         "used",
     )
 
-    def __init__(self, record: VolumeRecord, fence: bytes, lane: Lane, now: float) -> None:
+    def __init__(self, record: VolumeRecord, fence: bytes, lanes: "_Lanes", lane: Lane, now: float) -> None:
         self.record = record
         self.fence = fence
+        self.lanes = lanes
         self.lane = lane
         self.open = True  # Takes appends. Never becomes true again.
         self.end = 0  # Bytes of each fragment file up to the last append that stands.
@@ -175,6 +181,27 @@ class _Volume:
         self.history.append((covered, failed))
 
 
+class _Lanes:
+    """The two lanes of one placement policy, and the small bodies that wait for the first of them."""
+
+    __slots__ = ("current", "flusher", "k", "m", "opening", "policy", "queue")
+
+    def __init__(self, policy: str, k: int, m: int) -> None:
+        self.policy = policy
+        self.k = k  # The policy's code, once a volume was opened: before that the store's.
+        self.m = m
+        self.queue: deque[_Waiting] = deque()
+        self.flusher: asyncio.Task[None] | None = None
+        self.current: dict[Lane, _Volume] = {}
+        self.opening = {lane: asyncio.Lock() for lane in Lane}
+
+    @property
+    def is_idle(self) -> bool:
+        busy = any(volume.turns or volume.pins for volume in self.current.values())
+        opening = any(lock.locked() for lock in self.opening.values())
+        return not (busy or opening or self.queue or self.flusher is not None)
+
+
 class _Buffer:
     """A stripe's memory: `capacity` bytes of body and room for the directory and padding."""
 
@@ -196,8 +223,9 @@ class BlobStream:
     more than once, and after `finish`.
     """
 
-    def __init__(self, writer: "BlobWriter", home: bytes, blob_offset: int, blob: int) -> None:
+    def __init__(self, writer: "BlobWriter", lanes: _Lanes, home: bytes, blob_offset: int, blob: int) -> None:
         self._writer = writer
+        self._lanes = lanes
         self._home = home
         self._blob = blob
         self._offset = blob_offset  # Of the next byte to arrive.
@@ -276,7 +304,7 @@ class BlobStream:
         while len(self._sent) >= IN_FLIGHT_MAX:
             await asyncio.wait(self._sent, return_when=asyncio.FIRST_COMPLETED)
         self._check()
-        buffer = await self._writer._take_buffer()
+        buffer = await self._writer._take_buffer(self._lanes)
         if self not in self._writer._streams:  # Aborted meanwhile.
             self._writer._give_back(buffer)
             raise Overloaded("the stream was aborted")
@@ -302,7 +330,7 @@ class BlobStream:
                     self._send(b"")
                 if about:
                     alone = await self._writer._put_piece(
-                        Piece(b"", self._home, about, self._offset, self._blob)
+                        Piece(b"", self._home, about, self._offset, self._blob), self._lanes
                     )
             while self._sent:
                 await asyncio.wait(self._sent)
@@ -374,15 +402,15 @@ class BlobStream:
 
 
 class BlobWriter:
-    """All writes of one process under one placement policy.
+    """All writes of one process, under any number of placement policies.
 
     Args:
         disks: by number; those that are missing from it cannot be placed on.
-        k, m: the policy's code. With fewer usable disks, the same m over the largest k that fits.
+        k, m: the code of policies without one of their own. With fewer usable disks, the same m over the
+            largest k that fits.
         writer: 16 bytes, new for each incarnation of a process (ids.random_id).
         cluster, secret: what the checksums are bound to, from the identity file.
         codec: (k, m) -> codec (codec.backend.choose().codec).
-        domain: a disk's failure domain, by its number and usage; by default its device.
         find_disks: called when metadata names usable disks that are not in `disks`: they came just now.
         chance: for placement: numbers in [0, 1).
         crash_point: called with "volume-recorded", "volume-created", "stripe-encoded", "stripe-appended",
@@ -401,9 +429,7 @@ class BlobWriter:
         secret: int,
         codec: CodecFor,
         clock: Clock | None = None,
-        policy: str = "",
         limits: WriterLimits = DEFAULT_LIMITS,
-        domain: Domain = device_domain,
         find_disks: FindDisks = no_others,
         chance: Callable[[], float] = random.random,
         crash_point: CrashPoint = lambda name: None,
@@ -421,24 +447,18 @@ class BlobWriter:
         self._seal = Seal(cluster, secret)
         self._codec = codec
         self._clock: Clock = clock if clock is not None else SystemClock()
-        self._policy = policy
         self._limits = limits
-        self._domain = domain
         self._find_disks = find_disks
         self._chance = chance
         self._crash_point = crash_point
         self._closed = False  # Takes nothing more.
         self._stopped = False  # And has flushed all that it took: no volume is opened any more.
-        self._current: dict[Lane, _Volume] = {}
-        self._opening = {lane: asyncio.Lock() for lane in Lane}
+        self._lanes: dict[str, _Lanes] = {"": _Lanes("", k, m)}  # By name of the policy.
         self._closing: list[_Volume] = []  # Take no more appends, not sealed yet.
         self._full: dict[int, float] = {}  # Disk number -> until when it is not asked.
         self._janitor: asyncio.Task[None] | None = None
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="stripes")
-        # Small lane.
-        self._queue: deque[_Waiting] = deque()
-        self._flusher: asyncio.Task[None] | None = None
-        # Bulk lane.
+        # Bulk lanes.
         self._streams: set[BlobStream] = set()
         self._stream_count = 0
         self._pool: dict[int, list[bytearray]] = {}
@@ -447,7 +467,14 @@ class BlobWriter:
     # The interface.
 
     async def put(
-        self, body: Buffer, home: bytes, about: bytes, *, blob_offset: int = 0, blob: int = 0
+        self,
+        body: Buffer,
+        home: bytes,
+        about: bytes,
+        *,
+        policy: str = "",
+        blob_offset: int = 0,
+        blob: int = 0,
     ) -> Stored:
         """Pack one small body into the next stripe; durable when this returns.
 
@@ -457,13 +484,15 @@ class BlobWriter:
         Args:
             home: the metadata key under which the extent will be recorded.
             about: the record without extents, for salvage.
+            policy: the name of the placement policy; empty: the default one.
             blob_offset, blob: where the body lies in which stream, if it is a piece of one (compaction).
 
         Raises: Overloaded (queue full), TooFewDisks, WriteQuorumNotMet, MetaUnavailable.
         """
-        return await self._put_piece(Piece(body, home, about, blob_offset, blob))
+        lanes = self._lanes.get(policy) or self._new_lanes(policy)
+        return await self._put_piece(Piece(body, home, about, blob_offset, blob), lanes)
 
-    def stream(self, home: bytes, *, blob_offset: int = 0, blob: int = 0) -> BlobStream:
+    def stream(self, home: bytes, *, policy: str = "", blob_offset: int = 0, blob: int = 0) -> BlobStream:
         """Begin a large body; for compaction, the piece of the stream `blob` that starts at `blob_offset`.
 
         Always `finish` or `abort` it. Raises: Overloaded if the writer is closed.
@@ -474,7 +503,8 @@ class BlobWriter:
             self._stream_count += 1
             # The writer's id is random: no other stream has this number.
             blob = (int.from_bytes(self._writer[:8], "big") + self._stream_count) % (1 << 64) or 1
-        stream = BlobStream(self, home, blob_offset, blob)
+        lanes = self._lanes.get(policy) or self._new_lanes(policy)
+        stream = BlobStream(self, lanes, home, blob_offset, blob)
         self._streams.add(stream)
         return stream
 
@@ -483,7 +513,7 @@ class BlobWriter:
 
         Call it on a Conflict at a fence, before the bytes are written again. Raises: MetaUnavailable.
         """
-        for volume in list(self._current.values()):
+        for volume in self._open_volumes():
             if volume.record.id in volumes:
                 await self._leave_if_lost(volume)
 
@@ -501,18 +531,20 @@ class BlobWriter:
         self._closed = True
         for stream in list(self._streams):
             stream.abort()
-        if self._flusher is not None:
-            await asyncio.wait([self._flusher], timeout=2 * self._limits.deadline_s)
+        flushers = [lanes.flusher for lanes in self._lanes.values() if lanes.flusher is not None]
+        if flushers:
+            await asyncio.wait(flushers, timeout=2 * self._limits.deadline_s)
         self._stopped = True
         if self._janitor is not None:
             self._janitor.cancel()
             await asyncio.wait([self._janitor], timeout=self._limits.deadline_s)
-        for lane in Lane:
-            async with self._opening[lane]:  # One that is just being made is sealed, too.
-                volume = self._current.pop(lane, None)
-            if volume is not None:
-                volume.open = False
-                self._closing.append(volume)
+        for lanes in list(self._lanes.values()):
+            for lane in Lane:
+                async with lanes.opening[lane]:  # One that is just being made is sealed, too.
+                    volume = lanes.current.pop(lane, None)
+                if volume is not None:
+                    volume.open = False
+                    self._closing.append(volume)
         for volume in list(self._closing):
             if volume.tail is not None:
                 await asyncio.wait([volume.tail], timeout=2 * self._limits.deadline_s)
@@ -524,9 +556,26 @@ class BlobWriter:
                 log.warning("volume %d was not sealed at the end: %s", volume.record.id, failure)
         self._threads.shutdown(wait=False)
 
-    # Small lane.
+    def _new_lanes(self, policy: str) -> _Lanes:
+        """Raises: Overloaded: too many policies are written to at once."""
+        if len(self._lanes) >= POLICIES_MAX:
+            streaming = {stream._lanes.policy for stream in self._streams} | {""}
+            others = (lanes for name, lanes in self._lanes.items() if name not in streaming)
+            idle = next((lanes for lanes in others if lanes.is_idle), None)
+            if idle is None:
+                raise Overloaded(f"{POLICIES_MAX} placement policies are written to at once")
+            for volume in list(idle.current.values()):
+                self._end_volume(volume)
+            del self._lanes[idle.policy]
+        lanes = self._lanes[policy] = _Lanes(policy, self._k, self._m)
+        return lanes
 
-    def _put_piece(self, piece: Piece) -> "asyncio.Future[Stored]":
+    def _open_volumes(self) -> list[_Volume]:
+        return [volume for lanes in self._lanes.values() for volume in lanes.current.values()]
+
+    # Small lanes.
+
+    def _put_piece(self, piece: Piece, lanes: _Lanes) -> "asyncio.Future[Stored]":
         """Queue a piece. The result is a future, which saves a frame per body."""
         size = len(piece.body) + len(piece.home) + len(piece.about) + ENTRY_ROOM
         counters = self.counters
@@ -534,24 +583,25 @@ class BlobWriter:
         if self._closed:
             raise Overloaded("the writer is closed")
         assert size <= FRAGMENT_SIZE_MAX, "a body this long is a stream"
-        if counters.queue_bytes + size > limits.queue_bytes or len(self._queue) >= limits.queue_count:
+        queue = lanes.queue
+        if counters.queue_bytes + size > limits.queue_bytes or len(queue) >= limits.queue_count:
             raise Overloaded("the queue of small bodies is full")
         future: asyncio.Future[Stored] = asyncio.get_running_loop().create_future()
-        self._queue.append(_Waiting(piece, size, future))
+        queue.append(_Waiting(piece, size, future))
         counters.queue_bytes += size
-        if self._flusher is None:
-            self._flusher = asyncio.get_running_loop().create_task(self._flush_queue())
+        if lanes.flusher is None:
+            lanes.flusher = asyncio.get_running_loop().create_task(self._flush_queue(lanes))
         return future
 
-    async def _flush_queue(self) -> None:
+    async def _flush_queue(self, lanes: _Lanes) -> None:
         """One flush at a time until nothing waits. Never raises: each body's future has its outcome."""
         try:
-            while self._queue:
-                batch = self._take_batch()
+            while lanes.queue:
+                batch = self._take_batch(lanes.queue)
                 if not batch:
                     continue
                 try:
-                    await self._flush(batch)
+                    await self._flush(lanes, batch)
                 except BaseException as failure:
                     outcome = failure if isinstance(failure, Exception) else Overloaded("the writer stopped")
                     for waiting in batch:
@@ -562,11 +612,10 @@ class BlobWriter:
                     if not isinstance(failure, Exception):
                         raise
         finally:
-            self._flusher = None
+            lanes.flusher = None
 
-    def _take_batch(self) -> list[_Waiting]:
+    def _take_batch(self, queue: deque[_Waiting]) -> list[_Waiting]:
         limits = self._limits
-        queue = self._queue
         batch: list[_Waiting] = []
         size = 0
         while queue and len(batch) < limits.stripe_bodies:
@@ -581,12 +630,12 @@ class BlobWriter:
             size += waiting.size
         return batch
 
-    async def _flush(self, batch: list[_Waiting]) -> None:
+    async def _flush(self, lanes: _Lanes, batch: list[_Waiting]) -> None:
         """Write one stripe and resolve its bodies' futures in one go."""
         pieces = [waiting.piece for waiting in batch]
         durable = 0
         for _ in range(ATTEMPTS_MAX):
-            volume = await self._volume(Lane.SMALL)
+            volume = await self._volume(lanes, Lane.SMALL)
             record = volume.record
             packed = pack(pieces, record.k)
             size = record_size(packed.fragment_size)
@@ -642,7 +691,7 @@ class BlobWriter:
         counters.payload_bytes += total
         volume.used = self._clock.monotonic()
 
-    # Bulk lane.
+    # Bulk lanes.
 
     async def _write_stripe(
         self, stream: BlobStream, buffer: _Buffer, filled: int, home: bytes, blob_offset: int, about: bytes
@@ -657,7 +706,7 @@ class BlobWriter:
             extents: list[Extent] = []
             done = 0
             while done < filled:
-                volume = await self._volume(Lane.BULK)
+                volume = await self._volume(stream._lanes, Lane.BULK)
                 k = volume.record.k
                 # Stripes of this volume hold k MiB at most; a buffer made for a wider code is cut.
                 take = min(filled - done, k * FRAGMENT_SIZE_MAX - DIRECTORY_ROOM)
@@ -782,21 +831,20 @@ class BlobWriter:
         if stream._attempts >= ATTEMPTS_MAX * IN_FLIGHT_MAX:
             raise WriteQuorumNotMet(durable=0, quorum=self._quorum(record))
 
-    # Memory of the bulk lane.
+    # Memory of the bulk lanes.
 
-    def _payload_size(self) -> int:
+    def _payload_size(self, k: int, m: int) -> int:
         """Bytes of a stripe's payload for one stream: its share of the memory, a power of two."""
-        k, m = self._k, self._m
         share = self._limits.memory // max(1, len(self._streams)) * k // (k + m)
         size = k * FRAGMENT_SIZE_MAX
         while size > share and size // 2 >= self._limits.buffer_min:
             size //= 2
         return size
 
-    async def _take_buffer(self) -> _Buffer:
+    async def _take_buffer(self, lanes: _Lanes) -> _Buffer:
         """Memory for one stripe, in the order of asking. Raises: Overloaded after `memory_wait_s`."""
-        size = self._payload_size()
-        cost = size * (self._k + self._m) // self._k
+        size = self._payload_size(lanes.k, lanes.m)
+        cost = size * (lanes.k + lanes.m) // lanes.k
         self._start_janitor()
         await self.memory.take(cost)
         free = self._pool.get(size)
@@ -836,36 +884,42 @@ class BlobWriter:
 
     # Volumes.
 
-    async def _volume(self, lane: Lane) -> _Volume:
-        """The lane's open volume, made when there is none. Raises: TooFewDisks, MetaUnavailable."""
-        volume = self._current.get(lane)
+    async def _volume(self, lanes: _Lanes, lane: Lane) -> _Volume:
+        """The lane's open volume, made when there is none.
+
+        Raises: TooFewDisks, WeakerPromise, MetaUnavailable.
+        """
+        volume = lanes.current.get(lane)
         if volume is not None and volume.open:
             if volume.reserved < self._limits.volume_size:
                 return volume
             self._end_volume(volume)
-        async with self._opening[lane]:
+        async with lanes.opening[lane]:
             if self._stopped:
                 raise Overloaded("the writer is closed")
-            volume = self._current.get(lane)
+            volume = lanes.current.get(lane)
             if volume is None or not volume.open:
-                volume = await self._open(lane)
-                self._current[lane] = volume
+                volume = await self._open(lanes, lane)
+                lanes.current[lane] = volume
                 self._start_janitor()
             return volume
 
-    async def _open(self, lane: Lane) -> _Volume:
+    async def _open(self, lanes: _Lanes, lane: Lane) -> _Volume:
         for _ in range(ATTEMPTS_MAX):
-            chosen = place(await self._candidates(), k=self._k, m=self._m, chance=self._chance)
+            layout, topology = await self._survey()
+            policy = layout.policy(lanes.policy)
+            lanes.k, lanes.m = (policy.k, policy.m) if policy.k else (self._k, self._m)
+            chosen = place_volume(topology, policy, k=lanes.k, m=lanes.m, chance=self._chance)
             record, fence = await self._ledger.create(
                 k=chosen.k,
-                m=self._m,
+                m=lanes.m,
                 disks=chosen.disks,
                 lane=lane,
                 writer=self._writer,
-                policy=self._policy,
+                policy=lanes.policy,
             )
             self._crash_point("volume-recorded")
-            volume = _Volume(record, fence, lane, self._clock.monotonic())
+            volume = _Volume(record, fence, lanes, lane, self._clock.monotonic())
             failures = await self._each(
                 record,
                 range(record.fragment_count),
@@ -881,36 +935,22 @@ class BlobWriter:
             self._closing.append(volume)
             self._start_janitor()
             await self._report(record, failures)
-        raise TooFewDisks(wanted=1 + self._m, usable=0)
+        raise TooFewDisks(wanted=1 + lanes.m, usable=0)
 
-    async def _candidates(self) -> list[Candidate]:
-        usable = await self._ledger.usable_disks()
-        if any(number not in self._disks for number in usable):
+    async def _survey(self) -> tuple[Layout, Topology]:
+        """The layout in force, and every disk as it is now: those that rest take nothing."""
+        layout = await self._ledger.layout()
+        if any(spot.takes and number not in self._disks for number, spot in layout.spots.items()):
             await self._find_disks()
         now = self._clock.monotonic()
-        numbers = [
-            number
-            for number in usable
-            if number in self._disks
-            and self._disks[number].state is DiskState.HEALTHY
-            and self._full.get(number, 0.0) <= now
-        ]
-        tasks = [asyncio.ensure_future(self._disks[number].usage()) for number in numbers]
-        if tasks:
-            await asyncio.wait(tasks, timeout=self._limits.deadline_s)
-        found: list[Candidate] = []
-        for number, task in zip(numbers, tasks, strict=True):
-            if not task.done():
-                task.cancel()
-                log.warning("disk %d did not say how full it is", number)
-            elif (failure := task.exception()) is not None:
-                if not isinstance(failure, StoreError):
-                    raise failure
-                log.warning("disk %d is not placed on: %s", number, failure)
-            elif task.result().free >= self._limits.disk_free_min:
-                usage = task.result()
-                found.append(Candidate(number, usage.free, self._domain(number, usage)))
-        return found
+        topology = await survey(
+            layout,
+            self._disks,
+            takes=lambda number: self._full.get(number, 0.0) <= now,
+            free_min=self._limits.disk_free_min,
+            deadline_s=self._limits.deadline_s,
+        )
+        return layout, topology
 
     def _quorum(self, record: VolumeRecord) -> int:
         """Fragments that must be durable before an acknowledgement: with one (m >= 4: two) to spare."""
@@ -944,15 +984,20 @@ class BlobWriter:
         if not volume.open:
             return
         volume.open = False
-        if self._current.get(volume.lane) is volume:
-            del self._current[volume.lane]
+        if volume.lanes.current.get(volume.lane) is volume:
+            del volume.lanes.current[volume.lane]
         self._closing.append(volume)
 
-    def leave(self, disks: Collection[int]) -> None:
-        """End every open volume that has a fragment file on one of these disks, as if it were full."""
-        for volume in list(self._current.values()):
-            if not set(disks).isdisjoint(volume.record.disks):
-                self._end_volume(volume)
+    def obey(self, layout: Layout) -> None:
+        """End every open volume that lies, by this layout, on a disk that its policy does not admit any more,
+        or that is to be emptied."""
+        for volume in self._open_volumes():
+            policy = layout.policy(volume.record.policy)
+            for number in volume.record.disks:
+                spot = layout.spots.get(number)
+                if spot is None or spot.leaving or not policy.admits(spot.site, spot.pool):
+                    self._end_volume(volume)
+                    break
 
     async def _seal_volume(self, volume: _Volume) -> None:
         """Seal at the end of what is durable: first the record, then the files.
@@ -1117,7 +1162,7 @@ class BlobWriter:
                 elif stream._filled:
                     self.counters.pressure_flushes += 1
                     stream._send(b"")
-        for volume in list(self._current.values()):
+        for volume in self._open_volumes():
             if now - volume.used >= limits.idle_s and not volume.turns and not volume.pins:
                 self._end_volume(volume)
             elif volume.end > volume.noted and now - volume.noted_at >= limits.extend_s:

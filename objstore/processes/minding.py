@@ -9,7 +9,6 @@ import logging
 from objstore.blobs.volumes import Intent
 from objstore.errors import StoreError
 from objstore.node.disk import DiskState
-from objstore.objects.ledger import DRAINING, GIVEN_UP
 from objstore.processes.parts import Parts
 
 log = logging.getLogger(__name__)
@@ -62,18 +61,16 @@ async def mind_disks(parts: Parts) -> None:
 
 async def follow_disks(parts: Parts) -> None:
     """What operators decide about disks, as metadata has it: new ones are opened here too, removed ones
-    closed, and open volumes leave those that are to be emptied or were given up. A disk that a write or a
-    read misses meanwhile is taken up by that."""
+    closed, and open volumes leave those that are to be emptied or were given up, or that their policy does
+    not admit any more. A disk that a write or a read misses meanwhile is taken up by that."""
     while True:
         await asyncio.sleep(LOOK_SECONDS)
         try:
-            records = await parts.store.ledger.disks()
+            layout = await parts.store.ledger.layout()
             await parts.find_disks()
         except StoreError:
             continue
-        leaving = [number for number, record in records.items() if record.state in (DRAINING, *GIVEN_UP)]
-        if leaving:
-            parts.store.writer.leave(leaving)
+        parts.store.writer.obey(layout)
 
 
 async def report_damage(parts: Parts) -> None:

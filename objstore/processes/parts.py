@@ -116,7 +116,6 @@ async def open_parts(spec: Spec, registry: Registry) -> Parts:
         secret=spec.cluster.checksum_secret,
         codec=spec.backend.codec,
         limits=writer_limits(config),
-        domain=opener.domain,
         find_disks=find_disks,
     )
     reader = BlobReader(

@@ -156,7 +156,7 @@ async def test_a_failed_append_seals_the_volume_at_its_offset_and_leaves_no_hole
     rig = await Rig().start()
     for _ in range(3):
         await rig.put(b"x" * 1000)
-    end = rig.writer._current[Lane.SMALL].end
+    end = rig.writer._lanes[""].current[Lane.SMALL].end
     rig.moods("//++++")
     extents = await rig.put(b"y" * 1000)
     assert extents[0].volume == 2
@@ -224,7 +224,7 @@ async def test_the_length_is_noted_while_the_volume_is_open() -> None:
         await asyncio.sleep(0.002)
         if (await rig.ledger.lengths([1]))[0][0]:
             break
-    assert await rig.ledger.lengths([1]) == [(rig.writer._current[Lane.SMALL].end, 999)]
+    assert await rig.ledger.lengths([1]) == [(rig.writer._lanes[""].current[Lane.SMALL].end, 999)]
 
 
 async def test_close_flushes_seals_and_takes_no_more() -> None:
@@ -500,7 +500,7 @@ async def test_an_aborted_stream_gives_everything_back() -> None:
         if not rig.writer.memory.used:
             break
     assert rig.writer.memory.used == 0
-    assert all(volume.pins == 0 for volume in rig.writer._current.values())
+    assert all(volume.pins == 0 for volume in rig.writer._lanes[""].current.values())
 
 
 # Every acknowledged byte, under random failures.
@@ -657,7 +657,7 @@ async def test_a_writer_notices_by_itself_that_its_volume_was_sealed() -> None:
     rig.clock.advance(2)
     for _ in range(100):
         await asyncio.sleep(0.002)
-        if Lane.SMALL not in rig.writer._current:
+        if Lane.SMALL not in rig.writer._lanes[""].current:
             break
     assert (await rig.put(b"y"))[0].volume == 2
 
@@ -672,7 +672,7 @@ async def test_an_aborted_streams_late_stripe_does_not_keep_its_volume_open() ->
         if not stream._sent:
             break
     assert not stream._sent
-    assert all(volume.pins == 0 for volume in rig.writer._current.values())
+    assert all(volume.pins == 0 for volume in rig.writer._lanes[""].current.values())
     rig.clock.advance(3_700)
     await asyncio.sleep(0.01)
     await settled(rig)

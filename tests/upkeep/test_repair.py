@@ -185,7 +185,7 @@ async def test_a_stripe_lost_for_good_keeps_its_place_and_its_neighbours() -> No
 async def test_an_open_volume_is_verified_and_left_to_its_writer() -> None:
     yard = await Yard().start()
     await yard.put_object("o", b"o" * 9_000)
-    volume = yard.writer._current[0]
+    volume = yard.writer._lanes[""].current[0]
     await yard.ledger.extend(1, volume.fence, volume.end)
     record = await yard.ledger.get(1)
     yard.disks[record.disks[0]].flip(1, 0, 64 + 100)

@@ -22,7 +22,7 @@ async def test_a_dead_writers_volumes_are_sealed_behind_their_last_whole_stripe(
     for number in range(5):
         await yard.put_object(f"o{number}", bytes(1_000 * number + 1))
     await yard.put_object("large", bytes(5_000_000))
-    ends = {volume.record.id: volume.end for volume in yard.writer._current.values()}
+    ends = {volume.record.id: volume.end for volume in yard.writer._lanes[""].current.values()}
     assert await seal_dead(yard.context(), ALIVE) == []
     sealed = await seal_dead(yard.context(), DEAD)
     assert {record.id: record.length for record in sealed} == ends
@@ -79,7 +79,7 @@ async def test_a_stripe_below_k_fragments_is_no_stripe() -> None:
     yard = await Yard().start()
     await yard.put_object("o", bytes(10_000))
     record = await yard.ledger.get(1)
-    end = yard.writer._current[0].end
+    end = yard.writer._lanes[""].current[0].end
     await yard.writer.put(bytes(10_000), b"o-never", b"")
     for index in (0, 2, 5):
         disk = yard.disks[record.disks[index]]
@@ -90,10 +90,10 @@ async def test_a_stripe_below_k_fragments_is_no_stripe() -> None:
 async def test_a_rotten_stripe_in_the_middle_does_not_cut_off_what_follows() -> None:
     yard = await Yard().start()
     await yard.put_object("first", bytes(10_000))
-    offset = yard.writer._current[0].end
+    offset = yard.writer._lanes[""].current[0].end
     await yard.put_object("second", bytes(10_000))
     await yard.put_object("third", b"3" * 10_000)
-    end = yard.writer._current[0].end
+    end = yard.writer._lanes[""].current[0].end
     record = await yard.ledger.get(1)
     for index in range(5):
         yard.disks[record.disks[index]].flip(1, index, offset + 20)
@@ -105,7 +105,7 @@ async def test_a_length_below_what_was_noted_as_durable_raises_an_alarm() -> Non
     yard = await Yard().start()
     await yard.put_object("o", bytes(10_000))
     record = await yard.ledger.get(1)
-    volume = yard.writer._current[0]
+    volume = yard.writer._lanes[""].current[0]
     await yard.ledger.extend(1, volume.fence, volume.end)
     for index in range(4):
         del yard.disks[record.disks[index]].fragments[1, index].content[64:]
@@ -135,7 +135,7 @@ async def test_a_crash_while_sealing_is_finished_by_the_next(point: str) -> None
 
     yard = await Yard().start()
     await yard.put_object("o", b"o" * 10_000)
-    end = yard.writer._current[0].end
+    end = yard.writer._lanes[""].current[0].end
     with pytest.raises(Crash):
         await seal_dead(yard.context(crash), DEAD)
     await yard.check()
@@ -157,7 +157,7 @@ async def test_disks_given_up_for_good_do_not_keep_a_volume_open() -> None:
     yard = await Yard().start()
     await yard.put_object("o", b"o" * 10_000)
     record = await yard.ledger.get(1)
-    end = yard.writer._current[0].end
+    end = yard.writer._lanes[""].current[0].end
     await yard.writer.put(bytes(10_000), b"o-never", b"")
     del yard.disks[record.disks[5]].fragments[1, 5].content[end + 100 :]
     for number in record.disks[:2]:

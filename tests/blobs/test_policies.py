@@ -1,0 +1,135 @@
+"""The writer's lanes under placement policies: one open volume each, on the policy's own disks."""
+
+import asyncio
+
+import pytest
+
+from objstore.blobs import writer as writer_module
+from objstore.blobs.placement import WeakerPromise
+from objstore.blobs.topology import Policy
+from objstore.errors import Overloaded, TooFewDisks
+from objstore.meta.kv import Transaction
+from objstore.meta.schema import DiskRecord, MemberRecord, decode, disk_key, encode, member_key
+from objstore.objects.layout import LAYOUT_KEY, LayoutRecord, MachinePlace, Plan
+from tests.blobs.rig import Rig
+
+HERE = Policy(name="here", sites=("a",))
+LEASED = Policy(name="leased", pool="leased", k=2, m=1)
+
+
+def node(number: int) -> bytes:
+    return bytes([number]) * 16
+
+
+async def two_sites(policies: list[Policy], *, pool: str = "", disks: int = 12, k: int = 4) -> Rig:
+    """Every disk on a node of its own: the first half at site a, the others, which may be in a pool, at b."""
+    rig = await Rig("+" * disks, k=k).start()
+    put: dict[bytes, bytes] = {}
+    for number in rig.disks:
+        record = decode(await rig.kv.get(disk_key(number)) or b"", DiskRecord)
+        site = "a" if number <= disks // 2 else "b"
+        put[disk_key(number)] = encode(
+            DiskRecord(uuid=record.uuid, path=record.path, state="healthy", node=node(number))
+        )
+        put[member_key(node(number))] = encode(
+            MemberRecord(role="node", name=f"n{number}", state="joined", addresses=["h:1"], site=site)
+        )
+    plan = Plan(
+        policies={policy.name: policy for policy in policies},
+        machines={node(n).hex(): MachinePlace(pool=pool) for n in rig.disks if n > disks // 2},
+    )
+    put[LAYOUT_KEY] = encode(LayoutRecord(version=1, current=plan))
+    await rig.kv.commit(Transaction(put=put))
+    return rig
+
+
+async def test_a_policy_has_lanes_of_its_own_whose_volumes_lie_on_its_sites_alone() -> None:
+    rig = await two_sites([HERE])
+    stored = await rig.writer.put(b"body", b"o1", b"", policy="here")
+    stream = rig.writer.stream(b"o2", policy="here")
+    await stream.write(bytes(3_000_000))
+    large = await stream.finish(b"")
+    other = await rig.writer.put(b"body", b"o3", b"")
+    volumes = {extent.volume for extent in [*stored.extents, *large.extents]}
+    assert volumes.isdisjoint({extent.volume for extent in other.extents})
+    for volume in volumes:
+        record = await rig.ledger.get(volume)
+        assert record.policy == "here"
+        assert set(record.disks) == {1, 2, 3, 4, 5, 6}
+    again = await rig.writer.put(b"body", b"o4", b"", policy="here")
+    assert again.extents[0].volume == stored.extents[0].volume
+
+
+async def test_with_few_disks_at_its_site_the_code_is_narrower_and_nothing_is_written_elsewhere() -> None:
+    rig = await two_sites([HERE])
+    for number in (1, 2, 3):
+        await rig.ledger.set_disk_state(number, "suspect", "a test")
+    stored = await rig.writer.put(b"body", b"o1", b"", policy="here")
+    record = await rig.ledger.get(stored.extents[0].volume)
+    assert (record.k, record.m, set(record.disks)) == (1, 2, {4, 5, 6})
+    await rig.ledger.set_disk_state(4, "draining", "a test")
+    rig.writer.obey(await rig.ledger.layout())
+    with pytest.raises(TooFewDisks, match="3 disks wanted, 2 usable"):
+        await rig.writer.put(b"body", b"o2", b"", policy="here")
+
+
+async def test_a_pool_takes_only_what_names_it_with_a_code_of_its_own() -> None:
+    rig = await two_sites([LEASED], pool="leased")
+    plain = await rig.ledger.get((await rig.writer.put(b"x", b"o1", b"")).extents[0].volume)
+    leased = await rig.ledger.get((await rig.writer.put(b"x", b"o2", b"", policy="leased")).extents[0].volume)
+    assert set(plain.disks) == {1, 2, 3, 4, 5, 6}
+    assert set(leased.disks) <= {7, 8, 9, 10, 11, 12}
+    assert (leased.k, leased.m) == (2, 1)
+    assert (
+        await rig.read_all((await rig.writer.put(b"whole", b"o3", b"", policy="leased")).extents) == b"whole"
+    )
+
+
+async def test_a_policy_without_a_record_is_that_of_a_site_and_of_no_other() -> None:
+    rig = await two_sites([])
+    stored = await rig.writer.put(b"x", b"o1", b"", policy="b")
+    assert set((await rig.ledger.get(stored.extents[0].volume)).disks) == {7, 8, 9, 10, 11, 12}
+    with pytest.raises(TooFewDisks):
+        await rig.writer.put(b"x", b"o2", b"", policy="nowhere")
+
+
+async def test_a_required_promise_that_cannot_be_kept_refuses_the_write() -> None:
+    rig = await two_sites([Policy(name="strict", spread="site", require="bare")])
+    with pytest.raises(WeakerPromise, match="3 of 6 fragments in one site"):
+        await rig.writer.put(b"x", b"o1", b"", policy="strict")
+
+
+async def test_open_volumes_end_when_the_layout_no_longer_admits_their_disks() -> None:
+    rig = await two_sites([HERE])
+    before = (await rig.writer.put(b"x", b"o1", b"", policy="here")).extents[0].volume
+    rig.writer.obey(await rig.ledger.layout())
+    assert (await rig.writer.put(b"x", b"o2", b"", policy="here")).extents[0].volume == before
+    moved = Plan(policies={"here": Policy(name="here", sites=("b",))})
+    await rig.kv.commit(Transaction(put={LAYOUT_KEY: encode(LayoutRecord(version=2, current=moved))}))
+    rig.writer.obey(await rig.ledger.layout())
+    after = await rig.ledger.get((await rig.writer.put(b"x", b"o3", b"", policy="here")).extents[0].volume)
+    assert after.id != before
+    assert set(after.disks) == {7, 8, 9, 10, 11, 12}
+
+
+async def test_lanes_are_bounded_and_idle_ones_make_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writer_module, "POLICIES_MAX", 3)
+    names = [f"p{number}" for number in range(4)]
+    rig = await two_sites([Policy(name=name) for name in names])
+    streams = []
+    for name in names[:2]:
+        stream = rig.writer.stream(b"o", policy=name)
+        await stream.write(b"x")
+        streams.append(stream)
+    with pytest.raises(Overloaded, match="3 placement policies are written to at once"):
+        await rig.writer.put(b"x", b"o", b"", policy=names[2])
+    streams[0].abort()
+    await rig.writer.put(b"x", b"o", b"", policy=names[2])
+    assert names[0] not in rig.writer._lanes
+    assert await rig.read_all((await streams[1].finish(b"about")).extents) == b"x"
+    first, second = await asyncio.gather(
+        rig.writer.put(b"1", b"o", b"", policy=names[2]), rig.writer.put(b"2", b"o", b"")
+    )
+    assert first.extents[0].volume != second.extents[0].volume
+    await rig.writer.close()
+    assert all(record.state != 0 for record in await rig.ledger.volumes()), "every volume is sealed"
