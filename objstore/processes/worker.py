@@ -10,7 +10,6 @@ import ssl
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import cast
 
 import uvloop
 
@@ -25,7 +24,7 @@ from objstore.s3.access_log import AccessLog
 from objstore.s3.app import App
 from objstore.s3.limits import Limits
 from objstore.s3.routes import ROUTES, choose
-from objstore.s3.server import BACKLOG, TLS_HANDSHAKE_S, EdgeServer, Runner
+from objstore.s3.server import serve_s3
 
 log = logging.getLogger(__name__)
 
@@ -70,15 +69,7 @@ async def _serve(link: Link, spec: Spec, name: str, sockets: Sequence[socket.soc
         tasks.append(loop.create_task(certificate.watch()))
     if access_log is not None and config.log.access == "files":
         tasks.append(loop.create_task(_rotate(access_log, _log_path(spec, name), config.log.access_size_max)))
-    server = EdgeServer(app)
-    timeout = TLS_HANDSHAKE_S if context is not None else None
-    listeners = [
-        await loop.create_server(
-            server, sock=listener, ssl=context, backlog=BACKLOG, ssl_handshake_timeout=timeout
-        )
-        for listener in sockets
-    ]
-    runner = Runner(app, server, cast(asyncio.Server, _Listeners(listeners)))
+    runner = await serve_s3(app, sockets, context)
     metrics = await serve_metrics(spec.run_directory, name, registry)
     # What is here now stays: the collector need not look at it again. Young garbage is collected less
     # often than by default, since requests leave next to no cycles.
@@ -92,21 +83,6 @@ async def _serve(link: Link, spec: Spec, name: str, sockets: Sequence[socket.soc
     await runner.stop(config.server.drain_seconds)
     metrics.close()
     await parts.close()
-
-
-class _Listeners:
-    """Several listening servers as one: a host name may stand for several addresses."""
-
-    def __init__(self, servers: Sequence[asyncio.Server]) -> None:
-        self._servers = servers
-
-    @property
-    def sockets(self) -> list[socket.socket]:
-        return [listener for server in self._servers for listener in server.sockets]
-
-    def close(self) -> None:
-        for server in self._servers:
-            server.close()
 
 
 def _log_path(spec: Spec, name: str) -> str:

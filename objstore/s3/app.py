@@ -207,12 +207,6 @@ class App:
         self._id_count = count(self._random.getrandbits(32))
         self.host_id = base64.b64encode(self._random.randbytes(24)).decode()
 
-    def use_limits(self, limits: Limits) -> None:
-        """Before the first request."""
-        assert self.admission.requests == 0
-        self.limits = limits
-        self.admission = Admission(limits)
-
     def new_request_id(self) -> str:
         """16 hex digits: 8 of this worker's life, 8 that count."""
         return f"{self._id_prefix}{next(self._id_count) & 0xFFFFFFFF:08X}"

@@ -13,6 +13,8 @@ counts bytes as they come, and one sweep a second looks at all connections.
 | does not take its answer, or slower than `body_rate` | cut |
 | is one too many | takes the place of one that idles, or is answered 503 SlowDown and closed |
 
+Over TLS a connection counts from its accept (s3/handshakes.py).
+
 Concurrency: all of it runs on one event loop. A connection's request runs as aiohttp's own task; the sweep
 only ends waits, it never awaits.
 """
@@ -25,11 +27,11 @@ import socket
 import ssl
 import termios
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from email.utils import formatdate
 from http import HTTPStatus
 from itertools import islice
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 from aiohttp import StreamReader, web
 from aiohttp.abc import AbstractStreamWriter
@@ -38,8 +40,8 @@ from aiohttp.web_protocol import RequestHandler, RequestPayloadError
 
 from objstore.s3.app import SERVER, App, EdgeRequest
 from objstore.s3.errors import S3Fault, render, request_timeout, slow_down
+from objstore.s3.handshakes import BACKLOG, Handshake, TlsListener
 from objstore.s3.intake import Handler
-from objstore.s3.limits import Limits
 
 _log = logging.getLogger("objstore.s3")
 
@@ -49,8 +51,6 @@ _REFUSED_MAX = 256  # Refused connections that linger; more are cut at once.
 # Bytes that the kernel holds of an answer and has not sent: without it, up to 4 MiB for a client that takes
 # nothing. What is on its way to a client that does is not counted, however far it is.
 UNSENT_MAX = 256 * 1024
-TLS_HANDSHAKE_S = 10.0
-BACKLOG = 1024
 
 
 class EdgeProtocol(Handler):
@@ -86,6 +86,7 @@ class EdgeProtocol(Handler):
     # --- Coming and going ------------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.edge.handshakes.pop(self, None)
         if self.edge.is_full() and not self.edge.make_room():
             self._refuse_connection(cast(asyncio.Transport, transport))  # uvloop's is one in all but name.
             return
@@ -295,6 +296,7 @@ class EdgeServer(web.Server):
         super().__init__(app.handle, request_factory=self._new_request)  # type: ignore[arg-type]
         self.app = app
         self.lingering: set[asyncio.Transport] = set()
+        self.handshakes: dict[asyncio.BaseProtocol, Handshake] = {}  # Connections to be: they count.
         limits = app.limits
         self._settings: dict[str, Any] = {
             "loop": self._loop,
@@ -322,7 +324,12 @@ class EdgeServer(web.Server):
         return EdgeRequest(message, payload, protocol, writer, task, self._loop)
 
     def is_full(self) -> bool:
-        return len(self._connections) >= self.app.limits.connections
+        return len(self._connections) + len(self.handshakes) >= self.app.limits.connections
+
+    def takes_handshake(self) -> bool:
+        """Whether one more may begin. Some do that will be refused: over TLS, too, they are to hear why."""
+        count = len(self._connections) + len(self.handshakes)
+        return count < self.app.limits.connections + _REFUSED_MAX or self.make_room()
 
     def make_room(self) -> bool:
         """Close a connection that has been without a request; whether there was one among the oldest.
@@ -330,7 +337,13 @@ class EdgeServer(web.Server):
         Idle connections cost nothing to open: a thousand of them must not keep a client with a request out.
         """
         limits = self.app.limits
-        close_time = self._loop.time() - limits.evict_seconds + limits.idle_seconds
+        now = self._loop.time()
+        oldest = next(iter(self.handshakes.items()), None)
+        if oldest is not None and oldest[1].began < now - limits.evict_seconds:
+            oldest[1].task.cancel()
+            del self.handshakes[oldest[0]]
+            return True
+        close_time = now - limits.evict_seconds + limits.idle_seconds
         for connection in islice(self._connections, _EVICTION_LOOK):
             if (
                 connection._waiter is not None  # It waits for a whole head.
@@ -351,20 +364,27 @@ class EdgeServer(web.Server):
                 connection.sweep(now, passed)
 
 
+class Listener(Protocol):
+    @property
+    def sockets(self) -> Sequence[socket.socket]: ...
+
+    def close(self) -> None: ...
+
+
 class Runner:
     """A listening S3 port. `stop` ends it gracefully."""
 
-    def __init__(self, app: App, server: EdgeServer, listener: asyncio.Server) -> None:
+    def __init__(self, app: App, server: EdgeServer, listeners: Sequence[Listener]) -> None:
         self.app = app
         self.server = server
-        self.listener = listener
+        self.listeners = listeners
         self._loop = asyncio.get_running_loop()
         self._swept_at = time.monotonic()
         self._timer = self._loop.call_later(app.limits.sweep_seconds, self._sweep)
 
     @property
     def port(self) -> int:
-        port: int = self.listener.sockets[0].getsockname()[1]
+        port: int = self.listeners[0].sockets[0].getsockname()[1]
         return port
 
     def _sweep(self) -> None:
@@ -373,13 +393,11 @@ class Runner:
         passed, self._swept_at = now - self._swept_at, now
         self.server.sweep(now, passed)
 
-    def stop_listening(self) -> None:
-        self.listener.close()
-
     async def stop(self, drain_seconds: float = 30.0) -> None:
         """Take no more connections, let requests end for up to `drain_seconds`, then cut what is left."""
         self.app.draining = True
-        self.listener.close()
+        for listener in self.listeners:
+            listener.close()
         deadline = self._loop.time() + drain_seconds
         while True:
             busy = False
@@ -400,33 +418,20 @@ class Runner:
 
 
 async def serve_s3(
-    app: App,
-    host: str,
-    port: int,
-    *,
-    reuse_port: bool = False,
-    ssl_context: ssl.SSLContext | None = None,
-    limits: Limits | None = None,
+    app: App, sockets: Sequence[socket.socket], context: ssl.SSLContext | None = None
 ) -> Runner:
-    """Listen. Returns when the port is open; `Runner.stop` ends it.
+    """Serve on sockets that are bound already; `Runner.stop` ends it.
 
     Args:
-        reuse_port: several workers share the port.
-        limits: replaces the app's own.
-
-    Raises: OSError if the port cannot be had.
+        sockets: of one port: a host name may stand for several addresses.
+        context: for TLS.
     """
-    if limits is not None:
-        app.use_limits(limits)
     loop = asyncio.get_running_loop()
     server = EdgeServer(app)
-    listener = await loop.create_server(
-        server,
-        host,
-        port,
-        reuse_port=reuse_port,
-        ssl=ssl_context,
-        ssl_handshake_timeout=TLS_HANDSHAKE_S if ssl_context is not None else None,
-        backlog=BACKLOG,
-    )
-    return Runner(app, server, listener)
+    listeners: list[Listener] = []
+    for listener in sockets:
+        if context is not None:
+            listeners.append(TlsListener(server, listener, context))
+        else:
+            listeners.append(await loop.create_server(server, sock=listener, backlog=BACKLOG))
+    return Runner(app, server, listeners)

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -165,7 +166,7 @@ async def start_edge() -> AsyncIterator[Start]:
         settings.setdefault("routes", [])
         settings.setdefault("now", lambda: NOW)
         app = App(store=cast(Any, None), limits=limits, **settings)
-        runner = await serve_s3(app, "127.0.0.1", 0)
+        runner = await serve_s3(app, [socket.create_server(("127.0.0.1", 0))])
         edges.append(Edge(app, runner, seen))
         return edges[-1]
 

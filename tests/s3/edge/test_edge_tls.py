@@ -1,8 +1,10 @@
 """TLS: modern versions only, and a renewed certificate without a restart."""
 
 import asyncio
+import socket
 import ssl
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -37,7 +39,7 @@ async def served_name(port: int) -> str:
 
 
 async def over_tls(edge: Edge, certificate: Certificate) -> Edge:
-    runner = await serve_s3(edge.app, "127.0.0.1", 0, ssl_context=certificate.context)
+    runner = await serve_s3(edge.app, [socket.create_server(("127.0.0.1", 0))], certificate.context)
     return Edge(edge.app, runner, edge.seen)
 
 
@@ -162,6 +164,76 @@ async def test_plain_http_on_a_tls_port_ends_and_leaves_no_traceback(
         pass
     writer.close()
     await secure.runner.stop(0.5)
+
+
+async def gone(reader: asyncio.StreamReader) -> bool:
+    """Whether the other side has closed, or closes in time."""
+    try:
+        return await asyncio.wait_for(reader.read(), 30) == b""
+    except ConnectionError:
+        return True
+
+
+async def test_silent_connections_are_counted_before_their_handshake_and_give_way(
+    start_edge: Start, tmp_path: Path
+) -> None:
+    limits = replace(SMALL_LIMITS, connections=3, evict_seconds=0.2)
+    secure = await over_tls(await start_edge(limits=limits), Certificate(*issue(tmp_path, "one")))
+    server = secure.runner.server
+    silent = [await secure.connect() for _ in range(3)]
+    while len(server.handshakes) < 3:
+        await asyncio.sleep(0.01)
+    assert server.is_full()
+    await asyncio.sleep(limits.evict_seconds)
+    # Each newcomer takes the place of the oldest of them.
+    newcomers = []
+    for reader, _ in silent:
+        newcomers.append(await asyncio.open_connection("127.0.0.1", secure.port, ssl=client_context()))
+        newcomers[-1][1].write(sign("GET", "/b/k").wire())
+        assert (await read_answer(newcomers[-1][0])).status == 200
+        assert await gone(reader)
+    assert not server.handshakes
+    for _, writer in (*silent, *newcomers):
+        writer.close()
+    await secure.runner.stop(0.5)
+
+
+async def test_beyond_the_limit_some_are_told_so_over_tls_and_the_others_cut_at_once(
+    start_edge: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("objstore.s3.server._REFUSED_MAX", 2)
+    limits = replace(SMALL_LIMITS, connections=1, evict_seconds=3600.0)
+    secure = await over_tls(await start_edge(limits=limits), Certificate(*issue(tmp_path, "one")))
+    server = secure.runner.server
+    first = await asyncio.open_connection("127.0.0.1", secure.port, ssl=client_context())
+    first[1].write(sign("GET", "/b/k").wire())
+    assert (await read_answer(first[0])).status == 200
+    reader, refused = await asyncio.open_connection("127.0.0.1", secure.port, ssl=client_context())
+    refused.write(sign("GET", "/b/k").wire())
+    assert (await read_answer(reader)).code == "SlowDown"
+    silent = [await secure.connect() for _ in range(2)]
+    while len(server.handshakes) < 2:
+        await asyncio.sleep(0.01)
+    cut = await secure.connect()
+    assert await gone(cut[0])
+    for _, writer in silent:
+        writer.close()
+    while server.handshakes:  # Who goes away is counted no more.
+        await asyncio.sleep(0.01)
+    for _, writer in (first, cut):
+        writer.close()
+    refused.close()
+    await secure.runner.stop(0.5)
+
+
+async def test_stopping_ends_handshakes_under_way(start_edge: Start, tmp_path: Path) -> None:
+    secure = await over_tls(await start_edge(), Certificate(*issue(tmp_path, "one")))
+    reader, writer = await secure.connect()
+    while not secure.runner.server.handshakes:
+        await asyncio.sleep(0.01)
+    await secure.runner.stop(0.5)
+    assert await gone(reader)
+    writer.close()
 
 
 async def test_watching_takes_up_a_renewal_by_itself(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ KEYS_FILE is JSON: {"main": {"tenant": ..., "access_key": ..., "secret_key": ...
 import asyncio
 import json
 import signal
+import socket
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,7 +56,7 @@ async def start(store: Store, keys: dict[str, dict[str, str]], port: int = 0) ->
         for role, key in keys.items()
     }
     app = App(store=store, directory=Keys(known), routes=ROUTES, choose=choose, region=store.region)
-    return await serve_s3(app, "127.0.0.1", port)
+    return await serve_s3(app, [socket.create_server(("127.0.0.1", port))])
 
 
 async def run(port: int, keys: dict[str, dict[str, str]]) -> None:
