@@ -347,6 +347,30 @@ class Upkeep(Section, frozen=True, kw_only=True):
     bytes_per_second: Annotated[
         int, Meta(ge=1 * KIB, description="Pace of scrub and compaction together.")
     ] = 64 * MIB
+    rebalance: Annotated[
+        bool,
+        Meta(
+            description="Move fragment files to where the layout wants them, and from full disks to empty"
+            " ones. Off: nothing moves by itself but off disks that are to be emptied."
+        ),
+    ] = True
+    rebalance_bytes_per_second: Annotated[
+        int,
+        Meta(
+            ge=1 * KIB,
+            description="Pace of rebalancing, within bytes_per_second. It pauses while files are to be"
+            " rebuilt. A moved file counts twice: it is read and read back.",
+        ),
+    ] = 32 * MIB
+    rebalance_percent: Annotated[
+        int,
+        Meta(
+            ge=1,
+            le=100,
+            description="Files move between disks when one is fuller or emptier than the mean by more than"
+            " this share of the mean; by less than one percent of a disk's size never.",
+        ),
+    ] = 5
     period_factor: Annotated[
         float,
         Meta(

@@ -37,6 +37,7 @@ from objstore.processes.parts import (
 from objstore.processes.salvage_copies import Copies
 from objstore.processes.spec import Spec
 from objstore.upkeep.compaction import CompactionRules
+from objstore.upkeep.rebalance import RebalanceRules
 from objstore.upkeep.service import Periods, Service
 from objstore.upkeep.trash import TrashRules
 
@@ -132,6 +133,11 @@ def _service(parts: Parts) -> Service:
         compaction_rules=CompactionRules(garbage_share=config.garbage_percent / 100),
         trash_rules=TrashRules(grace_s=grace_s, grace_least_s=min(grace_s, 86_400)),
         repair_grace_s=config.repair_grace_seconds,
+        rebalance_rules=RebalanceRules(
+            enabled=config.rebalance,
+            bytes_per_second=config.rebalance_bytes_per_second,
+            tolerance=config.rebalance_percent / 100,
+        ),
     )
 
 

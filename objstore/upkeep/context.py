@@ -22,28 +22,41 @@ BURST_S = 0.25  # Seconds of work that may be done at once: longer, and clients 
 
 
 class Pace:
-    """At most so many bytes a second, over all services that share it. Not for several threads."""
+    """At most so many bytes a second, over all services that share it. Not for several threads.
+
+    Args:
+        within: a pace that is kept to as well: this one's bytes count there too.
+    """
 
     def __init__(
         self,
         bytes_per_second: float,
         clock: Clock,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        *,
+        within: "Pace | None" = None,
     ) -> None:
         assert bytes_per_second > 0
         self.bytes_per_second = bytes_per_second
         self.spent = 0  # Bytes, since the start.
         self._clock = clock
         self._sleep = sleep
+        self._within = within
         self._due = clock.monotonic()  # When all that was spent is paid for.
 
     async def spend(self, size: int) -> None:
         """Wait until `size` more bytes are due."""
+        if self._within is not None:
+            await self._within.spend(size)
         self.spent += size
         now = self._clock.monotonic()
         self._due = max(self._due, now - BURST_S) + size / self.bytes_per_second
         if self._due > now:
             await self._sleep(self._due - now)
+
+    def slower(self, bytes_per_second: float) -> "Pace":
+        """A pace of its own within this one."""
+        return Pace(bytes_per_second, self._clock, self._sleep, within=self)
 
 
 class Alarms:

@@ -3,15 +3,17 @@
     disks       every minute        suspect disks are verified, and cleared if they pass
     seal        every 30 s          volumes of dead writers
     repair      every minute        intents, missing files, gone disks
+    rebalance   every 5 minutes     files to where the layout wants them, and to emptier disks
     trash       every 10 minutes    retired files after their grace
     compaction  every 5 minutes     garbage, narrow codes, small volumes
     scrub       all the time        one volume after the other, a round within its period
     doomed      every minute        what dropped uploads left behind (objects/doomed.py, given as a callable)
     sweep       every day           the audit of live bytes
 
-Concurrency: one asyncio task per service, at most one run of each at a time; two that could disturb each
-other (repair, scrub, compaction and trash move or remove files) take turns under one lock. A failure ends
-the run, is shown in `status` and is tried again at the next turn; a bug too, and is logged with its trace.
+Concurrency: one asyncio task per service, at most one run of each at a time; those that could disturb each
+other (repair, rebalance, scrub, compaction and trash move or remove files) take turns under one lock. A
+failure ends the run, is shown in `status` and is tried again at the next turn; a bug too, and is logged with
+its trace.
 """
 
 import asyncio
@@ -31,6 +33,8 @@ from objstore.upkeep.claims import Claim
 from objstore.upkeep.context import Context
 from objstore.upkeep.damage import Checks, note_lost
 from objstore.upkeep.plans import Damage
+from objstore.upkeep.rebalance import DEFAULT_RULES as REBALANCE_RULES
+from objstore.upkeep.rebalance import Rebalance, RebalanceRules
 from objstore.upkeep.repair import Repair, RepairReport
 from objstore.upkeep.seal import Alive, seal_dead
 from objstore.upkeep.sweep import LiveBytesAudit, Sweep
@@ -62,6 +66,7 @@ class Periods(msgspec.Struct, frozen=True, kw_only=True):
     disks_s: float = 60.0
     seal_s: float = 30.0
     repair_s: float = 60.0
+    rebalance_s: float = 300.0
     trash_s: float = 600.0
     compaction_s: float = 300.0
     scrub_s: float = 1.0  # Between two volumes of a round.
@@ -71,7 +76,16 @@ class Periods(msgspec.Struct, frozen=True, kw_only=True):
 
     def scaled(self, factor: float) -> "Periods":
         """Everything but the scrub, whose pace is a promise of its own, `factor` times as far apart."""
-        names = ("disks_s", "seal_s", "repair_s", "trash_s", "compaction_s", "doomed_s", "sweep_s")
+        names = (
+            "disks_s",
+            "seal_s",
+            "repair_s",
+            "rebalance_s",
+            "trash_s",
+            "compaction_s",
+            "doomed_s",
+            "sweep_s",
+        )
         return msgspec.structs.replace(self, **{name: getattr(self, name) * factor for name in names})
 
 
@@ -89,6 +103,7 @@ class Service:
         compaction_rules: compaction.CompactionRules = compaction.DEFAULT_RULES,
         trash_rules: trash.TrashRules = trash.DEFAULT_RULES,
         repair_grace_s: float = 900.0,
+        rebalance_rules: RebalanceRules = REBALANCE_RULES,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         """
@@ -106,6 +121,7 @@ class Service:
         self._trash_rules = trash_rules
         self._sleep = sleep
         self._repair = Repair(ctx, grace_s=repair_grace_s)
+        self._rebalance = Rebalance(ctx, rebalance_rules)
         self.checks = Checks(ctx)
         self._audit = LiveBytesAudit(ctx)
         self._sweep = Sweep(ctx, [self._audit], sleep=sleep)
@@ -123,6 +139,7 @@ class Service:
             "disks": (self.verify_disks, periods.disks_s),
             "seal": (self.seal, periods.seal_s),
             "repair": (self.repair, periods.repair_s),
+            "rebalance": (self.rebalance, periods.rebalance_s),
             "trash": (self.empty_trash, periods.trash_s),
             "compaction": (self.compact, periods.compaction_s),
             "scrub": (self.scrub, periods.scrub_s),
@@ -172,6 +189,7 @@ class Service:
             "live_bytes": live,
             "intents": len(await ctx.ledger.intents()),
             "repair": msgspec.to_builtins(self._last_repair),
+            "rebalance": msgspec.to_builtins(self._rebalance.status),
             "trash": msgspec.to_builtins(self._last_trash),
             "scrub": {
                 "volume": place.volume,
@@ -232,6 +250,17 @@ class Service:
         if report.moving:
             words += f", {report.moved} of {report.moving} moved off disks to be emptied"
         return f"{words}, {report.waiting} wait for a disk"
+
+    async def rebalance(self) -> str:
+        moved = 0
+        for planned in await self._rebalance.plan():
+            if self._last_repair.goes_on:
+                return f"{moved} files moved; it waits for repair"
+            async with self._files:  # For one file: then the others get their turn.
+                moved += await self._rebalance.move(planned)
+        status = self._rebalance.status
+        words = f"{moved} files moved, {status.misplaced} volumes misplaced"
+        return f"{words}, disks {status.emptiest:.1%} to {status.fullest:.1%} full"
 
     async def empty_trash(self) -> str:
         async with self._files:

@@ -1,61 +1,31 @@
 """What all disks and metadata say at one moment: the material of every decision in plans.py.
 
-Nothing is changed here. Disks that do not answer are in the topology all the same, without space.
+Nothing is changed here.
 """
 
-import asyncio
+from typing import Final
 
 from objstore.blobs.reader import UNREADABLE
-from objstore.blobs.topology import DEFAULT_POLICY, Spot, Topology
+from objstore.blobs.survey import survey
+from objstore.blobs.topology import Topology
 from objstore.blobs.volumes import Intent, VolumeRecord
-from objstore.meta.schema import DiskRecord
-from objstore.node.disk import Disk, DiskState, Usage
-from objstore.objects.ledger import DRAINING, GIVEN_UP
+from objstore.node.disk import DiskState
+from objstore.objects.ledger import GIVEN_UP
 from objstore.upkeep.context import Context
 from objstore.upkeep.plans import PolicyOf
 
-GONE_STATES = (DiskState.FAILED, DiskState.MISSING, DiskState.FOREIGN)
-UNKNOWN = DiskRecord(uuid=b"", path="", state="suspect")
+GONE_STATES: Final = (DiskState.FAILED, DiskState.MISSING, DiskState.FOREIGN)
 
 
 async def topology_of(ctx: Context) -> Topology:
     """Where every disk stands, what room it has, and whether it takes new files. Raises: MetaUnavailable."""
-    records, members = await ctx.ledger.disks(), await ctx.ledger.members()
-    usable = set(await ctx.ledger.usable_disks())
-    disks = dict(ctx.disks)  # Others may be added meanwhile.
-    usages = dict(zip(disks, await asyncio.gather(*map(_usage, disks.values())), strict=True))
-    spots = []
-    for number in sorted(records.keys() | disks.keys()):
-        record, usage = records.get(number, UNKNOWN), usages.get(number)
-        if record.state == "retired":
-            continue
-        member = members.get(record.node)
-        spots.append(
-            Spot(
-                number,
-                free=usage.free if usage is not None else 0,
-                size=usage.total if usage is not None else record.size,
-                site=member.site if member is not None else "",
-                rack=member.rack if member is not None else "",
-                node=record.node.hex(),
-                device=usage.device if usage is not None else -number,
-                usable=number in usable and usage is not None and disks[number].state is DiskState.HEALTHY,
-                leaving=record.state in (DRAINING, *GIVEN_UP),
-            )
-        )
-    return Topology(spots)
+    return await survey(await ctx.ledger.layout(), ctx.disks)
 
 
 async def policies_of(ctx: Context) -> PolicyOf:
-    """Which policy each volume is under."""
-    return lambda record: DEFAULT_POLICY
-
-
-async def _usage(disk: Disk) -> Usage | None:
-    try:
-        return await disk.usage()
-    except UNREADABLE:
-        return None
+    """Which policy each volume is under. Raises: MetaUnavailable."""
+    layout = await ctx.ledger.layout()
+    return lambda record: layout.policy(record.policy)
 
 
 async def sizes_of(ctx: Context) -> tuple[dict[int, dict[tuple[int, int], int]], set[int]]:
@@ -102,5 +72,6 @@ async def given_up_disks(ctx: Context) -> set[int]:
 
 
 async def leaving_disks(ctx: Context) -> set[int]:
-    """Disks that an operator wants empty: well, and read from as long as they are there."""
-    return {number for number, disk in (await ctx.ledger.disks()).items() if disk.state == DRAINING}
+    """Disks that are to be emptied: well, and read from as long as they are there."""
+    layout = await ctx.ledger.layout()
+    return {number for number, spot in layout.spots.items() if spot.leaving} - await given_up_disks(ctx)
