@@ -17,6 +17,7 @@ from objstore.extents import Extent
 from objstore.node.fragments import FileScan, Seal
 from tests.blobs.rig import CLUSTER, FAST, MOODS, SECRET, Rig
 from tests.sim.memory_disk import MemoryDisk
+from tests.waiting import until
 
 SEAL = Seal(CLUSTER, SECRET)
 
@@ -40,11 +41,7 @@ async def ends(rig: Rig, volume: int) -> dict[int, tuple[int, str]]:
 async def settled(rig: Rig) -> None:
     """Let the writer's housekeeping run until it has nothing to seal."""
     rig.clock.advance(2)
-    for _ in range(200):
-        await asyncio.sleep(0.002)
-        if not rig.writer._closing:
-            return
-    raise AssertionError("volumes were not sealed")
+    await until(lambda: not rig.writer._closing, "volumes are sealed")
 
 
 async def test_bodies_that_arrive_during_a_flush_share_the_next_stripe() -> None:
@@ -220,10 +217,9 @@ async def test_the_length_is_noted_while_the_volume_is_open() -> None:
     rig = await Rig().start()
     await rig.put(b"x" * 999)
     rig.clock.advance(2)
-    for _ in range(100):
-        await asyncio.sleep(0.002)
-        if (await rig.ledger.lengths([1]))[0][0]:
-            break
+    async with asyncio.timeout(60):
+        while not (await rig.ledger.lengths([1]))[0][0]:
+            await asyncio.sleep(0.002)
     assert await rig.ledger.lengths([1]) == [(rig.writer._lanes[""].current[Lane.SMALL].end, 999)]
 
 
@@ -495,11 +491,7 @@ async def test_an_aborted_stream_gives_everything_back() -> None:
     await stream.write(bytes(9 * MIB))
     stream.abort()
     stream.abort()
-    for _ in range(200):
-        await asyncio.sleep(0.002)
-        if not rig.writer.memory.used:
-            break
-    assert rig.writer.memory.used == 0
+    await until(lambda: not rig.writer.memory.used)
     assert all(volume.pins == 0 for volume in rig.writer._lanes[""].current.values())
 
 
@@ -593,10 +585,9 @@ async def test_a_crash_at_any_point_loses_nothing_that_was_acknowledged(point: s
     task = asyncio.ensure_future(work())
     loop = asyncio.get_running_loop()
     loop.set_exception_handler(lambda loop, context: None)
-    for _ in range(4_000):
-        await asyncio.sleep(0)
-        if task.done() or seen >= nth:
-            break
+    async with asyncio.timeout(60):  # Threads encode what is large: how many turns that takes is theirs.
+        while not task.done() and seen < nth:
+            await asyncio.sleep(0)
     task.cancel()
     await asyncio.wait([task])
     assert seen >= nth or point == "volume-sealed"
@@ -655,10 +646,7 @@ async def test_a_writer_notices_by_itself_that_its_volume_was_sealed() -> None:
     await rig.put(b"x")
     await rig.ledger.seal(1, 64)
     rig.clock.advance(2)
-    for _ in range(100):
-        await asyncio.sleep(0.002)
-        if Lane.SMALL not in rig.writer._lanes[""].current:
-            break
+    await until(lambda: Lane.SMALL not in rig.writer._lanes[""].current)
     assert (await rig.put(b"y"))[0].volume == 2
 
 
@@ -667,11 +655,7 @@ async def test_an_aborted_streams_late_stripe_does_not_keep_its_volume_open() ->
     stream = rig.writer.stream(b"o")
     await stream.write(bytes(9 * MIB))
     stream.abort()  # Its stripes are still on their way.
-    for _ in range(300):
-        await asyncio.sleep(0.002)
-        if not stream._sent:
-            break
-    assert not stream._sent
+    await until(lambda: not stream._sent)
     assert all(volume.pins == 0 for volume in rig.writer._lanes[""].current.values())
     rig.clock.advance(3_700)
     await asyncio.sleep(0.01)

@@ -1,6 +1,5 @@
 """A storage node on loopback for tests: its disks, its server, and the same disks as a gateway sees them."""
 
-import asyncio
 import socket
 import ssl
 from collections.abc import Callable, Mapping
@@ -92,9 +91,3 @@ class Node:
 
 def disks_of(node: RemoteNode, *numbers: int) -> list[RemoteDisk]:
     return [node.disk(number, uuid(number)) for number in numbers]
-
-
-async def until(condition: Callable[[], bool], limit_s: float = 20.0) -> None:
-    async with asyncio.timeout(limit_s):
-        while not condition():
-            await asyncio.sleep(0.005)

@@ -27,8 +27,9 @@ from objstore.node.server import NodeLimits, NodeServer, members_only
 from objstore.node.tls import Credentials
 from objstore.node.wire import BadMessage, Item
 from tests.node import test_authority as cluster_tests
-from tests.node.rig import CLUSTER, OPTIONS, Node, disks_of, formatted, listening, until
+from tests.node.rig import CLUSTER, OPTIONS, Node, disks_of, formatted, listening
 from tests.sim.faulty_syscalls import FaultySyscalls
+from tests.waiting import until
 
 
 @pytest.fixture

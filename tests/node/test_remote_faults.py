@@ -15,9 +15,10 @@ from objstore.node.local import DiskOptions, open_disk
 from objstore.node.pool import PoolLimits
 from objstore.node.remote import RemoteDisk, RemoteNode
 from objstore.node.wire import Item
-from tests.node.rig import OPTIONS, Node, disks_of, formatted, until, uuid
+from tests.node.rig import OPTIONS, Node, disks_of, formatted, uuid
 from tests.proxy import Proxy
 from tests.sim.faulty_syscalls import FaultySyscalls
+from tests.waiting import until
 
 # The proxy counts bytes: polls that come between would be counted, too.
 SELDOM = replace(OPTIONS, poll_s=3_600.0)

@@ -12,7 +12,8 @@ from objstore.errors import Unavailable
 from objstore.node.local import DiskOptions, open_disk
 from objstore.node.pool import Address
 from objstore.node.remote import RemoteDisk, RemoteNode
-from tests.node.rig import CLUSTER, OPTIONS, disks_of, formatted, until
+from tests.node.rig import CLUSTER, OPTIONS, disks_of, formatted
+from tests.waiting import until
 
 KILLS = 2
 WRITERS = 6
@@ -103,13 +104,10 @@ async def test_a_node_killed_again_and_again_loses_nothing_that_it_acknowledged(
         for _ in range(KILLS):
             written = sum(len(writer.acknowledged) for writer in writers)
             wanted = written + chance.randrange(5, 30)
-            await until(
-                lambda wanted=wanted: sum(len(writer.acknowledged) for writer in writers) >= wanted,  # type: ignore[misc]
-                60,
-            )
+            await until(lambda wanted=wanted: sum(len(one.acknowledged) for one in writers) >= wanted)  # type: ignore[misc]
             process.kill()
             await process.start()
-            await until(lambda: not seen.away, 60)
+            await until(lambda: not seen.away)
         for writer in writers:
             writer.stopped = True
         await asyncio.wait_for(asyncio.gather(*tasks), 60)

@@ -4,7 +4,7 @@ import asyncio
 import errno
 import gc
 import weakref
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,6 +17,7 @@ from objstore.node.identity import make_identity
 from objstore.node.local import DiskOptions, LocalDisk, format_disk, open_disk
 from objstore.node.syscalls import RealSyscalls
 from tests.sim.faulty_syscalls import FaultySyscalls
+from tests.waiting import until
 
 COUNT = 4
 
@@ -47,12 +48,6 @@ async def disks(tmp_path: Path, sys: FaultySyscalls) -> AsyncIterator[list[Local
 
 def appends(disks: list[LocalDisk], volume: int, offset: int = 0) -> "list[asyncio.Future[None]]":
     return [asyncio.ensure_future(disk.append(volume, 0, offset, [b"abc"], sync=True)) for disk in disks]
-
-
-async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(20):
-        while not condition():
-            await asyncio.sleep(0.001)
 
 
 async def test_the_loop_is_woken_once_for_all_appends_of_a_stripe(

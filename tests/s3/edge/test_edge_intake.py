@@ -15,6 +15,7 @@ from objstore.errors import Overloaded
 from objstore.objects.values import Buffer, PouringBody
 from objstore.s3.call import Call
 from objstore.s3.limits import MIB
+from tests.waiting import until
 
 SEED = random.SystemRandom().randrange(1 << 32)
 
@@ -125,12 +126,6 @@ GET = sign("GET", "/b/k").wire()
 def some_bytes(size: int) -> bytes:
     print(f"seed {SEED}")
     return random.Random(SEED).randbytes(size)
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
-        while not condition():
-            await asyncio.sleep(0.005)
 
 
 @pytest.mark.parametrize("signed", [False, True])
