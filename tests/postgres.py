@@ -9,10 +9,8 @@ import atexit
 import ctypes
 import os
 import pwd
-import random
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import time
@@ -20,7 +18,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-PORTS = range(9800, 9820)
+from objstore.processes.dev import free_ports
+
 USER = "postgres" if os.getuid() == 0 else ""  # Debian's package makes it. "": whoever we are.
 FAST = {
     "shared_buffers": "64MB",
@@ -44,18 +43,6 @@ def binaries() -> Path:
     other = shutil.which("postgres")
     assert other, "no PostgreSQL server here: apt-get install postgresql"
     return Path(other).parent
-
-
-def free_port() -> int:
-    for port in random.sample(PORTS, len(PORTS)):  # Another run of the tests may be looking, too.
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            return port
-    raise AssertionError(f"no free port in {PORTS}")
 
 
 def run(*command: str | Path, **options: object) -> str:
@@ -153,7 +140,7 @@ class PostgresServer:
             file.write(text + "\n")
 
     def start(self, *, wait: bool = True) -> None:
-        self.port = self.port or free_port()
+        self.port = self.port or free_ports(1)[0]
         log = (self.root / "log").open("ab")
         self.process = subprocess.Popen(
             [str(binaries() / "postgres"), "-D", str(self.data), "-p", str(self.port)],

@@ -14,6 +14,7 @@ import contextlib
 import http.client
 import json
 import os
+import random
 import secrets
 import signal
 import socket
@@ -38,6 +39,8 @@ LOOK_SECONDS: Final = 0.1
 ADMIN_SECONDS: Final = 10.0
 LOG_LINES: Final = 20  # Shown of a process that ended when it should not have.
 HOST: Final = "127.0.0.1"
+# Below those that Linux gives to connections: what is started again finds its port free.
+PORTS: Final = range(10_000, 32_768)
 
 
 @dataclass(slots=True)
@@ -340,14 +343,15 @@ def _lives(pid: int) -> bool:
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports of the loopback that nobody listens on now, all different."""
-    with contextlib.ExitStack() as held:
-        ports = []
-        for _ in range(count):
-            listener = held.enter_context(socket.socket())
-            listener.bind((HOST, 0))
-            ports.append(int(listener.getsockname()[1]))
-    return ports
+    """Ports of the loopback that nobody listens on now, all different. Raises: CannotStart."""
+    free: list[int] = []
+    for port in random.sample(PORTS, len(PORTS)):  # Others may be looking, too.
+        with socket.socket() as listener, contextlib.suppress(OSError):
+            listener.bind((HOST, port))
+            free.append(port)
+        if len(free) == count:
+            return free
+    raise CannotStart(f"there are no {count} free ports from {PORTS.start} to {PORTS.stop - 1}")
 
 
 def run(cluster: LocalCluster, announce: Callable[[str], None], *, keeps: bool) -> int:

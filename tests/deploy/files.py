@@ -1,10 +1,11 @@
 """What the tests of deployment files have in common: where the files are, and the programs that read them."""
 
 import shutil
-import socket
 from pathlib import Path
 
 import pytest
+
+from objstore.processes.dev import free_ports
 
 ROOT = Path(__file__).parents[2]
 CONFIG = ROOT / "config"
@@ -22,6 +23,4 @@ def needs(program: str) -> str:
 
 
 def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
+    return free_ports(1)[0]
