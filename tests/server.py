@@ -20,6 +20,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from objstore.processes.dev import free_ports
+
 ROOT = Path(__file__).parents[1]
 ACCESS_KEY = "AKTESTROOT"
 SECRET_KEY = "test-secret-key-of-the-root-user"
@@ -200,7 +202,7 @@ def start_server(
     Args:
         root: the root key; None lets the first start make and print one.
         environment: more variables, e.g. {"OBJSTORE_UPKEEP__TRASH_HOURS": "0"}.
-        port: of the S3 API; 0 lets the kernel choose. To keep it over a restart, pass the first one's `port`.
+        port: of the S3 API; 0: a free one. To keep it over a restart, pass the first one's `port`.
         preload: a library for LD_PRELOAD.
         wait: until it is ready.
     """
@@ -211,13 +213,14 @@ def start_server(
         variables |= {"OBJSTORE_ROOT_ACCESS_KEY": root[0], "OBJSTORE_ROOT_SECRET_KEY": root[1]}
     if preload is not None:
         variables["LD_PRELOAD"] = str(preload)
+    free, admin = free_ports(2)
     command = [
         sys.executable,
         str(ROOT / "cmd" / "objstore"),
         "serve",
         f"--data={data}",
-        f"--listen=127.0.0.1:{port}",
-        "--admin-listen=127.0.0.1:0",
+        f"--listen=127.0.0.1:{port or free}",
+        f"--admin-listen=127.0.0.1:{admin}",
         f"--workers={workers}",
         f"--codec={codec}",
         *(f"--disk={disk}" for disk in disks),
