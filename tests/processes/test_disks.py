@@ -87,6 +87,7 @@ def test_a_disk_is_added_replaced_drained_and_removed_while_the_store_serves(tmp
         server.command("disk", "drain", "2")
         assert disks(server)[2]["state"] == "draining"
         assert server.command("disk", "remove", "2", check=False).returncode == 4, "it is not empty"
+        seal(server)  # Or half a minute after their last put.
         until(server, lambda: disks(server)[2]["files"] == 0, "the drained disk is not empty")
         bodies |= fill(server, "during")
         assert disks(server)[2]["files"] == 0
@@ -167,7 +168,15 @@ def test_a_lost_disk_is_forgotten_only_when_the_words_are_typed(tmp_path: Path) 
         assert disks(server)[1]["state"] == "failed"
         until(server, lambda: disks(server)[1]["files"] == 0, "its files are not rebuilt elsewhere")
         check(server, bodies)
+
+        # It comes back too late: not as what it was, and not as a new one before it is empty.
+        places[0].with_name("away").rename(places[0])
+        back = server.command("disk", "add", str(places[0]), check=False)
+        assert (back.returncode, "disk 1, which was given up or removed" in back.stderr) == (4, True), back
+        assert "objstore disk remove 1; restart the store" in back.stderr
         server.command("disk", "remove", "1")
+        back = server.command("disk", "add", str(places[0]), check=False)
+        assert "To make it a new disk: restart the store" in back.stderr, back
         assert json.loads(server.command("volume", "list", "--damaged", "-o", "json").stdout) == []
         [volume, *_] = json.loads(server.command("volume", "list", "-o", "json").stdout)
         shown = json.loads(server.command("volume", "show", str(volume["volume"]), "-o", "json").stdout)[0]
@@ -175,3 +184,10 @@ def test_a_lost_disk_is_forgotten_only_when_the_words_are_typed(tmp_path: Path) 
         assert server.command("volume", "show", "4711", check=False).returncode == 1
         checked = json.loads(server.command("volume", "check", str(volume["volume"]), "-o", "json").stdout)[0]
         assert (checked["state"], checked["lost"], checked["checked"]) == ("done", [], 1)
+    with running_server(tmp_path, environment=QUICK, codec="2+2") as server:
+        assert sorted(disks(server)) == [2, 3, 4, 5]
+        shutil.rmtree(places[0])
+        places[0].mkdir()
+        [new] = json.loads(server.command("disk", "add", str(places[0]), "-o", "json").stdout)
+        assert (new["disk"], new["state"]) == (6, "healthy")
+        check(server, bodies)
