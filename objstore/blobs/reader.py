@@ -1,10 +1,11 @@
 """Reading blobs: verified, reconstructed when needed, never wrong bytes.
 
 A small read is one range read of one fragment (two where a boundary cuts the body), verified block by
-block, and sliced. When a fragment is missing, late, short or rotten, the same range of k others is read and
-decoded; a reader that misses a fragment file rereads the volume's record before it counts a failure, since
-repair may have moved the file. What cannot be verified or reconstructed is Corrupt (or Unavailable
-when disks are merely away); a stream that fails in the middle raises, and its consumer must cut.
+block, and sliced. When a fragment is missing, late, short or rotten, or its disk is known for being slow, the
+same range of k others is read and decoded (racing.py has what waits). A reader that misses a fragment file
+rereads the volume's record before it counts a failure, since repair may have moved the file. What cannot be
+verified or reconstructed is Corrupt (or Unavailable when disks are merely away); a stream that fails in the
+middle raises, and its consumer must cut.
 
 Memory: streams take their buffers' sizes from one budget, piece by piece; a piece grows while its consumer is
 quick and memory is plentiful, so that a thousand slow readers hold a thousand small pieces. A buffer is used
@@ -15,30 +16,32 @@ Concurrency: one event loop; no state between reads but the budget, the counters
 
 import asyncio
 import logging
-import types
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Final, NamedTuple, TypeVar
+from functools import partial
+from typing import Final, NamedTuple
 
 import msgspec
 from xxhash import xxh3_64_intdigest
 
+from objstore.blobs.absence import may_leave_out
 from objstore.blobs.memory import MemoryBudget
+from objstore.blobs.racing import UNREADABLE as UNREADABLE
+from objstore.blobs.racing import Racing
 from objstore.blobs.stripes import slices
 from objstore.blobs.volumes import FindDisks, Ledger, VolumeRecord, no_others
 from objstore.clock import Clock, SystemClock
 from objstore.codec.reed_solomon import Codec
 from objstore.errors import Corrupt, DiskMissing, Unavailable
 from objstore.extents import Extent
-from objstore.node.disk import Disk
+from objstore.node.disk import Disk, DiskState
 from objstore.node.fragments import RangeRead, Seal, block_size, covering_size
+from objstore.node.pace import Change, Pace
 
 log = logging.getLogger(__name__)
 
 CodecFor = Callable[[int, int], Codec]
-T = TypeVar("T")
-
 
 KIB: Final = 1024
 MIB: Final = 1024 * KIB
@@ -64,7 +67,12 @@ class ReaderLimits(NamedTuple):
 
 
 DEFAULT_LIMITS: Final = ReaderLimits()
-UNREADABLE: Final = (Corrupt, Unavailable, OSError)  # What a fragment's read may raise; the rest is a bug.
+DAMAGE: Final = (Corrupt, FileNotFoundError)  # Rather than away or late: for repair.
+READABLE: Final = (
+    DiskState.HEALTHY,
+    DiskState.FULL,
+    DiskState.READ_ONLY,
+)  # Of a disk that may be counted on.
 
 
 class Hint(NamedTuple):
@@ -83,6 +91,7 @@ class ReaderCounters(msgspec.Struct):
     streams: int = 0
     bytes: int = 0
     degraded_reads: int = 0  # Ranges that had to be reconstructed.
+    avoided_reads: int = 0  # Ranges reconstructed because the disk is slow.
     corrupt_fragments: int = 0  # Verified and found wrong.
     missing_fragments: int = 0  # Not there, not readable or late.
     failed_reads: int = 0  # Neither verified nor reconstructed.
@@ -96,6 +105,7 @@ class BlobReader:
         cluster, secret: what the checksums are bound to, from the identity file.
         codec: (k, m) -> codec.
         find_disks: called when a volume names a disk that is not in `disks`: it came just now.
+        pace: which disks are slow; by default one of its own.
     """
 
     def __init__(
@@ -107,6 +117,7 @@ class BlobReader:
         secret: int,
         codec: CodecFor,
         find_disks: FindDisks = no_others,
+        pace: Pace | None = None,
         clock: Clock | None = None,
         limits: ReaderLimits = DEFAULT_LIMITS,
     ) -> None:
@@ -119,9 +130,12 @@ class BlobReader:
         self._find_disks = find_disks
         self._clock: Clock = clock if clock is not None else SystemClock()
         self._limits = limits
+        self.pace = pace if pace is not None else Pace(clock=self._clock)
+        self._racing = Racing(self.pace, self._clock, deadline_s=limits.deadline_s)
+        self.hedges = self._racing.counters
         self._hints: deque[Hint] = deque(maxlen=limits.hints)
         self._open_streams = 0
-        self._waited = 0  # Disk reads that did not end at once.
+        self._waited = 0  # Disk reads that the page cache did not have.
         self._buffers = _Buffers(limits.kept)
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="verify")
 
@@ -133,6 +147,10 @@ class BlobReader:
         hints = list(self._hints)
         self._hints.clear()
         return hints
+
+    async def probe(self) -> list[Change]:
+        """Read a little from each disk that reads avoid; those that have become quick again. Now and then."""
+        return await self._racing.probe(self._disks)
 
     # Small reads.
 
@@ -149,15 +167,7 @@ class BlobReader:
         body: bytes | memoryview
         if begin + length <= size:
             # The fast path: one read of one disk, without a task or a timer when the page cache has it.
-            disk = self._disks.get(record.disks[index]) if index < record.k else None
-            try:
-                if disk is None:
-                    raise DiskMissing(f"no disk for fragment {index}")
-                plan = RangeRead(self._seal, extent.volume, index, extent.offset, size, begin, length)
-                reading = disk.read(extent.volume, index, plan.position, plan.buffers)
-                body = plan.verified(await self._in_time(reading))
-            except UNREADABLE as failure:
-                body = await self._recover(record, extent, index, begin, length, failure)
+            body = await self._part(record, extent, index, begin, length)
         else:
             body = b"".join(await self._range(record, extent, 0, length))
         self.counters.bytes += length
@@ -274,15 +284,45 @@ class BlobReader:
     async def _part(
         self, record: VolumeRecord, extent: Extent, index: int, begin: int, length: int
     ) -> memoryview:
+        """A range of one data fragment: from its disk, or from others if that fails or is too slow."""
         try:
-            return await self._read_fragment(record, extent, index, begin, length)
+            disk, plan = self._plan(record, extent, index, begin, length)
+            count = disk.read_now(record.id, index, plan.position, plan.buffers)
+            if count is not None:
+                if length <= self._limits.inline_max:
+                    return plan.verified(count)
+                return await self._verified(plan, count, length)
+            self._waited += 1
+            self._racing.budget.earn()
+            others = partial(self._from_others, record, extent, index, begin, length)
+            if self.pace.ejected and disk.number in self._left_out(record):
+                try:
+                    found = await others()
+                except UNREADABLE:
+                    # Rather late than never.
+                    return await self._wait_for(disk, plan, record, index, length)
+                self.counters.avoided_reads += 1
+                return found
+            return await self._racing.hedged(
+                self._wait_for(disk, plan, record, index, length), others, length
+            )
         except UNREADABLE as failure:
             return await self._recover(record, extent, index, begin, length, failure)
 
     async def _read_fragment(
         self, record: VolumeRecord, extent: Extent, index: int, begin: int, length: int
     ) -> memoryview:
-        """A verified range of one fragment. Raises: UNREADABLE."""
+        """A verified range of one fragment, from its disk. Raises: UNREADABLE."""
+        disk, plan = self._plan(record, extent, index, begin, length)
+        count = disk.read_now(record.id, index, plan.position, plan.buffers)
+        if count is None:
+            return await self._wait_for(disk, plan, record, index, length)
+        return await self._verified(plan, count, length)
+
+    def _plan(
+        self, record: VolumeRecord, extent: Extent, index: int, begin: int, length: int
+    ) -> tuple[Disk, RangeRead]:
+        """Raises: DiskMissing."""
         disk = self._disks.get(record.disks[index]) if index < record.fragment_count else None
         if disk is None:
             raise DiskMissing(f"no disk for fragment {index} of volume {record.id}")
@@ -290,11 +330,30 @@ class BlobReader:
         into = None
         if length >= KEPT_BUFFER_MIN:
             into = memoryview(self._buffers.take(covering_size(size, begin, length)))
-        plan = RangeRead(self._seal, record.id, index, extent.offset, size, begin, length, into)
-        count = await self._in_time(disk.read(record.id, index, plan.position, plan.buffers))
+        return disk, RangeRead(self._seal, record.id, index, extent.offset, size, begin, length, into)
+
+    async def _wait_for(
+        self, disk: Disk, plan: RangeRead, record: VolumeRecord, index: int, length: int
+    ) -> memoryview:
+        count = await self._racing.timed(disk, record.id, index, plan, length)
+        return await self._verified(plan, count, length)
+
+    async def _verified(self, plan: RangeRead, count: int, length: int) -> memoryview:
         if length <= self._limits.inline_max:
             return plan.verified(count)
         return await asyncio.get_running_loop().run_in_executor(self._threads, plan.verified, count)
+
+    def _left_out(self, record: VolumeRecord) -> list[int]:
+        """The slow disks that reads of this volume do without: all it takes is what others leave of m."""
+        slow = self.pace.slow_among(record.disks)
+        if not slow:
+            return slow
+        away = {number for number in record.disks if not self._is_readable(number)}
+        return may_leave_out(record, away, slow)
+
+    def _is_readable(self, number: int) -> bool:
+        disk = self._disks.get(number)
+        return disk is not None and disk.state in READABLE
 
     async def _recover(
         self,
@@ -325,11 +384,24 @@ class BlobReader:
                 failure = again
         self._count(record, extent, index, failure)
         self.counters.degraded_reads += 1
-        # Whole blocks, so that each range is read once whatever is wanted of it.
-        step = block_size(extent.fragment_size)
-        first = begin // step * step
-        span = min(-(-(begin + length) // step) * step, extent.fragment_size) - first
+        first, span = _blocks(extent, begin, length)
         rebuilt = await self._rebuild(record, extent, index, first, span, [failure])
+        return rebuilt[begin - first : begin - first + length]
+
+    async def _from_others(
+        self, record: VolumeRecord, extent: Extent, index: int, begin: int, length: int
+    ) -> memoryview:
+        """A range of a fragment that nothing may be wrong with, decoded from k others. Raises: UNREADABLE."""
+        first, span = _blocks(extent, begin, length)
+        survivors, failures = await self._survivors(record, extent, index, first, span)
+        if any(isinstance(failure, DAMAGE) for _, failure in failures):
+            fresh = await self._ledger.get(record.id, fresh=True)
+            if fresh.disks == record.disks:  # Otherwise they have only moved.
+                for other, failure in failures:
+                    self._count(record, extent, other, failure)
+        if len(survivors) < record.k:
+            raise Unavailable(f"{len(survivors)} of {record.k} fragments")
+        rebuilt = await self._decode(record, survivors, index, span)
         return rebuilt[begin - first : begin - first + length]
 
     async def rebuild(self, record: VolumeRecord, offset: int, fragment_size: int, index: int) -> memoryview:
@@ -354,31 +426,38 @@ class BlobReader:
         span: int,
         failures: list[Exception],
     ) -> memoryview:
-        """Bytes [first, first + span) of fragment `index`, decoded from the same range of k others."""
-        survivors: dict[int, memoryview] = {}
-        # Data fragments first: fewer to compute; the rest when some of these fail too.
-        others = [other for other in range(record.fragment_count) if other != index]
-        while len(survivors) < record.k and others:
-            batch = others[: record.k - len(survivors)]
-            del others[: len(batch)]
-            results = await asyncio.gather(
-                *(self._read_fragment(record, extent, other, first, span) for other in batch),
-                return_exceptions=True,
-            )
-            for other, result in zip(batch, results, strict=True):
-                if isinstance(result, memoryview):
-                    survivors[other] = result
-                elif isinstance(result, UNREADABLE):
-                    self._count(record, extent, other, result)
-                    failures.append(result)
-                else:
-                    raise result
+        """Bytes [first, first + span) of fragment `index`, decoded from the same range of k others.
+
+        Raises: Corrupt (fewer than k others are whole), Unavailable (some are merely away).
+        """
+        survivors, lost = await self._survivors(record, extent, index, first, span)
+        for other, failure in lost:
+            self._count(record, extent, other, failure)
+            failures.append(failure)
         if len(survivors) < record.k:
             self.counters.failed_reads += 1
             words = f"volume {record.id} at {extent.offset}: {len(survivors)} of {record.k} fragments"
             if any(isinstance(each, Unavailable) for each in failures):
                 raise Unavailable(words) from failures[-1]  # They may come back.
             raise Corrupt(words) from failures[-1]
+        return await self._decode(record, survivors, index, span)
+
+    async def _survivors(
+        self, record: VolumeRecord, extent: Extent, index: int, first: int, span: int
+    ) -> tuple[dict[int, memoryview], list[tuple[int, Exception]]]:
+        """The same range of k other fragments, by index, or of fewer; and which could not be read."""
+        # Data fragments first: fewer to compute. Slow disks last.
+        slow = self.pace.slow_among(record.disks) if self.pace.ejected else ()
+        others = [other for other in range(record.fragment_count) if other != index]
+        others.sort(key=lambda other: record.disks[other] in slow)
+        reads = [
+            (other, partial(self._read_fragment, record, extent, other, first, span)) for other in others
+        ]
+        return await self._racing.some(record.k, reads, span)
+
+    async def _decode(
+        self, record: VolumeRecord, survivors: dict[int, memoryview], index: int, span: int
+    ) -> memoryview:
         codec = self._codec(record.k, record.m)
         if span * record.k <= self._limits.inline_max:
             rebuilt = codec.rebuild(survivors, [index])
@@ -394,25 +473,9 @@ class BlobReader:
         else:
             self.counters.missing_fragments += 1
         # Damage only: a disk that is away or late is not damaged, and repair sees by itself that it is gone.
-        if isinstance(failure, (Corrupt, FileNotFoundError)):
+        if isinstance(failure, DAMAGE):
             words = str(failure) or type(failure).__name__
             self._hints.append(Hint(record.id, index, extent.offset, words))
-
-    async def _in_time(self, reading: Coroutine[Any, Any, int]) -> int:
-        """Await a disk read under the deadline; a timer is only made if it does not end at once.
-
-        Raises: Unavailable past the deadline.
-        """
-        try:
-            waits_for = reading.send(None)
-        except StopIteration as done:
-            return done.value  # type: ignore[no-any-return]
-        self._waited += 1
-        try:
-            async with asyncio.timeout(self._limits.deadline_s):
-                return await _resume(reading, waits_for)
-        except TimeoutError:
-            raise Unavailable("a disk read is overdue") from None
 
     # Memory.
 
@@ -513,16 +576,8 @@ class _Pieces:
         return piece
 
 
-@types.coroutine
-def _resume(coroutine: Coroutine[Any, Any, T], waits_for: Any) -> Generator[Any, Any, T]:
-    """Go on awaiting a coroutine that was already stepped once and yielded `waits_for`."""
-    try:
-        while True:
-            try:
-                value = yield waits_for
-            except BaseException as failure:
-                waits_for = coroutine.throw(failure)
-            else:
-                waits_for = coroutine.send(value)
-    except StopIteration as done:
-        return done.value  # type: ignore[no-any-return]
+def _blocks(extent: Extent, begin: int, length: int) -> tuple[int, int]:
+    """(first, span) of the whole blocks that cover a range: each is read once, whatever is wanted of it."""
+    step = block_size(extent.fragment_size)
+    first = begin // step * step
+    return first, min(-(-(begin + length) // step) * step, extent.fragment_size) - first

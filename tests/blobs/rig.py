@@ -6,9 +6,11 @@ from collections.abc import Callable
 from objstore.blobs.reader import BlobReader, ReaderLimits
 from objstore.blobs.volumes import FindDisks, Stored, no_others
 from objstore.blobs.writer import DEFAULT_LIMITS, BlobWriter, WriterLimits
+from objstore.clock import Clock
 from objstore.codec.backend import choose
 from objstore.extents import Extent
 from objstore.meta.kv import DictKv, Transaction
+from objstore.node.pace import Pace
 from objstore.objects.ledger import MetaLedger, publish
 from tests.sim.memory_disk import MOODS, MemoryDisk, memory_disks
 
@@ -89,7 +91,9 @@ class Rig:
             crash_point=self.crash_point,
         )
 
-    def new_reader(self, limits: ReaderLimits | None = None) -> BlobReader:
+    def new_reader(
+        self, limits: ReaderLimits | None = None, pace: Pace | None = None, clock: Clock | None = None
+    ) -> BlobReader:
         return BlobReader(
             disks=self.disks,
             ledger=self.ledger,
@@ -97,7 +101,8 @@ class Rig:
             secret=SECRET,
             codec=BACKEND.codec,
             find_disks=self.find_disks,
-            clock=self.clock,
+            pace=pace,
+            clock=clock or self.clock,
             limits=limits or ReaderLimits(),
         )
 

@@ -68,6 +68,7 @@ class MemoryDisk:
         self.yields = yields  # Give the loop a turn in every call, as a real disk would.
         self.calls: Counter[str] = Counter()
         self.before: Callable[[str, int, int], None] | None = None
+        self.held: asyncio.Event | None = None  # Reads wait for it, however long.
         self.fragments: dict[tuple[int, int], _File] = {}
         self.log_files: dict[str, _File] = {}
         self.replacing: dict[str, _File] = {}  # Temporary files; lost with the process.
@@ -139,15 +140,17 @@ class MemoryDisk:
 
     def read_now(self, volume: int, index: int, position: int, buffers: Sequence[memoryview]) -> int | None:
         """A disk that `yields` has no page cache; of another everything is in it."""
-        if self.yields or self.mood in ("dead", "missing") or (volume, index) not in self.fragments:
+        if self.yields or self.before is not None or self.held is not None:
             return None
-        if self.before is not None:
+        if self.mood in ("dead", "missing") or (volume, index) not in self.fragments:
             return None
         self.calls["read"] += 1
         return self._fill(volume, index, position, buffers)
 
     async def read(self, volume: int, index: int, position: int, buffers: Sequence[memoryview]) -> int:
         await self._enter("read", volume, index)
+        if self.held is not None:
+            await self.held.wait()
         return self._fill(volume, index, position, buffers)
 
     def _fill(self, volume: int, index: int, position: int, buffers: Sequence[memoryview]) -> int:
