@@ -11,23 +11,26 @@ import logging
 import socket
 import time
 from collections.abc import Mapping, Sequence
+from http import HTTPStatus
 from typing import Final
 
-from aiohttp import web
+import msgspec
 
 from objstore import __version__
 from objstore.errors import BadArgument, Corrupt
 from objstore.node.authority import GATEWAY, common_name
-from objstore.node.documents import RequestRefused, answer, read_document
 from objstore.node.local import LocalDisk
 from objstore.node.membership import (
     ANSWER_SIZE_MAX,
     MEMBER_PATH,
     TRUST_PATH,
+    Document,
     Refusal,
     Standing,
+    decode,
 )
 from objstore.node.server import NodeLimits, NodeServer, members_only
+from objstore.node.serving import Request
 from objstore.node.tls import Credentials, Trust, peer_of
 
 log = logging.getLogger(__name__)
@@ -82,8 +85,8 @@ class NodePort(NodeServer):
         ended = 0
         if self._http is None:
             return ended
-        for handler in list(self._http.connections):
-            transport = handler.transport
+        for connection in list(self._http.connections):
+            transport = connection.transport
             peer = peer_of(transport)
             if transport is not None and (peer is None or not self._credentials.allows(peer)):
                 transport.abort()
@@ -97,29 +100,55 @@ class NodePort(NodeServer):
             await asyncio.sleep(LOOK_SECONDS)
             self.hang_up()
 
-    async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
+    async def _handle(self, request: Request) -> None:
         if request.path not in (MEMBER_PATH, TRUST_PATH):
-            return await super()._handle(request)
+            await super()._handle(request)
+            return
+        status, document = await self._stand(request)
+        await request.send([_written(document, status, request.can_go_on)])
+
+    async def _stand(self, request: Request) -> tuple[int, Document | Trust]:
         peer = peer_of(request.transport)
         # The handshake let gateways in only; this says so once more, for a certificate that has ended since.
         if peer is None or peer.name.role != GATEWAY or not self._credentials.allows(peer):
-            return answer(Refusal(detail="a gateway's certificate is needed"), 403)
+            return 403, Refusal(detail="a gateway's certificate is needed")
         try:
             if request.path == TRUST_PATH:
-                return answer(self._credentials.trust)
+                return 200, self._credentials.trust
             if request.method == "PUT":
-                await self._take(await read_document(request, Trust, ANSWER_SIZE_MAX))
+                size = request.size or 0
+                if size > ANSWER_SIZE_MAX:
+                    return 413, Refusal(detail="the document is too long")
+                await self._take(decode(bytes(await self._body(request, size)), Trust))
             elif request.method != "GET":
-                return answer(Refusal(detail="no such method here"), 405)
-        except (BadArgument, Corrupt, RequestRefused) as failure:
-            return answer(Refusal(detail=str(failure)), 400)
+                return 405, Refusal(detail="no such method here")
+        except (BadArgument, Corrupt) as failure:
+            return 400, Refusal(detail=str(failure))
         except OSError as failure:
+            if isinstance(failure, ConnectionError):
+                raise
             log.error("trust was not saved", extra={"failure": str(failure)})
-            return answer(Refusal(detail=f"trust was not saved: {failure}"), 503)
-        return answer(standing_of(self._credentials))
+            return 503, Refusal(detail=f"trust was not saved: {failure}")
+        return 200, standing_of(self._credentials)
 
     async def _take(self, trust: Trust) -> None:
         async with self._telling:
             if await self._credentials.take_trust(trust):
                 log.info("trust taken up", extra={"number": trust.number})
                 self.hang_up()
+
+
+def _written(document: Document | Trust, status: int, goes_on: bool) -> bytes:
+    """For nobody to keep."""
+    body = msgspec.json.encode(document)
+    return (
+        b"HTTP/1.1 %d %b\r\nContent-Type: application/json\r\nCache-Control: no-store\r\n"
+        b"Content-Length: %d\r\n%b\r\n%b"
+        % (
+            status,
+            HTTPStatus(status).phrase.encode(),
+            len(body),
+            b"" if goes_on else b"Connection: close\r\n",
+            body,
+        )
+    )

@@ -14,8 +14,9 @@ the disk has answered it. What it does beside passing calls on:
 - *Bounds*: on connections, on bytes of bodies and answers together, on the time a body may take to come and
   an answer to be taken.
 
-Concurrency: one event loop; aiohttp runs one task a request. The state of a disk here (`_Served`) changes
-between awaits only. A request whose connection is lost runs on: its disk ends it.
+Concurrency: one event loop, a task a request (serving.py), but for small reads of what the page cache has:
+those are answered at once. The state of a disk here (`_Served`) changes between awaits only. A request whose
+connection is lost runs on: its disk ends it.
 """
 
 import asyncio
@@ -31,14 +32,13 @@ from contextlib import asynccontextmanager
 from typing import Any, Final, NamedTuple, cast
 
 import msgspec
-from aiohttp import web
-from aiohttp.web_protocol import RequestHandler
-from xxhash import xxh3_64
+from xxhash import xxh3_64_intdigest
 
 from objstore.errors import DiskFailed, DiskMissing, Overloaded, StaleEpoch
 from objstore.node import wire
 from objstore.node.disk import Buffer, DiskState, LogFile
 from objstore.node.local import LocalDisk
+from objstore.node.serving import Listener, Request
 from objstore.node.tls import HANDSHAKE_SECONDS, Credentials, peer_of
 from objstore.node.wire import BadMessage, Failure, Item, Outcome, Restarted, Verb
 
@@ -47,6 +47,7 @@ log = logging.getLogger(__name__)
 FENCE_LOG: Final = "fence."  # Name of the empty log that keeps a fence, and its number.
 COMPARED_AT_ONCE: Final = 256 * wire.KIB  # Bytes read at a time for a repeat.
 PUBLISHED_KEPT: Final = 64  # Names of replacements that were published, for repeats.
+NOW_MAX: Final = 64 * wire.KIB  # Bytes of a read that is answered at once, if it can be.
 KEPT_MIN: Final = 64 * wire.KIB  # Bytes of an answer: the memory of smaller ones malloc keeps by itself.
 KEPT_STEP: Final = 128 * wire.KIB  # Bytes by which kept memory differs in size.
 KEPT_LOOKS: Final = 8  # Pieces of it that are tried before a new one is made.
@@ -54,6 +55,11 @@ SWEEP_S: Final = 30.0
 CLOSE_S: Final = 5.0  # For requests under way when the server ends.
 
 _FENCE: Final = re.compile(r"fence\.(0|[1-9][0-9]{0,19})", re.ASCII)
+# Names of headers as they come here.
+_CLUSTER: Final = wire.CLUSTER.lower()
+_EPOCH: Final = wire.EPOCH.lower()
+_SINCE: Final = wire.SINCE.lower()
+_REPEAT: Final = wire.REPEAT.lower()
 _CHUNKED: Final = b"Transfer-Encoding: chunked\r\n\r\n"
 
 Admit = Callable[[asyncio.Transport], str]  # Why its other end may ask for nothing; "" if it may.
@@ -281,38 +287,6 @@ class _Rooms:
         return room
 
 
-class _Sent(web.StreamResponse):
-    """Stands for an answer that is written already: aiohttp has nothing left to do."""
-
-    def __init__(self, *, keep_alive: bool) -> None:
-        super().__init__()
-        self._keeps = keep_alive
-
-    @property
-    def keep_alive(self) -> bool:
-        return self._keeps
-
-    async def prepare(self, request: web.BaseRequest) -> None:
-        return None
-
-    async def write_eof(self, data: bytes = b"") -> None:
-        return None
-
-
-class _HttpServer(web.Server):
-    """aiohttp's, with a bound on connections."""
-
-    def __init__(self, handler: Any, connections_max: int, **settings: Any) -> None:
-        super().__init__(handler, **settings)
-        self._connections_max = connections_max
-
-    def connection_made(self, handler: RequestHandler, transport: asyncio.Transport) -> None:
-        super().connection_made(handler, transport)
-        if len(self._connections) > self._connections_max:
-            log.warning("connection refused", extra={"connections": self._connections_max})
-            transport.abort()
-
-
 def _admit_all(transport: asyncio.Transport) -> str:
     return ""
 
@@ -359,11 +333,9 @@ class NodeServer:
         self._served: dict[int, _Served] = {}
         self._memory = _Memory(self.limits.memory, self.limits.memory_wait_s)
         self._rooms = _Rooms(self.limits.kept)
-        self._keep = _Sent(keep_alive=True)
-        self._close = _Sent(keep_alive=False)
         self._ok = b"HTTP/1.1 200 OK\r\nX-Instance: " + self.instance.encode() + b"\r\n"
         self._admit = admit
-        self._http: _HttpServer | None = None
+        self._http: Listener | None = None
         self._listeners: list[asyncio.Server] = []
         self._sweeper: asyncio.Task[None] | None = None
 
@@ -382,17 +354,13 @@ class NodeServer:
         if context is not None and context.verify_mode != ssl.CERT_REQUIRED:
             raise ValueError("the TLS context of a storage node must ask for the client's certificate")
         loop = asyncio.get_running_loop()
-        self._http = _HttpServer(
+        self._http = Listener(
             self._handle,
-            self.limits.connections,
-            access_log=None,
-            auto_decompress=False,
-            keepalive_timeout=self.limits.idle_s,
-            lingering_time=2.0,
-            max_line_size=1_024,
-            max_field_size=1_024,
-            max_headers=16,
-            logger=log,
+            self._handle_now,
+            self._refusal_of_noise,
+            connections_max=self.limits.connections,
+            transfer_s=self.limits.transfer_s,
+            idle_s=self.limits.idle_s,
         )
         handshake_s = None if context is None else HANDSHAKE_SECONDS
         for listener in sockets:
@@ -410,8 +378,7 @@ class NodeServer:
         for listener in self._listeners:
             listener.close()
         if self._http is not None:
-            self._http.pre_shutdown()
-            await self._http.shutdown(CLOSE_S)
+            await self._http.close(CLOSE_S)
 
     async def _sweep(self) -> None:
         loop = asyncio.get_running_loop()
@@ -427,11 +394,10 @@ class NodeServer:
 
     # --- A request ---------------------------------------------------------------------------------------
 
-    async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
+    async def _handle(self, request: Request) -> None:
         self.requests += 1
         try:
-            path = request._message.path
-            method = request._message.method
+            path, method = request.path, request.method
             if path == wire.WRITE_PATH:
                 self._expect(method, "POST")
                 return await self._write(request)
@@ -455,12 +421,37 @@ class NodeServer:
             return await self._refuse(request, Failure(wire.BAD_REQUEST, str(failure)))
         except _NotAdmitted as refusal:
             log.warning("request refused", extra={"why": str(refusal)})
-            self._transport(request).abort()
-            raise ConnectionResetError(str(refusal)) from None
+            raise ConnectionResetError(str(refusal)) from None  # Not even an answer.
         except (ConnectionError, asyncio.CancelledError):
             raise  # Nobody to answer.
         except Exception as error:
             return await self._refuse(request, self._failure(error, None))
+
+    def _handle_now(self, request: Request) -> bool:
+        """Answer a small read of what the page cache has. False: nothing was done, `_handle` is to do it.
+
+        No share of the memory is taken: a connection that takes its answers slowly gets no second one so.
+        """
+        if request.method != "GET" or request.is_taken_slowly:
+            return False
+        try:
+            epoch = self._check(request)
+            number, verb, arguments = wire.parse_target(request.path)
+            if verb.name != "read" or arguments["size"] > NOW_MAX:
+                return False
+            served = self._find(number)
+            if served.fence is None:
+                return False
+            served.check_epoch(epoch)
+            view = memoryview(bytearray(arguments["size"]))
+            count = served.disk.read_now(arguments["volume"], arguments["index"], arguments["at"], [view])
+            if count is None:
+                return False
+            request.send_now(self._whole([view], _state_of(served.disk)))
+        except Exception:
+            return False  # Met again by `_handle`, which says what it is.
+        self.requests += 1
+        return True
 
     def _failure(self, error: Exception, disk: LocalDisk | None) -> Failure:
         if isinstance(error, BadMessage):
@@ -481,20 +472,20 @@ class NodeServer:
         if method != wanted:
             raise BadMessage(f"{method} where {wanted} is expected")
 
-    def _check(self, request: web.BaseRequest) -> int:
+    def _check(self, request: Request) -> int:
         """Who asks, and what every request carries.
 
         Returns: the epoch. Raises: _NotAdmitted, BadMessage, _OtherCluster, Restarted.
         """
-        refusal = self._admit(self._transport(request))
+        refusal = self._admit(request.transport)
         if refusal:
             raise _NotAdmitted(refusal)
         headers = request.headers
-        if headers.get(wire.CLUSTER) != self._cluster:
-            wire.parse_cluster(headers.get(wire.CLUSTER, ""))
+        if headers.get(_CLUSTER) != self._cluster:
+            wire.parse_cluster(headers.get(_CLUSTER, ""))
             raise _OtherCluster(f"this node is of the cluster {self._cluster}")
-        self._check_since(headers.get(wire.SINCE, ""))
-        return wire.parse_number(headers.get(wire.EPOCH, ""), wire.EPOCH)
+        self._check_since(headers.get(_SINCE, ""))
+        return wire.parse_number(headers.get(_EPOCH, ""), wire.EPOCH)
 
     def _check_since(self, since: str) -> None:
         if since and since != self.instance:
@@ -528,7 +519,7 @@ class NodeServer:
             )
         return wire.NodeReport(self._cluster, self.instance, disks)
 
-    async def _probe(self, request: web.BaseRequest, path: str) -> web.StreamResponse:
+    async def _probe(self, request: Request, path: str) -> None:
         """Bytes for nothing: whether the way back is fast enough again."""
         head, _, text = path.partition("?size=")
         if head != wire.PROBE_PATH:
@@ -543,12 +534,12 @@ class NodeServer:
 
     async def _call(
         self,
-        request: web.BaseRequest,
+        request: Request,
         epoch: int,
         served: _Served,
         verb: Verb,
         arguments: dict[str, Any],
-    ) -> web.StreamResponse:
+    ) -> None:
         if verb.fenced:
             if served.fence is None:
                 await served.learn()
@@ -558,11 +549,11 @@ class NodeServer:
             return await self._read(request, served.disk, name, arguments)
         size = self._body_size(request, verb.body_max) if verb.body_max else 0
         async with self._memory.share(size):
-            body = await self._body(request, size) if size else []
+            body = await self._body(request, size)
             if not verb.changes:
                 result = await self._ask(served, name, arguments)
             else:
-                repeated = request.headers.get(wire.REPEAT) == "1"
+                repeated = request.headers.get(_REPEAT) == "1"
                 async with served.turn(_file_of(name, arguments)):
                     if verb.fenced:
                         served.check_epoch(epoch)  # Once more: it may have changed while the body came.
@@ -577,9 +568,7 @@ class NodeServer:
         )
         return await self._answer(request, [msgspec.json.encode(success)])
 
-    async def _read(
-        self, request: web.BaseRequest, disk: LocalDisk, verb: str, arguments: dict[str, Any]
-    ) -> web.StreamResponse:
+    async def _read(self, request: Request, disk: LocalDisk, verb: str, arguments: dict[str, Any]) -> None:
         size = arguments["size"]
         if size > wire.READ_MAX:
             raise BadMessage(f"at most {wire.READ_MAX} bytes are read at once")
@@ -634,7 +623,7 @@ class NodeServer:
                 await disk.log_remove(entry.name)
 
     async def _change(
-        self, served: _Served, name: str, arguments: dict[str, Any], body: list[bytes], repeated: bool
+        self, served: _Served, name: str, arguments: dict[str, Any], body: memoryview, repeated: bool
     ) -> Any:
         disk = served.disk
         if name == "create":
@@ -684,8 +673,7 @@ class NodeServer:
                 raise DiskFailed(f"{volume}.{index} is there, and not empty") from None
 
     @staticmethod
-    async def _log_create(disk: LocalDisk, name: str, body: list[bytes], repeated: bool) -> None:
-        content = body[0] if len(body) == 1 else b"".join(body)
+    async def _log_create(disk: LocalDisk, name: str, content: memoryview, repeated: bool) -> None:
         try:
             await disk.log_create(name, content)
         except FileExistsError:
@@ -696,7 +684,7 @@ class NodeServer:
 
     @staticmethod
     async def _replace(
-        served: _Served, name: str, arguments: dict[str, Any], body: list[bytes], repeated: bool
+        served: _Served, name: str, arguments: dict[str, Any], body: memoryview, repeated: bool
     ) -> None:
         disk = served.disk
         temporary = arguments["name"]
@@ -719,28 +707,25 @@ class NodeServer:
             served.published.append((temporary, arguments["length"]))
             return None
         start = arguments["at"]
-        end = start + sum(map(len, body))
-        hashing = xxh3_64()
-        for piece in body:
-            hashing.update(piece)
-        digest = hashing.intdigest()
+        end = start + len(body)
+        digest = xxh3_64_intdigest(body)
         if repeated and (start, end, digest) == (replacing.start, replacing.end, replacing.digest):
             return None
-        await disk.replace_append(temporary, start, body)
+        await disk.replace_append(temporary, start, [body])
         replacing.start, replacing.end, replacing.digest = start, end, digest
         return None
 
     # --- What a turn of a gateway's loop writes ----------------------------------------------------------
 
-    async def _write(self, request: web.BaseRequest) -> web.StreamResponse:
+    async def _write(self, request: Request) -> None:
         epoch = self._check(request)
         size = self._body_size(request, wire.BODY_MAX)
         async with self._memory.share(size):
             body = await self._body(request, size)
-            items, payload = _split(body, size)
+            items, payload = _split(body)
             batch = _Batch(len(items))
             for number, item in enumerate(items):
-                buffers = payload.take(item.size)
+                buffers: list[Buffer] = [payload.take(item.size)] if item.size else []
                 try:
                     served = self._find(item.disk)
                     future = self._begin(served, epoch, item, buffers)
@@ -858,103 +843,67 @@ class NodeServer:
         elif synced:
             await disk.sync(item.volume, item.index)
 
-    async def _answer_stragglers(self, request: web.BaseRequest, batch: "_Batch") -> web.StreamResponse:
+    async def _answer_stragglers(self, request: Request, batch: "_Batch") -> None:
         """A disk is slow: the outcomes of the others are not to wait for it."""
-        transport = self._transport(request)
-        transport.write(self._ok + _CHUNKED)
+        await request.send([self._ok + _CHUNKED])
         while True:
             outcomes = batch.take()
             if outcomes:
                 data = msgspec.json.encode(outcomes)
-                transport.write(b"%x\r\n%b\r\n" % (len(data), data))
+                await request.send([b"%x\r\n%b\r\n" % (len(data), data)])
             if not batch.left:
                 break
             await batch.wait(None)
-            transport = self._transport(request)
-        transport.write(b"0\r\n\r\n")
-        return self._keep
+        await request.send([b"0\r\n\r\n"])
 
     # --- Bodies and answers ------------------------------------------------------------------------------
 
     @staticmethod
-    def _body_size(request: web.BaseRequest, size_max: int) -> int:
+    def _body_size(request: Request, size_max: int) -> int:
         """Raises: BadMessage."""
-        text = request.headers.get("Content-Length")
-        if text is None:
+        size = request.size
+        if size is None:
             raise BadMessage("the body has no length")
-        size = wire.parse_number(text, "Content-Length")
         if size > size_max:
             raise BadMessage(f"a body of {size} bytes, at most {size_max} are taken")
         return size
 
-    async def _body(self, request: web.BaseRequest, size: int) -> list[bytes]:
-        """The whole body in the pieces in which it came: nothing is written of one that ends early.
+    async def _body(self, request: Request, size: int) -> memoryview:
+        """The whole body: nothing is written of one that ends early.
 
         Raises: ConnectionResetError, also if it is too slow.
         """
-        content = request.content
-        pieces: list[bytes] = []
-        if content.is_eof():
-            while not content.at_eof():
-                pieces.append(content._read_nowait_chunk(-1))
-        else:
-            try:
-                async with asyncio.timeout(self.limits.transfer_s + size / wire.RATE_MIN):
-                    while not content.at_eof():
-                        piece, _ = await content.readchunk()
-                        if piece:
-                            pieces.append(piece)
-            except ConnectionError:
-                raise
-            except Exception as failure:  # A timeout; aiohttp's for a connection that was lost.
-                if request.transport is not None:
-                    request.transport.abort()
-                raise ConnectionResetError("the body did not come") from failure
-        if sum(map(len, pieces)) != size:
-            raise ConnectionResetError("the body ended early")
-        return pieces
+        room = memoryview(self._rooms.take(size))[:size]
+        if size:
+            await request.receive(room)
+        return room
 
-    @staticmethod
-    def _transport(request: web.BaseRequest) -> asyncio.Transport:
-        transport = request._protocol.transport
-        if transport is None or transport.is_closing():
-            raise ConnectionResetError("the gateway is gone")
-        return transport
+    async def _answer(self, request: Request, pieces: list[Buffer], headers: bytes = b"") -> None:
+        """Raises: ConnectionResetError, also if the gateway does not take it."""
+        await request.send(self._whole(pieces, headers))
 
-    async def _answer(
-        self, request: web.BaseRequest, pieces: list[Buffer], headers: bytes = b""
-    ) -> web.StreamResponse:
-        """Head and body in one burst. Waits while the gateway is slow to take it, within a limit.
-
-        Raises: ConnectionResetError.
-        """
-        transport = self._transport(request)
+    def _whole(self, pieces: list[Buffer], headers: bytes) -> list[Buffer]:
         size = sum(map(len, pieces))
-        transport.writelines([b"%b%bContent-Length: %d\r\n\r\n" % (self._ok, headers, size), *pieces])
-        protocol = request._protocol
-        if protocol.writing_paused:
-            try:
-                async with asyncio.timeout(self.limits.transfer_s + size / wire.RATE_MIN):
-                    await protocol._drain_helper()
-            except TimeoutError:
-                transport.abort()
-                raise ConnectionResetError("the gateway does not take its answer") from None
-        return self._keep
+        return [b"%b%bContent-Length: %d\r\n\r\n" % (self._ok, headers, size), *pieces]
 
-    async def _refuse(self, request: web.BaseRequest, failure: Failure) -> web.StreamResponse:
+    async def _refuse(self, request: Request, failure: Failure) -> None:
+        # A body that was not read would be taken for the next request's head: then the connection ends.
+        await request.send([self._refusal(failure, goes_on=request.can_go_on)])
+
+    def _refusal(self, failure: Failure, *, goes_on: bool) -> bytes:
         status = wire.STATUSES[failure.code]
         body = msgspec.json.encode(failure)
-        # A body that was not read would be taken for the next request's head: end the connection.
-        keeps = request.content.is_eof()
         head = b"HTTP/1.1 %d %b\r\nX-Instance: %b\r\nContent-Length: %d\r\n%b\r\n" % (
             status,
             failure.code.encode(),
             self.instance.encode(),
             len(body),
-            b"" if keeps else b"Connection: close\r\n",
+            b"" if goes_on else b"Connection: close\r\n",
         )
-        self._transport(request).write(head + body)
-        return self._keep if keeps else self._close
+        return head + body
+
+    def _refusal_of_noise(self, words: str) -> bytes:
+        return self._refusal(Failure(wire.BAD_REQUEST, words), goes_on=False)
 
 
 class _OtherCluster(Exception):
@@ -1006,33 +955,27 @@ def _wake(waiter: "asyncio.Future[None]") -> None:
 
 
 class _Payload:
-    """The pieces of a body, handed out by size without a copy."""
+    """A body, handed out by size without a copy."""
 
-    def __init__(self, pieces: Sequence[Buffer]) -> None:
-        self._pieces = deque(memoryview(piece) for piece in pieces)
+    def __init__(self, body: memoryview) -> None:
+        self._left = body
 
-    def take(self, size: int) -> list[Buffer]:
-        taken: list[Buffer] = []
-        pieces = self._pieces
-        while size:
-            piece = pieces.popleft()
-            if len(piece) > size:
-                pieces.appendleft(piece[size:])
-                piece = piece[:size]
-            taken.append(piece)
-            size -= len(piece)
+    def take(self, size: int) -> memoryview:
+        taken = self._left[:size]
+        self._left = self._left[size:]
         return taken
 
 
-def _split(body: list[bytes], size: int) -> tuple[list[Item], _Payload]:
+def _split(body: memoryview) -> tuple[list[Item], _Payload]:
     """The manifest and the payload behind it. Raises: BadMessage."""
-    payload = _Payload(body)
-    if size < 4:
+    if len(body) < 4:
         raise BadMessage("a batch without a manifest")
-    manifest_size = int.from_bytes(_joined(payload.take(4)), "big")
-    if manifest_size > size - 4:
+    payload = _Payload(body)
+    manifest_size = int.from_bytes(payload.take(4), "big")
+    if manifest_size > len(body) - 4:
         raise BadMessage("a batch shorter than its manifest")
-    return wire.decode_manifest(_joined(payload.take(manifest_size)), size - 4 - manifest_size), payload
+    manifest = payload.take(manifest_size)
+    return wire.decode_manifest(manifest, len(body) - 4 - manifest_size), payload
 
 
 def _joined(buffers: Sequence[Buffer]) -> Buffer:

@@ -321,7 +321,7 @@ async def test_the_last_of_a_nodes_disks_closes_its_connections(node: Node) -> N
     two.close()
     with pytest.raises(DiskFailed, match="closed"):
         await two.usage()
-    await until(lambda: not node.server._http._connections)  # type: ignore[union-attr]
+    await until(lambda: not node.server._http.connections)  # type: ignore[union-attr]
 
 
 async def test_a_replacement_that_nobody_goes_on_with_is_abandoned(
@@ -501,7 +501,7 @@ async def test_connections_to_a_node_are_bounded(tmp_path: Path) -> None:
     node = Node({1: formatted(tmp_path / "1")}, limits=NodeLimits(connections=3))
     await node.start()
     held = [await asyncio.open_connection("127.0.0.1", node.port) for _ in range(3)]
-    await until(lambda: len(node.server._http._connections) == 3)  # type: ignore[union-attr]
+    await until(lambda: len(node.server._http.connections) == 3)  # type: ignore[union-attr]
     reader, writer = await asyncio.open_connection("127.0.0.1", node.port)
     writer.write(request("GET", "/v1/state"))
     try:
@@ -510,7 +510,7 @@ async def test_connections_to_a_node_are_bounded(tmp_path: Path) -> None:
         pass
     for _, other in held:
         other.close()
-    await until(lambda: not node.server._http._connections)  # type: ignore[union-attr]
+    await until(lambda: not node.server._http.connections)  # type: ignore[union-attr]
     assert b"200 OK" in await raw(node.port, request("GET", "/v1/state"))
     await node.stop()
 

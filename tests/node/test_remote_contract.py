@@ -23,6 +23,7 @@ OF_A_DIRECTORY = {
     "test_cached_bytes_are_read_without_a_thread",
     "test_the_epoch_and_the_peers_are_kept_and_an_epoch_never_falls",  # Peers: not of the interface.
     "test_usage_is_that_of_the_file_system",  # Devices get numbers that are the cluster's.
+    "test_what_would_block_is_read_in_a_thread",  # A node looks into the page cache twice before that.
     "test_who_only_asks_for_the_state_of_a_full_or_missing_disk_sees_it_recover",
 }
 for _name, _test in vars(local_tests).items():
