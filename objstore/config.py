@@ -30,7 +30,13 @@ ALIASES: Final = {
     "OBJSTORE_ROOT_SECRET_KEY": "root.secret_key",
 }
 # What the commands read that are no settings of the store: which one, and its token.
-COMMAND_VARIABLES: Final = {"OBJSTORE_ADMIN", "OBJSTORE_CONFIG", "OBJSTORE_JOIN", "OBJSTORE_TOKEN"}
+COMMAND_VARIABLES: Final = {
+    "OBJSTORE_ADMIN",
+    "OBJSTORE_CONFIG",
+    "OBJSTORE_JOIN",
+    "OBJSTORE_TARGET_SECRET_KEY",
+    "OBJSTORE_TOKEN",
+}
 
 
 class ConfigError(Exception):
@@ -382,6 +388,23 @@ class Upkeep(Section, frozen=True, kw_only=True):
     ] = 1.0
 
 
+class Replication(Section, frozen=True, kw_only=True):
+    """How changes of replicated buckets are sent to other stores (`objstore replication`)."""
+
+    bytes_per_second: Annotated[int, Meta(ge=1 * KIB, description="Pace, of all buckets together.")] = (
+        64 * MIB
+    )
+    keys_at_once: Annotated[
+        int, Meta(ge=1, le=1024, description="Keys that are under way, of all buckets together.")
+    ] = 16
+    ca_file: Annotated[
+        str,
+        Meta(
+            description="Certificates (PEM) that targets' certificates must come from. Empty: the machine's."
+        ),
+    ] = ""
+
+
 class Root(Section, frozen=True, kw_only=True):
     """The first user's key. Without one the first start makes and prints it. Better given by
     OBJSTORE_ROOT_ACCESS_KEY and OBJSTORE_ROOT_SECRET_KEY, or their _FILE forms, than in a file."""
@@ -430,6 +453,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     metrics: MetricsSection = MetricsSection()
     log: Log = Log()
     upkeep: Upkeep = Upkeep()
+    replication: Replication = Replication()
     root: Root = Root()
     security: Security = Security()
 

@@ -10,7 +10,7 @@ import hmac
 import json
 import logging
 import re
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,6 +33,18 @@ class ClusterAdmin:
     members: Callable[[], Awaitable[list[Json]]]
     remove: Callable[[str, bool], Awaitable[Json]]  # Name or id; True: its disks are given up with it.
     renew: Callable[[], Awaitable[Json]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SitesAdmin:
+    """Buckets that are replicated to other stores, and replicas; each by its name."""
+
+    replication: Callable[[], Awaitable[list[Json]]]
+    replicated: Callable[[str], Awaitable[Json]]  # With the oldest keys that its target lacks.
+    set_replication: Callable[[str, Mapping[str, str]], Awaitable[Json]]
+    remove_replication: Callable[[str], Awaitable[Json]]
+    resync_replication: Callable[[str], Awaitable[Json]]
+    promote_replica: Callable[[str], Awaitable[Json]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,6 +80,7 @@ class Admin:
     create_key: Callable[[str, str], Awaitable[Json]]  # User, comment.
     set_disabled: Callable[[str, str, bool], Awaitable[Json]]  # "tenants", "users" or "keys"; which one.
     clustered: ClusterAdmin | None = None  # None: one machine.
+    sites: SitesAdmin | None = None
 
 
 class Problem(Exception):
@@ -233,6 +246,34 @@ def _routes(admin: Admin) -> list[Route]:
     async def renew_authority(request: web.BaseRequest, parts: Sequence[str]) -> web.StreamResponse:
         return _json(await clustered().renew(), 202)
 
+    def sites() -> SitesAdmin:
+        assert admin.sites is not None
+        return admin.sites
+
+    async def replication(request: web.BaseRequest, parts: Sequence[str]) -> web.StreamResponse:
+        return _json({"buckets": await sites().replication()})
+
+    async def replicated(request: web.BaseRequest, parts: Sequence[str]) -> web.StreamResponse:
+        return _json(await sites().replicated(parts[0]))
+
+    async def set_replication(request: web.BaseRequest, parts: Sequence[str]) -> web.StreamResponse:
+        given = await _body(
+            request,
+            required=("endpoint", "bucket", "access_key", "secret_key"),
+            optional=("region", "site", "insecure", "overwrite"),
+        )
+        return _json(await sites().set_replication(parts[0], given), 201)
+
+    async def change_replication(request: web.BaseRequest, parts: Sequence[str]) -> web.StreamResponse:
+        bucket, verb = parts
+        await _body(request, required=(), optional=())
+        verbs = {
+            "remove": sites().remove_replication,
+            "resync": sites().resync_replication,
+            "promote": sites().promote_replica,
+        }
+        return _json(await verbs[verb](bucket))
+
     def route(method: str, path: str, verb: Verb, *, open_: bool = False) -> Route:
         return Route(method, re.compile(path, re.ASCII), open_, verb)
 
@@ -264,6 +305,10 @@ def _routes(admin: Admin) -> list[Route]:
         route("GET", "/api/v1/cluster/members", members),
         route("POST", f"/api/v1/cluster/members/{name}/remove", remove_member),
         route("POST", "/api/v1/cluster/renew", renew_authority),
+        route("GET", "/api/v1/replication", replication),
+        route("GET", f"/api/v1/replication/{name}", replicated),
+        route("POST", f"/api/v1/replication/{name}", set_replication),
+        route("POST", f"/api/v1/replication/{name}/(remove|resync|promote)", change_replication),
         route("GET", "/api/v1/tenants", tenants),
         route("GET", f"/api/v1/tenants/{name}", tenant),
         route("GET", "/api/v1/users", users),

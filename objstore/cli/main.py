@@ -18,6 +18,7 @@ from objstore.cli.gateway import gateway
 from objstore.cli.metadata import meta_app
 from objstore.cli.node import node_app
 from objstore.cli.output import FAILURE, REFUSED, USAGE, fail
+from objstore.cli.replication import replication_app
 from objstore.cli.starting import AdminListenOption, CodecOption, ListenOption, WorkersOption, explained
 from objstore.config import ConfigError
 
@@ -109,6 +110,7 @@ for group, name in (
     (key_app, "key"),
     (disk_app, "disk"),
     (volume_app, "volume"),
+    (replication_app, "replication"),
     (meta_app, "meta"),
     (dev_app, "dev"),
 ):

@@ -34,6 +34,7 @@ from objstore.processes.parts import (
     open_parts,
     until_stopped,
 )
+from objstore.processes.replication import Sites
 from objstore.processes.salvage_copies import Copies
 from objstore.processes.spec import Spec
 from objstore.upkeep.compaction import CompactionRules
@@ -75,6 +76,8 @@ async def _serve(
     disk_set = DiskSet(parts, link)
     port = AdminPort(parts, directory, service, copies, disk_set)
     registry.include(port.own_families)
+    sites = Sites(parts, service)
+    registry.include(sites.families)
     metrics = await serve_metrics(spec.run_directory, "upkeep", registry)
 
     config = spec.config
@@ -91,7 +94,7 @@ async def _serve(
         certificate = Certificate(Path(name), Path(config.tls.admin_key or config.tls.key))
         context = certificate.context
         tasks.append(loop.create_task(certificate.watch()))
-    admin = port.admin()
+    admin = replace(port.admin(), sites=sites.admin())
     gateway = None
     if cluster_sockets:
         from objstore.processes.cluster_gateway import ClusterGateway  # Loads x509, as above.
@@ -108,6 +111,7 @@ async def _serve(
     if config.upkeep.enabled:
         service.start()
         tasks.append(loop.create_task(copies.keep()))
+        tasks.append(loop.create_task(sites.keep()))
     link.ready()
     await until_stopped()
     for task in tasks:
@@ -115,6 +119,7 @@ async def _serve(
     await server.close()
     if gateway is not None:
         await gateway.close()
+    await sites.close()
     await service.close()
     metrics.close()
     await parts.close()

@@ -101,7 +101,7 @@ class Sender:
         """One session, if there is something to be sent; whether there was."""
         _, record = await replication.bucket_of(self._store, self._name)
         config = replication_of(record)
-        if config is None or not await self._has_work(record.id):
+        if config is None or not config.generation or not await self._has_work(record.id):
             return False
         target = self._connect(self._name, record, config)
         try:
