@@ -10,7 +10,7 @@ StoreError
 │   ├── ConditionalConflict     the object changed under a conditional write
 │   ├── BadRange, BadPartNumber the request asks for bytes or a part that are not there
 │   ├── BadPart, BadPartOrder, PartTooSmall, NoParts, ChecksumMismatch
-│   ├── BadArgument, BadRequest, BadName, KeyTooLong, TooLarge, MetadataTooLarge
+│   ├── BadArgument, BadRequest, BadName, BadStorageClass, KeyTooLong, TooLarge, MetadataTooLarge
 │   ├── CopyToSelf
 │   ├── QuotaExceeded
 │   ├── BucketReplicates        its changes go to another site: first it must stop
@@ -55,6 +55,14 @@ class NoSuchKey(Rejected):
     def __init__(self, key: str) -> None:
         super().__init__(f"no key {key!r}")
         self.key = key
+
+
+class BadStorageClass(Rejected):
+    """There is no such storage class, or the bucket's placement policy does not admit it."""
+
+    def __init__(self, storage_class: str) -> None:
+        super().__init__(f"no storage class {storage_class!r} here")
+        self.storage_class = storage_class
 
 
 class NoSuchVersion(Rejected):

@@ -47,6 +47,7 @@ class Kept:
     inline: list[Extent]
     blob: bytes = b""  # 16 bytes if the extents need pages of their own.
     pages: dict[bytes, bytes] | None = None
+    policy: str = ""  # The placement policy under which they were written.
 
     def lay_out(self, store: Store) -> None:
         """Split the extents into those of the record and pages."""
@@ -67,6 +68,15 @@ class Kept:
             raise Overloaded(f"the body came in {len(extents)} pieces: too slowly for the memory there is")
         self.pages = pages
 
+    async def write_under(self, store: Store, policy: str) -> None:
+        """The bucket's policy has changed before the commit: the same bytes, where the new one wants them.
+
+        Raises: Unavailable, Corrupt (they cannot be read back).
+        """
+        if self.policy != policy:
+            self.policy = policy
+            await self.write_again(store)
+
     async def write_again(self, store: Store) -> None:
         """The volume was sealed before the commit: the same bytes, in a fresh one.
 
@@ -74,9 +84,9 @@ class Kept:
         """
         await store.writer.recheck(self.stored.fences)  # Else the next bytes go into the same volume.
         if self.data is not None:
-            self.stored = await store.writer.put(self.data, self.home, self.about)
+            self.stored = await store.writer.put(self.data, self.home, self.about, policy=self.policy)
         elif self.size:
-            stream = store.writer.stream(self.home)
+            stream = store.writer.stream(self.home, policy=self.policy)
             try:
                 source: Any = store.reader.stream(self.stored.extents, 0, self.size)
                 async with aclosing(source):
@@ -90,11 +100,11 @@ class Kept:
         self.lay_out(store)
 
 
-async def keep_small(store: Store, home: bytes, data: Buffer, about: bytes) -> Kept:
+async def keep_small(store: Store, home: bytes, data: Buffer, about: bytes, policy: str = "") -> Kept:
     if not len(data):
-        return Kept(home, about, NOTHING, b"", 0, [])
-    stored = await store.writer.put(data, home, about)
-    return Kept(home, about, stored, data, len(data), stored.extents)
+        return Kept(home, about, NOTHING, b"", 0, [], policy=policy)
+    stored = await store.writer.put(data, home, about, policy=policy)
+    return Kept(home, about, stored, data, len(data), stored.extents, policy=policy)
 
 
 async def keep_body(
@@ -103,6 +113,7 @@ async def keep_body(
     body: Body,
     describe: Describe,
     *,
+    policy: str = "",
     size_max: int = PUT_SIZE_MAX,
     beside: Hasher | None = None,
 ) -> tuple[Kept, Digests]:
@@ -110,6 +121,7 @@ async def keep_body(
 
     Args:
         home: the key of the record that will hold the extents.
+        policy: the name of the placement policy; empty: the default one.
         beside: a hasher that is to see every byte too.
 
     Raises: TooLarge, Unavailable, and whatever the body raises.
@@ -123,7 +135,7 @@ async def keep_body(
         and body.size is not None
         and body.size > store.small_size_max
     ):
-        return await _keep_stream(store, home, body, describe, body.pour)
+        return await _keep_stream(store, home, body, describe, body.pour, policy)
 
     chunks: list[bytes] = []
     size = 0
@@ -139,7 +151,7 @@ async def keep_body(
         digests = await body.digests()
         data = chunks[0] if len(chunks) == 1 else b"".join(chunks)
         assert digests.size == size
-        return await keep_small(store, home, data, describe(digests)), digests
+        return await keep_small(store, home, data, describe(digests), policy), digests
 
     async def pour(stream: BlobStream) -> None:
         nonlocal size
@@ -154,13 +166,18 @@ async def keep_body(
                 beside.update(chunk)
             await stream.write(chunk)
 
-    return await _keep_stream(store, home, body, describe, pour)
+    return await _keep_stream(store, home, body, describe, pour, policy)
 
 
 async def _keep_stream(
-    store: Store, home: bytes, body: Body, describe: Describe, pour: Callable[[BlobStream], Awaitable[None]]
+    store: Store,
+    home: bytes,
+    body: Body,
+    describe: Describe,
+    pour: Callable[[BlobStream], Awaitable[None]],
+    policy: str,
 ) -> tuple[Kept, Digests]:
-    stream = store.writer.stream(home)
+    stream = store.writer.stream(home, policy=policy)
     try:
         await pour(stream)
         digests = await body.digests()
@@ -170,6 +187,6 @@ async def _keep_stream(
         stream.abort()
         raise
     assert sum(extent.length for extent in stored.extents) == digests.size
-    kept = Kept(home, about, stored, None, digests.size, [])
+    kept = Kept(home, about, stored, None, digests.size, [], policy=policy)
     kept.lay_out(store)
     return kept, digests

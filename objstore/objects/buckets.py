@@ -7,7 +7,10 @@ the old one ends with NoSuchBucket. Every commit inside a bucket expects its rec
 import re
 from typing import Final
 
+import msgspec
+
 from objstore.errors import (
+    BadArgument,
     BadName,
     BucketExists,
     BucketNotEmpty,
@@ -31,6 +34,8 @@ from objstore.meta.schema import (
 )
 from objstore.objects.changes import check_removable
 from objstore.objects.doomed import abort_all
+from objstore.objects.layout import LAYOUT_KEY, read_layout
+from objstore.objects.placing import PLACEMENT, policy_of_bucket
 from objstore.objects.store import Store
 from objstore.objects.values import Principal
 
@@ -85,11 +90,20 @@ async def read_bucket(store: Store, who: Principal, name: str) -> tuple[bytes, B
     return value, record
 
 
-async def create_bucket(store: Store, who: Principal, name: str, *, region: str) -> BucketRecord:
-    """Raises: BadName, BucketOwnedByCaller, BucketExists."""
+async def create_bucket(
+    store: Store, who: Principal, name: str, *, region: str, policy: str = ""
+) -> BucketRecord:
+    """Make a bucket.
+
+    Args:
+        policy: the name of the placement policy of its objects; empty: the default one.
+
+    Raises: BadName, BucketOwnedByCaller, BucketExists, BadArgument (there is no such policy).
+    """
     check_bucket_name(name)
     key, serial = bucket_key(name), serial_key(BUCKET_SERIAL)
     for _ in range(ATTEMPTS_MAX):
+        known = await _known_policy(store, policy)
         existing, newest = await store.kv.get_many([key, serial])
         if existing is not None:
             if decode(existing, BucketRecord).tenant == who.tenant:
@@ -97,12 +111,17 @@ async def create_bucket(store: Store, who: Principal, name: str, *, region: str)
             raise BucketExists(name)
         number = counter(newest) + 1
         record = BucketRecord(
-            id=number, tenant=who.tenant, owner=who.user, created_us=store.clock.now_us(), region=region
+            id=number,
+            tenant=who.tenant,
+            owner=who.user,
+            created_us=store.clock.now_us(),
+            region=region,
+            settings={PLACEMENT: policy.encode()} if policy else None,
         )
         try:
             await store.kv.commit(
                 Transaction(
-                    expect={key: None, serial: newest},
+                    expect={key: None, serial: newest, **known},
                     put={
                         key: encode(record),
                         tenant_bucket_key(who.tenant, name): b"",
@@ -114,6 +133,53 @@ async def create_bucket(store: Store, who: Principal, name: str, *, region: str)
             continue
         return record
     raise Overloaded("too many buckets made at the same time")
+
+
+async def _known_policy(store: Store, policy: str) -> dict[bytes, bytes | None]:
+    """What a commit that names a policy expects: the layout in which it is. Raises: BadArgument."""
+    if not policy:
+        return {}
+    value, record = await read_layout(store.kv)
+    if policy not in record.current.policies and policy not in (await store.ledger.layout()).sites:
+        raise BadArgument(f"there is no placement policy, and no site, {policy}", name="policy", value=policy)
+    return {LAYOUT_KEY: value}
+
+
+async def place_bucket(store: Store, name: str, policy: str, *, new_only: bool = False) -> int:
+    """Give a bucket another placement policy; returns how many objects stay where they are.
+
+    Args:
+        policy: its name; empty: the default one.
+        new_only: objects that are there, and parts of uploads under way, may stay where they are until they
+            are written again. Otherwise the bucket must be empty.
+
+    Raises: BadName, NoSuchBucket, BucketNotEmpty, BadArgument (there is no such policy), Overloaded.
+    """
+    key = bucket_key(name)
+    for _ in range(ATTEMPTS_MAX):
+        known = await _known_policy(store, policy)
+        value = await store.kv.get(key)
+        if value is None:
+            check_bucket_name(name)
+            raise NoSuchBucket(name)
+        record = decode(value, BucketRecord)
+        counts = [bucket_objects_key(record.id), bucket_uploads_key(record.id)]
+        objects, uploads = await store.kv.get_many(counts)
+        expect: dict[bytes, bytes | None] = {key: value, **known}
+        if policy_of_bucket(record) != policy and not new_only:
+            if counter(objects) or counter(uploads):
+                raise BucketNotEmpty(name)
+            expect.update(zip(counts, (objects, uploads), strict=True))
+        settings = {setting: one for setting, one in (record.settings or {}).items() if setting != PLACEMENT}
+        if policy:
+            settings[PLACEMENT] = policy.encode()
+        changed = msgspec.structs.replace(record, settings=settings or None)
+        try:
+            await store.kv.commit(Transaction(expect=expect, put={key: encode(changed)}))
+        except Conflict:
+            continue
+        return counter(objects)
+    raise Overloaded(f"bucket {name!r} did not come to rest")
 
 
 async def find_bucket(store: Store, who: Principal, name: str) -> BucketRecord:

@@ -20,6 +20,7 @@ from objstore.meta.kv import Add, Transaction
 from objstore.meta.schema import (
     BucketRecord,
     DoomedRecord,
+    Extra,
     ObjectRecord,
     bucket_bytes_key,
     bucket_key,
@@ -33,6 +34,7 @@ from objstore.objects.bodies import Kept
 from objstore.objects.buckets import read_bucket
 from objstore.objects.changes import REPLICATION, check_writable, note_change
 from objstore.objects.ledger import live_adds, publish
+from objstore.objects.placing import STORAGE_CLASS, policy_for, policy_of_bucket
 from objstore.objects.store import Store
 from objstore.objects.values import Principal
 
@@ -64,6 +66,8 @@ class Place:
     bucket_value: bytes
     bucket: BucketRecord
     home: bytes  # The o key.
+    policy: str = ""  # Under which its bytes are to lie.
+    storage_class: str = ""
 
 
 async def open_place(store: Store, who: Principal, bucket: str, key: str) -> Place:
@@ -74,19 +78,32 @@ async def open_place(store: Store, who: Principal, bucket: str, key: str) -> Pla
     """
     raw = key_bytes(key)
     value, record = await read_bucket(store, who, bucket)
+    policy = ""
     if record.settings is not None or who.mirror is not None:
         check_writable(bucket, record, who)
-    return Place(bucket, key, raw, bucket_key(bucket), value, record, object_key(record.id, raw))
+        policy = policy_of_bucket(record)
+    return Place(bucket, key, raw, bucket_key(bucket), value, record, object_key(record.id, raw), policy)
+
+
+def choose_class(store: Store, place: Place, extra: Extra | None) -> None:
+    """Place the bytes as the object's storage class wants them. Raises: BadStorageClass."""
+    if extra is not None and STORAGE_CLASS in extra.headers:
+        place.storage_class = extra.headers[STORAGE_CLASS]
+        place.policy = policy_for(store, place.bucket, place.storage_class)
 
 
 async def reopen(store: Store, who: Principal, place: Place) -> None:
-    """Read the bucket again after a conflict. Raises: NoSuchBucket (also: another one of this name)."""
+    """Read the bucket again after a conflict.
+
+    Raises: NoSuchBucket (also: another one of this name), BadStorageClass.
+    """
     value, record = await read_bucket(store, who, place.bucket_name)
     if record.id != place.bucket.id:
         raise NoSuchBucket(place.bucket_name)
     if record.settings is not None or who.mirror is not None:
         check_writable(place.bucket_name, record, who)
     place.bucket_value, place.bucket = value, record
+    place.policy = policy_for(store, record, place.storage_class)
 
 
 @dataclass(slots=True)
@@ -220,6 +237,8 @@ async def change_object(
         except Conflict as conflict:
             if conflict.key == place.bucket_key:
                 await reopen(store, who, place)
+                if kept is not None:
+                    await kept.write_under(store, place.policy)
             elif conflict.key == home:
                 seen = seen or value is None  # Something was there when the expectation of nothing failed.
             elif conflict.key[:1] == b"V" and kept is not None:

@@ -17,9 +17,10 @@ from objstore.errors import BadArgument, BadRequest, CopyToSelf, NoSuchKey, Over
 from objstore.meta.schema import FORMAT, Checksum, Extra, ObjectRecord, PartRecord, encode, part_key
 from objstore.objects import checksums
 from objstore.objects.bodies import PUT_SIZE_MAX, keep_body
-from objstore.objects.commits import Change, Check, Place, change_object, open_place
+from objstore.objects.commits import Change, Check, Place, change_object, choose_class, open_place
 from objstore.objects.conditions import COPY_SOURCE
 from objstore.objects.multipart import UPLOAD_ID_SIZE, check_part_number, open_upload, publish_part
+from objstore.objects.placing import storage_class_of, with_class
 from objstore.objects.reads import find_object, read, read_small
 from objstore.objects.store import Store
 from objstore.objects.values import (
@@ -139,28 +140,36 @@ async def copy_object(
     key: str,
     *,
     about: About | None,
+    storage_class: str = "",
     checksum_algorithm: str = "",
     conditions: Conditions = NO_CONDITIONS,
 ) -> Written:
     """about None: COPY the source's metadata; otherwise REPLACE. The source is authorised like any read.
 
-    Raises: CopyToSelf (onto itself without change), BadRequest (source over 5 GiB), and what reads and
-    writes raise.
+    Args:
+        storage_class: of the copy, in either case; the source's is never taken over.
+
+    Raises: BadStorageClass, CopyToSelf (onto itself without change), BadRequest (source over 5 GiB), and
+    what reads and writes raise.
     """
     place = await open_place(store, who, bucket, key)
     onto_itself = source.bucket == bucket and source.key == key
-    if onto_itself and about is None:
+    if onto_itself and about is None and not storage_class:
         raise CopyToSelf("a copy onto itself that changes nothing")
     found = await _find_source(store, who, source)
+    moves = onto_itself and storage_class_of(found.record.extra) != storage_class  # Its bytes, elsewhere.
+    if onto_itself and about is None and not moves:
+        raise CopyToSelf("a copy onto itself that changes nothing")
     if found.record.size > PUT_SIZE_MAX:
         raise BadRequest(
             "The specified copy source is larger than the maximum allowable size for a copy source: "
             f"{PUT_SIZE_MAX}"
         )
-    extra = _words(found.record.extra) if about is None else extra_of(about)
+    extra = with_class(_words(found.record.extra) if about is None else extra_of(about), storage_class)
+    choose_class(store, place, extra)
     check = write_check(conditions, key)
     await check_early(store, place, check)
-    if onto_itself:
+    if onto_itself and not moves:
         return await _change_words(store, who, source, found, place, extra, checksum_algorithm, check)
     owner = owner_of(who, place)
     began_us = store.clock.now_us()
@@ -172,7 +181,7 @@ async def copy_object(
         )
 
     body = _body_of(store, found, checksum_algorithm)
-    kept, digests = await keep_body(store, place.home, body, describe)
+    kept, digests = await keep_body(store, place.home, body, describe, policy=place.policy)
     return await publish_object(
         store, who, place, kept, etag=digests.md5, checksum=digests.checksum, extra=extra, check=check
     )
@@ -302,7 +311,8 @@ async def copy_part(
             )
         )
 
-    kept, digests = await keep_body(store, part_key(name[-UPLOAD_ID_SIZE:], number), body, describe)
+    home = part_key(name[-UPLOAD_ID_SIZE:], number)
+    kept, digests = await keep_body(store, home, body, describe, policy=place.policy)
     assert digests.checksum is not None
     order = await publish_part(
         store, who, place, name, value, number, kept, digests.md5, digests.checksum.pack()

@@ -60,7 +60,7 @@ from objstore.meta.schema import (
 from objstore.objects import checksums, doomed
 from objstore.objects.bodies import OBJECT_SIZE_MAX, Kept, keep_body, keep_small
 from objstore.objects.buckets import find_bucket
-from objstore.objects.commits import Change, Place, change_object, open_place, reopen
+from objstore.objects.commits import Change, Place, change_object, choose_class, open_place, reopen
 from objstore.objects.conditions import check_complete
 from objstore.objects.ledger import publish
 from objstore.objects.listing import roll_up
@@ -113,7 +113,9 @@ async def open_upload(
     value = await store.kv.get(name)
     if value is None:
         raise NoSuchUpload(upload)
-    return place, name, value, decode(value, UploadRecord)
+    record = decode(value, UploadRecord)
+    choose_class(store, place, record.extra)
+    return place, name, value, record
 
 
 async def create_upload(
@@ -129,6 +131,7 @@ async def create_upload(
     """Returns the upload id (32 hex digits) and the record. The edge has validated the combination."""
     place = await open_place(store, who, bucket, key)
     extra = extra_of(about)
+    choose_class(store, place, extra)
     for _ in range(ATTEMPTS_MAX):
         present = await store.kv.get(place.home)
         now_us = store.clock.now_us()
@@ -199,7 +202,7 @@ async def put_part(
             )
         )
 
-    kept, digests = await keep_body(store, home, body, describe, beside=beside)
+    kept, digests = await keep_body(store, home, body, describe, policy=place.policy, beside=beside)
     order = await publish_part(store, who, place, name, value, number, kept, digests.md5, packed)
     return Written(etag=digests.md5.hex(), order=order, checksum=digests.checksum, size=digests.size)
 
@@ -273,6 +276,7 @@ async def publish_part(
         except Conflict as conflict:
             if conflict.key == place.bucket_key:
                 await reopen(store, who, place)
+                await kept.write_under(store, place.policy)
             elif conflict.key == name:
                 raise NoSuchUpload(upload.hex()) from conflict  # Its record only ever goes away.
             elif conflict.key[:1] == b"V":
@@ -327,6 +331,7 @@ async def complete_upload(
         if value is None:
             return await _completed_before(store, place, upload, parts)
         record = decode(value, UploadRecord)
+        choose_class(store, place, record.extra)
         if checksum_type and record.checksum_type and checksum_type != record.checksum_type:
             raise BadRequest(
                 f"The upload was created using the {record.checksum_type} checksum mode. "
@@ -482,9 +487,8 @@ async def _complete(
             record.owner,
         )
 
-    kept = await _keep_manifest(
-        store, place.home, made.entries, encode(object_record(store.clock.now_us(), None))
-    )
+    about = encode(object_record(store.clock.now_us(), None))
+    kept = await _keep_manifest(store, place, made.entries, about)
     put = pages
     if made.unlisted:
         put[doomed_key(upload)] = encode(DoomedRecord(since_us=store.clock.now_us(), unlisted=True))
@@ -505,12 +509,12 @@ async def _complete(
     return Written(etag=etag_text(new.etag), order=new.order, checksum=made.checksum, size=new.size)
 
 
-async def _keep_manifest(store: Store, home: bytes, entries: list[PartEntry], about: bytes) -> Kept:
+async def _keep_manifest(store: Store, place: Place, entries: list[PartEntry], about: bytes) -> Kept:
     """The part list as a small stripe: with the metadata lost, it says which parts the object is made of."""
     data = encode(PartsPage(parts=entries))
     if len(data) <= store.small_size_max:
-        return await keep_small(store, home, data, about)
-    stream = store.writer.stream(home)
+        return await keep_small(store, place.home, data, about, place.policy)
+    stream = store.writer.stream(place.home, policy=place.policy)
     try:
         await stream.write(data)
         stored = await stream.finish(about)
@@ -519,7 +523,7 @@ async def _keep_manifest(store: Store, home: bytes, entries: list[PartEntry], ab
         raise
     if len(stored.extents) != 1:  # Half-filled stripes are flushed when memory is short: 600 KB are not.
         raise Overloaded("the part list did not fit one stripe")
-    return Kept(home, about, stored, None, len(data), stored.extents)
+    return Kept(place.home, about, stored, None, len(data), stored.extents, policy=place.policy)
 
 
 async def _completed_before(store: Store, place: Place, upload: str, parts: Sequence[Claimed]) -> Written:

@@ -11,6 +11,7 @@ from objstore.meta.kv import Kv
 from objstore.meta.schema import BucketRecord
 from objstore.objects.chains import Chains
 from objstore.objects.ledger import MetaLedger
+from objstore.objects.placing import Placing
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,6 +24,7 @@ class Store:
     randomness: Randomness = os.urandom
     region: str = "us-east-1"
     small_size_max: int = 128 * 1024  # Bytes: up to this a body is packed with others into one stripe.
+    placing: Placing = field(default_factory=Placing)
     chains: Chains = field(init=False)  # This process's own commits under way, by object key.
     buckets: dict[str, tuple[bytes, BucketRecord]] = field(init=False, repr=False, default_factory=dict)
     """Bucket records as last read, encoded and decoded: a guess that every use verifies (buckets.py)."""

@@ -70,6 +70,7 @@ async def follow_disks(parts: Parts) -> None:
             await parts.find_disks()
         except StoreError:
             continue
+        parts.store.placing.layout = layout
         parts.store.writer.obey(layout)
 
 

@@ -21,6 +21,7 @@ from objstore.ids import random_id
 from objstore.meta.schema import DiskRecord
 from objstore.metrics import Family, Labels, Registry, counter, gauge
 from objstore.node.fragments import Seal
+from objstore.node.slowness import Slowness
 from objstore.objects.ledger import MetaLedger
 from objstore.objects.store import Store
 from objstore.processes.engine import Term, fence, is_shared, open_kv, places_in
@@ -105,6 +106,7 @@ async def open_parts(spec: Spec, registry: Registry) -> Parts:
             await take_up(await ledger.disks(), disks, opener)
 
     k, m = spec.cluster.codec
+    slowness = Slowness(spare=m)
     writer_id = random_id()
     writer = BlobWriter(
         disks=disks,
@@ -117,6 +119,7 @@ async def open_parts(spec: Spec, registry: Registry) -> Parts:
         codec=spec.backend.codec,
         limits=writer_limits(config),
         find_disks=find_disks,
+        slowness=slowness,
     )
     reader = BlobReader(
         disks=disks,
@@ -125,6 +128,7 @@ async def open_parts(spec: Spec, registry: Registry) -> Parts:
         secret=spec.cluster.checksum_secret,
         codec=spec.backend.codec,
         find_disks=find_disks,
+        slowness=slowness,
         limits=ReaderLimits(memory=config.blobs.read_memory_bytes),
     )
     store = Store(
@@ -135,6 +139,7 @@ async def open_parts(spec: Spec, registry: Registry) -> Parts:
         region=config.server.region,
         small_size_max=config.blobs.small_size_max,
     )
+    store.placing.layout = await ledger.layout()
     parts = Parts(
         spec=spec,
         disks=disks,

@@ -7,6 +7,7 @@ from aiohttp import web
 
 from objstore.meta.schema import BucketRecord
 from objstore.objects import buckets
+from objstore.objects.placing import sites_open_to_all
 from objstore.s3.answers import document, empty
 from objstore.s3.call import Call, Handler
 from objstore.s3.errors import S3Fault, escape, invalid_argument, malformed_xml, not_implemented
@@ -51,7 +52,7 @@ async def list_buckets(call: Call) -> web.Response:
 
 
 def _check_location(wanted: str, region: str) -> None:
-    """The one region there is may be named, save us-east-1, which S3 names by silence."""
+    """Where no site is named: the one region there is may be, save us-east-1, which S3 names by silence."""
     if wanted == "" or (wanted == region and region != "us-east-1"):
         return
     if region == "us-east-1" and (wanted == region or not _REGION(wanted)):
@@ -85,6 +86,7 @@ async def create_bucket(call: Call) -> web.Response:
             )
         raise not_implemented(header="x-amz-object-ownership")
     body = await call.read_document(64 * 1024)
+    policy = ""
     if body:
         configuration = parse(body, "CreateBucketConfiguration")
         for child in configuration.children:
@@ -92,8 +94,12 @@ async def create_bucket(call: Call) -> web.Response:
                 raise malformed_xml()
             if child.name != "LocationConstraint" and (child.children or child.text.strip()):
                 raise not_implemented(f"{child.name} of a CreateBucketConfiguration")
-        _check_location(configuration.get("LocationConstraint") or "", call.store.region)
-    await buckets.create_bucket(call.store, call.who, call.bucket, region=call.store.region)
+        wanted = configuration.get("LocationConstraint") or ""
+        if wanted and wanted != call.store.region and wanted in await sites_open_to_all(call.store):
+            policy = wanted  # A site's name is that of its policy.
+        else:
+            _check_location(wanted, call.store.region)
+    await buckets.create_bucket(call.store, call.who, call.bucket, region=call.store.region, policy=policy)
     return empty(headers={"Location": f"/{call.bucket}"})
 
 

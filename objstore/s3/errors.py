@@ -244,6 +244,12 @@ def _internal(_: errors.StoreError) -> S3Fault:
 ROWS: dict[type[errors.StoreError], Callable[..., S3Fault]] = {
     errors.NoSuchBucket: lambda e: S3Fault("NoSuchBucket", 404, _NO_BUCKET, {"BucketName": e.bucket}),
     errors.NoSuchKey: lambda e: S3Fault("NoSuchKey", 404, _NO_KEY, {"Key": e.key}),
+    errors.BadStorageClass: lambda e: S3Fault(
+        "InvalidStorageClass",
+        400,
+        "The storage class you specified is not valid",
+        {"StorageClassRequested": e.storage_class},
+    ),
     errors.NoSuchVersion: lambda e: S3Fault(
         "NoSuchVersion", 404, "The specified version does not exist.", {"Key": e.key, "VersionId": e.version}
     ),

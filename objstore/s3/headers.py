@@ -20,6 +20,7 @@ from multidict import CIMultiDict, CIMultiDictProxy
 
 from objstore.errors import MetadataTooLarge
 from objstore.meta.schema import CHECKSUMS, Checksum
+from objstore.objects.placing import STANDARD, STORAGE_CLASS
 from objstore.objects.values import NO_CONDITIONS, About, ByteRange, Conditions, Found, Principal
 from objstore.s3.call import Call
 from objstore.s3.errors import S3Fault, access_denied, invalid_argument, invalid_request, not_implemented
@@ -216,15 +217,7 @@ def check_acl(headers: Headers, allowed: frozenset[str] = _TRUE_OBJECT_ACLS) -> 
 def _check_amz(name: str, value: str, headers: Headers) -> None:
     """One x-amz-* header that is not metadata, of a request that writes an object."""
     rest = name[6:]
-    if rest == "storage-class":
-        if value != "STANDARD":
-            raise S3Fault(
-                "InvalidStorageClass",
-                400,
-                "The storage class you specified is not valid",
-                {"StorageClassRequested": readable(value)},
-            )
-    elif rest == "acl" or rest.startswith("grant-"):
+    if rest == "acl" or rest.startswith("grant-"):
         check_acl(headers)
     elif rest == "tagging":
         if value:
@@ -254,6 +247,10 @@ def about(headers: Headers) -> About:
                 value = readable(value)
                 # Sent twice: one value, as HTTP would have it.
                 metadata[name] = f"{metadata[name]},{value}" if name in metadata else value
+                continue
+            if name == STORAGE_CLASS:
+                if value != STANDARD:
+                    system[name] = readable(value)  # Whether there is such a class, its bucket decides.
                 continue
             if name not in _SYSTEM:
                 _check_amz(name, value, headers)

@@ -11,6 +11,7 @@ from multidict import CIMultiDict
 from objstore.errors import StoreError, TooLarge
 from objstore.meta.schema import Checksum
 from objstore.objects import copies, reads, writes
+from objstore.objects.placing import STORAGE_CLASS
 from objstore.objects.values import NO_CONDITIONS, Conditions, Found, Written
 from objstore.objects.writes import Doomed
 from objstore.s3.answers import document, empty, eventually, stream
@@ -350,6 +351,7 @@ async def copy_object(call: Call) -> web.StreamResponse:
             call.bucket,
             call.key,
             about=said if directive == "REPLACE" else None,
+            storage_class=said.headers.get(STORAGE_CLASS, ""),
             checksum_algorithm=wanted_algorithm(headers),
             conditions=write_conditions(headers),
         ),

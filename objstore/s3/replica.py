@@ -28,6 +28,7 @@ from aiohttp import web
 from objstore.iam.principal import Mirror, Principal
 from objstore.objects import multipart, replicas, writes
 from objstore.objects.multipart import Claimed
+from objstore.objects.placing import STORAGE_CLASS
 from objstore.objects.replicas import Held, Source
 from objstore.objects.values import About
 from objstore.s3.answers import empty
@@ -88,7 +89,8 @@ def unpack_about(text: str) -> About:
         words = msgspec.msgpack.decode(binascii.a2b_base64(text, strict_mode=True), type=Words)
     except (msgspec.MsgspecError, binascii.Error, ValueError):
         raise invalid_argument("not an object's words", ABOUT) from None
-    return About(content_type=words.content_type, headers=words.headers, metadata=words.metadata)
+    headers = {name: value for name, value in words.headers.items() if name != STORAGE_CLASS}  # Not ours.
+    return About(content_type=words.content_type, headers=headers, metadata=words.metadata)
 
 
 def _source(call: Call) -> Principal:

@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
 from objstore.blobs.stripes import Entry, aligned
+from objstore.blobs.topology import Layout
 from objstore.blobs.volumes import Stored, VolumeRecord, VolumeState
 from objstore.errors import Conflict, Corrupt, StoreError
 from objstore.extents import Extent
@@ -77,8 +78,9 @@ def garbage_share(record: VolumeRecord, length: int, live: int) -> float:
 async def candidates(ctx: Context, rules: CompactionRules = DEFAULT_RULES) -> list[Candidate]:
     """Sealed volumes worth compacting, the most garbage first."""
     chosen: list[Candidate] = []
-    small: list[Candidate] = []
-    usable = len(await ctx.ledger.usable_disks())
+    small: dict[str, list[Candidate]] = {}  # By policy: volumes of different ones are never merged.
+    layout = await ctx.ledger.layout()
+    wide: dict[str, int] = {}  # By policy: the k that its new volumes have.
     after = 0
     while records := await ctx.ledger.volumes(after):
         after = records[-1].id
@@ -88,13 +90,24 @@ async def candidates(ctx: Context, rules: CompactionRules = DEFAULT_RULES) -> li
             share = garbage_share(record, record.length, live)
             if live <= 0 or share > rules.garbage_share:
                 chosen.append(Candidate(record.id, "garbage", share))
-            elif record.k < ctx.k and usable >= ctx.k + ctx.m:
+            elif record.k < _widest(ctx, layout, record.policy, wide):
                 chosen.append(Candidate(record.id, "narrow code", share))
             elif record.length < rules.small_length:
-                small.append(Candidate(record.id, "small", share))
-    if len(small) >= rules.merge_count:
-        chosen += small
+                small.setdefault(record.policy, []).append(Candidate(record.id, "small", share))
+    for mergeable in small.values():
+        if len(mergeable) >= rules.merge_count:
+            chosen += mergeable
     return sorted(chosen, key=lambda candidate: -candidate.garbage)
+
+
+def _widest(ctx: Context, layout: Layout, name: str, known: dict[str, int]) -> int:
+    """The policy's own k if all its fragments would have a disk; else 0."""
+    if name not in known:
+        policy = layout.policy(name)
+        k, m = (policy.k, policy.m) if policy.k else (ctx.k, ctx.m)
+        usable = sum(spot.takes and policy.admits(spot.site, spot.pool) for spot in layout.spots.values())
+        known[name] = k if usable >= k + m else 0
+    return known[name]
 
 
 async def gain(ctx: Context, volume: int) -> float:
@@ -130,9 +143,9 @@ async def compact(ctx: Context, volume: int, rules: CompactionRules = DEFAULT_RU
                 batch.append((entry, extent))
                 size += entry.length
             if len(batch) >= rules.at_once or size >= rules.bytes_at_once:
-                await _move_all(ctx, batch, outcome)
+                await _move_all(ctx, record.policy, batch, outcome)
                 batch, size = [], 0
-        await _move_all(ctx, batch, outcome)
+        await _move_all(ctx, record.policy, batch, outcome)
     except Corrupt as failure:
         outcome.stuck.append(str(failure))
     # Whatever is counted as live was seen here: moved, or dead and not yet swept. More means that the walk
@@ -172,9 +185,11 @@ async def _live(ctx: Context, stripe: Stripe, outcome: Outcome) -> list[tuple[En
     return found
 
 
-async def _move_all(ctx: Context, batch: Sequence[tuple[Entry, Extent]], outcome: Outcome) -> None:
+async def _move_all(
+    ctx: Context, policy: str, batch: Sequence[tuple[Entry, Extent]], outcome: Outcome
+) -> None:
     results = await asyncio.gather(
-        *(_move(ctx, entry, extent) for entry, extent in batch), return_exceptions=True
+        *(_move(ctx, policy, entry, extent) for entry, extent in batch), return_exceptions=True
     )
     for (entry, _), result in zip(batch, results, strict=True):
         if isinstance(result, Corrupt):
@@ -191,10 +206,13 @@ async def _move_all(ctx: Context, batch: Sequence[tuple[Entry, Extent]], outcome
         ctx.crash_point("compaction-batch")
 
 
-async def _move(ctx: Context, entry: Entry, extent: Extent) -> bool:
-    """Write a piece elsewhere and let its home hold it there. Raises: Corrupt, Unavailable."""
+async def _move(ctx: Context, policy: str, entry: Entry, extent: Extent) -> bool:
+    """Write a piece elsewhere, under the policy of the volume that it was in, and let its home hold it there.
+
+    Raises: Corrupt, Unavailable.
+    """
     for _ in range(REWRITES_MAX):
-        stored = await _rewrite(ctx, entry, extent)
+        stored = await _rewrite(ctx, policy, entry, extent)
         ctx.crash_point("compaction-written")
         if entry.length == 0:
             return True
@@ -205,18 +223,18 @@ async def _move(ctx: Context, entry: Entry, extent: Extent) -> bool:
     raise StoreError(f"{REWRITES_MAX} volumes were sealed under one piece")
 
 
-async def _rewrite(ctx: Context, entry: Entry, extent: Extent) -> Stored:
+async def _rewrite(ctx: Context, policy: str, entry: Entry, extent: Extent) -> Stored:
     if entry.length == 0:
         return await ctx.writer.put(
-            b"", entry.home, entry.about, blob_offset=entry.blob_offset, blob=entry.blob
+            b"", entry.home, entry.about, policy=policy, blob_offset=entry.blob_offset, blob=entry.blob
         )
     if entry.length <= SMALL_MAX:
         body = await ctx.reader.read(extent)
         await ctx.pace.spend(entry.length)
         return await ctx.writer.put(
-            body, entry.home, entry.about, blob_offset=entry.blob_offset, blob=entry.blob
+            body, entry.home, entry.about, policy=policy, blob_offset=entry.blob_offset, blob=entry.blob
         )
-    stream = ctx.writer.stream(entry.home, blob_offset=entry.blob_offset, blob=entry.blob)
+    stream = ctx.writer.stream(entry.home, policy=policy, blob_offset=entry.blob_offset, blob=entry.blob)
     try:
         async with aclosing(ctx.reader.stream([extent], 0, extent.length)) as source:
             async for views in source:

@@ -191,7 +191,7 @@ class FakeWriter(BlobWriter):
     def __init__(self, blobs: FakeBlobs) -> None:
         self._blobs = blobs
 
-    async def put(self, body: Buffer, home: bytes, about: bytes) -> Stored:
+    async def put(self, body: Buffer, home: bytes, about: bytes, *, policy: str = "") -> Stored:
         assert len(body) > 0
         extent, fences = await self._blobs.append(bytes(body), home)
         await self._blobs.pass_gate()
@@ -201,7 +201,7 @@ class FakeWriter(BlobWriter):
     async def recheck(self, volumes: Iterable[int]) -> None:
         pass  # Its next bytes go into the open volume anyway.
 
-    def stream(self, home: bytes) -> BlobStream:
+    def stream(self, home: bytes, *, policy: str = "") -> BlobStream:
         return FakeStream(self._blobs, home)
 
     async def close(self) -> None:

@@ -193,7 +193,7 @@ async def test_a_failed_write_is_an_error_and_the_old_object_stays(monkeypatch: 
     store = await ready()
     await put(store, b"old")
 
-    async def fails(*_: object) -> None:
+    async def fails(*_: object, **more: object) -> None:
         raise WriteQuorumNotMet(durable=3, quorum=5)
 
     monkeypatch.setattr(store.writer, "put", fails)

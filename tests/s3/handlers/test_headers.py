@@ -223,13 +223,17 @@ def test_case_40_non_ascii_metadata_reads_back_as_rfc_2047() -> None:
         ("x-amz-grant-read", "id=1", "NotImplemented"),
         ("x-amz-acl", "public-read", "NotImplemented"),
         ("x-amz-acl", "fake-acl", "InvalidArgument"),
-        ("x-amz-storage-class", "GLACIER", "InvalidStorageClass"),
         ("x-amz-write-offset-bytes", "0", "NotImplemented"),
         ("x-amz-website-redirect-location", "elsewhere", "InvalidRedirectLocation"),
     ],
 )
 def test_a_header_that_asks_for_what_does_not_exist_is_refused(name: str, value: str, code: str) -> None:
     assert fault(h.about, CIMultiDictProxy(CIMultiDict({name: value}))).code == code
+
+
+def test_a_storage_class_is_kept_and_standard_is_not() -> None:
+    assert h.about(given(x_amz_storage_class="COLD")).headers == {"x-amz-storage-class": "COLD"}
+    assert h.about(given(x_amz_storage_class="STANDARD")).headers == {}
 
 
 def test_case_40_a_canned_acl_and_grants_exclude_each_other() -> None:

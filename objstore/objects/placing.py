@@ -1,0 +1,86 @@
+"""Under which placement policy an object's bytes lie: its bucket's, or its storage class's within that.
+
+A bucket's policy stands in its record, which every commit inside the bucket expects: bytes that were written
+under another one are written again before they are published (`Kept.policy`). Nothing that the bucket's
+policy does not admit is ever chosen: a storage class of other sites or another pool is refused.
+
+May not know: disks. What a policy's name means, `blobs.topology.Layout` says.
+"""
+
+from typing import TYPE_CHECKING, Final
+
+from objstore.blobs.topology import Layout
+from objstore.errors import BadStorageClass
+from objstore.meta.schema import BucketRecord, Extra
+
+if TYPE_CHECKING:
+    from objstore.objects.store import Store
+
+PLACEMENT: Final = "placement"  # The name in a bucket's settings; the value is the policy's name.
+STORAGE_CLASS: Final = "x-amz-storage-class"
+STANDARD: Final = "STANDARD"
+
+
+class Placing:
+    """The layout as this process last saw it: what a storage class means. A guess: volumes are made by the
+    layout as it is then."""
+
+    __slots__ = ("layout",)
+
+    def __init__(self) -> None:
+        self.layout = Layout(0, {}, {})
+
+    def classes(self) -> dict[str, str]:
+        """The policy's name of every storage class that there is."""
+        return {
+            policy.storage_class: name
+            for name, policy in self.layout.policies.items()
+            if policy.storage_class
+        }
+
+
+def policy_of_bucket(record: BucketRecord) -> str:
+    """The name of a bucket's policy; empty: the default one."""
+    if record.settings is None:
+        return ""
+    return record.settings.get(PLACEMENT, b"").decode()
+
+
+async def sites_open_to_all(store: "Store") -> set[str]:
+    """The sites that a tenant may ask for: those with nodes of no pool, whose name is no other policy's.
+
+    Raises: MetaUnavailable.
+    """
+    layout = await store.ledger.layout()
+    sites = {spot.site for spot in layout.spots.values() if spot.site and not spot.pool}
+    return {site for site in sites if not layout.policy(site).pool and layout.policy(site).sites == (site,)}
+
+
+def storage_class_of(extra: Extra | None) -> str:
+    """What an object's record says; empty: STANDARD."""
+    return "" if extra is None else extra.headers.get(STORAGE_CLASS, "")
+
+
+def with_class(extra: Extra | None, storage_class: str) -> Extra | None:
+    """What a client says of an object, with this storage class and no other."""
+    if storage_class_of(extra) == storage_class:
+        return extra
+    base = extra or Extra()
+    headers = {name: value for name, value in base.headers.items() if name != STORAGE_CLASS}
+    if storage_class:
+        headers[STORAGE_CLASS] = storage_class
+    if not (base.content_type or headers or base.metadata):
+        return None
+    return Extra(content_type=base.content_type, headers=headers, metadata=base.metadata)
+
+
+def policy_for(store: "Store", record: BucketRecord, storage_class: str) -> str:
+    """The name of the policy for an object's bytes. Raises: BadStorageClass."""
+    own = policy_of_bucket(record)
+    if not storage_class or storage_class == STANDARD:
+        return own
+    chosen = store.placing.classes().get(storage_class)
+    layout = store.placing.layout
+    if chosen is None or not layout.policy(chosen).within(layout.policy(own)):
+        raise BadStorageClass(storage_class)
+    return chosen
