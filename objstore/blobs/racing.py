@@ -1,7 +1,7 @@
 """Reads that have to wait: measured, and run against others when they come late.
 
 What the page cache has is no business of this module. A read that goes to a thread or over the network is
-timed (node/pace.py), and if it has not come after about the p95 of all disks, the same bytes are asked of
+timed (node/slowness.py), and if it has not come after about the p95 of all disks, the same bytes are asked of
 others: the first whole answer wins. A budget of one in twenty keeps a store that is slow everywhere from
 asking for everything twice.
 
@@ -25,7 +25,7 @@ from objstore.clock import Clock
 from objstore.errors import Corrupt, Unavailable
 from objstore.node.disk import Disk
 from objstore.node.fragments import RangeRead
-from objstore.node.pace import Change, HedgeBudget, Pace
+from objstore.node.slowness import Change, HedgeBudget, Slowness
 
 T = TypeVar("T")
 
@@ -56,7 +56,7 @@ class Racing:
 
     def __init__(
         self,
-        pace: Pace,
+        slowness: Slowness,
         clock: Clock,
         *,
         deadline_s: float,
@@ -64,7 +64,7 @@ class Racing:
         chance: Callable[[], float] = random.random,
     ) -> None:
         self.counters = HedgeCounters()
-        self._pace = pace
+        self._slowness = slowness
         self._clock = clock
         self._deadline_s = deadline_s
         self.budget = budget or HedgeBudget()  # Earned by whoever counts reads that wait.
@@ -91,7 +91,7 @@ class Racing:
         except TimeoutError:
             raise Unavailable("a disk read is overdue") from None
         finally:
-            self._pace.took(disk.number, size, self._clock.monotonic() - began, ended=ended)
+            self._slowness.took(disk.number, size, self._clock.monotonic() - began, ended=ended)
 
     async def hedged(
         self, first: Coroutine[Any, Any, T], second: Callable[[], Coroutine[Any, Any, T]], size: int
@@ -105,7 +105,7 @@ class Racing:
         task = loop.create_task(first)
         rival: asyncio.Task[T] | None = None
         try:
-            if await _ends_within(task, self._pace.patience(size)):
+            if await _ends_within(task, self._slowness.patience(size)):
                 return task.result()
             if not self.budget.take():
                 self.counters.withheld += 1
@@ -151,7 +151,7 @@ class Racing:
         left = deque(reads)
         asked: dict[asyncio.Task[T], int] = {}
         spare = 0  # Asked for those that are late.
-        patience: float | None = self._pace.patience(size)
+        patience: float | None = self._slowness.patience(size)
         try:
             while len(found) < needed:
                 while left and len(asked) < needed - len(found) + spare:
@@ -197,10 +197,10 @@ class Racing:
         """
         changes: list[Change] = []
         probes: list[Coroutine[Any, Any, list[Change]]] = []
-        for number in list(self._pace.ejected):
+        for number in list(self._slowness.ejected):
             disk = disks.get(number)
             if disk is None or number not in self._places:
-                changes += self._pace.forgive(number)
+                changes += self._slowness.forgive(number)
             elif len(probes) < PROBES_AT_ONCE:
                 probes.append(self._probe(disk))
         for found in await asyncio.gather(*probes):
@@ -221,7 +221,7 @@ class Racing:
             return []
         except (TimeoutError, *UNREADABLE):
             pass
-        return self._pace.probed(disk.number, PROBE_SIZE, seconds)
+        return self._slowness.probed(disk.number, PROBE_SIZE, seconds)
 
     def _leave(self, task: "asyncio.Task[Any]", size: int) -> None:
         """A read that lost: let it show how late it is, and no longer."""
@@ -231,7 +231,7 @@ class Racing:
         self._stragglers.add(task)
         task.add_done_callback(self._stragglers.discard)
         task.add_done_callback(_look)
-        asyncio.get_running_loop().call_later(self._pace.limit(size), task.cancel)
+        asyncio.get_running_loop().call_later(self._slowness.limit(size), task.cancel)
 
 
 async def _ends_within(task: "asyncio.Task[Any]", seconds: float) -> bool:

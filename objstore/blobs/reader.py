@@ -37,7 +37,7 @@ from objstore.errors import Corrupt, DiskMissing, Unavailable
 from objstore.extents import Extent
 from objstore.node.disk import Disk, DiskState
 from objstore.node.fragments import RangeRead, Seal, block_size, covering_size
-from objstore.node.pace import Change, Pace
+from objstore.node.slowness import Change, Slowness
 
 log = logging.getLogger(__name__)
 
@@ -105,7 +105,7 @@ class BlobReader:
         cluster, secret: what the checksums are bound to, from the identity file.
         codec: (k, m) -> codec.
         find_disks: called when a volume names a disk that is not in `disks`: it came just now.
-        pace: which disks are slow; by default one of its own.
+        slowness: which disks are slow; by default one of its own.
     """
 
     def __init__(
@@ -117,7 +117,7 @@ class BlobReader:
         secret: int,
         codec: CodecFor,
         find_disks: FindDisks = no_others,
-        pace: Pace | None = None,
+        slowness: Slowness | None = None,
         clock: Clock | None = None,
         limits: ReaderLimits = DEFAULT_LIMITS,
     ) -> None:
@@ -130,8 +130,8 @@ class BlobReader:
         self._find_disks = find_disks
         self._clock: Clock = clock if clock is not None else SystemClock()
         self._limits = limits
-        self.pace = pace if pace is not None else Pace(clock=self._clock)
-        self._racing = Racing(self.pace, self._clock, deadline_s=limits.deadline_s)
+        self.slowness = slowness if slowness is not None else Slowness(clock=self._clock)
+        self._racing = Racing(self.slowness, self._clock, deadline_s=limits.deadline_s)
         self.hedges = self._racing.counters
         self._hints: deque[Hint] = deque(maxlen=limits.hints)
         self._open_streams = 0
@@ -295,7 +295,7 @@ class BlobReader:
             self._waited += 1
             self._racing.budget.earn()
             others = partial(self._from_others, record, extent, index, begin, length)
-            if self.pace.ejected and disk.number in self._left_out(record):
+            if self.slowness.ejected and disk.number in self._left_out(record):
                 try:
                     found = await others()
                 except UNREADABLE:
@@ -345,7 +345,7 @@ class BlobReader:
 
     def _left_out(self, record: VolumeRecord) -> list[int]:
         """The slow disks that reads of this volume do without: all it takes is what others leave of m."""
-        slow = self.pace.slow_among(record.disks)
+        slow = self.slowness.slow_among(record.disks)
         if not slow:
             return slow
         away = {number for number in record.disks if not self._is_readable(number)}
@@ -447,7 +447,7 @@ class BlobReader:
     ) -> tuple[dict[int, memoryview], list[tuple[int, Exception]]]:
         """The same range of k other fragments, by index, or of fewer; and which could not be read."""
         # Data fragments first: fewer to compute. Slow disks last.
-        slow = self.pace.slow_among(record.disks) if self.pace.ejected else ()
+        slow = self.slowness.slow_among(record.disks) if self.slowness.ejected else ()
         others = [other for other in range(record.fragment_count) if other != index]
         others.sort(key=lambda other: record.disks[other] in slow)
         reads = [

@@ -27,7 +27,7 @@ import asyncio
 import logging
 import random
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final, NamedTuple
 
@@ -35,7 +35,7 @@ import msgspec
 from xxhash import xxh3_64_intdigest
 
 from objstore.blobs.memory import MemoryBudget
-from objstore.blobs.placement import place_volume
+from objstore.blobs.placement import Placement, place_volume
 from objstore.blobs.stripes import (
     DIRECTORY_ROOM,
     FRAGMENT_SIZE_MAX,
@@ -45,7 +45,7 @@ from objstore.blobs.stripes import (
     pack,
 )
 from objstore.blobs.survey import survey
-from objstore.blobs.topology import Layout, Topology
+from objstore.blobs.topology import Layout, Policy, Topology
 from objstore.blobs.volumes import FindDisks, Intent, Lane, Ledger, Stored, VolumeRecord, no_others
 from objstore.clock import Clock, SystemClock
 from objstore.codec.reed_solomon import Codec
@@ -65,6 +65,7 @@ from objstore.errors import (
 from objstore.extents import EXTENT_DIGEST_MAX, Extent
 from objstore.node.disk import Disk, DiskState
 from objstore.node.fragments import FILE_HEADER_SIZE, Seal, file_header, record_buffers, record_size
+from objstore.node.slowness import Slowness
 
 log = logging.getLogger(__name__)
 
@@ -412,6 +413,7 @@ class BlobWriter:
         cluster, secret: what the checksums are bound to, from the identity file.
         codec: (k, m) -> codec (codec.backend.choose().codec).
         find_disks: called when metadata names usable disks that are not in `disks`: they came just now.
+        slowness: which disks are slow: new volumes do without them, if others promise no less.
         chance: for placement: numbers in [0, 1).
         crash_point: called with "volume-recorded", "volume-created", "stripe-encoded", "stripe-appended",
             "stripe-synced", "volume-sealed"; a crash test raises there.
@@ -431,6 +433,7 @@ class BlobWriter:
         clock: Clock | None = None,
         limits: WriterLimits = DEFAULT_LIMITS,
         find_disks: FindDisks = no_others,
+        slowness: Slowness | None = None,
         chance: Callable[[], float] = random.random,
         crash_point: CrashPoint = lambda name: None,
     ) -> None:
@@ -449,6 +452,7 @@ class BlobWriter:
         self._clock: Clock = clock if clock is not None else SystemClock()
         self._limits = limits
         self._find_disks = find_disks
+        self._slowness = slowness or Slowness()
         self._chance = chance
         self._crash_point = crash_point
         self._closed = False  # Takes nothing more.
@@ -910,6 +914,7 @@ class BlobWriter:
             policy = layout.policy(lanes.policy)
             lanes.k, lanes.m = (policy.k, policy.m) if policy.k else (self._k, self._m)
             chosen = place_volume(topology, policy, k=lanes.k, m=lanes.m, chance=self._chance)
+            chosen = self._without_slow(topology, policy, chosen, lanes)
             record, fence = await self._ledger.create(
                 k=chosen.k,
                 m=lanes.m,
@@ -936,6 +941,21 @@ class BlobWriter:
             self._start_janitor()
             await self._report(record, failures)
         raise TooFewDisks(wanted=1 + lanes.m, usable=0)
+
+    def _without_slow(
+        self, topology: Topology, policy: Policy, chosen: Placement, lanes: _Lanes
+    ) -> Placement:
+        """The same on other disks, if some of these are slow and others promise no less."""
+        slow = self._slowness.slow
+        if slow.isdisjoint(chosen.disks):
+            return chosen
+        spots = topology.spots.values()
+        quick = Topology(spot._replace(usable=spot.usable and spot.number not in slow) for spot in spots)
+        try:
+            other = place_volume(quick, policy, k=lanes.k, m=lanes.m, chance=self._chance)
+        except Unavailable:
+            return chosen
+        return other if other._replace(disks=chosen.disks) == chosen else chosen
 
     async def _survey(self) -> tuple[Layout, Topology]:
         """The layout in force, and every disk as it is now: those that rest take nothing."""
@@ -987,6 +1007,12 @@ class BlobWriter:
         if volume.lanes.current.get(volume.lane) is volume:
             del volume.lanes.current[volume.lane]
         self._closing.append(volume)
+
+    def leave(self, disks: Collection[int]) -> None:
+        """End every open volume that has a fragment file on one of these disks, as if it were full."""
+        for volume in self._open_volumes():
+            if not set(disks).isdisjoint(volume.record.disks):
+                self._end_volume(volume)
 
     def obey(self, layout: Layout) -> None:
         """End every open volume that lies, by this layout, on a disk that its policy does not admit any more,

@@ -10,7 +10,7 @@ from objstore.clock import Clock
 from objstore.codec.backend import choose
 from objstore.extents import Extent
 from objstore.meta.kv import DictKv, Transaction
-from objstore.node.pace import Pace
+from objstore.node.slowness import Slowness
 from objstore.objects.ledger import MetaLedger, publish
 from tests.sim.memory_disk import MOODS, MemoryDisk, memory_disks
 
@@ -74,7 +74,9 @@ class Rig:
             await self.ledger.register_disk(disk.number, uuid=disk.uuid, path=disk.path)
         return self
 
-    def new_writer(self, *, limits: WriterLimits | None = None) -> BlobWriter:
+    def new_writer(
+        self, *, limits: WriterLimits | None = None, slowness: Slowness | None = None
+    ) -> BlobWriter:
         return BlobWriter(
             disks=self.disks,
             ledger=self.ledger,
@@ -87,12 +89,13 @@ class Rig:
             clock=self.clock,
             limits=limits or self.limits,
             find_disks=self.find_disks,
+            slowness=slowness,
             chance=self.rng.random,
             crash_point=self.crash_point,
         )
 
     def new_reader(
-        self, limits: ReaderLimits | None = None, pace: Pace | None = None, clock: Clock | None = None
+        self, limits: ReaderLimits | None = None, slowness: Slowness | None = None, clock: Clock | None = None
     ) -> BlobReader:
         return BlobReader(
             disks=self.disks,
@@ -101,7 +104,7 @@ class Rig:
             secret=SECRET,
             codec=BACKEND.codec,
             find_disks=self.find_disks,
-            pace=pace,
+            slowness=slowness,
             clock=clock or self.clock,
             limits=limits or ReaderLimits(),
         )

@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
@@ -10,13 +11,13 @@ from objstore.blobs.reader import MIB, ReaderLimits
 from objstore.clock import Clock, SystemClock
 from objstore.errors import Unavailable
 from objstore.extents import Extent
-from objstore.node.pace import Change, Pace, PaceRules
+from objstore.node.slowness import Change, Slowness, SlownessRules
 from tests.blobs.rig import Rig
 from tests.sim.memory_disk import MemoryDisk
 from tests.sim.replacing import replace as put_in_place
 
 BLOCK = 64 * 1024
-QUICK = PaceRules(patience_unknown_s=0.01)
+QUICK = SlownessRules(patience_unknown_s=0.01)
 PATIENT = replace(QUICK, patience_min_s=10.0)
 LATE_S = 1.0
 
@@ -38,8 +39,8 @@ class Late:
         self.measure(rig.clock)
 
     def measure(self, clock: Clock) -> None:
-        self.pace = Pace(spare=self.rig.m, clock=clock, rules=QUICK)
-        self.reader = self.rig.new_reader(ReaderLimits(deadline_s=20.0), self.pace, clock)
+        self.slowness = Slowness(spare=self.rig.m, clock=clock, rules=QUICK)
+        self.reader = self.rig.new_reader(ReaderLimits(deadline_s=20.0), self.slowness, clock)
 
     def hold(self, *fragments: int) -> None:
         for fragment in fragments:
@@ -53,18 +54,18 @@ class Late:
 
     def eject(self, *fragments: int) -> None:
         """The first of them is the slowest. From then on nothing is late enough for a hedge."""
-        self.pace.rules = PATIENT
+        self.slowness.rules = PATIENT
         numbers = [self.disks[fragment].number for fragment in fragments]
         for _ in range(1 + QUICK.strikes):  # The first one finds out what is usual.
             for number in self.rig.disks:
                 for _ in range(20):
                     slow_s = LATE_S / (1 + numbers.index(number)) if number in numbers else 0.001
-                    self.pace.took(number, BLOCK, slow_s)
+                    self.slowness.took(number, BLOCK, slow_s)
             self.judge()
-        assert set(self.pace.ejected) == set(numbers)
+        assert set(self.slowness.ejected) == set(numbers)
 
     def judge(self) -> None:
-        self.pace.judge(dict.fromkeys(self.rig.disks, (0, 0.0)))
+        self.slowness.judge(dict.fromkeys(self.rig.disks, (0, 0.0)))
 
     def asked(self, fragment: int) -> int:
         return self.disks[fragment].calls["read"]
@@ -199,7 +200,7 @@ async def test_a_late_disk_is_found_out_by_the_reads_that_it_lost_and_is_back_wh
     one.judge()
     one.hold(0)
     rounds = 0
-    while not one.pace.ejected:
+    while not one.slowness.ejected:
         rounds += 1
         assert rounds < 100
         for _ in range(5):
@@ -208,14 +209,14 @@ async def test_a_late_disk_is_found_out_by_the_reads_that_it_lost_and_is_back_wh
         while one.reader._racing._stragglers:
             await asyncio.sleep(0.001)
         one.judge()
-    assert set(one.pace.ejected) == {one.disks[0].number}
+    assert set(one.slowness.ejected) == {one.disks[0].number}
     asked = one.asked(0)
     for _ in range(20):
         await one.read_all()
     assert one.asked(0) == asked
     assert one.reader.counters.avoided_reads >= 20
     one.let_go(0)
-    one.pace._seen[one.disks[0].number].out_until = 0  # Its time is over.
+    one.slowness._seen[one.disks[0].number].out_until = 0  # Its time is over.
     back: list[Change] = []
     for _ in range(QUICK.probes):
         assert back == []
@@ -284,3 +285,38 @@ async def test_what_the_page_cache_has_is_read_from_a_slow_disk_too(one: Late) -
     await one.read()
     assert one.asked(0) == 1
     assert one.reader.counters.avoided_reads == 0
+
+
+async def test_new_volumes_do_without_slow_disks_and_open_ones_are_left() -> None:
+    rig = await Rig("++++++++").start()
+    slowness = Slowness(spare=2, clock=rig.clock)
+    writer = rig.new_writer(slowness=slowness)
+    first = (await writer.put(b"x" * 100, b"o-home", b"")).extents[0].volume
+    before = await rig.ledger.get(first)
+    slow = before.disks[:2]
+    make_slow(slowness, rig, slow)
+    writer.leave(slow)
+    after = await rig.ledger.get((await writer.put(b"y" * 100, b"o-home", b"")).extents[0].volume)
+    assert after.id != first
+    assert (after.k, after.m) == (4, 2)
+    assert set(after.disks).isdisjoint(slow)
+    await writer.close()
+
+
+async def test_a_slow_disk_is_written_to_where_a_volume_would_be_narrower_without_it() -> None:
+    rig = await Rig("++++++").start()
+    slowness = Slowness(spare=2, clock=rig.clock)
+    writer = rig.new_writer(slowness=slowness)
+    make_slow(slowness, rig, [3])
+    record = await rig.ledger.get((await writer.put(b"y" * 100, b"o-home", b"")).extents[0].volume)
+    assert (record.k, record.m) == (4, 2)
+    assert 3 in record.disks
+    await writer.close()
+
+
+def make_slow(slowness: Slowness, rig: Rig, disks: Sequence[int]) -> None:
+    """By their appends."""
+    for round_ in range(2 + QUICK.strikes):
+        count = 10 * round_
+        slowness.judge({disk: (count, count * (0.5 if disk in disks else 0.005)) for disk in rig.disks})
+    assert slowness.slow == set(disks)

@@ -4,10 +4,10 @@ import random
 
 import pytest
 
-from objstore.node.pace import Change, HedgeBudget, Pace, PaceRules
+from objstore.node.slowness import Change, HedgeBudget, Slowness, SlownessRules
 from tests.blobs.rig import StepClock
 
-RULES = PaceRules()
+RULES = SlownessRules()
 BLOCK = 64 * 1024
 
 
@@ -18,13 +18,13 @@ class Store:
         self.reads_ms = dict.fromkeys(range(1, disks + 1), 2.0)
         self.appends_ms = dict.fromkeys(range(1, disks + 1), 5.0)
         self.clock = StepClock()
-        self.pace = Pace(spare=spare, clock=self.clock)
+        self.slowness = Slowness(spare=spare, clock=self.clock)
         self.rng = random.Random(seed)
         self.done: dict[int, tuple[int, float]] = dict.fromkeys(self.reads_ms, (0, 0.0))
 
     def read(self, disk: int, count: int = 1, size: int = BLOCK) -> None:
         for _ in range(count):
-            self.pace.took(disk, size, self.reads_ms[disk] / 1000 * (1 + self.rng.random() / 2))
+            self.slowness.took(disk, size, self.reads_ms[disk] / 1000 * (1 + self.rng.random() / 2))
 
     def append(self, disk: int, count: int = 10) -> None:
         before, seconds = self.done[disk]
@@ -32,13 +32,13 @@ class Store:
 
     def judge(self, seconds: float = 2.0) -> list[Change]:
         self.clock.advance(seconds)
-        return self.pace.judge(self.done)
+        return self.slowness.judge(self.done)
 
     def work(self, judgements: int = 10, reads: int = 20) -> list[Change]:
         found: list[Change] = []
         for _ in range(judgements):
             for disk in self.reads_ms:
-                if disk not in self.pace.ejected:
+                if disk not in self.slowness.ejected:
                     self.read(disk, reads)
                 self.append(disk)
             found += self.judge()
@@ -48,7 +48,7 @@ class Store:
         found: list[Change] = []
         for _ in range(times):
             self.clock.advance(2)
-            found += self.pace.probed(disk, BLOCK, self.reads_ms[disk] / 1000)
+            found += self.slowness.probed(disk, BLOCK, self.reads_ms[disk] / 1000)
         return found
 
 
@@ -62,8 +62,8 @@ def test_a_disk_a_hundred_times_slower_than_its_peers_is_ejected_within_a_few_ju
     assert change.slow
     assert change.words.startswith("p99 ")
     assert "its peers take " in change.words
-    assert set(store.pace.ejected) == {3}
-    assert store.pace.ejections == 1
+    assert set(store.slowness.ejected) == {3}
+    assert store.slowness.ejections == 1
 
 
 def test_one_that_is_seldom_read_is_found_out_too() -> None:
@@ -76,7 +76,7 @@ def test_one_that_is_seldom_read_is_found_out_too() -> None:
         if store.rng.random() < 0.3:
             store.read(3)
         store.judge()
-    assert set(store.pace.ejected) == {3}
+    assert set(store.slowness.ejected) == {3}
 
 
 def test_one_read_in_twenty_that_takes_a_second_is_enough() -> None:
@@ -87,7 +87,7 @@ def test_one_read_in_twenty_that_takes_a_second_is_enough() -> None:
         store.read(3)
         store.reads_ms[3] = 2
         store.work(1, reads=19)
-    assert set(store.pace.ejected) == {3}
+    assert set(store.slowness.ejected) == {3}
 
 
 def test_where_all_are_slow_nobody_is() -> None:
@@ -128,11 +128,11 @@ def test_what_was_given_up_counts_only_once_it_was_late() -> None:
     store.work()
     for _ in range(10):
         for _ in range(50):
-            store.pace.took(3, BLOCK, 0.012, ended=False)
+            store.slowness.took(3, BLOCK, 0.012, ended=False)
         assert store.judge() == []
     for _ in range(RULES.strikes):
         for _ in range(50):
-            store.pace.took(3, BLOCK, 0.4, ended=False)
+            store.slowness.took(3, BLOCK, 0.4, ended=False)
         changes = store.judge()
     assert [change.disk for change in changes] == [3]
 
@@ -142,10 +142,10 @@ def test_large_reads_are_held_against_large_reads() -> None:
     store.work()
     for _ in range(20):
         for disk in store.reads_ms:  # A whole fragment takes them all a hundred times as long as a block.
-            store.pace.took(disk, 1 << 20, 0.2)
+            store.slowness.took(disk, 1 << 20, 0.2)
         assert store.judge() == []
-    assert store.pace.patience(BLOCK) == RULES.patience_min_s
-    assert 0.2 <= store.pace.patience(1 << 20) < 0.4
+    assert store.slowness.patience(BLOCK) == RULES.patience_min_s
+    assert 0.2 <= store.slowness.patience(1 << 20) < 0.4
 
 
 def test_no_more_than_m_or_a_quarter_are_left_out_and_the_slowest_first() -> None:
@@ -156,7 +156,7 @@ def test_no_more_than_m_or_a_quarter_are_left_out_and_the_slowest_first() -> Non
         for disk in slow:
             store.reads_ms[disk] = 100.0 * 2**disk
         store.work(20)
-        assert store.pace.slow_among(range(1, disks + 1)) == list(slow[:most])
+        assert store.slowness.slow_among(range(1, disks + 1)) == list(slow[:most])
 
 
 def test_an_ejected_disk_is_back_after_quick_answers_in_a_row_and_its_time() -> None:
@@ -167,11 +167,11 @@ def test_an_ejected_disk_is_back_after_quick_answers_in_a_row_and_its_time() -> 
     assert store.probe(3, 20) == [], "it is as slow as before"
     store.reads_ms[3] = 2
     assert store.probe(3, RULES.probes - 1) == []
-    assert store.pace.probed(3, BLOCK, None) == [], "a failure breaks the row"
+    assert store.slowness.probed(3, BLOCK, None) == [], "a failure breaks the row"
     assert store.probe(3, RULES.probes - 1) == []
     (change,) = store.probe(3, 1)
     assert (change.disk, change.op, change.slow) == (3, "read", False)
-    assert store.pace.ejected == {}
+    assert store.slowness.ejected == {}
     assert store.work(20) == []
 
 
@@ -182,10 +182,10 @@ def test_one_that_is_slow_again_and_again_stays_out_longer_each_time_and_not_for
     for _ in range(8):
         store.reads_ms[3] = 200
         store.work(20)
-        assert set(store.pace.ejected) == {3}
+        assert set(store.slowness.ejected) == {3}
         store.reads_ms[3] = 2
         began = store.clock.now
-        while 3 in store.pace.ejected:
+        while 3 in store.slowness.ejected:
             store.probe(3, 1)
         out.append(round(store.clock.now - began))
         store.work(10)
@@ -199,9 +199,9 @@ def test_one_that_cannot_be_probed_is_tried_again_after_its_time() -> None:
     store.work()
     store.reads_ms[3] = 200
     store.work(5)
-    assert store.pace.forgive(3) == []
+    assert store.slowness.forgive(3) == []
     store.clock.advance(RULES.out_s)
-    assert [change.slow for change in store.pace.forgive(3)] == [False]
+    assert [change.slow for change in store.slowness.forgive(3)] == [False]
 
 
 def test_one_whose_appends_take_long_rests_and_is_tried_again_and_rests_longer() -> None:
@@ -210,14 +210,14 @@ def test_one_whose_appends_take_long_rests_and_is_tried_again_and_rests_longer()
     store.appends_ms[4] = 500
     rests = []
     for _ in range(3):
-        while 4 not in store.pace.resting:
+        while 4 not in store.slowness.resting:
             store.work(1)
         began = store.clock.now
-        while 4 in store.pace.resting:
+        while 4 in store.slowness.resting:
             store.judge()
         rests.append(round(store.clock.now - began))
     assert rests == [30, 60, 120]
-    assert store.pace.ejected == {}, "its reads are quick"
+    assert store.slowness.ejected == {}, "its reads are quick"
     store.appends_ms[4] = 5
     assert store.work(20) == []
 
@@ -240,7 +240,7 @@ def test_a_disk_that_is_gone_is_forgotten() -> None:
     store.work(5)
     del store.done[3], store.reads_ms[3]
     store.judge()
-    assert store.pace.ejected == {}
+    assert store.slowness.ejected == {}
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -31,7 +31,7 @@ SIZES: Final = (80 * KIB, 640 * KIB)  # Bytes: one block, some blocks, a whole f
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PaceRules:
+class SlownessRules:
     """What makes a disk slow."""
 
     factor: float = 5.0  # Times the median p99 of its peers.
@@ -141,15 +141,17 @@ class _Seen:
     append_penalty: _Penalty = field(default_factory=_Penalty)
 
 
-class Pace:
+class Slowness:
     """One process's view of its disks, by number.
 
     Args:
         spare: m of the code: so many disks may always be left out; beyond it a quarter of all that were seen.
     """
 
-    def __init__(self, *, spare: int = 1, clock: Clock | None = None, rules: PaceRules | None = None) -> None:
-        self.rules = rules or PaceRules()
+    def __init__(
+        self, *, spare: int = 1, clock: Clock | None = None, rules: SlownessRules | None = None
+    ) -> None:
+        self.rules = rules or SlownessRules()
         self.ejections = 0
         self.ejected: Mapping[int, Slow] = {}
         self.resting: Mapping[int, Slow] = {}
@@ -194,6 +196,11 @@ class Pace:
         slow = [disk for disk in disks if disk in self.ejected]
         slow.sort(key=lambda disk: self.ejected[disk].its_s, reverse=True)
         return slow
+
+    @property
+    def slow(self) -> frozenset[int]:
+        """Disks that new volumes do without, if they can."""
+        return frozenset((*self.ejected, *self.resting))
 
     # From time to time.
 
