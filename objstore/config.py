@@ -21,7 +21,6 @@ from msgspec import Meta
 
 KIB: Final = 1024
 MIB: Final = 1024 * KIB
-GIB: Final = 1024 * MIB
 
 ENVIRONMENT_PREFIX: Final = "OBJSTORE_"
 # The two that every container image of a store has; the rest follow OBJSTORE_SECTION__OPTION.
@@ -167,9 +166,6 @@ class MetaSection(Section, frozen=True, kw_only=True):
             " may hold a password.",
         ),
     ] = ""
-    map_size_bytes: Annotated[
-        int, Meta(ge=64 * MIB, description="Largest size of the LMDB file. Sparse: costs address space only.")
-    ] = 256 * GIB
     sync_seconds: Annotated[
         float, Meta(gt=0, le=3600, description="How often LMDB is synced; recovery never depends on it.")
     ] = 30.0

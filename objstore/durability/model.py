@@ -121,10 +121,6 @@ class Model:
         kept = tuple(domain for domain in self.domains if domain.name != cause)
         return replace(self, domains=kept)
 
-    def only_disks(self) -> "Model":
-        """Independent disk failures alone, as published figures have it."""
-        return replace(self, latent_rate=0.0, domains=())
-
     def layout(self) -> list[list[int]]:
         """For each level of domains, narrowest first, the place of every fragment.
 

@@ -413,12 +413,6 @@ def encode_authority(authority: Authority, master_key: bytes) -> bytes:
     return content
 
 
-def bundle_number(content: bytes) -> tuple[bytes, int]:
-    """(cluster, number) of a bundle, without opening it. Raises: Corrupt."""
-    bundle = _decode_bundle(content)
-    return bytes.fromhex(bundle.cluster), bundle.number
-
-
 def decode_authority(content: bytes, master_key: bytes) -> Authority:
     """Raises: Corrupt if it is no bundle, or does not open under this master key."""
     bundle = _decode_bundle(content)

@@ -81,7 +81,7 @@ class Peer(NamedTuple):
     """Who is at the other end of a connection."""
 
     name: Name
-    serial: str  # As `serial_of` writes it.
+    serial: str  # In hex, without leading zeros.
     issuer: str  # The root's name.
     ends: float  # Seconds since 1970: when the certificate ends.
 
@@ -439,11 +439,6 @@ def _peer(found: Any) -> Peer | None:
         raise WrongPeer("the certificate names no member of a cluster")
     ends = float(ssl.cert_time_to_seconds(found["notAfter"]))
     return Peer(name, f"{int(found['serialNumber'], 16):x}", issuers[0], ends)
-
-
-def serial_of(certificate: x509.Certificate) -> str:
-    """A serial number in hex, without leading zeros."""
-    return f"{certificate.serial_number:x}"
 
 
 def is_hex_id(text: str) -> bool:
