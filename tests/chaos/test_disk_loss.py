@@ -18,10 +18,10 @@ import pytest
 
 from bench.sigv4 import Credentials
 from tests.chaos.workload import RESTLESS, STALL_MAX_S, Load, Pressure
+from tests.seed import SEED
 from tests.server import Server, start_server
 
 LONG = bool(os.environ.get("OBJSTORE_LONG"))
-SEED = int(os.environ.get("OBJSTORE_TEST_SEED") or random.SystemRandom().getrandbits(32))
 DISKS = 6
 
 

@@ -16,11 +16,11 @@ import pytest
 from bench.shares import descendants
 from bench.sigv4 import Credentials
 from tests.chaos.workload import RESTLESS, STALL_MAX_S, Load, Pressure
+from tests.seed import SEED
 from tests.server import Server, start_server, wait_gone
 
 LONG = bool(os.environ.get("OBJSTORE_LONG"))
 ROUNDS = 200 if LONG else 10
-SEED = int(os.environ.get("OBJSTORE_TEST_SEED") or random.SystemRandom().getrandbits(32))
 VICTIMS = (
     "tree",
     "worker",

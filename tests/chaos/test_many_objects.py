@@ -19,11 +19,11 @@ from bench.sigv4 import Credentials
 from bench.targets import Target
 from tests.chaos.test_disk_loss import disks_of
 from tests.chaos.workload import Client, Load, NoAnswer, Pressure
+from tests.seed import SEED
 from tests.server import start_server, wait_gone
 
 LONG = bool(os.environ.get("OBJSTORE_LONG"))
 OBJECTS = 1_000_000 if LONG else 5_000
-SEED = int(os.environ.get("OBJSTORE_TEST_SEED") or random.SystemRandom().getrandbits(32))
 READY_S = 2.0
 REFUSED_S_PER_MILLION = 5.0
 PAYLOAD = Payload(size=KIB, seed=3)

@@ -19,9 +19,9 @@ import pytest
 from bench.sigv4 import Credentials
 from objstore.processes.dev import LocalCluster, Process
 from tests.chaos.workload import RESTLESS, STALL_MAX_S, Load, NoAnswer, Pressure
+from tests.seed import SEED
 
 LONG = bool(os.environ.get("OBJSTORE_LONG"))
-SEED = int(os.environ.get("OBJSTORE_TEST_SEED") or random.SystemRandom().getrandbits(32))
 K, M = (8, 4) if LONG else (4, 2)
 SHORT_CHOICES = 4  # Of 15, others in every run; the long form takes every one of its 495.
 NODES = K + M

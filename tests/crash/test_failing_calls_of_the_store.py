@@ -19,10 +19,10 @@ import pytest
 from tests.crash import recorder as rec
 from tests.crash.recorder import Recorder
 from tests.crash.store import Promises, Work, start
+from tests.seed import SEED
 from tests.server import Server
 
 LONG = bool(os.environ.get("OBJSTORE_LONG"))
-SEED = int(os.environ.get("OBJSTORE_SEED") or random.SystemRandom().getrandbits(32))
 N_MAX = 150  # The workload makes more syncs and writes than this,
 NAMES_MAX = 20  # more names,
 DISK_MAX = 4  # and more calls on the one disk.

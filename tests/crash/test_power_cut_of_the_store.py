@@ -16,9 +16,9 @@ import pytest
 from tests.crash import recorder as rec
 from tests.crash.recorder import Recorder
 from tests.crash.store import Promises, Work, start
+from tests.seed import SEED
 
 LONG = bool(os.environ.get("OBJSTORE_LONG"))
-SEED = int(os.environ.get("OBJSTORE_SEED") or random.SystemRandom().getrandbits(32))
 MOMENTS = int(os.environ.get("OBJSTORE_MOMENTS", "400" if LONG else "4"))  # While it serves.
 EARLY_MOMENTS = max(2, MOMENTS * 3 // 20)  # Before it first said that it was ready.
 

@@ -1,7 +1,6 @@
 """Two gateway machines on the same disks: the later term wins, and nothing acknowledged is lost."""
 
 import asyncio
-import os
 import random
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -23,10 +22,10 @@ from objstore.meta.journal import (
 )
 from objstore.meta.recovery import FORGET_STEP, Recovered, recover
 from objstore.node.disk import DiskState
+from tests.seed import SEED
 from tests.sim.memory_disk import MemoryDisk
 
 CLUSTER = b"cluster of terms"
-SEED = int(os.environ.get("OBJSTORE_TEST_SEED") or random.SystemRandom().getrandbits(32))
 FENCED = {
     "log_create",
     "log_append",
