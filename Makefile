@@ -8,6 +8,7 @@
 #   make bench-scale  what metadata costs among ten million objects    (make bench-scale ARGS="--objects 1000000")
 #   make chaos        crash, rot and disk-loss tests in their long form
 #   make conformance  ceph/s3-tests against a fresh server             (S3TESTS=path of a checkout)
+#   make sample       keep what this commit writes for the tests       (VERSION=0.2.0, before a release)
 #   make lock         pin the requirements again
 
 SHELL := /bin/bash
@@ -29,7 +30,7 @@ PYTHON ?= $(shell for python in /usr/bin/python3 python3 python3.13 python3.12 p
 	&& { { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; } || $$python -c 'import venv, ensurepip' 2>/dev/null; } \
 	&& { echo $$python; break; }; done)
 
-.PHONY: help serve test lint format bench bench-cluster bench-scale chaos conformance lock clean setup setup-test
+.PHONY: help serve test lint format bench bench-cluster bench-scale chaos conformance sample lock clean setup setup-test
 help:
 	@sed -n '3,12s/^# \{0,1\}//p' Makefile
 
@@ -113,12 +114,17 @@ bench-scale: $(VENV)/.test
 	@$(BIN)/python bench/scale.py $(ARGS)
 
 # What has a long form. The others have one form only and are run by `make test`.
-LONG ?= tests/blobs tests/chaos tests/codec tests/crash tests/meta tests/node tests/objects
+LONG ?= tests/blobs tests/chaos tests/codec tests/crash tests/meta tests/node tests/objects tests/upgrades
 chaos: $(VENV)/.test
 	@OBJSTORE_LONG=1 $(BIN)/python -m pytest --timeout 7200 $(LONG) $(ARGS)
 
 conformance: $(VENV)/.test
 	@OBJSTORE_LONG=1 $(BIN)/python -m tests.conformance.run $(ARGS)
+
+# docs/formats.md, "Upgrade rule".
+sample: $(VENV)/.test
+	@test -n "$(VERSION)" || { echo "make sample VERSION=0.2.0" >&2; exit 1; }
+	$(BIN)/python -m tests.upgrades.make_sample "$(VERSION)" $(ARGS)
 
 # Hashes of every file of every pinned version; no registry's address is written.
 COMPILE = $(BIN)/pip-compile --quiet --generate-hashes --no-emit-index-url --no-emit-find-links --strip-extras --allow-unsafe

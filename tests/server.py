@@ -195,6 +195,7 @@ def start_server(
     arguments: Sequence[str] = (),
     port: int = 0,
     preload: Path | None = None,
+    launcher: Path = ROOT / "cmd" / "objstore",
     wait: bool = True,
 ) -> Server:
     """Start a store with its data in `directory/data`; the caller stops it.
@@ -204,6 +205,7 @@ def start_server(
         environment: more variables, e.g. {"OBJSTORE_UPKEEP__TRASH_HOURS": "0"}.
         port: of the S3 API; 0: a free one. To keep it over a restart, pass the first one's `port`.
         preload: a library for LD_PRELOAD.
+        launcher: of another release (tests/upgrades).
         wait: until it is ready.
     """
     directory.mkdir(parents=True, exist_ok=True)
@@ -216,7 +218,7 @@ def start_server(
     free, admin = free_ports(2)
     command = [
         sys.executable,
-        str(ROOT / "cmd" / "objstore"),
+        str(launcher),
         "serve",
         f"--data={data}",
         f"--listen=127.0.0.1:{port or free}",

@@ -31,7 +31,8 @@ from objstore.meta.snapshot import (
     encode_block,
 )
 
-MAGIC = b"objstore metadata 1\n"
+_NAME = b"objstore metadata "
+MAGIC = _NAME + b"1\n"
 SCAN_COUNT = 1_000  # Pairs read at a time: about 100 KB.
 COMMIT_COUNT = 500  # Pairs in one mini-transaction.
 COMMITS_AT_ONCE = 4
@@ -144,10 +145,14 @@ async def _commit(kv: Kv, transaction: Transaction) -> None:
 async def read(path: Path) -> AsyncIterator[Pairs]:
     """The pairs of an export, block by block, every one verified.
 
-    Raises: Corrupt if the file is no export, damaged, or cut off.
+    Raises: Corrupt if the file is no export, one of a later format, damaged, or cut off.
     """
     async with aiofiles.open(path, "rb") as file:
-        if await file.read(len(MAGIC)) != MAGIC:
+        first = await file.read(len(MAGIC))
+        if first != MAGIC and first.startswith(_NAME):
+            form = first.removeprefix(_NAME).partition(b"\n")[0].decode(errors="replace")
+            raise Corrupt(f"{path} has format {form}; this release reads 1")
+        if first != MAGIC:
             raise Corrupt(f"{path} is not an export of metadata")
         checksum, kind, count = 0, -1, 0
         block: Block | None = None

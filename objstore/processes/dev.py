@@ -204,15 +204,19 @@ class LocalCluster:
 
         self._wait(ready, f"the {gateway.name} is not ready", seconds, [gateway])
 
-    def start_node(self, node: Process) -> None:
-        """Start it; with a join token if it has never joined."""
+    def start_node(self, node: Process, member: str = "") -> None:
+        """Start it; with a join token if it has never joined.
+
+        Args:
+            member: the name or id of the node that it is to be again, without its credentials.
+        """
         arguments: list[str] = []
         if not (node.data / "tls" / "identity.pem").exists():
-            arguments.append(f"--join={self._token('node')}")
+            arguments.append(f"--join={self._token('node', member)}")
         self._run(node, arguments)
 
-    def _token(self, role: str) -> str:
-        status, answer = self.admin("POST", "/api/v1/cluster/tokens", {"role": role})
+    def _token(self, role: str, member: str = "") -> str:
+        status, answer = self.admin("POST", "/api/v1/cluster/tokens", {"role": role, "member": member})
         if status != 201:
             raise CannotStart(f"the gateway gives no join token: {status} {answer}")
         return str(answer["token"])
