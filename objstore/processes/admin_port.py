@@ -21,7 +21,7 @@ from objstore.node.disk import DiskState, Usage
 from objstore.objects.buckets import list_buckets
 from objstore.objects.ledger import DRAINING, GIVEN_UP
 from objstore.processes import doctor, volumes
-from objstore.processes.control import ask, processes
+from objstore.processes.control import ask, processes, slow_disks
 from objstore.processes.disks import DiskSet
 from objstore.processes.engine import is_shared
 from objstore.processes.parts import Parts
@@ -176,9 +176,10 @@ class AdminPort:
 
     async def disks(self) -> list[dict[str, Any]]:
         rows = []
-        files = await self._disk_set.files()
+        held = await self._disk_set.held()
         records = await self._parts.store.ledger.disks()
         members = await self._parts.store.ledger.members()
+        slow = await slow_disks(self._spec.run_directory)
         for number, disk in sorted(self._parts.disks.items()):
             try:
                 usage = self._usage[number] = await disk.usage()
@@ -196,8 +197,10 @@ class AdminPort:
                     "free": usage.free if usage else None,
                     "total": usage.total if usage else None,
                     "device": f"{os.major(usage.device)}:{os.minor(usage.device)}" if usage else None,
-                    "files": files[number],
-                    "reason": reason,
+                    "files": held[number].files,
+                    "bytes": held[number].bytes,
+                    "slow": slow.get(number, ""),
+                    "reason": reason or slow.get(number, ""),
                 }
             )
         return rows

@@ -12,10 +12,11 @@ from pathlib import Path
 import msgspec
 
 from objstore.ids import random_id
-from objstore.metrics import Family, Registry
+from objstore.metrics import Family, Registry, merge
 
 SNAPSHOT_SIZE_MAX = 16 * 1024 * 1024  # Bytes; a worker has about 20 KB.
 ASK_SECONDS = 2.0
+EJECTED = "disk_ejected"  # How many processes find a disk slow, by disk and op.
 
 
 class Snapshot(msgspec.Struct, array_like=True):
@@ -64,6 +65,25 @@ async def ask(run_directory: str, process: str) -> Snapshot | None:
         return _decoder.decode(content)
     except (OSError, TimeoutError, msgspec.MsgspecError):
         return None
+
+
+async def slow_disks(run_directory: str) -> dict[int, str]:
+    """In words, by number: the disks that processes of this machine find slow (processes/minding.py)."""
+    names = processes(run_directory)
+    snapshots = [one for one in await asyncio.gather(*(ask(run_directory, name) for name in names)) if one]
+    found = {
+        (int(disk), op): int(number)
+        for family in merge([one.families for one in snapshots])
+        if family.name == EJECTED
+        for (disk, op), (number,) in family.samples
+    }
+    words: dict[int, str] = {}
+    for (disk, op), count in sorted(found.items()):
+        if count:
+            what = "reads come late" if op == "read" else "appends take long"
+            told = f"{what} beside its peers', say {count} of {len(snapshots)} processes"
+            words[disk] = f"{words[disk]}; {told}" if disk in words else told
+    return words
 
 
 def processes(run_directory: str) -> list[str]:

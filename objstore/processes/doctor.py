@@ -88,7 +88,17 @@ def _disks(disks: list[dict[str, Any]]) -> list[Finding]:
         for disk in disks
         if disk["state"] != "healthy"
     ]
-    return bad or [finding("disks", "ok", f"all {len(disks)} are healthy")]
+    slow = [
+        finding(
+            "disks",
+            "warning",
+            f"disk {disk['disk']} ({disk['path']}) is slow and avoided: {disk['slow']}",
+            "SMART, dmesg and the network to its node; it is used again by itself when it is quick",
+        )
+        for disk in disks
+        if disk["slow"]
+    ]
+    return [*bad, *slow] or [finding("disks", "ok", f"all {len(disks)} are healthy")]
 
 
 def _devices(disks: list[dict[str, Any]]) -> list[Finding]:

@@ -1,6 +1,7 @@
-"""What a worker does beside serving: it follows the verdicts on disks, and passes on the damage it saw.
+"""What a worker does beside serving: it follows the verdicts on disks, judges which are slow, and passes on
+the damage it saw.
 
-Concurrency: three tasks on the worker's event loop, ended with it. A failure is tried again at the next turn.
+Concurrency: four tasks on the worker's event loop, ended with it. A failure is tried again at the next turn.
 """
 
 import asyncio
@@ -10,10 +11,12 @@ from objstore.blobs.volumes import Intent
 from objstore.errors import StoreError
 from objstore.node.disk import DiskState
 from objstore.processes.parts import Parts
+from objstore.processes.spec import StoreDisk
 
 log = logging.getLogger(__name__)
 
 LOOK_SECONDS = 5.0
+JUDGE_SECONDS = 2.0
 INTENTS_AT_ONCE = 100  # New intents a turn: a disk with much rot must not flood metadata.
 UNWELL = (DiskState.SUSPECT, DiskState.READ_ONLY, DiskState.FAILED)
 
@@ -72,6 +75,33 @@ async def follow_disks(parts: Parts) -> None:
             continue
         parts.store.placing.layout = layout
         parts.store.writer.obey(layout)
+
+
+async def judge_slowness(parts: Parts) -> None:
+    """Disks that answer late beside their peers are read around and not written to, until they are quick.
+
+    It is this process's own view, of its own calls: the way to a node may be slow from here alone.
+    """
+    reader, writer = parts.store.reader, parts.store.writer
+    while True:
+        await asyncio.sleep(JUDGE_SECONDS)
+        try:
+            appends = {number: appends_of(disk) for number, disk in parts.disks.items()}
+            changes = reader.slowness.judge(appends)
+            writer.leave([change.disk for change in changes if change.slow])
+            changes += await reader.probe()
+        except Exception:
+            log.exception("a bug in judging disks")
+            continue
+        for change in changes:
+            about = {"disk": change.disk, "op": change.op, "why": change.words}
+            log.warning("disk is slow" if change.slow else "disk is not slow any more", extra=about)
+
+
+def appends_of(disk: StoreDisk) -> tuple[int, float]:
+    """How many appends a disk did for this process, and the seconds they took."""
+    count = disk.counts.get("append")
+    return (count.count, count.seconds) if count is not None else (0, 0.0)
 
 
 async def report_damage(parts: Parts) -> None:

@@ -24,6 +24,7 @@ from objstore.node.fragments import Seal
 from objstore.node.slowness import Slowness
 from objstore.objects.ledger import MetaLedger
 from objstore.objects.store import Store
+from objstore.processes.control import EJECTED
 from objstore.processes.engine import Term, fence, is_shared, open_kv, places_in
 from objstore.processes.link import Link
 from objstore.processes.spec import Opener, Place, Spec, StoreDisk, opener_of, places_of
@@ -266,6 +267,15 @@ def part_families(parts: Parts) -> list[Family]:
             failures += count.errors
         errors.append(((str(number),), [failures]))
     per_operation = ("disk", "op")
+    slowness, hedges = parts.store.reader.slowness, parts.store.reader.hedges
+    ejected: list[tuple[Labels, list[float]]] = []
+    for number in parts.disks:
+        ejected.append(((str(number), "read"), [float(number in slowness.ejected)]))
+        ejected.append(((str(number), "append"), [float(number in slowness.resting)]))
+    outcomes: list[tuple[Labels, list[float]]] = [
+        ((outcome,), [count])
+        for outcome, count in (("won", hedges.won), ("lost", hedges.lost), ("failed", hedges.failed))
+    ]
     return [
         Family("disk_operations", "counter", "Calls to a disk's threads.", per_operation, (), operations),
         Family("disk_io_duration_seconds", "counter", "Time in a disk's calls.", per_operation, (), seconds),
@@ -282,6 +292,11 @@ def part_families(parts: Parts) -> list[Family]:
         counter("volumes_opened", "Volumes made.", writer.volumes_opened),
         counter("blob_reads", "Small extents read.", reader.reads),
         counter("blob_streams", "Large reads.", reader.streams),
+        Family(EJECTED, "gauge", "Processes that find the disk slow.", per_operation, (), ejected),
+        counter("disk_ejections", "Times that a process found a disk slow.", slowness.ejections),
+        Family("hedged_reads", "counter", "Late reads asked of others as well.", ("outcome",), (), outcomes),
+        counter("hedges_withheld", "Late reads beyond the budget.", hedges.withheld),
+        counter("avoided_reads", "Ranges reconstructed, their disk being slow.", reader.avoided_reads),
         counter("degraded_reads", "Ranges that had to be reconstructed.", reader.degraded_reads),
         counter("corrupt_fragments", "Fragments that reads found wrong.", reader.corrupt_fragments),
         counter("missing_fragments", "Fragments that reads found absent or late.", reader.missing_fragments),

@@ -24,7 +24,7 @@ from objstore.processes.control import serve_metrics
 from objstore.processes.disks import DiskSet
 from objstore.processes.engine import is_shared
 from objstore.processes.link import Link
-from objstore.processes.minding import follow_disks
+from objstore.processes.minding import follow_disks, judge_slowness
 from objstore.processes.parts import (
     Parts,
     alive_of,
@@ -81,7 +81,9 @@ async def _serve(
     metrics = await serve_metrics(spec.run_directory, "upkeep", registry)
 
     config = spec.config
-    tasks: list[asyncio.Task[None]] = [loop.create_task(follow_disks(parts))]
+    tasks: list[asyncio.Task[None]] = [
+        loop.create_task(mind(parts)) for mind in (follow_disks, judge_slowness)
+    ]
     if spec.cluster.term and not is_shared(spec):
         from objstore.processes.founder import follow_nodes, mark_founder
 

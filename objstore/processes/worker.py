@@ -17,7 +17,7 @@ from objstore.metrics import Registry, RequestMetrics
 from objstore.processes.control import serve_metrics
 from objstore.processes.link import Link
 from objstore.processes.memory import return_memory
-from objstore.processes.minding import follow_disks, mind_disks, report_damage
+from objstore.processes.minding import follow_disks, judge_slowness, mind_disks, report_damage
 from objstore.processes.parts import directory_of, introduce, open_parts, until_stopped
 from objstore.processes.spec import Spec
 from objstore.s3.access_log import AccessLog
@@ -58,7 +58,8 @@ async def _serve(link: Link, spec: Spec, name: str, sockets: Sequence[socket.soc
         observer=RequestMetrics(registry, name.removeprefix("worker-")),
         no_writes=lambda: parts.kv.away,
     )
-    tasks = [loop.create_task(mind(parts)) for mind in (mind_disks, follow_disks, report_damage)]
+    minded = (mind_disks, follow_disks, judge_slowness, report_damage)
+    tasks = [loop.create_task(mind(parts)) for mind in minded]
     tasks.append(loop.create_task(return_memory()))
     context: ssl.SSLContext | None = None
     if config.tls.certificate:

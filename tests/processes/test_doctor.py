@@ -25,10 +25,18 @@ from objstore.processes.doctor import _disks, _placement, _records, authority, m
     ],
 )
 def test_a_disk_that_is_not_well_is_told_with_what_to_do(state: str, reason: str, remedy: str) -> None:
-    [found] = _disks([{"disk": 2, "path": "/d", "state": state, "reason": reason}])
+    [found] = _disks([{"disk": 2, "path": "/d", "state": state, "reason": reason, "slow": ""}])
     assert (found["check"], found["level"]) == ("disks", "problem")
     assert found["finding"] == f"disk 2 (/d) is {state}: {reason}"
     assert remedy in found["remedy"]
+
+
+def test_a_disk_that_is_well_and_slow_is_a_warning() -> None:
+    disk = {"disk": 2, "path": "/d", "state": "healthy", "reason": "x", "slow": "reads come late"}
+    [found] = _disks([disk])
+    assert (found["check"], found["level"]) == ("disks", "warning")
+    assert found["finding"] == "disk 2 (/d) is slow and avoided: reads come late"
+    assert _disks([disk | {"slow": ""}])[0]["level"] == "ok"
 
 
 @pytest.mark.parametrize(
