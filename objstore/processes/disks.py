@@ -18,9 +18,10 @@ import asyncio
 import json
 import logging
 import time
-from collections import Counter
+from collections import Counter, defaultdict
+from collections.abc import Sequence
 from pathlib import PurePath
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
@@ -47,6 +48,13 @@ REMOVABLE: Final = (DRAINING, "failed")
 OS: Final = RealSyscalls()
 
 
+class Held(NamedTuple):
+    """What counts on one disk."""
+
+    files: int = 0
+    bytes: int = 0  # Of sealed volumes.
+
+
 class DiskSet:
     """The store's disks, as operators change them."""
 
@@ -56,9 +64,11 @@ class DiskSet:
         self._link = link
         self._one = asyncio.Lock()
 
-    async def files(self) -> Counter[int]:
-        """Fragment files of volumes that are not trash, by the disk that their records name."""
-        count: Counter[int] = Counter()
+    async def held(self) -> dict[int, Held]:
+        """What counts on each disk: the fragment files of volumes that are not trash, where their records
+        have them."""
+        files: Counter[int] = Counter()
+        sizes: Counter[int] = Counter()
         after = 0
         while records := await self._ledger.volumes(after):
             after = records[-1].id
@@ -66,8 +76,11 @@ class DiskSet:
                 if record.state != VolumeState.RETIRED and (
                     record.length or record.state == VolumeState.OPEN
                 ):
-                    count.update(record.disks)
-        return count
+                    files.update(record.disks)
+                    sizes.update(dict.fromkeys(record.disks, record.length))
+        found: dict[int, Held] = defaultdict(Held)
+        found.update((number, Held(count, sizes[number])) for number, count in files.items())
+        return found
 
     async def add(self, path: str) -> tuple[int, list[str]]:
         """Make a disk of `path`: absent, or an empty directory. Returns its number, and what to know of it.
@@ -188,22 +201,36 @@ class DiskSet:
 
     async def drain(self, number: int, *, undo: bool) -> list[str]:
         """Begin to empty a disk, or leave it as it is. Returns what to know. Raises: Problem, StoreError."""
+        if not undo:
+            return await self.drain_all([number])
         async with self._one:
-            record = await self._record(number)
-            if undo:
-                return await self._undrain(number, record)
-            if _unfinished(record):
-                raise Problem(409, f"disk {number} is not added yet: {ADD_AGAIN.format(path=record.path)}")
+            return await self._undrain(number, await self._record(number))
+
+    async def drain_all(self, numbers: Sequence[int]) -> list[str]:
+        """Begin to empty disks, all of them or none. Returns what to know. Raises: Problem, StoreError."""
+        words = f"disk {numbers[0]}" if len(numbers) == 1 else f"disks {', '.join(map(str, numbers))}"
+        async with self._one:
+            for number in numbers:
+                record = await self._record(number)
+                if _unfinished(record):
+                    again = ADD_AGAIN.format(path=record.path)
+                    raise Problem(409, f"disk {number} is not added yet: {again}")
+                if record.state in GIVEN_UP:
+                    raise Problem(409, f"disk {number} was given up or removed: there is nothing to drain")
             k, m = self._parts.spec.cluster.codec
-            others = [other for other in await self._ledger.usable_disks() if other != number]
+            others = set(await self._ledger.usable_disks()).difference(numbers)
             if len(others) < 1 + m:
                 raise Problem(
-                    409, f"without disk {number} only {len(others)} disks take writes; {1 + m} are needed"
+                    409, f"without {words} only {len(others)} disks take writes; {1 + m} are needed"
                 )
-            if not await self._ledger.change_disk(
-                number, before=["healthy", *DOUBTS], state=DRAINING, reason="an operator wants it empty"
-            ):
-                raise Problem(409, f"disk {number} was given up or removed: there is nothing to drain")
+            for number in numbers:
+                if not await self._ledger.change_disk(
+                    number,
+                    before=["healthy", *DOUBTS],
+                    state=DRAINING,
+                    reason="an operator wants it empty",
+                ):
+                    raise Problem(409, f"disk {number} changed meanwhile: try again")
             if len(others) < k + m:
                 return [
                     f"{len(others)} other disks take writes, and {k}+{m} needs {k + m}: files of volumes that"
@@ -246,12 +273,29 @@ class DiskSet:
         return []
 
     async def replace(self, number: int, path: str) -> tuple[int, list[str]]:
-        """Add `path`, then empty disk `number` onto it and the others. Raises: Problem, StoreError."""
+        """Add `path`, then empty disk `number` onto it and the others. Raises: Problem, StoreError.
+
+        A disk of a storage node is replaced by one that the node has brought already: `path` is there.
+        """
         record = await self._record(number)
         if record.state in GIVEN_UP:
             raise Problem(409, f"disk {number} was given up already: add the new one with objstore disk add")
-        new, notes = await self.add(path)
+        new, notes = await (self._brought(record, path) if record.node else self.add(path))
         return new, notes + await self.drain(number, undo=False)
+
+    async def _brought(self, old: DiskRecord, path: str) -> tuple[int, list[str]]:
+        """The disk at `path` of the node that has `old`. Raises: Problem (409) if there is none in use."""
+        for number, record in (await self._ledger.disks()).items():
+            if (record.node, record.path, record.state) == (old.node, path, "healthy"):
+                if record.uuid == old.uuid:
+                    raise Problem(409, f"{path} is the disk that is to be replaced")
+                return number, await self._notes(number)
+        member = (await self._ledger.members()).get(old.node)
+        raise Problem(
+            409,
+            f"its node {member.name if member is not None else old.node.hex()} has no disk in use at {path}:"
+            f" start objstore node there again with --disk {path} beside the others, then repeat this",
+        )
 
     async def remove(self, number: int) -> None:
         """Take a disk that holds nothing any more out of the store. Raises: Problem, StoreError."""
@@ -259,7 +303,7 @@ class DiskSet:
             record = await self._record(number)
             if record.state not in (*REMOVABLE, "retired"):
                 raise Problem(409, f"disk {number} is {record.state}: drain it first (objstore disk drain)")
-            if left := (await self.files())[number]:
+            if left := (await self.held())[number].files:
                 raise Problem(
                     409, f"{left} fragment files still count on disk {number}: see objstore disk list"
                 )
