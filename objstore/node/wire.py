@@ -268,6 +268,8 @@ def parse_target(path: str) -> tuple[int, Verb, dict[str, Any]]:
     """Disk, verb and arguments (numbers; `name` is text). Raises: BadMessage."""
     match = _TARGET.fullmatch(path)
     if match is None:
+        if not path.startswith(f"{PREFIX}/"):
+            raise BadMessage(f"this node speaks {PREFIX}: its release and the asking machine's do not fit")
         raise BadMessage("no such path")
     verb = VERBS.get(match[2])
     if verb is None:

@@ -440,6 +440,13 @@ async def test_a_request_that_makes_no_sense_is_refused_in_words_and_changes_not
     assert await node.disks[1].fragment_files() == [(1, 0, 0, 0)]
 
 
+def test_a_node_of_another_version_of_the_protocol_says_which_one_it_speaks() -> None:
+    with pytest.raises(wire.BadMessage, match="speaks /v1: its release and the asking machine's"):
+        wire.parse_target("/v2/disks/1/read")
+    with pytest.raises(wire.BadMessage, match="no such path"):
+        wire.parse_target("/v1/disk/1/read")
+
+
 async def test_noise_on_the_port_leaves_the_node_as_it_was(node: Node, seen: RemoteNode) -> None:
     (disk,) = disks_of(seen, 1)
     await disk.create(1, 0)

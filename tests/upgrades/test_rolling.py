@@ -8,7 +8,6 @@ way: going back is possible until a release's notes say otherwise.
 """
 
 import os
-import random
 import time
 from collections import Counter
 from pathlib import Path
@@ -20,6 +19,7 @@ from objstore import __version__
 from objstore.processes.dev import LocalCluster, Process
 from tests import postgres
 from tests.chaos.workload import RESTLESS, Load
+from tests.seed import SEED
 from tests.upgrades.samples import (
     CODEC,
     NODES,
@@ -37,7 +37,6 @@ from tests.upgrades.samples import (
 )
 
 LONG = bool(os.environ.get("OBJSTORE_LONG"))
-SEED = int(os.environ.get("OBJSTORE_TEST_SEED") or random.SystemRandom().getrandbits(32))
 WRITES = 400 if LONG else 20  # Acknowledged between two steps.
 ATTEMPTS_MAX = 5  # What boto3 makes of one request by default.
 SHOWN_SECONDS = 60.0  # For the heartbeats to have asked everyone.
