@@ -48,6 +48,15 @@ class SitesAdmin:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ResidencyAdmin:
+    """The audit of where bytes lie."""
+
+    begin: Callable[[str], Awaitable[Json]]  # Bucket; empty: all volumes.
+    status: Callable[[], Awaitable[Json]]
+    rows: Callable[[int], Awaitable[Json]]  # Of volumes behind this one.
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Admin:
     """What the port is made of."""
 
@@ -81,6 +90,7 @@ class Admin:
     set_disabled: Callable[[str, str, bool], Awaitable[Json]]  # "tenants", "users" or "keys"; which one.
     clustered: ClusterAdmin | None = None  # None: one machine.
     sites: SitesAdmin | None = None
+    residency: ResidencyAdmin | None = None
 
 
 class Problem(Exception):
@@ -274,6 +284,22 @@ def _routes(admin: Admin) -> list[Route]:
         }
         return _json(await verbs[verb](bucket))
 
+    def residency() -> ResidencyAdmin:
+        assert admin.residency is not None
+        return admin.residency
+
+    async def begin_audit(request: web.BaseRequest, parts: Sequence[str]) -> web.StreamResponse:
+        return _json(await residency().begin(request.query.get("bucket", "")), 202)
+
+    async def audit(request: web.BaseRequest, parts: Sequence[str]) -> web.StreamResponse:
+        return _json(await residency().status())
+
+    async def audited_volumes(request: web.BaseRequest, parts: Sequence[str]) -> web.StreamResponse:
+        after = request.query.get("after", "0")
+        if not re.fullmatch("[0-9]{1,18}", after, re.ASCII):
+            raise Problem(400, "after: the number of a volume")
+        return _json(await residency().rows(int(after)))
+
     def route(method: str, path: str, verb: Verb, *, open_: bool = False) -> Route:
         return Route(method, re.compile(path, re.ASCII), open_, verb)
 
@@ -309,6 +335,9 @@ def _routes(admin: Admin) -> list[Route]:
         route("GET", f"/api/v1/replication/{name}", replicated),
         route("POST", f"/api/v1/replication/{name}", set_replication),
         route("POST", f"/api/v1/replication/{name}/(remove|resync|promote)", change_replication),
+        route("POST", "/api/v1/audit/residency", begin_audit),
+        route("GET", "/api/v1/audit/residency", audit),
+        route("GET", "/api/v1/audit/residency/volumes", audited_volumes),
         route("GET", "/api/v1/tenants", tenants),
         route("GET", f"/api/v1/tenants/{name}", tenant),
         route("GET", "/api/v1/users", users),

@@ -8,6 +8,7 @@ import typer
 from objstore import __version__
 from objstore.cli import health
 from objstore.cli.accounts import key_app, tenant_app, user_app
+from objstore.cli.audit import audit_app
 from objstore.cli.client import ConfigOption, DataOption, Refused, Unreachable, settings
 from objstore.cli.cluster import cluster_app
 from objstore.cli.configuration import config_app
@@ -111,6 +112,7 @@ for group, name in (
     (disk_app, "disk"),
     (volume_app, "volume"),
     (replication_app, "replication"),
+    (audit_app, "audit"),
     (meta_app, "meta"),
     (dev_app, "dev"),
 ):

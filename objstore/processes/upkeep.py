@@ -35,6 +35,7 @@ from objstore.processes.parts import (
     until_stopped,
 )
 from objstore.processes.replication import Sites
+from objstore.processes.residency import Residency
 from objstore.processes.salvage_copies import Copies
 from objstore.processes.spec import Spec
 from objstore.upkeep.compaction import CompactionRules
@@ -78,6 +79,7 @@ async def _serve(
     registry.include(port.own_families)
     sites = Sites(parts, service)
     registry.include(sites.families)
+    residency = Residency(parts)
     metrics = await serve_metrics(spec.run_directory, "upkeep", registry)
 
     config = spec.config
@@ -96,7 +98,7 @@ async def _serve(
         certificate = Certificate(Path(name), Path(config.tls.admin_key or config.tls.key))
         context = certificate.context
         tasks.append(loop.create_task(certificate.watch()))
-    admin = replace(port.admin(), sites=sites.admin())
+    admin = replace(port.admin(), sites=sites.admin(), residency=residency.admin())
     gateway = None
     if cluster_sockets:
         from objstore.processes.cluster_gateway import ClusterGateway  # Loads x509, as above.
@@ -121,6 +123,7 @@ async def _serve(
     await server.close()
     if gateway is not None:
         await gateway.close()
+    await residency.close()
     await sites.close()
     await service.close()
     metrics.close()

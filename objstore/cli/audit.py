@@ -1,0 +1,124 @@
+"""`objstore audit`: what an auditor is shown."""
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from typing import Annotated, Any, Final
+
+import typer
+
+from objstore.cli.output import DEGRADED, FAILURE, OK, REFUSED
+from objstore.cli.store import Store, asks, quoted
+
+LOOK_S: Final = 0.2
+CODES: Final = {"proven": OK, "incomplete": DEGRADED, "violated": REFUSED}
+FINDING_COLUMNS: Final = ("volume", "index", "disk", "site", "trash", "policy", "why")
+
+audit_app = typer.Typer(help="What an auditor is shown.", no_args_is_help=True)
+
+
+@audit_app.callback()
+def _group() -> None:
+    """So that `residency` is a command of a group, and others may come."""
+
+
+@audit_app.command("residency")
+@asks
+def residency(
+    store: Store,
+    bucket: Annotated[
+        str, typer.Option(help="Only the volumes with bytes of this bucket, held to its policy.")
+    ] = "",
+    as_json: Annotated[
+        bool, typer.Option("--json", help="The whole document, every volume and file, as JSON.")
+    ] = False,
+) -> None:
+    """Prove where bytes lie: every disk is asked for every file, and each is held against its policy.
+
+    Ends with 0 if everything lies where it may, 3 if that cannot be proven, 4 if something does not."""
+    found = _taken(store, bucket)
+    if as_json:
+        _write(found, _rows(store))
+    else:
+        _show(store, found)
+    raise SystemExit(CODES.get(found["verdict"], FAILURE))
+
+
+def _taken(store: Store, bucket: str) -> dict[str, Any]:
+    """Take the inventory: its summary."""
+    path = "/api/v1/audit/residency"
+    found: dict[str, Any] = store.post(path + (f"?bucket={quoted(bucket)}" if bucket else ""), {})
+    while found["running"]:
+        if sys.stderr.isatty():
+            print(f"\r{found['disks_asked']} disks asked ...", end="", file=sys.stderr, flush=True)
+        time.sleep(LOOK_S)
+        found = store.get(path)
+    if sys.stderr.isatty():
+        print("\r" + " " * 40 + "\r", end="", file=sys.stderr, flush=True)
+    return found
+
+
+def _rows(store: Store) -> Iterator[dict[str, Any]]:
+    after: int | None = 0
+    while after is not None:
+        page = store.get(f"/api/v1/audit/residency/volumes?after={after}")
+        yield from page["volumes"]
+        after = page["next"]
+
+
+def _write(found: dict[str, Any], rows: Iterator[dict[str, Any]]) -> None:
+    """One JSON document; a volume a line, so that it need not be held in memory."""
+    del found["running"]
+    print(json.dumps(found, indent=2)[:-2] + ',\n  "volumes": [', end="")
+    before = "\n    "
+    for row in rows:
+        print(before + json.dumps(row), end="")
+        before = ",\n    "
+    print("\n  ]\n}")
+
+
+def _show(store: Store, found: dict[str, Any]) -> None:
+    facts = {
+        "verdict": found["verdict"],
+        **{f"because ({at})": words for at, words in enumerate(found["reasons"], 1)},
+        "began": found["began"],
+        "ended": found["ended"],
+        "cluster": found["cluster"],
+        "layout": found["layout_version"],
+    }
+    if found["bucket"]:
+        allowed = ", ".join(found["sites"]) or "every site"
+        facts |= {"bucket": found["bucket"], "policy": found["policy"] or "default", "allowed": allowed}
+    facts |= found["counts"]
+    facts["metadata allowed"] = ", ".join(found["metadata_sites"]) or "every site"
+    facts["copies of metadata"] = " ".join(f"volume {volume}" for volume in found["metadata_copies"])
+    store.show([{"what": what, "value": value} for what, value in facts.items()], "what", "value")
+    store.show(_by_site(found), "site", "disks", "unreachable", "files", "trash", "bytes", "metadata_files")
+    for kind in ("forbidden", "unknown", "elsewhere"):
+        if found[kind]:
+            print(f"\n{kind}:")
+            store.show(found[kind], *FINDING_COLUMNS)
+    away = [place for place in found["places"] if place["unreachable"]]
+    if away:
+        print("\nunreachable:")
+        store.show(away, "disk", "site", "node", "unreachable")
+    for note in found["notes"]:
+        print(note, file=sys.stderr)
+
+
+def _by_site(found: dict[str, Any]) -> list[dict[str, Any]]:
+    """What lies at each site."""
+    sites: dict[str, dict[str, Any]] = {}
+    for place in found["places"]:
+        row = sites.setdefault(
+            place["site"],
+            dict.fromkeys(("disks", "unreachable", "files", "trash", "bytes", "metadata_files"), 0),
+        )
+        row["disks"] += 1
+        row["unreachable"] += bool(place["unreachable"])
+        for name in ("files", "trash", "bytes"):
+            row[name] += place[name]
+    for file in found["metadata"]:
+        sites[file["site"]]["metadata_files"] += 1
+    return [{"site": site or "(none)", **row} for site, row in sorted(sites.items())]
