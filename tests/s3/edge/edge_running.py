@@ -17,6 +17,10 @@ from objstore.s3.errors import not_implemented
 from objstore.s3.limits import Limits
 from objstore.s3.server import Runner, serve_s3
 
+# For an answer, or an end. Below the default of every time but `linger_seconds` after which the edge ends a
+# connection by itself: what a test sets is what it sees.
+WITHIN_S = 9.0
+
 
 @dataclass
 class Seen:
@@ -44,7 +48,7 @@ class Edge:
     async def connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         return await asyncio.open_connection("127.0.0.1", self.port, limit=1 << 22)
 
-    async def send(self, wire: bytes, *, half_close: bool = False, timeout: float = 5.0) -> "Answer":
+    async def send(self, wire: bytes, *, half_close: bool = False, timeout: float = WITHIN_S) -> "Answer":
         """Send bytes on a connection of their own, read one answer."""
         reader, writer = await self.connect()
         try:
@@ -68,7 +72,7 @@ class Line:
             self.streams = await self.edge.connect()
         reader, writer = self.streams
         writer.write(wire)
-        answer = await asyncio.wait_for(read_answer(reader, head_only=wire.startswith(b"HEAD ")), 5.0)
+        answer = await asyncio.wait_for(read_answer(reader, head_only=wire.startswith(b"HEAD ")), WITHIN_S)
         if answer.headers.get("connection") == "close":
             self.close()
         return answer

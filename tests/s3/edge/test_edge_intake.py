@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 from aiohttp import web
-from edge_running import SMALL_LIMITS, Edge, Start, read_answer
+from edge_running import SMALL_LIMITS, WITHIN_S, Edge, Start, read_answer
 from edge_signing import sign
 
 from objstore.errors import Overloaded
@@ -149,10 +149,10 @@ async def test_a_large_body_lies_in_the_sinks_memory_as_it_was_sent(
     for _ in range(3):  # The connection goes on afterwards, with what was sent right behind the body.
         payload = hashlib.sha256(body).hexdigest() if signed else "UNSIGNED-PAYLOAD"
         writer.write(put(body, payload=payload) + GET)
-        answer = await asyncio.wait_for(read_answer(reader), 10)
+        answer = await asyncio.wait_for(read_answer(reader), WITHIN_S)
         assert answer.status == 200
         assert answer.headers["etag"] == hashlib.md5(body, usedforsecurity=False).hexdigest()
-        assert (await asyncio.wait_for(read_answer(reader), 10)).body == b"small"
+        assert (await asyncio.wait_for(read_answer(reader), WITHIN_S)).body == b"small"
     for sink in poured.sinks:
         assert sink.content() == body
     assert any(sink.direct > size // 4 for sink in poured.sinks)
@@ -173,7 +173,7 @@ async def test_a_body_that_comes_in_odd_pieces_is_put_together_rightly(start_edg
         await writer.drain()
         await asyncio.sleep(0)
         at += step
-    answer = await asyncio.wait_for(read_answer(reader), 10)
+    answer = await asyncio.wait_for(read_answer(reader), WITHIN_S)
     assert answer.headers["etag"] == hashlib.md5(body, usedforsecurity=False).hexdigest()
     assert poured.sinks[0].content() == body
     writer.close()
@@ -183,8 +183,8 @@ async def test_a_wrong_payload_hash_is_found_and_the_connection_goes_on(start_ed
     edge = await start_edge(Poured())
     reader, writer = await edge.connect()
     writer.write(put(some_bytes(3 * MIB), payload=hashlib.sha256(b"other").hexdigest()) + GET)
-    assert (await asyncio.wait_for(read_answer(reader), 10)).code == "XAmzContentSHA256Mismatch"
-    assert (await asyncio.wait_for(read_answer(reader), 10)).status == 200
+    assert (await asyncio.wait_for(read_answer(reader), WITHIN_S)).code == "XAmzContentSHA256Mismatch"
+    assert (await asyncio.wait_for(read_answer(reader), WITHIN_S)).status == 200
     writer.close()
 
 
@@ -192,7 +192,7 @@ async def test_a_client_that_stops_sending_midway_gets_incomplete_body(start_edg
     poured = Poured()
     edge = await start_edge(poured)
     wire = put(some_bytes(3 * MIB))
-    answer = await edge.send(wire[:-1], half_close=True, timeout=10)
+    answer = await edge.send(wire[:-1], half_close=True)
     assert answer.code == "IncompleteBody"
     assert len(poured.failures) == 1
 
@@ -212,7 +212,7 @@ async def test_a_client_that_goes_away_midway_ends_the_reading(start_edge: Start
 
 async def test_a_sender_that_pauses_for_too_long_is_told_so(start_edge: Start) -> None:
     edge = await start_edge(Poured())
-    answer = await edge.send(put(some_bytes(3 * MIB))[: 2 * MIB], timeout=10)
+    answer = await edge.send(put(some_bytes(3 * MIB))[: 2 * MIB])
     assert answer.code == "RequestTimeout"
     assert answer.headers["connection"] == "close"
 
@@ -225,15 +225,15 @@ async def test_a_sink_that_fails_midway_is_answered_and_the_rest_read_away(
     edge: Edge = await start_edge(Poured(fails_at=2), limits=limits)
     reader, writer = await edge.connect()
     writer.write(put(some_bytes(12 * MIB)))
-    answer = await asyncio.wait_for(read_answer(reader), 10)
+    answer = await asyncio.wait_for(read_answer(reader), WITHIN_S)
     assert (answer.status, answer.code) == (503, "SlowDown")
     if keeps:
         writer.write(GET)
-        assert (await asyncio.wait_for(read_answer(reader), 10)).status == 200
+        assert (await asyncio.wait_for(read_answer(reader), WITHIN_S)).status == 200
     else:
         assert answer.headers["connection"] == "close"
-        await asyncio.wait_for(writer.drain(), 10)  # All of it is taken: no reset swallows the answer.
-        assert await asyncio.wait_for(reader.read(), 10) == b""
+        await asyncio.wait_for(writer.drain(), WITHIN_S)  # All of it is taken: no reset swallows the answer.
+        assert await asyncio.wait_for(reader.read(), WITHIN_S) == b""
     writer.close()
 
 
@@ -259,7 +259,7 @@ async def test_memory_that_is_wanted_elsewhere_is_given_up_while_the_sender_paus
             await until(lambda: sink.flushes > before)  # noqa: B023
             assert sink.buffer is None
     writer.write(wire[cut + 300_000 :])
-    answer = await asyncio.wait_for(read_answer(reader), 10)
+    answer = await asyncio.wait_for(read_answer(reader), WITHIN_S)
     assert answer.headers["etag"] == hashlib.md5(body, usedforsecurity=False).hexdigest()
     assert poured.sinks[0].content() == body
     assert poured.sinks[0].flushes
@@ -285,7 +285,7 @@ async def test_memory_is_not_let_go_before_its_last_bytes_are_hashed(start_edge:
 
     edge = await start_edge(keep)
     body = some_bytes(3 * MIB + 700_000)
-    answer = await edge.send(put(body), timeout=10)
+    answer = await edge.send(put(body))
     assert answer.status == 200
     assert sinks[0].content() == body
     assert answer.headers["etag"] == hashlib.md5(body, usedforsecurity=False).hexdigest()

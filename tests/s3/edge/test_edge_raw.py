@@ -14,7 +14,7 @@ from dataclasses import replace
 
 import pytest
 from aiohttp import web
-from edge_running import SMALL_LIMITS, Answer, Edge, Start, read_answer, read_head
+from edge_running import SMALL_LIMITS, WITHIN_S, Answer, Edge, Start, read_answer, read_head
 from edge_signing import OTHER_ID, OTHER_SECRET, FakeCredential, FakeDirectory, presign, principal, sign
 from multidict import CIMultiDict
 
@@ -125,11 +125,11 @@ async def test_a_malformed_request_never_reaches_into_the_next_one(edge: Edge, n
     """A good request, a bad one, and a good one that must be answered on its own or not at all."""
     reader, writer = await edge.connect()
     writer.write(GOOD)
-    assert (await asyncio.wait_for(read_answer(reader), 5)).status == 200
+    assert (await asyncio.wait_for(read_answer(reader), WITHIN_S)).status == 200
     writer.write(MALFORMED[name] + GOOD)
-    is_s3_error(await asyncio.wait_for(read_answer(reader), 5))
+    is_s3_error(await asyncio.wait_for(read_answer(reader), WITHIN_S))
     try:
-        following = await asyncio.wait_for(read_answer(reader), 5)
+        following = await asyncio.wait_for(read_answer(reader), WITHIN_S)
     except (asyncio.IncompleteReadError, ConnectionError):
         following = None  # Closed: the usual end.
     if following is not None:
@@ -181,7 +181,7 @@ async def test_pipelined_requests_are_answered_in_order(edge: Edge) -> None:
     reader, writer = await edge.connect()
     writer.write(b"".join(sign("GET", f"/b/{n}").wire() for n in range(50)))
     for _ in range(50):
-        assert (await asyncio.wait_for(read_answer(reader), 5)).status == 200
+        assert (await asyncio.wait_for(read_answer(reader), WITHIN_S)).status == 200
     assert [seen.key for seen in edge.seen] == [str(n) for n in range(50)]
     writer.close()
 
@@ -200,17 +200,17 @@ async def test_a_large_refused_body_closes_the_connection_after_the_answer(edge:
     size = 50_000_000
     reader, writer = await edge.connect()
     writer.write(b"PUT /b/k HTTP/1.1\r\nHost: h\r\nContent-Length: %d\r\n\r\n" % size)
-    answer = await asyncio.wait_for(read_answer(reader), 5)
+    answer = await asyncio.wait_for(read_answer(reader), WITHIN_S)
     is_s3_error(answer)
     assert answer.headers["connection"] == "close"
-    assert await asyncio.wait_for(reader.read(), 5) == b""
+    assert await asyncio.wait_for(reader.read(), WITHIN_S) == b""
     writer.close()
 
 
 async def test_a_client_that_sends_all_of_a_refused_body_still_sees_the_answer(edge: Edge) -> None:
     reader, writer = await edge.connect()
     writer.write(b"PUT /b/k HTTP/1.1\r\nHost: h\r\nContent-Length: 8000000\r\n\r\n" + b"x" * 8_000_000)
-    is_s3_error(await asyncio.wait_for(read_answer(reader), 5))
+    is_s3_error(await asyncio.wait_for(read_answer(reader), WITHIN_S))
     writer.close()
 
 
@@ -247,7 +247,7 @@ async def test_a_half_head_and_goodbye_is_no_error(edge: Edge) -> None:
     reader, writer = await edge.connect()
     writer.write(GOOD[:50])
     writer.write_eof()
-    assert await asyncio.wait_for(reader.read(), 5) == b""
+    assert await asyncio.wait_for(reader.read(), WITHIN_S) == b""
     writer.close()
 
 
@@ -270,7 +270,7 @@ async def test_random_damage_to_a_request_never_hangs_nor_crashes(edge: Edge) ->
         reader, writer = await edge.connect()
         writer.write(bytes(wire))
         writer.write_eof()
-        answer = await asyncio.wait_for(reader.read(), 5)
+        answer = await asyncio.wait_for(reader.read(), WITHIN_S)
         writer.close()
         if answer:
             assert answer.startswith((b"HTTP/1.1 ", b"HTTP/1.0 ")), answer[:100]
@@ -285,11 +285,11 @@ async def test_100_continue_comes_after_the_signature_is_proven(edge: Edge) -> N
     head = request.wire()[:-1000]
     reader, writer = await edge.connect()
     writer.write(head)
-    assert (await asyncio.wait_for(read_head(reader), 5))[0] == 100
+    assert (await asyncio.wait_for(read_head(reader), WITHIN_S))[0] == 100
     writer.write(request.body)
-    assert (await asyncio.wait_for(read_answer(reader), 5)).status == 200
+    assert (await asyncio.wait_for(read_answer(reader), WITHIN_S)).status == 200
     writer.write(GOOD)
-    assert (await asyncio.wait_for(read_answer(reader), 5)).status == 200
+    assert (await asyncio.wait_for(read_answer(reader), WITHIN_S)).status == 200
     writer.close()
 
 
@@ -302,10 +302,10 @@ async def test_an_unproven_expectation_is_refused_without_100_and_without_a_wait
         request = request.with_header("Authorization", None)
     reader, writer = await edge.connect()
     writer.write(request.wire()[:-1000])
-    answer = await asyncio.wait_for(read_answer(reader), 5)
+    answer = await asyncio.wait_for(read_answer(reader), WITHIN_S)
     assert answer.status == 403
     assert answer.headers["connection"] == "close"
-    assert await asyncio.wait_for(reader.read(), 5) == b""
+    assert await asyncio.wait_for(reader.read(), WITHIN_S) == b""
     assert edge.seen == []
     writer.close()
 
@@ -396,7 +396,7 @@ async def test_a_head_that_trickles_is_ended(edge: Edge) -> None:
             break
         writer.write(bytes([letter]))
         await asyncio.sleep(0.01)
-    found = await asyncio.wait_for(answer, 5)
+    found = await asyncio.wait_for(answer, WITHIN_S)
     is_s3_error(found)
     assert found.code == "RequestTimeout"
     writer.close()
@@ -429,7 +429,7 @@ async def test_a_head_that_begins_with_its_connection_and_then_stops_is_ended(ed
     wire = Wire(protocol)
     protocol.connection_made(wire)
     protocol.data_received(GOOD[:20])
-    await asyncio.wait_for(wire.closed.wait(), 5)
+    await asyncio.wait_for(wire.closed.wait(), WITHIN_S)
     assert b"<Code>RequestTimeout</Code>" in wire.written, "closed for being idle"
 
 
@@ -439,7 +439,7 @@ async def test_a_whole_head_that_comes_with_its_connection_is_served_and_not_tim
     wire = Wire(protocol)
     protocol.connection_made(wire)
     protocol.data_received(GOOD)
-    await asyncio.wait_for(wire.closed.wait(), 5)
+    await asyncio.wait_for(wire.closed.wait(), WITHIN_S)
     assert wire.written.startswith(b"HTTP/1.1 200 OK")
     assert b"RequestTimeout" not in wire.written, "closed for being idle"
 
@@ -447,12 +447,12 @@ async def test_a_whole_head_that_comes_with_its_connection_is_served_and_not_tim
 async def test_an_idle_connection_is_closed(start_edge: Start) -> None:
     edge = await start_edge(limits=Limits(idle_seconds=0.2, sweep_seconds=0.05))
     reader, writer = await edge.connect()
-    assert await asyncio.wait_for(reader.read(), 5) == b""
+    assert await asyncio.wait_for(reader.read(), WITHIN_S) == b""
     writer.close()
     reader, writer = await edge.connect()
     writer.write(GOOD)
     assert (await read_answer(reader)).status == 200
-    assert await asyncio.wait_for(reader.read(), 5) == b""
+    assert await asyncio.wait_for(reader.read(), WITHIN_S) == b""
     writer.close()
 
 
@@ -471,7 +471,7 @@ async def test_a_body_that_trickles_is_ended(edge: Edge) -> None:
     while not answer.done():
         writer.write(b"x")
         await asyncio.sleep(0.01)
-    assert (await asyncio.wait_for(answer, 5)).code == "RequestTimeout"
+    assert (await asyncio.wait_for(answer, WITHIN_S)).code == "RequestTimeout"
     writer.close()
 
 
@@ -503,7 +503,7 @@ async def test_a_reader_that_takes_nothing_is_cut(start_edge: Start) -> None:
     ended = asyncio.Event()
     edge = await start_edge(flood(ended))
     sock = narrow_reader(edge.port)
-    await asyncio.wait_for(ended.wait(), 10)
+    await asyncio.wait_for(ended.wait(), WITHIN_S)
     sock.close()
 
 
@@ -615,7 +615,8 @@ async def test_connections_that_idle_give_way_to_one_with_a_request(start_edge: 
         writer.write(GOOD)
         assert (await read_answer(reader)).status == 200
     for reader, _ in (used, silent, half):
-        assert await asyncio.wait_for(reader.read(), 5) == b""
+        assert await asyncio.wait_for(reader.read(), WITHIN_S) == b""
+    edge.app.limits = replace(edge.app.limits, evict_seconds=30)  # However long ago that is.
     assert (await edge.send(GOOD)).code == "SlowDown", "a connection just used is not closed"
     go_on.set()
     assert (await read_answer(busy[0])).status == 200
@@ -782,13 +783,13 @@ async def test_stopping_lets_a_running_upload_end_and_closes_idle_connections(st
     while edge.app.admission.requests == 0:
         await asyncio.sleep(0.01)
     stopping = asyncio.ensure_future(edge.runner.stop(10.0))
-    assert await asyncio.wait_for(idle_reader.read(), 5) == b""
+    assert await asyncio.wait_for(idle_reader.read(), WITHIN_S) == b""
     assert not stopping.done()
     writer.write(wire[-1000:])
-    answer = await asyncio.wait_for(read_answer(reader), 5)
+    answer = await asyncio.wait_for(read_answer(reader), WITHIN_S)
     assert answer.status == 200
     assert answer.headers["connection"] == "close"
-    await asyncio.wait_for(stopping, 5)
+    await asyncio.wait_for(stopping, WITHIN_S)
     with pytest.raises(ConnectionError):
         await edge.connect()
     idle_writer.close()
@@ -805,7 +806,7 @@ async def test_stopping_cuts_what_does_not_end(start_edge: Start) -> None:
     writer.write(GOOD)
     while edge.app.admission.requests == 0:
         await asyncio.sleep(0.01)
-    await asyncio.wait_for(edge.runner.stop(0.1), 10)
+    await asyncio.wait_for(edge.runner.stop(0.1), WITHIN_S)
     with pytest.raises((ConnectionError, asyncio.IncompleteReadError)):
         await read_answer(reader)
     writer.close()

@@ -11,7 +11,7 @@ import pytest
 from aiohttp import web
 from cryptography import x509
 from cryptography.x509.oid import NameOID
-from edge_running import SMALL_LIMITS, Edge, Start, read_answer
+from edge_running import SMALL_LIMITS, WITHIN_S, Edge, Start, read_answer
 from edge_signing import sign
 from multidict import CIMultiDict
 
@@ -159,7 +159,7 @@ async def test_plain_http_on_a_tls_port_ends_and_leaves_no_traceback(
     reader, writer = await secure.connect()
     writer.write(sign("GET", "/b/k").wire())
     try:
-        assert not (await asyncio.wait_for(reader.read(), 5)).startswith(b"HTTP/1.1 200")
+        assert not (await asyncio.wait_for(reader.read(), WITHIN_S)).startswith(b"HTTP/1.1 200")
     except ConnectionError:
         pass
     writer.close()
