@@ -57,6 +57,19 @@ class ResidencyAdmin:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LayoutAdmin:
+    """Where machines stand, pools and placement policies: staged, shown as a plan, applied, reverted."""
+
+    show: Callable[[], Awaitable[Json]]
+    machine: Callable[[str, Mapping[str, str]], Awaitable[Json]]  # Name or id; site, rack, pool, ...
+    policy: Callable[[str, Mapping[str, str]], Awaitable[Json]]  # Name; sites, pool, spread, ...
+    plan: Callable[[], Awaitable[Json]]
+    apply: Callable[[int], Awaitable[Json]]  # The version that was planned.
+    revert: Callable[[], Awaitable[Json]]
+    place: Callable[[str, str, bool], Awaitable[Json]]  # Bucket, policy; True: of new objects only.
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Admin:
     """What the port is made of."""
 
@@ -91,6 +104,7 @@ class Admin:
     clustered: ClusterAdmin | None = None  # None: one machine.
     sites: SitesAdmin | None = None
     residency: ResidencyAdmin | None = None
+    layout: LayoutAdmin | None = None
 
 
 class Problem(Exception):
@@ -300,6 +314,37 @@ def _routes(admin: Admin) -> list[Route]:
             raise Problem(400, "after: the number of a volume")
         return _json(await residency().rows(int(after)))
 
+    def layout() -> LayoutAdmin:
+        assert admin.layout is not None
+        return admin.layout
+
+    async def show_layout(request: web.BaseRequest, parts: Sequence[str]) -> web.StreamResponse:
+        return _json(await layout().show())
+
+    async def plan_layout(request: web.BaseRequest, parts: Sequence[str]) -> web.StreamResponse:
+        return _json(await layout().plan())
+
+    async def stage_machine(request: web.BaseRequest, parts: Sequence[str]) -> web.StreamResponse:
+        given = await _body(request, required=(), optional=("site", "rack", "pool", "weight", "drain"))
+        return _json(await layout().machine(parts[0], given))
+
+    async def stage_policy(request: web.BaseRequest, parts: Sequence[str]) -> web.StreamResponse:
+        fields = ("sites", "pool", "spread", "require", "codec", "class", "drop")
+        return _json(await layout().policy(parts[0], await _body(request, required=(), optional=fields)))
+
+    async def apply_layout(request: web.BaseRequest, parts: Sequence[str]) -> web.StreamResponse:
+        version = (await _body(request, required=("version",), optional=()))["version"]
+        if not re.fullmatch("[0-9]{1,18}", version, re.ASCII):
+            raise Problem(400, "version: the number of the plan")
+        return _json(await layout().apply(int(version)))
+
+    async def revert_layout(request: web.BaseRequest, parts: Sequence[str]) -> web.StreamResponse:
+        return _json(await layout().revert())
+
+    async def place_bucket(request: web.BaseRequest, parts: Sequence[str]) -> web.StreamResponse:
+        given = await _body(request, required=("policy",), optional=("new_only",))
+        return _json(await layout().place(parts[0], given["policy"], given.get("new_only") == "true"))
+
     def route(method: str, path: str, verb: Verb, *, open_: bool = False) -> Route:
         return Route(method, re.compile(path, re.ASCII), open_, verb)
 
@@ -338,6 +383,13 @@ def _routes(admin: Admin) -> list[Route]:
         route("POST", "/api/v1/audit/residency", begin_audit),
         route("GET", "/api/v1/audit/residency", audit),
         route("GET", "/api/v1/audit/residency/volumes", audited_volumes),
+        route("GET", "/api/v1/layout", show_layout),
+        route("GET", "/api/v1/layout/plan", plan_layout),
+        route("POST", f"/api/v1/layout/machines/{name}", stage_machine),
+        route("POST", f"/api/v1/layout/policies/{name}", stage_policy),
+        route("POST", "/api/v1/layout/apply", apply_layout),
+        route("POST", "/api/v1/layout/revert", revert_layout),
+        route("POST", f"/api/v1/buckets/{name}/policy", place_bucket),
         route("GET", "/api/v1/tenants", tenants),
         route("GET", f"/api/v1/tenants/{name}", tenant),
         route("GET", "/api/v1/users", users),

@@ -16,6 +16,7 @@ from objstore.cli.dev import dev_app
 from objstore.cli.disks import disk_app, volume_app
 from objstore.cli.durability import durability
 from objstore.cli.gateway import gateway
+from objstore.cli.layout import bucket_app, layout_app
 from objstore.cli.metadata import meta_app
 from objstore.cli.node import node_app
 from objstore.cli.output import FAILURE, REFUSED, USAGE, fail
@@ -111,6 +112,8 @@ for group, name in (
     (key_app, "key"),
     (disk_app, "disk"),
     (volume_app, "volume"),
+    (layout_app, "layout"),
+    (bucket_app, "bucket"),
     (replication_app, "replication"),
     (audit_app, "audit"),
     (meta_app, "meta"),

@@ -20,7 +20,7 @@ from objstore.errors import (
     NoSuchBucket,
     Overloaded,
 )
-from objstore.meta.kv import Transaction, counter, counter_value, prefix_end
+from objstore.meta.kv import Add, Transaction, counter, counter_value, prefix_end
 from objstore.meta.schema import (
     BucketRecord,
     bucket_bytes_key,
@@ -34,7 +34,7 @@ from objstore.meta.schema import (
 )
 from objstore.objects.changes import check_removable
 from objstore.objects.doomed import abort_all
-from objstore.objects.layout import LAYOUT_KEY, read_layout
+from objstore.objects.layout import LAYOUT_KEY, PLACED_KEY, read_layout
 from objstore.objects.placing import PLACEMENT, policy_of_bucket
 from objstore.objects.store import Store
 from objstore.objects.values import Principal
@@ -127,6 +127,7 @@ async def create_bucket(
                         tenant_bucket_key(who.tenant, name): b"",
                         serial: counter_value(number),
                     },
+                    add={PLACED_KEY: Add(1)} if policy else {},
                 )
             )
         except Conflict:
@@ -175,7 +176,8 @@ async def place_bucket(store: Store, name: str, policy: str, *, new_only: bool =
             settings[PLACEMENT] = policy.encode()
         changed = msgspec.structs.replace(record, settings=settings or None)
         try:
-            await store.kv.commit(Transaction(expect=expect, put={key: encode(changed)}))
+            add = {PLACED_KEY: Add(1)} if policy else {}
+            await store.kv.commit(Transaction(expect=expect, put={key: encode(changed)}, add=add))
         except Conflict:
             continue
         return counter(objects)

@@ -3,7 +3,8 @@
 All of it is one record (S layout). Changes are staged in it, shown as a plan, and made current in one commit:
 
     stage     a change of what is staged (what is current, at first); every one has a number of its own
-    apply     what is staged is current; expects the number that the plan was made for
+    apply     what is staged is current; expects the number that the plan was made for. Machines to be drained
+              have their disks marked so in the same commit; that is not part of the layout afterwards
     revert    nothing is staged any more; after an apply: what was current before is staged
 
 Machines say their site and rack when they register; what the layout says of a machine goes before that.
@@ -20,9 +21,11 @@ import msgspec
 from objstore.blobs.topology import SPREADS, Layout, Policy, Spot
 from objstore.errors import BadArgument, Conflict, MetaUnavailable
 from objstore.meta.kv import Kv, Transaction
-from objstore.meta.schema import DiskRecord, MemberRecord, Record, decode, encode, setting_key
+from objstore.meta.schema import DiskRecord, MemberRecord, Record, decode, encode, serial_key, setting_key
 
 LAYOUT_KEY: Final = setting_key("layout")
+PLACED_KEY: Final = serial_key("placed")
+"""A counter of commits that gave a bucket a policy: an apply that drops one expects that nobody just did."""
 ATTEMPTS_MAX: Final = 64  # Of a conditional commit; each lost round means that another one won.
 POLICIES_MAX: Final = 256  # Each may have open volumes of its own in every process.
 SITES_MAX: Final = 64  # That one policy names.
@@ -51,7 +54,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     machines: dict[str, MachinePlace] = {}  # By member id in hex; `OWN` for disks without a node.
     policies: dict[str, Policy] = {}  # By name.
-    drains: list[str] = []  # Member ids, in hex, of machines whose disks are to be emptied.
+    drains: list[str] = []  # Member ids, in hex, of machines to be emptied; never of what is current.
 
 
 EMPTY: Final = Plan()
@@ -151,7 +154,7 @@ def applied(record: LayoutRecord, version: int, now_us: int) -> LayoutRecord:
     return msgspec.structs.replace(
         record,
         version=record.serial,
-        current=record.staged,
+        current=msgspec.structs.replace(record.staged, drains=[]),
         staged=None,
         previous=record.current,
         applied_us=now_us,

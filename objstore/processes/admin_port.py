@@ -13,6 +13,8 @@ from typing import Any, Final
 
 from objstore import __version__
 from objstore.admin.app import Admin, Problem
+from objstore.blobs.survey import survey
+from objstore.blobs.topology import DEFAULT_POLICY
 from objstore.errors import StoreError
 from objstore.iam.directory import Directory
 from objstore.meta.schema import AccessKeyRecord, TenantRecord, UserRecord
@@ -318,6 +320,8 @@ class AdminPort:
         ready = await self.ready()
         capacity = self._capacity()
         k, m = self._spec.cluster.codec
+        layout = await self._parts.store.ledger.layout()
+        topology = await survey(layout, self._parts.disks)
         children = [{"process": name, **child} for name, child in state["children"].items()]
         upkeep = await self._service.status()
         degraded = (
@@ -338,7 +342,11 @@ class AdminPort:
                 "free_bytes": int(capacity["free"]),
                 "usable_free_bytes": int(capacity["usable_free"]),
                 "volumes": ", ".join(f"{count} {state}" for state, count in upkeep["volumes"].items()),
-                "placement": doctor.placement(k, m, disks)[1],
+                "placement": doctor.placement(topology, DEFAULT_POLICY, k, m)[1],
+                **{
+                    f"placement: {name}": doctor.placement(topology, policy, k, m)[1]
+                    for name, policy in layout.policies.items()
+                },
                 "stored_bytes": upkeep["live_bytes"],
                 "files_to_move": upkeep["repair"]["moving"] - upkeep["repair"]["moved"],
                 "damaged_files": upkeep["repair"]["found"] - upkeep["repair"]["repaired"],

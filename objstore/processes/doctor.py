@@ -7,7 +7,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from objstore.blobs.placement import Candidate, Promise, place
+from objstore.blobs.placement import Promise, WeakerPromise, place_volume
+from objstore.blobs.survey import survey
+from objstore.blobs.topology import DEFAULT_POLICY, Layout, Level, Policy, Topology
 from objstore.config import Config
 from objstore.errors import StoreError, TooFewDisks
 from objstore.meta.client import MetaClient
@@ -37,6 +39,7 @@ async def examine(
     parts: Parts, disks: list[dict[str, Any]], state: dict[str, Any], alarms: dict[str, str]
 ) -> list[Finding]:
     """Args: disks: as the admin port shows them; state: the supervisor's; alarms: the services', by name."""
+    layout = await parts.store.ledger.layout()
     return [
         *_processes(state),
         *_disks(disks),
@@ -45,7 +48,7 @@ async def examine(
             finding("upkeep", "problem", f"{name}: {words}", "see the store's log")
             for name, words in alarms.items()
         ),
-        _placement(*parts.spec.cluster.codec, disks),
+        *placements(layout, await survey(layout, parts.disks), *parts.spec.cluster.codec),
         _space(disks),
         _codec(parts),
         *(await _engine(parts)),
@@ -121,28 +124,45 @@ def _devices(disks: list[dict[str, Any]]) -> list[Finding]:
     ]
 
 
-def placement(k: int, m: int, disks: list[dict[str, Any]]) -> tuple[Promise, str]:
-    """What a new volume would promise over the disks that take writes now, and that in words."""
-    candidates = [
-        Candidate(disk["disk"], disk["free"] or 1, disk["node"] or disk["device"])
-        for disk in disks
-        if disk["state"] == "healthy" and disk["device"] is not None
-    ]
+def placement(topology: Topology, policy: Policy, k: int, m: int) -> tuple[Promise, str]:
+    """What a new volume would promise over the disks that take writes now, and that in words.
+
+    Args:
+        k, m: the code of a policy that has none of its own.
+    """
+    if policy.k:
+        k, m = policy.k, policy.m
     try:
-        chosen = place(candidates, k=k, m=m, chance=lambda: 0.5)
-    except TooFewDisks as failure:
+        chosen = place_volume(topology, policy, k=k, m=m, chance=lambda: 0.5)
+    except (TooFewDisks, WeakerPromise) as failure:
         return Promise.NONE, f"no new volume can be made: {failure}"
     narrow = f"; {chosen.k}+{m} instead of {k}+{m}, for want of disks" if chosen.k < k else ""
-    what = "nodes" if any(disk["node"] for disk in disks) else "devices"
-    words = f"a new volume lies on {len(chosen.disks)} disks of {chosen.domains} {what}"
+    domains = len({topology.paths[number][chosen.level] for number in chosen.disks})
+    words = f"a new volume lies on {len(chosen.disks)} disks of {domains} {chosen.level.word}s"
     return chosen.promise, f"{words}: {chosen.promise.words}{narrow}"
 
 
-def _placement(k: int, m: int, disks: list[dict[str, Any]]) -> Finding:
-    promise, words = placement(k, m, disks)
-    if promise is Promise.SPARE and "instead of" not in words:
-        return finding("placement", "ok", words)
-    return finding("placement", "warning", words, "disks on more devices: objstore disk add PATH")
+def placements(layout: Layout, topology: Topology, k: int, m: int) -> list[Finding]:
+    """The same for every policy: the default one, and those whose promise is not the best."""
+    found: list[Finding] = []
+    for policy in (DEFAULT_POLICY, *layout.policies.values()):
+        promise, words = placement(topology, policy, k, m)
+        text = f"policy {policy.name}: {words}" if policy.name else words
+        if promise is not Promise.SPARE or "instead of" in words:
+            level = "problem" if policy.name and "no new volume" in words else "warning"
+            remedy = "disks on more nodes, or of the policy's sites and pool: objstore layout show"
+            one_machine = topology.base is Level.DEVICE
+            found.append(
+                finding(
+                    "placement",
+                    level,
+                    text,
+                    "disks on more devices: objstore disk add PATH" if one_machine else remedy,
+                )
+            )
+        elif not policy.name:
+            found.append(finding("placement", "ok", text))
+    return found
 
 
 def machines(members: dict[bytes, MemberRecord], now_s: float) -> list[Finding]:

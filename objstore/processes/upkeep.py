@@ -23,6 +23,7 @@ from objstore.processes.admin_port import AdminPort
 from objstore.processes.control import serve_metrics
 from objstore.processes.disks import DiskSet
 from objstore.processes.engine import is_shared
+from objstore.processes.layout import LayoutSet
 from objstore.processes.link import Link
 from objstore.processes.minding import follow_disks, judge_slowness
 from objstore.processes.parts import (
@@ -99,6 +100,7 @@ async def _serve(
         context = certificate.context
         tasks.append(loop.create_task(certificate.watch()))
     admin = replace(port.admin(), sites=sites.admin(), residency=residency.admin())
+    admin = replace(admin, layout=LayoutSet(parts, service).admin())
     gateway = None
     if cluster_sockets:
         from objstore.processes.cluster_gateway import ClusterGateway  # Loads x509, as above.

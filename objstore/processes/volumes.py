@@ -4,8 +4,8 @@ from collections import defaultdict
 from typing import Any, Final
 
 from objstore.admin.app import Problem
-from objstore.blobs.placement import promise_of
-from objstore.blobs.reader import UNREADABLE
+from objstore.blobs.placement import judge
+from objstore.blobs.survey import survey
 from objstore.blobs.volumes import VolumeRecord, VolumeState
 from objstore.errors import Corrupt, Unavailable
 from objstore.node.fragments import RECORD_HEADER_SIZE
@@ -65,13 +65,11 @@ async def shown(parts: Parts, service: Service, volume: int) -> dict[str, Any]:
     length, live = (await parts.store.ledger.lengths([volume]))[0]
     records = await parts.store.ledger.disks()
     files: list[dict[str, Any]] = []
-    domains: list[object] = []
     for index, number in enumerate(record.disks):
         disk, known = parts.disks.get(number), records.get(number)
         state = "unknown" if disk is None else disk.state.value
         if known is not None and known.state != "healthy" and state == "healthy":
             state = known.state
-        domains.append(await _domain(parts, number))
         files.append(
             {
                 "file": index,
@@ -84,16 +82,21 @@ async def shown(parts: Parts, service: Service, volume: int) -> dict[str, Any]:
         )
     row = _row(record, length, live, list(damages.values()), lost)
     row["lane"] = "small" if record.lane == 0 else "bulk"
-    row["promise"] = promise_of(domains, record.m).words
+    layout = await parts.store.ledger.layout()
+    verdict = judge(
+        await survey(layout, parts.disks),
+        layout.policy(record.policy),
+        k=record.k,
+        m=record.m,
+        disks=record.disks,
+        chance=lambda: 0.5,
+    )
+    row["policy"] = record.policy or "(default)"
+    row["promise"] = f"{verdict.promise.words} ({verdict.level.word})"
+    row["misplaced"] = "; ".join(
+        f"file {file}: {fault.value}" for file, fault in sorted(verdict.faults.items())
+    )
     return {"facts": row, "files": files}
-
-
-async def _domain(parts: Parts, number: int) -> object:
-    disk = parts.disks.get(number)
-    try:
-        return (await disk.usage()).device if disk is not None else ("away", number)
-    except UNREADABLE:
-        return ("away", number)
 
 
 async def _first_header(parts: Parts, record: VolumeRecord, index: int) -> str:

@@ -5,13 +5,15 @@ from pathlib import Path
 
 import pytest
 
+from objstore.blobs.placement import Promise
+from objstore.blobs.topology import Layout, Policy, Spot, Topology
 from objstore.meta.committer import CommitterStats
 from objstore.meta.schema import MemberRecord
 from objstore.node.authority import make_authority
 from objstore.node.tls import Trust, save_trust
 from objstore.processes.committer import _families
 from objstore.processes.control import Snapshot
-from objstore.processes.doctor import _disks, _placement, _records, authority, machines
+from objstore.processes.doctor import _disks, _records, authority, machines, placements
 
 
 @pytest.mark.parametrize(
@@ -100,18 +102,15 @@ def test_a_committer_that_does_not_say_what_it_found_is_a_problem() -> None:
     assert _records(None)["level"] == "problem"
 
 
-def rows(devices: str, states: str = "") -> list[dict[str, object]]:
-    states = states or "+" * len(devices)
-    return [
-        {
-            "disk": number,
-            "node": "",
-            "device": device,
-            "free": 1 << 40,
-            "state": "healthy" if state == "+" else "missing",
-        }
-        for number, (device, state) in enumerate(zip(devices, states, strict=True), 1)
-    ]
+def disks(devices: str, states: str = "", node: str = "") -> Topology:
+    """Disks by the letters of their devices (with `node`: of their nodes); + takes writes, - is away."""
+    return Topology(
+        Spot(number, 1 << 40, 1 << 40, node=node and letter, device=ord(letter), usable=state == "+")
+        for number, (letter, state) in enumerate(zip(devices, states or "+" * len(devices), strict=True), 1)
+    )
+
+
+NO_POLICIES = Layout(0, {}, {})
 
 
 @pytest.mark.parametrize(
@@ -125,6 +124,20 @@ def rows(devices: str, states: str = "") -> list[dict[str, object]]:
     ],
 )
 def test_what_placement_promises_is_named(devices: str, states: str, level: str, words: str) -> None:
-    found = _placement(4, 2, rows(devices, states))
+    [found] = placements(NO_POLICIES, disks(devices, states), 4, 2)
     assert (found["check"], found["level"]) == ("placement", level)
     assert words in found["finding"]
+
+
+def test_a_policy_that_promises_less_or_has_too_few_disks_is_told() -> None:
+    weak, gone = Policy(name="weak", spread="site"), Policy(name="gone", sites=("nowhere",))
+    layout = NO_POLICIES._replace(policies={"weak": weak, "gone": gone, "fine": Policy(name="fine")})
+    found = placements(layout, disks("abcdef", node="node"), 4, 2)
+    assert [(one["level"], one["finding"]) for one in found] == [
+        (
+            "ok",
+            f"a new volume lies on 6 disks of 6 nodes: {Promise.SPARE.words}",
+        ),
+        ("warning", f"policy weak: a new volume lies on 6 disks of 1 sites: {Promise.NONE.words}"),
+        ("problem", "policy gone: no new volume can be made: 3 disks wanted, 0 usable"),
+    ]
