@@ -48,6 +48,17 @@ class SitesAdmin:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class NodesAdmin:
+    """The storage nodes of a cluster; each by its name or the beginning of its id."""
+
+    nodes: Callable[[], Awaitable[list[Json]]]
+    node: Callable[[str], Awaitable[Json]]
+    drain: Callable[[str, bool], Awaitable[Json]]  # True: leave it as it is after all.
+    prospect: Callable[[str], Awaitable[Json]]  # What removing it by force would lose, how to confirm.
+    remove: Callable[[str, str], Awaitable[Json]]  # With the confirmation; empty: only if it is empty.
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ResidencyAdmin:
     """The audit of where bytes lie."""
 
@@ -90,6 +101,7 @@ class Admin:
     remove_disk: Callable[[int], Awaitable[Json]]
     prospect_of_disk: Callable[[int], Awaitable[Json]]  # What forgetting it would mean, how to confirm.
     forget_disk: Callable[[int, str], Awaitable[Json]]  # Number, confirmation.
+    safe_to_stop: Callable[[list[str]], Awaitable[Json]]  # Names of machines, numbers of disks.
     volumes: Callable[[bool], Awaitable[list[Json]]]  # True: only damaged ones.
     volume: Callable[[int], Awaitable[Json]]
     check_volumes: Callable[[list[int]], Awaitable[Json]]  # Ids; none: the damaged ones.
@@ -102,6 +114,7 @@ class Admin:
     create_key: Callable[[str, str], Awaitable[Json]]  # User, comment.
     set_disabled: Callable[[str, str, bool], Awaitable[Json]]  # "tenants", "users" or "keys"; which one.
     clustered: ClusterAdmin | None = None  # None: one machine.
+    nodes: NodesAdmin | None = None
     sites: SitesAdmin | None = None
     residency: ResidencyAdmin | None = None
     layout: LayoutAdmin | None = None
@@ -267,6 +280,30 @@ def _routes(admin: Admin) -> list[Route]:
             raise Problem(400, 'disks: "lost", or nothing')
         return _json(await clustered().remove(parts[0], given.get("disks") == "lost"))
 
+    def storage_nodes() -> NodesAdmin:
+        clustered()
+        assert admin.nodes is not None
+        return admin.nodes
+
+    async def nodes(request: web.BaseRequest, parts: Sequence[str]) -> web.StreamResponse:
+        return _json({"nodes": await storage_nodes().nodes()})
+
+    async def node(request: web.BaseRequest, parts: Sequence[str]) -> web.StreamResponse:
+        return _json(await storage_nodes().node(parts[0]))
+
+    async def drain_node(request: web.BaseRequest, parts: Sequence[str]) -> web.StreamResponse:
+        return _json(await storage_nodes().drain(parts[0], parts[1] == "undrain"))
+
+    async def prospect_of_node(request: web.BaseRequest, parts: Sequence[str]) -> web.StreamResponse:
+        return _json(await storage_nodes().prospect(parts[0]))
+
+    async def remove_node(request: web.BaseRequest, parts: Sequence[str]) -> web.StreamResponse:
+        given = await _body(request, required=(), optional=("confirm",))
+        return _json(await storage_nodes().remove(parts[0], given.get("confirm", "")))
+
+    async def safe_to_stop(request: web.BaseRequest, parts: Sequence[str]) -> web.StreamResponse:
+        return _json(await admin.safe_to_stop(request.query.getall("what", [])))
+
     async def renew_authority(request: web.BaseRequest, parts: Sequence[str]) -> web.StreamResponse:
         return _json(await clustered().renew(), 202)
 
@@ -297,22 +334,6 @@ def _routes(admin: Admin) -> list[Route]:
             "promote": sites().promote_replica,
         }
         return _json(await verbs[verb](bucket))
-
-    def residency() -> ResidencyAdmin:
-        assert admin.residency is not None
-        return admin.residency
-
-    async def begin_audit(request: web.BaseRequest, parts: Sequence[str]) -> web.StreamResponse:
-        return _json(await residency().begin(request.query.get("bucket", "")), 202)
-
-    async def audit(request: web.BaseRequest, parts: Sequence[str]) -> web.StreamResponse:
-        return _json(await residency().status())
-
-    async def audited_volumes(request: web.BaseRequest, parts: Sequence[str]) -> web.StreamResponse:
-        after = request.query.get("after", "0")
-        if not re.fullmatch("[0-9]{1,18}", after, re.ASCII):
-            raise Problem(400, "after: the number of a volume")
-        return _json(await residency().rows(int(after)))
 
     def layout() -> LayoutAdmin:
         assert admin.layout is not None
@@ -345,6 +366,22 @@ def _routes(admin: Admin) -> list[Route]:
         given = await _body(request, required=("policy",), optional=("new_only",))
         return _json(await layout().place(parts[0], given["policy"], given.get("new_only") == "true"))
 
+    def residency() -> ResidencyAdmin:
+        assert admin.residency is not None
+        return admin.residency
+
+    async def begin_audit(request: web.BaseRequest, parts: Sequence[str]) -> web.StreamResponse:
+        return _json(await residency().begin(request.query.get("bucket", "")), 202)
+
+    async def audit(request: web.BaseRequest, parts: Sequence[str]) -> web.StreamResponse:
+        return _json(await residency().status())
+
+    async def audited_volumes(request: web.BaseRequest, parts: Sequence[str]) -> web.StreamResponse:
+        after = request.query.get("after", "0")
+        if not re.fullmatch("[0-9]{1,18}", after, re.ASCII):
+            raise Problem(400, "after: the number of a volume")
+        return _json(await residency().rows(int(after)))
+
     def route(method: str, path: str, verb: Verb, *, open_: bool = False) -> Route:
         return Route(method, re.compile(path, re.ASCII), open_, verb)
 
@@ -367,6 +404,12 @@ def _routes(admin: Admin) -> list[Route]:
         route("POST", "/api/v1/disks/([0-9]{1,5})/remove", remove_disk),
         route("GET", "/api/v1/disks/([0-9]{1,5})/forget", prospect),
         route("POST", "/api/v1/disks/([0-9]{1,5})/forget", forget_disk),
+        route("GET", "/api/v1/safe-to-stop", safe_to_stop),
+        route("GET", "/api/v1/nodes", nodes),
+        route("GET", f"/api/v1/nodes/{name}", node),
+        route("POST", f"/api/v1/nodes/{name}/(drain|undrain)", drain_node),
+        route("GET", f"/api/v1/nodes/{name}/remove", prospect_of_node),
+        route("POST", f"/api/v1/nodes/{name}/remove", remove_node),
         route("GET", "/api/v1/volumes", volumes),
         route("GET", "/api/v1/volumes/([0-9]{1,19})", volume),
         route("GET", "/api/v1/volumes/check", check),
@@ -380,9 +423,6 @@ def _routes(admin: Admin) -> list[Route]:
         route("GET", f"/api/v1/replication/{name}", replicated),
         route("POST", f"/api/v1/replication/{name}", set_replication),
         route("POST", f"/api/v1/replication/{name}/(remove|resync|promote)", change_replication),
-        route("POST", "/api/v1/audit/residency", begin_audit),
-        route("GET", "/api/v1/audit/residency", audit),
-        route("GET", "/api/v1/audit/residency/volumes", audited_volumes),
         route("GET", "/api/v1/layout", show_layout),
         route("GET", "/api/v1/layout/plan", plan_layout),
         route("POST", f"/api/v1/layout/machines/{name}", stage_machine),
@@ -390,6 +430,9 @@ def _routes(admin: Admin) -> list[Route]:
         route("POST", "/api/v1/layout/apply", apply_layout),
         route("POST", "/api/v1/layout/revert", revert_layout),
         route("POST", f"/api/v1/buckets/{name}/policy", place_bucket),
+        route("POST", "/api/v1/audit/residency", begin_audit),
+        route("GET", "/api/v1/audit/residency", audit),
+        route("GET", "/api/v1/audit/residency/volumes", audited_volumes),
         route("GET", "/api/v1/tenants", tenants),
         route("GET", f"/api/v1/tenants/{name}", tenant),
         route("GET", "/api/v1/users", users),

@@ -8,12 +8,12 @@ from typing import Annotated, Any, Final
 import typer
 
 from objstore.cli.client import Refused
+from objstore.cli.emptying import POLL_SECONDS, Left, wait_empty
 from objstore.cli.output import DEGRADED, OK, REFUSED, fail
 from objstore.cli.store import Store, asks
 
 DISK_COLUMNS: Final = ("disk", "path", "state", "free", "total", "files", "node", "reason")
 VOLUME_COLUMNS: Final = ("volume", "state", "code", "bytes", "damaged", "moving", "spare", "lost", "reason")
-POLL_SECONDS: Final = 2.0
 
 disk_app = typer.Typer(help="The store's disks.", no_args_is_help=True)
 volume_app = typer.Typer(help="Volumes: what is damaged, and what is lost.", no_args_is_help=True)
@@ -59,8 +59,9 @@ def disk_add(store: Store, path: NewPath) -> None:
 def disk_replace(store: Store, number: Number, path: NewPath, wait: Wait = 0) -> None:
     """Add PATH as a new disk and move off disk NUMBER whatever counts on it.
 
-    The old disk may be lost already: then its fragments are rebuilt from the others. Its number is never used
-    again. When it is empty: objstore disk remove NUMBER."""
+    Of a storage node: PATH is a disk that the node has brought already (objstore node --disk PATH). The old
+    disk may be lost already: then its fragments are rebuilt from the others. Its number is never used again.
+    When it is empty: objstore disk remove NUMBER."""
     _tell(store, store.post(f"/api/v1/disks/{number}/replace", {"path": os.path.abspath(path)}))
     _wait_empty(store, number, wait)
 
@@ -80,18 +81,13 @@ def disk_drain(
 
 
 def _wait_empty(store: Store, number: int, seconds: float) -> None:
-    limit = time.monotonic() + seconds
-    first = None
-    while seconds:
-        disk = next((d for d in store.get("/api/v1/disks")["disks"] if d["disk"] == number), None)
-        left = disk["files"] if disk else 0
-        first = max(left, first or 0)
-        print(f"disk {number}: {first - left} of {first} files moved", file=sys.stderr)
-        if not left:
-            return
-        if time.monotonic() >= limit:
-            fail(f"disk {number} is not empty after {seconds:g} s; it goes on: objstore disk list", DEGRADED)
-        time.sleep(min(POLL_SECONDS, max(0.0, limit - time.monotonic())))
+    def left() -> Left:
+        disks = store.get("/api/v1/disks")["disks"]
+        disk = next((each for each in disks if each["disk"] == number), {"files": 0, "bytes": 0})
+        return Left(disk["files"], disk["bytes"])
+
+    if seconds:
+        wait_empty(f"disk {number}", left, seconds, "objstore disk list")
 
 
 @disk_app.command("remove")

@@ -1,6 +1,7 @@
 """`objstore status`, `doctor`, `health`, `upkeep`, and `token`: how the store is."""
 
 from typing import Annotated
+from urllib.parse import urlencode
 
 import typer
 
@@ -51,6 +52,27 @@ def health(
     facts = answer if isinstance(answer, dict) else {"status": answer}
     store.tell(str(facts.get("status", facts)), facts)
     raise SystemExit(OK if code == 200 else FAILURE)
+
+
+@asks
+def safe_to_stop(
+    store: Store,
+    what: Annotated[
+        list[str], typer.Argument(help="Machines by name or id, disks by number.", metavar="NODE|DISK...")
+    ],
+) -> None:
+    """Whether these can stop now, all at once, without a client noticing.
+
+    Exit code 0: every volume stays readable, writes and metadata go on. 1: they do not, and why."""
+    found = store.get("/api/v1/safe-to-stop?" + urlencode([("what", name) for name in what]))
+    if not store.show_whole(found):
+        named = " ".join(what)
+        print(f"{named}: safe to stop now" if found["safe"] else f"{named}: not safe to stop now")
+        for reason in found["reasons"]:
+            print(f"  {reason}")
+        for note in found["notes"]:
+            print(f"  note: {note}")
+    raise SystemExit(OK if found["safe"] else FAILURE)
 
 
 def token(data: DataOption = None, config: ConfigOption = None) -> None:

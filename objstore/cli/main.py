@@ -99,6 +99,7 @@ for command in (
     health.upkeep,
     health.doctor,
     health.health,
+    health.safe_to_stop,
     health.token,
     durability,
 ):

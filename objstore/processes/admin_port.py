@@ -28,6 +28,7 @@ from objstore.processes.disks import DiskSet
 from objstore.processes.engine import is_shared
 from objstore.processes.parts import Parts
 from objstore.processes.salvage_copies import Copies
+from objstore.processes.stopping import Stopping
 from objstore.upkeep.service import Service
 
 log = logging.getLogger(__name__)
@@ -61,6 +62,14 @@ def key_facts(access_key: str, record: AccessKeyRecord) -> dict[str, Any]:
     }
 
 
+def _rebalance_words(status: dict[str, Any]) -> str:
+    if status["left"]:
+        return f"{status['left']} files ({status['left_bytes']} bytes) to move"
+    if status["misplaced"]:
+        return f"{status['misplaced']} volumes do not lie as the layout says"
+    return "even" if status["even"] else "uneven"
+
+
 def _time(us: int) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(us / 1e6))
 
@@ -69,10 +78,17 @@ class AdminPort:
     """What the admin port's functions are, over this process's parts."""
 
     def __init__(
-        self, parts: Parts, directory: Directory, service: Service, copies: Copies, disk_set: DiskSet
+        self,
+        parts: Parts,
+        directory: Directory,
+        service: Service,
+        copies: Copies,
+        disk_set: DiskSet,
+        stopping: Stopping,
     ) -> None:
         self._copies = copies
         self._disk_set = disk_set
+        self._stopping = stopping
         self._service = service
         self._parts = parts
         self._directory = directory
@@ -98,6 +114,7 @@ class AdminPort:
             remove_disk=self.remove_disk,
             prospect_of_disk=self._disk_set.prospect,
             forget_disk=self._disk_set.forget,
+            safe_to_stop=self._stopping.judge,
             volumes=self.volumes,
             volume=self.volume,
             check_volumes=self.check_volumes,
@@ -349,6 +366,7 @@ class AdminPort:
                 },
                 "stored_bytes": upkeep["live_bytes"],
                 "files_to_move": upkeep["repair"]["moving"] - upkeep["repair"]["moved"],
+                "rebalance": _rebalance_words(upkeep["rebalance"]),
                 "damaged_files": upkeep["repair"]["found"] - upkeep["repair"]["repaired"],
                 **{f"alarm: {name}": words for name, words in upkeep["alarms"].items()},
             },
@@ -450,6 +468,7 @@ class AdminPort:
             ((state,), [count]) for state, count in found["volumes"].items()
         ]
         live, stored = found["live_bytes"], found["payload_bytes"]
+        rebalance = found["rebalance"]
         return [
             Family("volumes", "gauge", "Volumes by state.", ("state",), (), volumes),
             gauge("capacity_used_bytes", "Bytes of objects and parts, uncoded.", live),
@@ -459,6 +478,22 @@ class AdminPort:
                 "repair_queue_files",
                 "Fragment files found damaged and not rebuilt.",
                 repair["found"] - repair["repaired"],
+            ),
+            gauge(
+                "drain_files",
+                "Fragment files on disks that are to be emptied.",
+                repair["moving"] - repair["moved"],
+            ),
+            gauge("misplaced_volumes", "Volumes that do not lie as the layout says.", rebalance["misplaced"]),
+            gauge("rebalance_files", "Fragment files of the last plan not moved yet.", rebalance["left"]),
+            gauge("rebalance_bytes", "Bytes of those files.", rebalance["left_bytes"]),
+            counter("rebalance_moved_files", "Fragment files that were moved.", rebalance["moved"]),
+            counter("rebalance_moved_bytes", "Bytes of files that were moved.", rebalance["moved_bytes"]),
+            counter("rebalance_failures", "Moves that failed.", rebalance["failed"]),
+            gauge(
+                "disk_fill_spread",
+                "Between the fullest disk and the emptiest of a pool or site, as a share of a disk.",
+                rebalance["fullest"] - rebalance["emptiest"],
             ),
             gauge("endangered_volumes", "Volumes that can lose no disk.", repair["endangered"]),
             gauge("lost_stripes", "Stripes that nothing can rebuild.", repair["lost_stripes"]),

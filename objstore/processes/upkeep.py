@@ -39,6 +39,7 @@ from objstore.processes.replication import Sites
 from objstore.processes.residency import Residency
 from objstore.processes.salvage_copies import Copies
 from objstore.processes.spec import Spec
+from objstore.processes.stopping import Stopping
 from objstore.upkeep.compaction import CompactionRules
 from objstore.upkeep.rebalance import RebalanceRules
 from objstore.upkeep.service import Periods, Service
@@ -76,7 +77,8 @@ async def _serve(
     service = _service(parts)
     copies = Copies(parts)
     disk_set = DiskSet(parts, link)
-    port = AdminPort(parts, directory, service, copies, disk_set)
+    stopping = Stopping(parts, service)
+    port = AdminPort(parts, directory, service, copies, disk_set, stopping)
     registry.include(port.own_families)
     sites = Sites(parts, service)
     registry.include(sites.families)
@@ -104,9 +106,11 @@ async def _serve(
     gateway = None
     if cluster_sockets:
         from objstore.processes.cluster_gateway import ClusterGateway  # Loads x509, as above.
+        from objstore.processes.nodes import NodeSet
 
         gateway = ClusterGateway(parts, cluster_sockets, lambda: service.leads)
-        admin = replace(admin, clustered=gateway.admin())
+        nodes = NodeSet(parts, disk_set, stopping, gateway.members, gateway.remove)
+        admin = replace(admin, clustered=gateway.admin(), nodes=nodes.admin())
         await gateway.start()
         if not is_shared(spec):
             from objstore.processes.founder import remove_predecessors

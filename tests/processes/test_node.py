@@ -27,6 +27,7 @@ from objstore.processes.dev import LocalCluster, Process
 from objstore.processes.founding import init
 from objstore.processes.joining import NoGateway
 from objstore.processes.node import NodeDisk
+from tests.processes.test_gateway import check, request, store
 from tests.server import run_command, wait_gone
 
 CLUSTER = bytes(range(16))
@@ -382,6 +383,49 @@ def test_the_authority_is_renewed_under_running_processes(cluster: LocalCluster)
     for name, child in state(cluster.gateway)["children"].items():
         assert child["restarts"] == restarts[name], f"{name} was restarted for it: {cluster.gateway.words()}"
     cluster.wait_for_disks(3)
+
+
+def test_a_node_is_emptied_used_again_and_stops_only_where_it_may(cluster: LocalCluster) -> None:
+    assert request(cluster, "PUT", "/bucket")[0] == 200
+    store(cluster, range(1, 6))
+    until(lambda: safe(cluster, "node-1") == 0, "node-1 is not safe to stop", cluster.gateway)
+    refused = command(cluster, "safe-to-stop", "node-1", "node-2", check=False)
+    assert refused.returncode == 1
+    assert "not safe to stop now" in refused.stdout
+    assert "volumes could not be read" in refused.stdout
+    assert command(cluster, "safe-to-stop", "nobody", check=False).returncode == 1
+
+    refused = command(cluster, "node", "remove", "node-3", check=False)
+    assert refused.returncode == 4
+    assert "objstore node drain node-3 --wait" in refused.stderr
+    said = command(cluster, "node", "drain", "node-3", "--wait", "--timeout", "60")
+    assert "node node-3: " in said.stderr
+    [row] = [row for row in nodes(cluster) if row["name"] == "node-3"]
+    assert (row["state"], row["files"]) == ("empty", 0)
+    check(cluster, range(1, 6))
+    [shown] = json.loads(command(cluster, "node", "show", "node-3", "-o", "json").stdout)
+    assert [disk["state"] for disk in shown["disks"]] == ["draining"]
+    refused = command(cluster, "node", "drain", "node-2", check=False)
+    assert refused.returncode == 4
+    assert "only 1 disks take writes; 2 are needed" in refused.stderr
+    command(cluster, "node", "undrain", "node-3")
+    [row] = [row for row in nodes(cluster) if row["name"] == "node-3"]
+    assert row["state"] == "joined"
+
+    refused = command(cluster, "node", "remove", "node-1", "--force", check=False)
+    assert refused.returncode == 4
+    assert "fragment files" in refused.stderr
+    assert "not confirmed" in refused.stderr
+
+
+def safe(cluster: LocalCluster, *names: str) -> int:
+    code: int = command(cluster, "safe-to-stop", *names, check=False).returncode
+    return code
+
+
+def nodes(cluster: LocalCluster) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads(command(cluster, "node", "list", "-o", "json").stdout)
+    return found
 
 
 def test_nodes_join_serve_come_back_and_are_removed(cluster: LocalCluster) -> None:
