@@ -2,7 +2,7 @@
 
 It passes bytes between a port of its own and another one. `cut` ends a connection at an exact byte: of a
 request before the node has it all, or of an answer before the gateway has it. Nothing in it depends on time,
-but `rate`.
+but `rate` and `delay_s`.
 """
 
 import asyncio
@@ -25,6 +25,7 @@ class Proxy:
 
     Attributes:
         rate: bytes a second and direction, on each connection; 0: as fast as it goes.
+        delay_s: how long what comes from the far side is held up, on each connection.
         passed: bytes that went (to the node, from the node).
         on_cut: called when a connection was cut.
     """
@@ -33,6 +34,7 @@ class Proxy:
         self.target = target
         self.port = 0
         self.rate = 0
+        self.delay_s = 0.0
         self.passed = [0, 0]
         self.cuts = 0
         self._stopped = False
@@ -131,6 +133,8 @@ class Proxy:
                 await self._open.wait()
                 if self.rate:
                     await asyncio.sleep(len(data) / self.rate)
+                if self.delay_s and not up:
+                    await asyncio.sleep(self.delay_s)
                 passing = self._judge(len(data), up=up)
                 if passing:
                     writer.write(data[:passing])

@@ -94,12 +94,17 @@ class Racing:
             self._slowness.took(disk.number, size, self._clock.monotonic() - began, ended=ended)
 
     async def hedged(
-        self, first: Coroutine[Any, Any, T], second: Callable[[], Coroutine[Any, Any, T]], size: int
+        self,
+        first: Coroutine[Any, Any, T],
+        second: Callable[[], Coroutine[Any, Any, T]],
+        size: int,
+        failed_late: Callable[[Exception], None],
     ) -> T:
         """The outcome of `first`; of `second`, begun when the first is late, if that has a result before.
 
         Args:
             size: bytes that the first reads.
+            failed_late: told how the first failed, if that was after it had lost.
         """
         loop = asyncio.get_running_loop()
         task = loop.create_task(first)
@@ -125,7 +130,7 @@ class Racing:
             return task.result()
         if _has_result(rival):
             self.counters.won += 1
-            self._leave(task, size)
+            self._leave(task, size, failed_late)
             return rival.result()
         self.counters.failed += 1
         _cancel(rival)
@@ -223,14 +228,21 @@ class Racing:
             pass
         return self._slowness.probed(disk.number, PROBE_SIZE, seconds)
 
-    def _leave(self, task: "asyncio.Task[Any]", size: int) -> None:
+    def _leave(
+        self, task: "asyncio.Task[Any]", size: int, failed_late: Callable[[Exception], None] = lambda _: None
+    ) -> None:
         """A read that lost: let it show how late it is, and no longer."""
-        if task.done() or len(self._stragglers) >= STRAGGLERS_MAX:
-            _cancel(task)
-            return
+
+        def end(task: "asyncio.Task[Any]") -> None:
+            self._stragglers.discard(task)
+            failure = None if task.cancelled() else task.exception()
+            if isinstance(failure, UNREADABLE):
+                failed_late(failure)
+
+        if not task.done() and len(self._stragglers) >= STRAGGLERS_MAX:
+            task.cancel()
         self._stragglers.add(task)
-        task.add_done_callback(self._stragglers.discard)
-        task.add_done_callback(_look)
+        task.add_done_callback(end)
         asyncio.get_running_loop().call_later(self._slowness.limit(size), task.cancel)
 
 

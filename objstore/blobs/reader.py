@@ -33,7 +33,7 @@ from objstore.blobs.stripes import slices
 from objstore.blobs.volumes import FindDisks, Ledger, VolumeRecord, no_others
 from objstore.clock import Clock, SystemClock
 from objstore.codec.reed_solomon import Codec
-from objstore.errors import Corrupt, DiskMissing, Unavailable
+from objstore.errors import Corrupt, DiskMissing, StoreError, Unavailable
 from objstore.extents import Extent
 from objstore.node.disk import Disk, DiskState
 from objstore.node.fragments import RangeRead, Seal, block_size, covering_size
@@ -47,6 +47,7 @@ KIB: Final = 1024
 MIB: Final = 1024 * KIB
 KEPT_BUFFER_MIN: Final = 64 * KIB  # Bytes: smaller ones malloc keeps by itself.
 SEQUENTIAL_MAX: Final = 128 * KIB  # Bytes of a range whose parts, if cached, are read one after another.
+NOTES_MAX: Final = 16  # Under way at once; what is damaged is met again.
 KEPT_LOOKS: Final = 8  # Kept buffers tried before a new one is made.
 
 
@@ -134,6 +135,7 @@ class BlobReader:
         self._racing = Racing(self.slowness, self._clock, deadline_s=limits.deadline_s)
         self.hedges = self._racing.counters
         self._hints: deque[Hint] = deque(maxlen=limits.hints)
+        self._notes: set[asyncio.Task[None]] = set()
         self._open_streams = 0
         self._waited = 0  # Disk reads that the page cache did not have.
         self._buffers = _Buffers(limits.kept)
@@ -304,7 +306,10 @@ class BlobReader:
                 self.counters.avoided_reads += 1
                 return found
             return await self._racing.hedged(
-                self._wait_for(disk, plan, record, index, length), others, length
+                self._wait_for(disk, plan, record, index, length),
+                others,
+                length,
+                lambda failure: self._note_aside(record, extent, [(index, failure)]),
             )
         except UNREADABLE as failure:
             return await self._recover(record, extent, index, begin, length, failure)
@@ -394,11 +399,7 @@ class BlobReader:
         """A range of a fragment that nothing may be wrong with, decoded from k others. Raises: UNREADABLE."""
         first, span = _blocks(extent, begin, length)
         survivors, failures = await self._survivors(record, extent, index, first, span)
-        if any(isinstance(failure, DAMAGE) for _, failure in failures):
-            fresh = await self._ledger.get(record.id, fresh=True)
-            if fresh.disks == record.disks:  # Otherwise they have only moved.
-                for other, failure in failures:
-                    self._count(record, extent, other, failure)
+        self._note_aside(record, extent, failures)
         if len(survivors) < record.k:
             raise Unavailable(f"{len(survivors)} of {record.k} fragments")
         rebuilt = await self._decode(record, survivors, index, span)
@@ -466,6 +467,28 @@ class BlobReader:
                 self._threads, codec.rebuild, survivors, [index]
             )
         return memoryview(rebuilt[index])
+
+    def _note_aside(
+        self, record: VolumeRecord, extent: Extent, failures: Sequence[tuple[int, Exception]]
+    ) -> None:
+        """Damage that a read met and did not need to know of: for repair, if it is any."""
+        damaged = [(index, failure) for index, failure in failures if isinstance(failure, DAMAGE)]
+        if damaged and len(self._notes) < NOTES_MAX:
+            note = asyncio.get_running_loop().create_task(self._note(record, extent, damaged))
+            self._notes.add(note)
+            note.add_done_callback(self._notes.discard)
+
+    async def _note(
+        self, record: VolumeRecord, extent: Extent, damaged: Sequence[tuple[int, Exception]]
+    ) -> None:
+        try:
+            fresh = await self._ledger.get(record.id, fresh=True)
+        except StoreError as unread:
+            log.warning("damage not noted", extra={"volume": record.id, "failure": str(unread)})
+            return
+        if fresh.disks == record.disks:  # Otherwise it may only have moved.
+            for index, failure in damaged:
+                self._count(record, extent, index, failure)
 
     def _count(self, record: VolumeRecord, extent: Extent, index: int, failure: Exception) -> None:
         if isinstance(failure, Corrupt):

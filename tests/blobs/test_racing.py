@@ -106,6 +106,15 @@ async def test_what_a_disk_is_late_with_is_read_from_others(one: Late) -> None:
     assert one.reader.take_hints() == []
 
 
+async def test_what_is_late_and_rotten_besides_is_noted(one: Late) -> None:
+    one.disks[0].flip(one.extent.volume, 0, one.extent.offset + 100)
+    one.hold(0)
+    await one.read()
+    one.let_go(0)
+    await turns()
+    assert [hint.fragment for hint in one.reader.take_hints()] == [0]
+
+
 async def test_of_a_disk_that_answers_before_the_others_its_answer_is_taken(one: Late) -> None:
     one.hold(*range(6))
     reading = asyncio.ensure_future(one.read())
@@ -253,6 +262,7 @@ async def test_a_slow_disk_is_read_where_others_turn_out_to_be_rotten(one: Late)
     await one.read()
     assert one.asked(0) == 1
     assert one.reader.counters.failed_reads == 0
+    await turns()
     assert sorted(hint.fragment for hint in one.reader.take_hints()) == [1, 2, 3], "and that is for repair"
 
 
@@ -275,6 +285,7 @@ async def test_a_file_that_has_moved_is_no_damage_for_reads_around_a_slow_disk()
     one.disks[1].lose(record.id, 1)
     one.eject(0)
     await one.read()
+    await turns()
     assert one.asked(0) == 0
     assert one.reader.take_hints() == []
 
