@@ -23,6 +23,7 @@ from objstore.metrics import Family, Labels
 from objstore.objects import replicas, replication
 from objstore.objects.buckets import check_bucket_name
 from objstore.objects.changes import replica_of, replication_of
+from objstore.objects.placing import policy_of_bucket
 from objstore.processes.parts import Parts
 from objstore.s3.replica_client import ReplicaClient, check_endpoint
 from objstore.upkeep.replication import Replication, Rules, Sender
@@ -57,6 +58,7 @@ class Sites:
         self._replication = Replication(
             replace(parts.store, kv=service.context.kv),
             self._connect,
+            self._check_residency,
             Rules(keys_at_once=config.keys_at_once, bytes_per_second=config.bytes_per_second),
         )
         self._rows: list[Json] = []  # As of the last count: what the metrics show.
@@ -98,6 +100,22 @@ class Sites:
     def _connect(self, name: str, record: BucketRecord, config: ReplicationRecord) -> ReplicaClient:
         secret = self._box.open(secret_context(record.id), config.secret)
         return ReplicaClient(config, secret, tls=self._trusted())
+
+    async def _check_residency(self, record: BucketRecord, config: ReplicationRecord) -> None:
+        """Bytes leave a bucket's sites by replication no more than in any other way.
+
+        Asked before every session: the bucket's policy and the layout may change at any time.
+
+        Raises: BadArgument.
+        """
+        policy = (await self._store.ledger.layout()).policy(policy_of_bucket(record))
+        if policy.sites and config.site not in policy.sites:
+            where = f"site {config.site}" if config.site else "a site that was not named (--site)"
+            raise BadArgument(
+                f"policy {policy.name} keeps it in {', '.join(policy.sites)}, its target is in {where}",
+                name="site",
+                value=config.site,
+            )
 
     def _trusted(self) -> ssl.SSLContext | None:
         """Read anew each time: certificates are replaced while a store runs. Raises: BadArgument."""
@@ -229,7 +247,6 @@ class Sites:
         overwrite = given.get("overwrite") == "yes"
         trusted = self._trusted()
         _, before = await replication.bucket_of(self._store, bucket)
-        await self._check_site(before, given.get("site", ""))
         old = replication_of(before)
         same = old is not None and (old.endpoint, old.bucket) == (endpoint, given["bucket"])
 
@@ -244,6 +261,7 @@ class Sites:
                 since_us=old.since_us if old is not None and same else self._store.clock.now_us(),
             )
 
+        await self._check_residency(before, make(before))
         noted = await replication.set_target(self._store, bucket, make, resync=False)
         client = ReplicaClient(noted, given["secret_key"], tls=trusted)
         source = replicas.Source(
@@ -263,12 +281,6 @@ class Sites:
         fresh = not same or old is None or old.generation != generation
         await replication.set_target(self._store, bucket, lambda record: attached, resync=fresh)
         return await self._source(bucket)
-
-    async def _check_site(self, record: BucketRecord, site: str) -> None:
-        """Bytes leave the bucket's allowed sites by replication no more than in any other way.
-
-        Raises: BadArgument.
-        """
 
     async def remove(self, bucket: str) -> Json:
         dropped = await replication.remove_target(self._store, bucket)

@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Final
 
-from objstore.errors import StoreError
+from objstore.errors import Rejected, StoreError
 from objstore.meta.schema import BucketRecord, ReplicationRecord
 from objstore.objects import replication
 from objstore.objects.changes import replication_of
@@ -35,6 +35,9 @@ IDLE_S: Final = 5.0  # After a session in which every key had to wait.
 Connect = Callable[[str, BucketRecord, ReplicationRecord], Target]
 """The target of a bucket, by its name, record and replication. Raises: Corrupt (the secret does not open)."""
 
+Check = Callable[[BucketRecord, ReplicationRecord], Awaitable[None]]
+"""Whether the bucket may be sent there. Raises: Rejected."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rules:
@@ -49,11 +52,18 @@ class Sender:
     """One bucket's: when to send, and how it went."""
 
     def __init__(
-        self, store: Store, name: str, connect: Connect, turns: asyncio.Semaphore, pace: Pace
+        self,
+        store: Store,
+        name: str,
+        connect: Connect,
+        check: Check,
+        turns: asyncio.Semaphore,
+        pace: Pace,
     ) -> None:
         self._store = store
         self._name = name
         self._connect = connect
+        self._check = check
         self._turns = turns
         self._pace = pace
         self._failing = Failing(store.clock, store.randomness)
@@ -93,7 +103,7 @@ class Sender:
             log.warning("replication of bucket %s: %s", self._name, words)
         self.sent.failures += 1
         self.sent.last_failure = words
-        self.refused = isinstance(failure, TargetRefuses)
+        self.refused = isinstance(failure, (TargetRefuses, Rejected))
         self._wait_s = REFUSED_S if self.refused else longer(self._wait_s, self._store.randomness)
         self._due = self._store.clock.monotonic() + self._wait_s
 
@@ -103,6 +113,7 @@ class Sender:
         config = replication_of(record)
         if config is None or not config.generation or not await self._has_work(record.id):
             return False
+        await self._check(record, config)
         target = self._connect(self._name, record, config)
         try:
             await target.open()
@@ -133,9 +144,12 @@ class Sender:
         return len(some) == PAGE_CHANGES or any(self._failing.is_due(one.key) for one in some)
 
     async def _still(self, config: ReplicationRecord) -> bool:
-        """Whether the bucket still has this very target."""
+        """Whether the bucket still has this very target. Raises: Rejected: it may no longer be sent there."""
         _, record = await replication.bucket_of(self._store, self._name)
-        return replication_of(record) == config
+        if replication_of(record) != config:
+            return False
+        await self._check(record, config)
+        return True
 
 
 class Replication:
@@ -145,6 +159,7 @@ class Replication:
         self,
         store: Store,
         connect: Connect,
+        check: Check,
         rules: Rules = DEFAULT_RULES,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
@@ -154,6 +169,7 @@ class Replication:
         """
         self._store = store
         self._connect = connect
+        self._check = check
         self._turns = asyncio.Semaphore(rules.keys_at_once)
         self._pace = Pace(rules.bytes_per_second, store.clock, sleep)
         self._tasks: dict[str, asyncio.Task[None]] = {}
@@ -171,7 +187,7 @@ class Replication:
             sender = self.senders.get(name)
             if sender is None:
                 sender = self.senders[name] = Sender(
-                    self._store, name, self._connect, self._turns, self._pace
+                    self._store, name, self._connect, self._check, self._turns, self._pace
                 )
             if sender.is_due():
                 self._tasks[name] = asyncio.get_running_loop().create_task(

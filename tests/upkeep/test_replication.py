@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from objstore.errors import BucketIsReplica, BucketReplicates, NoSuchKey, StoreError
+from objstore.errors import BadArgument, BucketIsReplica, BucketReplicates, NoSuchKey, StoreError
 from objstore.iam.principal import Mirror
 from objstore.meta.kv import counter
 from objstore.meta.schema import (
@@ -79,6 +79,7 @@ class Pair:
         self.far_who = Principal(tenant="far", user="far-user", access_key_id=self.keys["far"]["access_key"])
         self.fails: Callable[[str], str] = lambda call: ""
         self.targets: list[Cut] = []
+        self.forbidden = ""  # Why the bucket may not be sent where it is sent.
 
     async def open(self) -> None:
         self.runner = await start(self.far, self.keys)
@@ -88,7 +89,11 @@ class Pair:
 
     def new_sender(self) -> Sender:
         pace = Pace(1e12, self.near.clock)
-        return Sender(self.near, "near", self.connect, asyncio.Semaphore(8), pace)
+        return Sender(self.near, "near", self.connect, self.check, asyncio.Semaphore(8), pace)
+
+    async def check(self, record: BucketRecord, config: ReplicationRecord) -> None:
+        if self.forbidden:
+            raise BadArgument(self.forbidden)
 
     def client(self, config: ReplicationRecord) -> ReplicaClient:
         return ReplicaClient(config, self.keys["far"]["secret_key"])
@@ -370,6 +375,21 @@ async def test_a_promotion_ends_a_session_that_is_sending(pair: Pair) -> None:
     await sending.close()
     with pytest.raises(NoSuchKey):
         await find_object(pair.far, pair.far_who, "far", "k")
+
+
+async def test_nothing_is_sent_any_more_where_the_buckets_policy_no_longer_allows_it(pair: Pair) -> None:
+    await pair.replicate()
+    await pair.send()
+    await pair.put("k", b"1")
+    pair.forbidden = "policy only-a keeps the bucket in a"
+    connections = len(pair.targets)
+    await pair.sender.serve()
+    assert pair.sender.refused
+    assert "keeps the bucket in a" in pair.sender.sent.last_failure
+    assert len(pair.targets) == connections, "the target was not even spoken to"
+    pair.forbidden = ""
+    await pair.send()
+    await assert_equal(pair)
 
 
 async def test_replicas_have_no_replicas_and_no_loop_can_be_made(pair: Pair) -> None:
