@@ -22,9 +22,8 @@ from typing import Final
 from objstore.durability.model import DISKS, HOURS_A_YEAR, LATENT, Model
 from objstore.errors import BadArgument
 
-FORCED: Final = (
-    0.85  # Chance of a failure before the next repair. Intervals are widest for both 0.6 and 0.95.
-)
+# Chance of a failure before the next repair. Intervals are wider for both 0.6 and 0.95.
+FORCED: Final = 0.85
 EVENTS_MAX: Final = 20_000  # In one cycle. Beyond it repair never catches up, and loss is no rare event.
 HITS_MIN: Final = 50  # Fewer losses than that, of equal weight, and the interval is not to be trusted.
 NORMAL_95: Final = 1.959964  # A normal distribution has 95% of itself within so many standard deviations.

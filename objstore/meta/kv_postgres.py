@@ -46,9 +46,8 @@ from objstore.meta.spill import CHECKSUM_SIZE
 log = logging.getLogger(__name__)
 
 VERSION_MIN = 13_00_00
-BATCH_COUNT_MAX = (
-    512  # Mini-transactions in a batch: about 40 ms of the server's time, while others wait for its locks.
-)
+# Mini-transactions in a batch: about 40 ms of the server's time, while others wait for its locks.
+BATCH_COUNT_MAX = 512
 BATCH_SIZE_MAX = 8 * 1024 * 1024  # Bytes; twice that on the wire.
 QUEUE_COUNT_MAX = 10_000  # Commits that wait or are under way.
 QUEUE_SIZE_MAX = 64 * 1024 * 1024  # Bytes.
@@ -229,9 +228,8 @@ class PostgresKv:
         self._failure = "not connected yet"
         self._wake = asyncio.Event()
         self._ready = asyncio.Event()
-        self._refusal: StoreError | None = (
-            None  # The database is not ours, or not fit: connecting again is no use.
-        )
+        # The database is not ours, or not fit: connecting again is no use.
+        self._refusal: StoreError | None = None
         self._task: asyncio.Task[None] | None = None
         self._ticker: asyncio.TimerHandle | None = None
         self._loop: asyncio.AbstractEventLoop | None = None

@@ -13,7 +13,6 @@ Blocking, each exchange within a limit: a supervisor calls it before it forks, a
 import contextlib
 import functools
 import http.client
-import os
 import random
 import socket
 import ssl
@@ -42,7 +41,7 @@ from objstore.node.authority import (
     name_of,
     read_token,
 )
-from objstore.node.identity import read_whole, sync_directory, write_new
+from objstore.node.identity import read_whole
 from objstore.node.membership import (
     ANSWER_SIZE_MAX,
     JOIN_PATH,
@@ -71,7 +70,7 @@ from objstore.node.tls import (
     save_trust,
     unverified_context,
 )
-from objstore.processes.cluster import CannotStart
+from objstore.processes.cluster import CannotStart, save
 
 LIMIT_S: Final = 10.0  # For one step of an exchange: connecting, sending, the next bytes of the answer.
 WHOLE_LIMIT_S: Final = 30.0  # For a whole exchange.
@@ -282,9 +281,7 @@ def _own_key(directory: Path) -> ec.EllipticCurvePrivateKey:
         key = make_key()
     except (OSError, ValueError, Corrupt) as failure:
         raise CannotJoin(f"{place} cannot be read ({failure}): remove it") from None
-    write_new(place + ".new", key_to_pem(key).encode(), OS)
-    os.replace(place + ".new", place)
-    sync_directory(str(directory), OS)
+    save(directory, KEY_NAME, key_to_pem(key).encode())
     return key
 
 

@@ -56,7 +56,7 @@ def send(end: socket.socket, message: Message) -> bool:
 
 
 def receive(end: socket.socket) -> list[Message]:
-    """What has arrived, in order; nothing once the other end is gone (`poll` then reports its death)."""
+    """What has arrived, in order. Nothing, although the end was readable: the other one is gone."""
     messages = []
     with contextlib.suppress(OSError):
         while content := end.recv(MESSAGE_SIZE_MAX):

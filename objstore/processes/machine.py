@@ -16,7 +16,7 @@ import traceback
 from pathlib import Path
 
 from objstore.config import Config, host_and_port
-from objstore.processes.cluster import CannotStart
+from objstore.processes.cluster import LOCK_WAIT_S, CannotStart
 from objstore.processes.logs import set_up_logging
 
 SOCKET_PATH_MAX = 80  # Bytes; the kernel takes 107, and /committer-metrics.sock has 23.
@@ -46,7 +46,7 @@ _held: list[int] = []  # Locks for the life of this process and of its children.
 def only_one(run_directory: Path) -> None:
     """Take the data directory for this process and its children. Raises: CannotStart."""
     fd = os.open(run_directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    limit = time.monotonic() + 3.0  # After kill -9 of the last supervisor its children are just ending.
+    limit = time.monotonic() + LOCK_WAIT_S
     while True:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)

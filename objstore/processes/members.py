@@ -107,9 +107,8 @@ class Members:
     epoch: Callable[[], Awaitable[int]]
     data: Path | None = None
     known: Authority | None = None  # The newest authority seen.
-    sole: bool = (
-        False  # With a journal there is one gateway: who runs is it, and it may be called as the last.
-    )
+    # With a journal there is one gateway: who runs is it, and it may be called as the last.
+    sole: bool = False
     randomness: Randomness = os.urandom
     _bundle: bytes = b""  # The record that `known` was read from.
 

@@ -134,7 +134,7 @@ def serve_node(loaded: Loaded, token: str) -> int:
 
     return Supervisor(
         run_directory=run_directory,
-        committer=lambda link, died: uvloop.run(_serve(link, spec, sockets)),
+        first_main=lambda link, died: uvloop.run(_serve(link, spec, sockets)),
         others={},
         first="server",
         first_stop_seconds=config.server.drain_seconds + STOP_SECONDS,

@@ -134,7 +134,7 @@ def serve(
     workers = {name: worker(name) for name in names}
     return Supervisor(
         run_directory=run_directory,
-        committer=upkeep if shared else lambda link, died: committer.run(link, died, spec),
+        first_main=upkeep if shared else lambda link, died: committer.run(link, died, spec),
         others=workers if shared else {"upkeep": upkeep, **workers},
         first="upkeep" if shared else "committer",
         drain_seconds=config.server.drain_seconds,

@@ -1,7 +1,8 @@
 """The supervisor: locks the disks, starts the children, replaces what dies, ends in order.
 
 It never maps LMDB, runs no event loop and no thread: so it may fork, and a child begins in
-milliseconds with every module already loaded. Children begin in `children.py`.
+milliseconds with every module already loaded. What a child does is its module's (`committer.py`, `upkeep.py`,
+`worker.py`); a storage node has one child, its server.
 
     committer      first; it recovers before it says that it is ready
     upkeep         admin port, metrics, background services
@@ -70,12 +71,12 @@ class Child:
 class Supervisor:
     """`run` returns the exit code. `announce` gets lines for the operator, `log` fields for the log.
 
-    The first child (`first`: its name) starts alone, ends last, and may take its time; a storage node has
-    only that one.
+    The first child starts alone, ends last, and may take its time: the committer, the upkeep where no
+    committer is needed, or a storage node's server.
     """
 
     run_directory: Path
-    committer: ChildMain
+    first_main: ChildMain
     others: Mapping[str, ChildMain]
     drain_seconds: float
     announce: Callable[[str], None]
@@ -83,10 +84,10 @@ class Supervisor:
     on_ready: Callable[[], None]  # Once, when every child is ready for the first time.
     on_stop: Callable[[], None]  # Before the children are asked to stop: closes the listening sockets.
     close_in_child: Callable[[str], None]  # Closes what a child must not hold, given its name.
-    prepare: Callable[[], None] = lambda: None  # Work to do while the committer recovers: imports.
+    prepare: Callable[[], None] = lambda: None  # Work to do while the first child recovers: imports.
     change_disks: Callable[[str], tuple[str, bool]] = lambda text: ("this store's disks do not change", False)
     facts: dict[str, object] = field(default_factory=dict)  # Goes into state.json as it is.
-    first: str = "committer"
+    first: str = "committer"  # Its name.
     first_stop_seconds: float = COMMITTER_STOP_SECONDS
     _children: dict[str, Child] = field(default_factory=dict)
     _selector: selectors.BaseSelector = field(default_factory=selectors.DefaultSelector)
@@ -104,7 +105,7 @@ class Supervisor:
         for number in (signal.SIGCHLD, signal.SIGHUP):
             signal.signal(number, lambda *_: None)  # Only wakes the selector.
         self._selector.register(self._wakeup[0], selectors.EVENT_READ)
-        self._children[self.first] = Child(self.first, self.committer, PATIENCE)
+        self._children[self.first] = Child(self.first, self.first_main, PATIENCE)
         for name, main in self.others.items():
             self._children[name] = Child(name, main, 1 if name.startswith("worker") else PATIENCE)
         self._start(self._children[self.first], time.monotonic())
@@ -127,16 +128,16 @@ class Supervisor:
         return due or [time.monotonic() + PROBE_SECONDS]
 
     def _start_due(self, now: float) -> None:
-        committed = self._children[self.first].ready
+        recovered = self._children[self.first].ready
         for child in self._children.values():
             if (
                 not self._was_ready
-                and committed
+                and recovered
                 and child.start_at is None
                 and child.restarts == 0
                 and not child.pid
             ):
-                child.start_at = now  # The committer has recovered: everyone else for the first time.
+                child.start_at = now  # Everyone else for the first time.
             if child.start_at is not None and child.start_at <= now:
                 self._start(child, now)
 
@@ -300,11 +301,11 @@ class Supervisor:
             child.last_death, child.died = f"{child.died}, {how}" if child.died else how, ""
             if self._stopping:
                 continue
-            committer = self._children[self.first]
-            if "SIGBUS" in how and child is not committer and committer.pid:
+            first = self._children[self.first]
+            if "SIGBUS" in how and child is not first and first.pid:
                 # Only LMDB's file is mapped: its pages cannot be read. The committer that takes over
                 # does not trust it and builds it again, on another disk.
-                self._kill(committer, f"SIGBUS in {child.name}: the metadata state cannot be read")
+                self._kill(first, f"SIGBUS in {child.name}: the metadata state cannot be read")
             child.restarts += not renewed
             pause = PAUSES[min(child.in_a_row, len(PAUSES) - 1)] if child.in_a_row > 1 else 0.0
             child.start_at = now + pause
@@ -329,14 +330,14 @@ class Supervisor:
             self._stopping += 1
 
     def _stop(self) -> int:
-        """Workers and upkeep first, then the committer: what they drain can still commit."""
+        """The first child ends last: what the others drain can still commit."""
         self.on_stop()
         if self._was_ready:
             self.announce(
                 "Stopping: no new connections, waiting for requests under way (Ctrl-C to stop at once)."
             )
-        first = [child for child in self._children.values() if child.name != self.first]
-        clean = self._end(first, self.drain_seconds + 5.0)
+        others = [child for child in self._children.values() if child.name != self.first]
+        clean = self._end(others, self.drain_seconds + 5.0)
         clean &= self._end([self._children[self.first]], self.first_stop_seconds)
         (self.run_directory / "state.json").unlink(missing_ok=True)
         if self._failed:

@@ -20,7 +20,7 @@ import msgspec
 
 from objstore.clock import Clock
 from objstore.errors import StoreError
-from objstore.meta.kv import Kv, Transaction, prefix_end
+from objstore.meta.kv import Kv, Transaction, pages, prefix_end
 from objstore.meta.schema import claim_key
 
 log = logging.getLogger(__name__)
@@ -94,15 +94,12 @@ class Writers:
         """Read every writer's record; forget those of the long dead. Raises: StoreError."""
         now = self._clock.monotonic()
         found: dict[bytes, tuple[bytes, float]] = {}
-        start = _PREFIX
-        while len(found) < WRITERS_MAX:
-            pairs = await self._kv.scan(start, prefix_end(_PREFIX), PAGE)
+        async for pairs in pages(self._kv, _PREFIX, prefix_end(_PREFIX), PAGE):
             for key, value in pairs:
                 before = self._seen.get(key)
                 found[key] = before if before is not None and before[0] == value else (value, now)
-            if len(pairs) < PAGE:
+            if len(found) >= WRITERS_MAX:
                 break
-            start = pairs[-1][0] + b"\0"
         self._seen = found
         self._looked = True
         old = [key for key, (_, since) in found.items() if now - since > FORGOTTEN_S]

@@ -13,9 +13,8 @@ from email.utils import formatdate
 
 from objstore import errors
 
-RETRY_AFTER_S = (
-    1  # Long enough to let a flush or a restart of the committer pass, short enough for SDK back-off.
-)
+# Long enough to let a flush or a restart of the committer pass, short enough for SDK back-off.
+RETRY_AFTER_S = 1
 
 
 class S3Fault(Exception):

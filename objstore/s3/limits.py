@@ -34,9 +34,8 @@ class Limits:
     read_bytes: int = 128 * KIB  # Receive buffer of a body; reading pauses at twice this.
     drain_bytes: int = 1 * MIB  # An unread body up to this is read away, to keep the connection.
     linger_seconds: float = 5.0  # Reading away what a refused client still sends, so that it sees the answer.
-    evict_seconds: float = (
-        1.0  # Idle for so long, a connection gives way to a new one when there are too many.
-    )
+    # Idle, or in a handshake, for so long, a connection gives way to a new one when there are too many.
+    evict_seconds: float = 1.0
     sweep_seconds: float = 1.0  # How often connections are looked at: the accuracy of the times above.
 
     @classmethod

@@ -41,9 +41,8 @@ class TrashRules(NamedTuple):
     grace_s: float = 7 * DAY_S  # A retired file stays readable so long.
     grace_least_s: float = DAY_S  # Even when space is short.
     low_water: float = 0.05  # Share of a disk's bytes: with less free, the grace gives way.
-    orphans_most: float = (
-        0.05  # Share of all files; more orphans than this look like a mistake, not like garbage.
-    )
+    # Share of all files; more orphans than this look like a mistake, not like garbage.
+    orphans_most: float = 0.05
     orphans_few: int = 64  # So many orphan files are never a mistake worth an alarm.
 
 

@@ -83,7 +83,7 @@ def run(directory: Path, mood: str) -> int:
     names = ["upkeep", "worker-1", "worker-2"]
     return supervisor.Supervisor(
         run_directory=directory,
-        committer=child(directory, "committer", mood),
+        first_main=child(directory, "committer", mood),
         others={name: child(directory, name, mood) for name in names},
         drain_seconds=5,
         announce=lambda line: print(line, flush=True),
