@@ -18,7 +18,7 @@ from tests.deploy.render_chart import CHART, RENDERED, cases, digest
 
 COMPOSE = CONFIG / "compose.yml"
 # Named on the page of operations as not being there yet. One that is there now comes off this list.
-COMING = {"audit residency", "layout show", "cluster fence"}
+COMING = {"layout show", "cluster fence"}
 
 
 PLACEHOLDERS = {
