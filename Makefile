@@ -7,6 +7,7 @@
 #   make bench-cluster  a gateway before eight nodes, beside a bare proxy
 #   make bench-scale  what metadata costs among ten million objects    (make bench-scale ARGS="--objects 1000000")
 #   make chaos        crash, rot and disk-loss tests in their long form
+#   make simulate     100 nodes and 3,600 disks for ten simulated years
 #   make conformance  ceph/s3-tests against a fresh server             (S3TESTS=path of a checkout)
 #   make sample       keep what this commit writes for the tests       (VERSION=0.2.0, before a release)
 #   make lock         pin the requirements again
@@ -30,9 +31,9 @@ PYTHON ?= $(shell for python in /usr/bin/python3 python3 python3.13 python3.12 p
 	&& { { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; } || $$python -c 'import venv, ensurepip' 2>/dev/null; } \
 	&& { echo $$python; break; }; done)
 
-.PHONY: help serve test lint format bench bench-cluster bench-scale chaos conformance sample lock clean setup setup-test
+.PHONY: help serve test lint format bench bench-cluster bench-scale chaos simulate conformance sample lock clean setup setup-test
 help:
-	@sed -n '3,12s/^# \{0,1\}//p' Makefile
+	@sed -n '3,13s/^# \{0,1\}//p' Makefile
 
 # --- set-up ---------------------------------------------------------------------------------------
 
@@ -114,12 +115,15 @@ bench-scale: $(VENV)/.test
 	@$(BIN)/python bench/scale.py $(ARGS)
 
 # What has a long form. The others have one form only and are run by `make test`.
-LONG ?= tests/blobs tests/chaos tests/codec tests/crash tests/meta tests/node tests/objects tests/upgrades
+LONG ?= tests/blobs tests/chaos tests/codec tests/crash tests/meta tests/node tests/objects tests/upgrades tests/upkeep
 chaos: $(VENV)/.test
 	@OBJSTORE_LONG=1 $(BIN)/python -m pytest --timeout 7200 $(LONG) $(ARGS)
 
 conformance: $(VENV)/.test
 	@OBJSTORE_LONG=1 $(BIN)/python -m tests.conformance.run $(ARGS)
+
+simulate: $(VENV)/.test
+	@OBJSTORE_LONG=1 $(BIN)/python -m pytest --timeout 7200 -s tests/upkeep/test_simulated_cluster.py $(ARGS)
 
 # docs/formats.md, "Upgrade rule".
 sample: $(VENV)/.test

@@ -28,6 +28,7 @@ GB = 1_000_000_000
 DAY_S = 86_400.0
 YEAR_S = 365.25 * DAY_S
 MOVES_MAX = 10_000  # Of one plan.
+NOTED = 250  # Volumes that are written until writers see free space anew.
 WHOLE = 1 << 62  # Bytes: what a living disk says of every file that its record names.
 
 
@@ -49,7 +50,7 @@ class Shape(NamedTuple):
     repair_s: float = DAY_S  # To rebuild what is on one disk of mean fill.
     replace_s: float = 7 * DAY_S  # Until a new disk stands in the place of one that failed.
     rebalance_s: float = DAY_S / 4  # To fill one disk to the mean.
-    rebalance_period_s: float = 7 * DAY_S  # Between two looks; the store looks every few minutes.
+    rebalance_period_s: float = 14 * DAY_S  # Between two looks; the store looks every few minutes.
     tolerance: float = 0.05
 
 
@@ -166,8 +167,8 @@ class SimCluster:
     def write(self, count: int) -> None:
         """New volumes of tenants by chance, sealed at once."""
         for at in range(count):
-            if at % 50 == 0:
-                self._topology = None  # Writers see free space anew now and then.
+            if at % NOTED == 0:
+                self._topology = None
             policy = self.policies[self.rng.choice(self.tenants)]
             shape = self.shape
             chosen = place_volume(self.topology(), policy, k=shape.k, m=shape.m, chance=self.rng.random)
@@ -228,6 +229,14 @@ class SimCluster:
     def _misplaced(self) -> list[VolumeRecord]:
         return self._conformity.misplaced(self.records.values(), self.topology(), self.policy_of)
 
+    def remove(self, node: str) -> None:
+        """A node that is empty leaves."""
+        for number in self.disks_of(node):
+            assert not self._files[number], f"disk {number} is not empty"
+            del self._places[number]
+            self._draining.discard(number)
+        self._changed()
+
     def counted(self, disks: Iterable[int]) -> int:
         """Files that count on these disks."""
         return sum(len(self._files[number]) for number in disks)
@@ -279,8 +288,10 @@ class SimCluster:
             self._at(DAY_S, "replace", number)
             return
         del self._failed[number]
-        where = self._places.pop(number)
-        self._add_disk(where)
+        self._add_disk(self._places.pop(number))
+        if number in self._draining:
+            self._draining.remove(number)
+            self._draining.add(self._newest_disk)
         self._changed()
 
     # Repair, draining, rebalancing: one file at a time.
