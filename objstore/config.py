@@ -128,6 +128,16 @@ class Blobs(Section, frozen=True, kw_only=True):
             " bytes. isal: refuse to start without it.",
         ),
     ] = "auto"
+    carried_size_max: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=8_192,
+            description="Bytes. A body up to this size that comes alone is acknowledged when the journal"
+            " holds it, with its record, on m+1 disks; within seconds it is packed into a stripe with its"
+            " like. 0: never. Without effect on PostgreSQL.",
+        ),
+    ] = 8_192
     small_size_max: Annotated[
         int,
         Meta(

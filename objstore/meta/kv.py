@@ -12,7 +12,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 from objstore.errors import Conflict, LimitReached
 
 KEY_SIZE_MAX = 2_048  # Bytes. An S3 key of 1,024 bytes, escaped, with its prefix and suffix.
-VALUE_SIZE_MAX = 4_096  # Bytes; records stay under about 2 KB, longer lists get records of their own.
+VALUE_SIZE_MAX = 8_192  # Bytes; records stay under 4 KB, longer lists get records of their own.
 COUNTER_SIZE = 16  # Bytes: two's complement, big-endian. Byte-seconds outgrow 64 bits.
 
 

@@ -10,6 +10,8 @@ the end, with a default, so that every later release reads every earlier record.
                                             bucket also the changes in r, and their bytes
     o <bucket id 8> <key>                   ObjectRecord: the current version, never a delete marker,
                                             so a listing costs O(page) whatever lies beside it
+    B <bucket id 8> <key>                   the body of the object at o ..., until it is packed into a stripe:
+                                            only of a record without extents whose size is not zero
     v <bucket id 8> <key, escaped> 00 01 <~order 8>
                                             noncurrent versions and delete markers, newest first
                                             (reserved for the versioning API; none is written yet)
@@ -374,6 +376,11 @@ def replication_key(bucket_name: str) -> bytes:
 
 def object_key(bucket: int, key: bytes) -> bytes:
     return b"o" + bucket.to_bytes(8, "big") + key
+
+
+def body_key(home: bytes) -> bytes:
+    """Where metadata carries the body of the object at this o key."""
+    return b"B" + home[1:]
 
 
 def extent_page_key(blob: bytes, page: int) -> bytes:

@@ -37,7 +37,7 @@ Describe = Callable[[Digests], bytes]  # The record without extents, encoded: fo
 
 @dataclass(slots=True)
 class Kept:
-    """Durable bytes that no commit has published yet."""
+    """Bytes that no commit has published yet: durable, or small and to be carried by the commit."""
 
     home: bytes
     about: bytes
@@ -45,6 +45,7 @@ class Kept:
     data: Buffer | None  # The body, if it was small.
     size: int
     inline: list[Extent]
+    carried: bool = False  # Not durable yet: `data` goes into the commit itself (carrying.py).
     blob: bytes = b""  # 16 bytes if the extents need pages of their own.
     pages: dict[bytes, bytes] | None = None
     policy: str = ""  # The placement policy under which they were written.
@@ -84,6 +85,7 @@ class Kept:
         """
         await store.writer.recheck(self.stored.fences)  # Else the next bytes go into the same volume.
         if self.data is not None:
+            self.carried = False
             self.stored = await store.writer.put(self.data, self.home, self.about, policy=self.policy)
         elif self.size:
             stream = store.writer.stream(self.home, policy=self.policy)
@@ -116,6 +118,7 @@ async def keep_body(
     policy: str = "",
     size_max: int = PUT_SIZE_MAX,
     beside: Hasher | None = None,
+    may_carry: bool = False,
 ) -> tuple[Kept, Digests]:
     """Make a body's bytes durable. Nothing is durable as an object before a commit publishes it.
 
@@ -123,6 +126,7 @@ async def keep_body(
         home: the key of the record that will hold the extents.
         policy: the name of the placement policy; empty: the default one.
         beside: a hasher that is to see every byte too.
+        may_carry: the commit puts the home's own record, of which metadata may carry the body.
 
     Raises: TooLarge, Unavailable, and whatever the body raises.
     """
@@ -151,6 +155,9 @@ async def keep_body(
         digests = await body.digests()
         data = chunks[0] if len(chunks) == 1 else b"".join(chunks)
         assert digests.size == size
+        # Under a policy of their own bytes may have to stay on certain sites: metadata need not lie there.
+        if may_carry and not policy and store.carrier.takes(size):
+            return Kept(home, describe(digests), NOTHING, data, size, [], carried=True), digests
         return await keep_small(store, home, data, describe(digests), policy), digests
 
     async def pour(stream: BlobStream) -> None:

@@ -22,6 +22,7 @@ from objstore.meta.schema import (
     DoomedRecord,
     Extra,
     ObjectRecord,
+    body_key,
     bucket_bytes_key,
     bucket_key,
     bucket_objects_key,
@@ -32,6 +33,7 @@ from objstore.meta.schema import (
 )
 from objstore.objects.bodies import Kept
 from objstore.objects.buckets import read_bucket
+from objstore.objects.carrying import is_carried
 from objstore.objects.changes import REPLICATION, check_writable, note_change
 from objstore.objects.ledger import live_adds, publish
 from objstore.objects.placing import STORAGE_CLASS, policy_for, policy_of_bucket
@@ -205,6 +207,11 @@ async def change_object(
         else:
             delete.append(home)
             object_delta = -1
+        if kept is not None and kept.carried:
+            assert kept.data is not None
+            put[body_key(home)] = bytes(kept.data)
+        elif old is not None and is_carried(old) and (record is None or not is_carried(record)):
+            delete.append(body_key(home))
         lost = held(old) if old is not None and change.drops_old else ()
         if kept is not None:
             fences, intents, add = publish(kept.stored, lost)

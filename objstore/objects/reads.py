@@ -22,6 +22,7 @@ from objstore.meta.schema import (
     PartEntry,
     PartRecord,
     PartsPage,
+    body_key,
     decode,
     extent_page_key,
     object_key,
@@ -29,6 +30,7 @@ from objstore.meta.schema import (
     parts_page_key,
 )
 from objstore.objects.buckets import read_bucket
+from objstore.objects.carrying import is_carried
 from objstore.objects.commits import key_bytes
 from objstore.objects.conditions import check_read
 from objstore.objects.store import Store
@@ -87,6 +89,9 @@ async def find_object(
     BadPartNumber.
     """
     found_bucket, record = await read_record(store, who, bucket, key)
+    carried: bytes | None = None
+    if record is not None and not record.extents and is_carried(record):
+        record, carried = await _with_body(store, object_key(found_bucket.id, key_bytes(key)))
     if version is not None:
         check_version(key, version)
         if record is None:
@@ -119,7 +124,19 @@ async def find_object(
         ranged=ranged,
         part_count=0 if multipart is None else multipart.count,
         part_checksum=part_checksum,
+        carried=carried,
     )
+
+
+async def _with_body(store: Store, home: bytes) -> tuple[ObjectRecord | None, bytes | None]:
+    """The record, and its body if metadata carries it, from one view. Raises: Corrupt."""
+    value, body = await store.kv.get_many((home, body_key(home)))
+    record = None if value is None else decode(value, ObjectRecord)
+    if record is None or not is_carried(record):
+        return record, None  # Deleted, or packed meanwhile.
+    if body is None or len(body) != record.size:
+        raise Corrupt("a body that metadata should carry is not there")
+    return record, body
 
 
 def resolve(wanted: ByteRange, size: int) -> tuple[int, int]:
@@ -140,6 +157,8 @@ async def read_small(store: Store, found: Found) -> bytes | memoryview | None:
     record = found.record
     if found.length == 0:
         return b""
+    if found.carried is not None:
+        return memoryview(found.carried)[found.first : found.first + found.length]
     if len(record.extents) != 1 or record.size > store.small_size_max:
         return None
     extent = record.extents[0]
@@ -156,10 +175,16 @@ async def read_small(store: Store, found: Found) -> bytes | memoryview | None:
 def read(store: Store, found: Found) -> AsyncIterator[list[memoryview]]:
     """The found bytes as lists of verified buffers. An error in the middle must cut the connection."""
     record = found.record
+    if found.carried is not None:
+        return _carried(memoryview(found.carried)[found.first : found.first + found.length])
     extra = record.extra
     if extra is None or (extra.multipart is None and not extra.pages):
         return store.reader.stream(record.extents, found.first, found.length)
     return _read_groups(store, record, found.first, found.length)
+
+
+async def _carried(body: memoryview) -> AsyncIterator[list[memoryview]]:
+    yield [body]
 
 
 async def _read_groups(

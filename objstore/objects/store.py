@@ -9,6 +9,7 @@ from objstore.clock import Clock, SystemClock
 from objstore.ids import Randomness
 from objstore.meta.kv import Kv
 from objstore.meta.schema import BucketRecord
+from objstore.objects.carrying import Carrier
 from objstore.objects.chains import Chains
 from objstore.objects.ledger import MetaLedger
 from objstore.objects.placing import Placing
@@ -25,9 +26,12 @@ class Store:
     region: str = "us-east-1"
     small_size_max: int = 128 * 1024  # Bytes: up to this a body is packed with others into one stripe.
     placing: Placing = field(default_factory=Placing)
+    carried_size_max: int = 0  # Bytes: up to this a body that comes alone is carried by metadata for a while.
+    carrier: Carrier = field(init=False)
     chains: Chains = field(init=False)  # This process's own commits under way, by object key.
     buckets: dict[str, tuple[bytes, BucketRecord]] = field(init=False, repr=False, default_factory=dict)
     """Bucket records as last read, encoded and decoded: a guess that every use verifies (buckets.py)."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "chains", Chains(self.kv))
+        object.__setattr__(self, "carrier", Carrier(self.carried_size_max))

@@ -144,6 +144,7 @@ class Found(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     ranged: bool  # Answer 206.
     part_count: int  # 0: not multipart. With ?partNumber: x-amz-mp-parts-count.
     part_checksum: Checksum | None = None  # With ?partNumber on a multipart object.
+    carried: bytes | None = None  # The body, if metadata carries it.
 
 
 def etag_text(etag: bytes) -> str:

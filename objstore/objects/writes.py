@@ -133,10 +133,16 @@ async def put_object(
             ObjectRecord(FORMAT, began_us, b"", digests.size, digests.md5, packed, [], extra, owner)
         )
 
-    kept, digests = await keep_body(store, place.home, body, describe, policy=place.policy)
-    return await publish_object(
-        store, who, place, kept, etag=digests.md5, checksum=digests.checksum, extra=extra, check=check
-    )
+    with store.carrier:
+        kept, digests = await keep_body(
+            store, place.home, body, describe, policy=place.policy, may_carry=True
+        )
+        written = await publish_object(
+            store, who, place, kept, etag=digests.md5, checksum=digests.checksum, extra=extra, check=check
+        )
+    if kept.carried:
+        store.carrier.took(store, place.home)
+    return written
 
 
 def check_version(key: str, version: str | None) -> None:

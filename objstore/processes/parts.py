@@ -55,6 +55,7 @@ class Parts:
 
     async def close(self) -> None:
         """Flush, seal, hang up. The disks last."""
+        await self.store.carrier.close(self.store)
         await self.store.writer.close()
         self.store.reader.close()
         for follower in self.followers:
@@ -139,6 +140,7 @@ async def open_parts(spec: Spec, registry: Registry) -> Parts:
         ledger=ledger,
         region=config.server.region,
         small_size_max=config.blobs.small_size_max,
+        carried_size_max=0 if is_shared(spec) else config.blobs.carried_size_max,
     )
     store.placing.layout = await ledger.layout()
     parts = Parts(
@@ -251,6 +253,7 @@ def directory_of(parts: Parts) -> Directory:
 
 def part_families(parts: Parts) -> list[Family]:
     """What the parts of a process have counted; the same names in every process, so that they add up."""
+    carrier = parts.store.carrier
     writer, reader, client = parts.store.writer.counters, parts.store.reader.counters, parts.kv.stats
 
     operations: list[tuple[Labels, list[float]]] = []
@@ -281,6 +284,8 @@ def part_families(parts: Parts) -> list[Family]:
         Family("disk_io_duration_seconds", "counter", "Time in a disk's calls.", per_operation, (), seconds),
         Family("disk_io_bytes", "counter", "Bytes read and written.", per_operation, (), transferred),
         Family("disk_io_errors", "counter", "Calls to a disk that failed.", ("disk",), (), errors),
+        counter("carried_bodies", "Small bodies that metadata carried for a while.", carrier.carried),
+        gauge("carried_bodies_waiting", "Carried bodies that wait for a stripe.", carrier.waiting),
         counter("blob_stripes", "Stripes written.", writer.stripes),
         counter("blob_bodies", "Small bodies packed into stripes.", writer.bodies),
         counter("blob_payload_bytes", "Bytes of bodies in the stripes written.", writer.payload_bytes),

@@ -50,6 +50,7 @@ KEYS = [
     (schema.bucket_bytes_key(258), "63 0000000000000102 73"),
     (schema.bucket_uploads_key(258), "63 0000000000000102 75"),
     (schema.object_key(258, b"a/b"), "6f 0000000000000102 612f62"),
+    (schema.body_key(schema.object_key(258, b"a/b")), "42 0000000000000102 612f62"),
     (schema.extent_page_key(ID, 258), "78" + ID.hex() + "0102"),
     (schema.upload_key(258, b"a\0b", ID), "6d 0000000000000102 6100ff62 0001" + ID.hex()),
     (schema.part_key(ID, 10_000), "70" + ID.hex() + "2710"),

@@ -16,9 +16,11 @@ from objstore.meta.schema import (
     PartRecord,
     PartsPage,
     UploadRecord,
+    body_key,
     decode,
     unescape,
 )
+from objstore.objects.carrying import is_carried
 from objstore.objects.store import Store
 
 
@@ -53,6 +55,7 @@ async def audit(store: Store) -> Counter[bytes]:
     objects: Counter[int] = Counter()
     sizes: Counter[int] = Counter()
     uploads: Counter[int] = Counter()
+    carried: set[bytes] = set()
     owned_blobs: dict[bytes, int] = {}  # Blob id -> pages that it must have.
     owned_uploads: dict[bytes, int] = {}  # Completed uploads -> parts.
 
@@ -76,8 +79,12 @@ async def audit(store: Store) -> Counter[bytes]:
             owned_uploads[extra.multipart.upload] = extra.multipart.count
         elif extra is not None and extra.pages:
             owned_blobs[extra.blob] = extra.pages
+        elif is_carried(record):
+            assert len(records[body_key(key)]) == record.size
+            carried.add(body_key(key))
         else:
             assert inline == record.size
+    assert carried == set(all_of(b"B")), "a body of no record"
 
     open_uploads: dict[bytes, bytes] = {}
     for key, value in all_of(b"m").items():

@@ -30,12 +30,21 @@ BACKEND = choose()
 class RealStore:
     """`start`, `restart` as often as you like, `stop`. The committer is a task of the same loop."""
 
-    def __init__(self, root: Path, *, clock: Clock | None = None, small_size_max: int = 128 * 1024) -> None:
+    def __init__(
+        self,
+        root: Path,
+        *,
+        clock: Clock | None = None,
+        small_size_max: int = 128 * 1024,
+        carried_size_max: int = 0,
+    ) -> None:
         self.root = root
         self.clock = clock or SystemClock()
         self.small_size_max = small_size_max
+        self.carried_size_max = carried_size_max
         self.store: Store
         self._abandoned: list[BlobWriter] = []
+        self._stores: list[Store] = []  # Of processes that are gone or about to be: they may still pack.
         self._stop = asyncio.Event()
 
     async def start(self) -> Store:
@@ -77,6 +86,7 @@ class RealStore:
             ledger=self.ledger,
             clock=self.clock,
             small_size_max=self.small_size_max,
+            carried_size_max=self.carried_size_max,
         )
         return self.store
 
@@ -104,6 +114,9 @@ class RealStore:
         )
 
     async def stop(self) -> None:
+        for store in [self.store, *self._stores]:
+            await store.carrier.close(store)
+        self._stores = []
         for writer in [self.writer, *self._abandoned]:
             await writer.close()
         self._abandoned = []
@@ -122,6 +135,7 @@ class RealStore:
         """As if another process took over: the old volumes stay open, and nobody writes to them any more."""
         self._abandoned.append(self.writer)
         self.writer = self._new_writer()
+        self._stores.append(self.store)
         self.store = dataclasses.replace(self.store, writer=self.writer)
         return self.store
 
@@ -152,5 +166,6 @@ class RealStore:
                 assert outcome.retired, outcome
                 assert not outcome.stuck, outcome
         await own.close()
+        self._stores.append(self.store)
         self.store = dataclasses.replace(self.store, writer=self.writer)
         return self.store

@@ -19,6 +19,7 @@ from objstore.errors import BucketNotEmpty, NoSuchKey, NoSuchUpload
 from objstore.meta import schema
 from objstore.objects import bodies, multipart
 from objstore.objects.buckets import create_bucket, delete_bucket
+from objstore.objects.carrying import LEFT_BEHIND_US, pack_left_behind
 from objstore.objects.copies import Source, copy_object, copy_part
 from objstore.objects.doomed import sweep
 from objstore.objects.listing import list_objects
@@ -78,7 +79,7 @@ class Model(RuleBasedStateMachine):
 
     def make_store(self) -> Store:
         # Small stripes and a small "small": pages and streams come up with a few hundred bytes.
-        return memory_store(clock=self.clock, stripe_size=16, small_size_max=100)
+        return memory_store(clock=self.clock, stripe_size=16, small_size_max=100, carried_size_max=40)
 
     def run(self, work: Coroutine[Any, Any, Any]) -> Any:
         return self.loop.run_until_complete(work)
@@ -86,6 +87,8 @@ class Model(RuleBasedStateMachine):
     def teardown(self) -> None:
         try:
             self.run(audit(self.store))
+            self.run(self.store.carrier.close(self.store))
+            assert b"B" not in self.run(audit(self.store))
             self.run(sweep(self.store, grace_us=0))
             counts = self.run(audit(self.store))
             assert counts[b"d"] == 0
@@ -246,6 +249,16 @@ class Model(RuleBasedStateMachine):
         await work
         assert blobs.volume != volume
         self.expected["sealed"] = (b"bytes written twice" * 9, work.result().etag)
+
+    @rule()
+    def pack(self) -> None:
+        self.run(self.store.carrier.flush(self.store))
+
+    @rule()
+    def pack_left_behind(self) -> None:
+        self.clock.now += LEFT_BEHIND_US + 1
+        self.run(pack_left_behind(self.store))
+        assert b"B" not in self.run(audit(self.store))
 
     @rule(grace=st.sampled_from([0, 1]))
     def sweep(self, grace: int) -> None:

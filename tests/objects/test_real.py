@@ -30,7 +30,7 @@ class RealModel(Model):
 
     def make_store(self) -> Store:
         self.root = Path(tempfile.mkdtemp(prefix="objects-"))
-        self.real = RealStore(self.root, clock=self.clock, small_size_max=100)
+        self.real = RealStore(self.root, clock=self.clock, small_size_max=100, carried_size_max=40)
         store: Store = self.run(self.real.start())
         return store
 
