@@ -27,7 +27,7 @@ from functools import lru_cache
 from hashlib import sha256
 from itertools import pairwise
 from operator import itemgetter
-from typing import Protocol
+from typing import Any, Protocol
 
 from multidict import CIMultiDictProxy, MultiMapping
 
@@ -80,8 +80,8 @@ class Scope:
     """The parsed part of a signature's carrier that stays the same from request to request."""
 
     __slots__ = (
-        "_template", "_values", "access_key_id", "checked", "date", "key", "mac", "scope", "secret", "signed",
-        "signed_set", "signed_text",
+        "_inner", "_outer", "_template", "_values", "access_key_id", "checked", "date", "key", "scope",
+        "secret", "signed", "signed_set", "signed_text",
     )  # fmt: skip
 
     def __init__(self, access_key_id: str, date: str, region: str, signed_text: str) -> None:
@@ -92,9 +92,9 @@ class Scope:
         self.signed = tuple(signed_text.split(";"))
         self.signed_set = frozenset(self.signed)
         self.checked: set[tuple[str, ...]] = set()  # Header sets that were found to be signed as they must.
-        self.secret = ""  # Whose signing key the next two are.
+        self.secret = ""  # Whose signing key the next three are.
         self.key = b""
-        self.mac = hmac.new(b"", digestmod="sha256")  # Copied: the key schedule is computed once.
+        self._inner, self._outer = hmac_begun(self.key)
         self._values = itemgetter(*self.signed)
         lines = ["%s", "%s", "%s", *(f"{name.replace('%', '%%')}:%s" for name in self.signed)]
         self._template = "\n".join([*lines, "", signed_text.replace("%", "%%"), "%s"])
@@ -117,8 +117,27 @@ class Scope:
         """Compute the signing key, or find it computed."""
         if self.secret != secret or not self.key:
             self.key = signing_key(secret, self.date, region)
-            self.mac = hmac.new(self.key, digestmod="sha256")
+            self._inner, self._outer = hmac_begun(self.key)
             self.secret = secret
+
+    def sign(self, text: bytes) -> str:
+        """HMAC-SHA256 under the signing key, in hex."""
+        inner = self._inner.copy()
+        inner.update(text)
+        outer = self._outer.copy()
+        outer.update(inner.digest())
+        signature: str = outer.hexdigest()
+        return signature
+
+
+def hmac_begun(key: bytes) -> tuple[Any, Any]:
+    """The two SHA-256 of an HMAC (RFC 2104) that have seen the key and nothing else, to be copied.
+
+    A copy of hmac's own object costs a microsecond more, of the few that a request may cost.
+    """
+    block = key.ljust(64, b"\0")
+    assert len(block) == 64
+    return sha256(bytes(byte ^ 0x36 for byte in block)), sha256(bytes(byte ^ 0x5C for byte in block))
 
 
 class Verified:
@@ -404,9 +423,7 @@ class Verifier:
 
         credential = await self.directory.credential(scope.access_key_id)
         scope.unlock(_DUMMY_SECRET if credential is None else credential.secret, self.region)
-        mac = scope.mac.copy()
-        mac.update(to_sign.encode())
-        wanted = mac.hexdigest()
+        wanted = scope.sign(to_sign.encode())
         # compare_digest raises on non-ASCII text: the pattern comes first.
         matches = _HEX64(signature) is not None and hmac.compare_digest(wanted, signature)
         if credential is None or credential.disabled:
