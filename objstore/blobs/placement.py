@@ -41,7 +41,6 @@ from objstore.blobs.topology import (
     room,
 )
 from objstore.errors import TooFewDisks, Unavailable
-from objstore.node.disk import Usage
 
 Chance = Callable[[], float]  # Numbers in [0, 1).
 
@@ -428,78 +427,3 @@ def _shares(weights: list[float], limits: list[int], count: int) -> list[float]:
         if rest <= 0:
             break
     return shares
-
-
-# What came before topologies, until its last caller has moved on.
-
-
-class Candidate(NamedTuple):
-    """A disk that may hold new fragment files."""
-
-    number: int
-    free: int  # Bytes.
-    domain: Hashable  # Disks of one domain fail together.
-
-
-Domain = Callable[[int, Usage], Hashable]
-"""A disk's failure domain, by its number and what it says of itself."""
-
-
-def device_domain(number: int, usage: Usage) -> Hashable:
-    """On one machine: directories of one device fail together."""
-    return usage.device
-
-
-class OldPlacement(NamedTuple):
-    k: int  # The policy's, or less when too few disks are usable; m is always the policy's.
-    disks: list[int]  # k+m different disks; fragment i goes to disks[i].
-    domains: int  # Different failure domains among them.
-    promise: Promise
-
-
-def place(candidates: Sequence[Candidate], *, k: int, m: int, chance: Callable[[], float]) -> OldPlacement:
-    """Choose k+m different disks, or with fewer usable ones the same m over the largest k that fits.
-
-    No other choice of as many disks has fewer fragments in its fullest domain.
-
-    Args:
-        chance: numbers in [0, 1), one is taken for each candidate.
-
-    Raises: TooFewDisks below 1+m.
-    """
-    assert k >= 1
-    assert m >= 1
-    if len(candidates) < 1 + m:
-        raise TooFewDisks(wanted=1 + m, usable=len(candidates))
-    # Weighted sampling without replacement (Efraimidis and Spirakis): the largest u ** (1 / weight).
-    ranked = sorted(
-        candidates, key=lambda disk: max(chance(), 1e-12) ** (1.0 / max(disk.free, 1) * _SCALE), reverse=True
-    )
-    # The best disk of every domain, then the second best of every domain, and so on: no domain gets another
-    # fragment while there is one with fewer that has a disk left.
-    seen: Counter[Hashable] = Counter()
-    rounds: list[tuple[int, int]] = []  # (which of its domain, place in the ranking)
-    for position, disk in enumerate(ranked):
-        rounds.append((seen[disk.domain], position))
-        seen[disk.domain] += 1
-    count = min(k + m, len(ranked))
-    taken = [ranked[position] for _, position in sorted(rounds)[:count]]
-    domains = [disk.domain for disk in taken]
-    return OldPlacement(count - m, [disk.number for disk in taken], len(set(domains)), promise_of(domains, m))
-
-
-_SCALE = float(1 << 40)  # Weights around 1 for a terabyte: the powers stay representable.
-
-
-def place_one(candidates: Iterable[Candidate], held: Iterable[Hashable]) -> int | None:
-    """The disk for one fragment of a volume that exists; None without candidates.
-
-    In the domain with the fewest of the volume's other fragments, there the one with the most free space.
-
-    Args:
-        candidates: disks without a fragment of the volume.
-        held: the domains of its other fragments, one entry a fragment.
-    """
-    counts = Counter(held)
-    best = min(candidates, key=lambda disk: (counts[disk.domain], -disk.free, disk.number), default=None)
-    return best.number if best is not None else None

@@ -242,7 +242,6 @@ def context_of(parts: Parts) -> Context:
         m=m,
         pace=Pace(spec.config.upkeep.bytes_per_second, store.clock),
         clock=store.clock,
-        domain=parts.opener.domain,
     )
 
 

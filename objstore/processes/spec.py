@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -11,7 +11,6 @@ from objstore.codec.backend import Backend
 from objstore.config import Config, host_and_port
 from objstore.meta.beacon import Beacon
 from objstore.meta.journal import last_epoch
-from objstore.node.disk import Usage
 from objstore.node.local import DiskOptions, Expected, LocalDisk, open_disk
 from objstore.node.pool import Address
 from objstore.node.remote import RemoteDisk, RemoteNode, RemoteOptions
@@ -102,10 +101,6 @@ class Opener:
             return open_disk(place.path, expected=expected, options=self._options)
         self._node_of[place.number] = place.node
         return self._node(place.node, place.number).disk(place.number, place.uuid)
-
-    def domain(self, number: int, usage: Usage) -> Hashable:
-        """A disk's failure domain: its node, or its device on this machine."""
-        return self._node_of.get(number) or usage.device
 
     def is_away(self, number: int) -> bool:
         """Whether it is on a storage node that does not answer."""

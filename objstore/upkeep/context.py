@@ -6,7 +6,7 @@ import random
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
 
-from objstore.blobs.placement import Chance, Domain, device_domain
+from objstore.blobs.placement import Chance
 from objstore.blobs.reader import BlobReader
 from objstore.blobs.writer import BlobWriter, CodecFor
 from objstore.clock import Clock, SystemClock
@@ -99,7 +99,6 @@ class Context:
     k: int  # The policy's code, to which compaction brings narrower volumes back.
     m: int
     pace: Pace
-    domain: Domain = device_domain  # A disk's failure domain.
     chance: Chance = random.random  # For placement.
     clock: Clock = field(default_factory=SystemClock)
     alarms: Alarms = field(default_factory=Alarms)

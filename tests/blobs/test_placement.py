@@ -1,21 +1,22 @@
-"""Placement: pure, so every rule is a table."""
+"""Placement on one machine: pure, so every rule is a table. Over sites and nodes: test_topology.py."""
 
 import random
 from collections import Counter
 
 import pytest
 
-from objstore.blobs.placement import Candidate, Promise, place, place_one, promise_of
+from objstore.blobs.placement import Promise, place_volume, promise_of, substitute
+from objstore.blobs.topology import DEFAULT_POLICY, Level, Spot, Topology
 from objstore.errors import TooFewDisks
 
 
-def disks(count: int, free: int = 1 << 40) -> list[Candidate]:
-    return [Candidate(number, free, number) for number in range(1, count + 1)]
+def disks(count: int, free: int = 1 << 40) -> list[Spot]:
+    return [Spot(number, free, free, device=number) for number in range(1, count + 1)]
 
 
 @pytest.mark.parametrize(("usable", "k"), [(9, 4), (6, 4), (5, 3), (4, 2), (3, 1)])
 def test_with_fewer_disks_k_shrinks_and_m_never_does(usable: int, k: int) -> None:
-    chosen = place(disks(usable), k=4, m=2, chance=random.Random(1).random)
+    chosen = place_volume(Topology(disks(usable)), DEFAULT_POLICY, k=4, m=2, chance=random.Random(1).random)
     assert chosen.k == k
     assert len(set(chosen.disks)) == len(chosen.disks) == k + 2
 
@@ -23,56 +24,55 @@ def test_with_fewer_disks_k_shrinks_and_m_never_does(usable: int, k: int) -> Non
 @pytest.mark.parametrize("usable", [0, 1, 2])
 def test_below_one_and_m_there_is_no_volume(usable: int) -> None:
     with pytest.raises(TooFewDisks, match=f"3 disks wanted, {usable} usable"):
-        place(disks(usable), k=4, m=2, chance=random.random)
+        place_volume(Topology(disks(usable)), DEFAULT_POLICY, k=4, m=2, chance=random.random)
 
 
-def test_no_domain_gets_a_second_fragment_before_every_domain_has_one() -> None:
-    candidates = [Candidate(number, 1 << 40, number % 4) for number in range(12)]
+def test_no_device_gets_a_second_fragment_before_every_device_has_one() -> None:
+    topology = Topology(Spot(number, 1 << 40, 1 << 40, device=number % 4) for number in range(12))
     for seed in range(50):
-        chosen = place(candidates, k=4, m=2, chance=random.Random(seed).random)
+        chosen = place_volume(topology, DEFAULT_POLICY, k=4, m=2, chance=random.Random(seed).random)
         counts = Counter(number % 4 for number in chosen.disks)
         assert sorted(counts.values()) == [1, 1, 2, 2], f"seed {seed}"
-        assert chosen.domains == 4
 
 
 def test_an_emptier_disk_gets_more_volumes() -> None:
     rng = random.Random(7)
-    candidates = [*disks(8, free=1 << 38), Candidate(9, 1 << 41, 9)]
+    topology = Topology([*disks(8, free=1 << 38), Spot(9, 1 << 41, 1 << 41, device=9)])
     hits = Counter(
-        number for _ in range(400) for number in place(candidates, k=2, m=1, chance=rng.random).disks
+        number
+        for _ in range(400)
+        for number in place_volume(topology, DEFAULT_POLICY, k=2, m=1, chance=rng.random).disks
     )
     assert hits[9] > 1.5 * max(hits[number] for number in range(1, 9))
     assert min(hits[number] for number in range(1, 9)) > 0, "no disk is shunned"
 
 
 @pytest.mark.parametrize("seed", range(300))
-def test_no_other_choice_has_fewer_fragments_in_its_fullest_domain(seed: int) -> None:
+def test_no_other_choice_has_fewer_fragments_on_its_fullest_device(seed: int) -> None:
     rng = random.Random(seed)
     sizes = [rng.randint(1, 8) for _ in range(rng.randint(1, 9))]
     k, m = rng.randint(1, 12), rng.randint(1, 4)
-    candidates = [
-        Candidate(number, rng.randint(0, 1 << 41), domain)
-        for number, domain in enumerate(domain for domain, size in enumerate(sizes) for _ in range(size))
+    spots = [
+        Spot(number, rng.randint(0, 1 << 41), 1 << 41, device=device)
+        for number, device in enumerate(device for device, size in enumerate(sizes) for _ in range(size))
     ]
-    rng.shuffle(candidates)
-    print(f"seed {seed}: {k}+{m} over domains of {sizes} disks")
-    if len(candidates) < 1 + m:
+    rng.shuffle(spots)
+    topology = Topology(spots)
+    print(f"seed {seed}: {k}+{m} over devices of {sizes} disks")
+    if len(spots) < 1 + m:
         with pytest.raises(TooFewDisks):
-            place(candidates, k=k, m=m, chance=rng.random)
+            place_volume(topology, DEFAULT_POLICY, k=k, m=m, chance=rng.random)
         return
-    chosen = place(candidates, k=k, m=m, chance=rng.random)
-    count = min(k + m, len(candidates))
-    domain_of = {disk.number: disk.domain for disk in candidates}
-    counts = Counter(domain_of[number] for number in chosen.disks)
+    chosen = place_volume(topology, DEFAULT_POLICY, k=k, m=m, chance=rng.random)
+    count = min(k + m, len(spots))
     assert len(set(chosen.disks)) == len(chosen.disks) == count == chosen.k + m
-    assert len(counts) == chosen.domains
     # The least that any choice can have: the smallest bound under which so many fragments fit.
     least = next(most for most in range(1, count + 1) if sum(min(size, most) for size in sizes) >= count)
-    most = max(counts.values())
+    most = topology.fullest(chosen.disks, Level.DEVICE)
     assert most == least
     named = {Promise.SPARE: most <= max(1, m - 1), Promise.BARE: most == m > 1, Promise.NONE: most > m}
-    assert named[chosen.promise]
-    assert [promise for promise, holds in named.items() if holds] == [chosen.promise]
+    device = {Promise.SPARE} if chosen.level > Level.DEVICE else {p for p, holds in named.items() if holds}
+    assert chosen.promise in device
 
 
 @pytest.mark.parametrize(
@@ -94,19 +94,19 @@ def test_a_promise_is_named_by_the_fullest_domain(domains: str, m: int, promise:
 
 
 @pytest.mark.parametrize("seed", range(100))
-def test_a_single_fragment_goes_to_the_emptiest_disk_of_the_least_used_domain(seed: int) -> None:
+def test_a_single_fragment_goes_to_the_least_used_device_that_has_room(seed: int) -> None:
     rng = random.Random(seed)
     print(f"seed {seed}")
-    candidates = [
-        Candidate(number, rng.randint(0, 5), rng.randint(0, 4)) for number in range(rng.randint(1, 9))
-    ]
-    held = [rng.randint(0, 6) for _ in range(rng.randint(0, 9))]
-    number = place_one(candidates, held)
-    chosen = next(disk for disk in candidates if disk.number == number)
-    for other in candidates:
-        assert held.count(chosen.domain) <= held.count(other.domain)
-        if held.count(chosen.domain) == held.count(other.domain):
-            assert chosen.free >= other.free
-    rng.shuffle(candidates)
-    assert place_one(candidates, held) == number, "in whatever order they come"
-    assert place_one([], held) is None
+    spots = [Spot(n, rng.randint(0, 5), 5, device=rng.randint(0, 4)) for n in range(rng.randint(5, 12))]
+    held = rng.sample(range(len(spots)), 4)
+    device = {spot.number: spot.device for spot in spots}
+    number = substitute(
+        Topology(spots), DEFAULT_POLICY, k=2, m=2, disks=held, file=3, chance=rng.random, size=3
+    )
+    fit = [spot for spot in spots if spot.free >= 3 and spot.number not in held]
+    if not fit:
+        assert number is None
+        return
+    counts = Counter(device[one] for one in held[:3])
+    assert number in {spot.number for spot in fit}
+    assert counts[device[number]] == min(counts[spot.device] for spot in fit)
