@@ -44,6 +44,7 @@ from objstore.meta.schema import (
     object_key,
     volume_key,
 )
+from objstore.node.disk import FragmentFile
 from objstore.objects.ledger import decode_volume
 from objstore.objects.placing import policy_of_bucket
 from objstore.upkeep.context import Context
@@ -53,8 +54,9 @@ DISKS_AT_ONCE: Final = 16
 PAGE_VOLUMES: Final = 1_000
 PAGE_KEYS: Final = 1_000
 REPORTED_MAX: Final = 1_000  # Of each kind of finding by name.
-_INDEX_BITS: Final = 8
+_INDEX_BITS: Final = 10  # A name has at most three digits.
 _VOLUME_SHIFT: Final = _INDEX_BITS + 1
+_VOLUME_MAX: Final = (1 << 64 - _VOLUME_SHIFT) - 1  # Ids count up: a larger one was never given.
 
 
 class Place(msgspec.Struct, frozen=True):
@@ -185,6 +187,7 @@ class Audit:
         self._bucket = bucket
         self._metadata_sites = metadata_sites
         self._files: dict[int, array[int]] = {}  # Disk -> its files, packed, sorted.
+        self._strange: list[tuple[int, FragmentFile]] = []  # Disk, and a file of an id that cannot be.
         self._places: list[Place] = []
         self._layout = Layout(0, {}, {})
         self._policy: Policy | None = None  # The bucket's.
@@ -224,6 +227,11 @@ class Audit:
         async for volume, record, seen in self._joined(0):
             if record is None or not self._count_plain(summary.counts, record, seen):
                 _tally(summary, self._row(volume, record, seen), record, self._layout)
+        for number, file in self._strange:
+            trash = file.retired_us > 0
+            one = File(file.index, number, self._site(number), trash, False, False)
+            row = Row(file.volume, False, "unknown", "", (), False, [one], [])
+            _tally(summary, row, None, self._layout)
         changed = (await ctx.ledger.layout()).version != self._layout.version
         _judge(summary, changed=changed)
         summary.ended_us = ctx.clock.now_us()
@@ -269,8 +277,11 @@ class Audit:
             logs = await disk.logs()
         except (StoreError, OSError) as failure:
             return msgspec.structs.replace(place, unreachable=f"{type(failure).__name__}: {failure}")
-        packed = array("Q", (_packed(file.volume, file.index, file.retired_us > 0) for file in files))
-        self._files[number] = array("Q", sorted(packed))
+        ours = [file for file in files if file.volume <= _VOLUME_MAX]
+        self._strange += [(number, file) for file in files if file.volume > _VOLUME_MAX]
+        self._files[number] = array(
+            "Q", sorted(_packed(file.volume, file.index, file.retired_us > 0) for file in ours)
+        )
         allowed = not self._metadata_sites or place.site in self._metadata_sites
         metadata += [MetadataFile(number, place.site, log.name, log.size, allowed) for log in logs]
         return msgspec.structs.replace(

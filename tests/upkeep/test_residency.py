@@ -139,6 +139,19 @@ async def test_files_that_nobody_knows_are_listed_with_their_site_and_leave_the_
     assert [(row.volume, row.known) for row in rows] == [(record.id, True), (record.id + 70, False)]
 
 
+async def test_names_that_no_volume_can_have_are_nobodys_files_and_stop_no_audit(sites: Sites) -> None:
+    await sites.volume(NEAR, "only-a")
+    for volume, index in ((1 << 63, 1), (5_000, 999), (1 << 53, 0)):
+        await sites.disks[7].create(volume, index)
+    found = await sites.audit()
+    assert found.verdict == "incomplete"
+    assert sorted((one.volume, one.index, one.site) for one in found.unknown) == [
+        (5_000, 999, "b"),
+        (1 << 53, 0, "b"),
+        (1 << 63, 1, "b"),
+    ]
+
+
 async def test_a_record_that_wants_a_file_at_a_forbidden_site_is_a_violation_before_it_lies_there(
     sites: Sites,
 ) -> None:
