@@ -1,4 +1,4 @@
-"""The residency audit of a cluster of two sites: proven, until somebody copies a file where it must not be."""
+"""The residency audit of two sites: proven, until somebody copies a file to where it must not lie."""
 
 import json
 import re
