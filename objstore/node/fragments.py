@@ -353,21 +353,6 @@ def verify_record(seal: Seal, record: Buffer, volume: int, index: int, offset: i
     return header
 
 
-def fragment_of(record: Buffer, header: RecordHeader) -> memoryview:
-    """The fragment's payload without the checksums between: `header.fragment_size` bytes. Verify first."""
-    size = header.fragment_size
-    step = block_size(size)
-    view = memoryview(record)
-    begin = RECORD_HEADER_SIZE + CHECKSUM_SIZE
-    if size <= step:
-        return view[begin : begin + size]
-    pieces: list[memoryview] = []
-    for number, start in enumerate(range(0, size, step)):
-        at = begin + number * (CHECKSUM_SIZE + step)
-        pieces.append(view[at : at + min(step, size - start)])
-    return memoryview(b"".join(pieces))
-
-
 # Whole files.
 
 Read = Callable[[int, int, int, Sequence[memoryview]], Awaitable[int]]  # Disk.read

@@ -53,7 +53,6 @@ from objstore.node.disk import Buffer, DiskState, FragmentFile, LogFile, Usage
 from objstore.node.identity import (
     IDENTITY_NAME,
     Identity,
-    Peer,
     read_identity,
     read_whole,
     sync_directory,
@@ -466,22 +465,13 @@ class LocalDisk:
     async def note_epoch(self, epoch: int) -> None:
         assert epoch >= 0
         self._check_writable()
-        await self._write(
-            "note_epoch", self.options.log_limit_s, None, self._change_identity, {"epoch": epoch}
-        )
+        await self._write("note_epoch", self.options.log_limit_s, None, self._note_epoch, epoch)
 
     async def noted_epoch(self) -> int:
         return (await self._read_call("noted_epoch", None, self._read_own_identity)).epoch
 
     async def fence(self, epoch: int) -> None:
         assert epoch >= 0  # The lock (`lock_disk`) keeps everybody else away.
-
-    async def note_peers(self, peers: Sequence[Peer]) -> None:
-        """Write the other disks' numbers, uuids and paths into the identity file, durably."""
-        self._check_writable()
-        await self._write(
-            "note_peers", self.options.limit_s, None, self._change_identity, {"peers": tuple(peers)}
-        )
 
     async def usage(self) -> Usage:
         """Also looks at the identity file and the low-water mark."""
@@ -1187,12 +1177,12 @@ class LocalDisk:
             raise DiskMissing(f"{self._where}: {self._absent[1]}")
         return identity
 
-    def _change_identity(self, changes: dict[str, Any]) -> None:
+    def _note_epoch(self, epoch: int) -> None:
         with self._identity_lock:
             identity = self._read_own_identity()  # Never over another disk's file.
-            if changes.get("epoch", identity.epoch) < identity.epoch:
-                raise DiskFailed(f"{self._where} was told of epoch {identity.epoch}, not {changes['epoch']}")
-            write_identity(self.path, msgspec.structs.replace(identity, **changes), self._sys)
+            if epoch < identity.epoch:
+                raise DiskFailed(f"{self._where} was told of epoch {identity.epoch}, not {epoch}")
+            write_identity(self.path, msgspec.structs.replace(identity, epoch=epoch), self._sys)
 
     def _look_at_identity(self) -> None:
         """Is it (still, or again) the right disk? Raises: DiskMissing if not; OSError."""

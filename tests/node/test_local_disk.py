@@ -22,7 +22,7 @@ from objstore.errors import (
 )
 from objstore.node import local
 from objstore.node.disk import Disk, DiskState
-from objstore.node.identity import IDENTITY_NAME, Peer, make_identity, read_identity
+from objstore.node.identity import IDENTITY_NAME, make_identity, read_identity
 from objstore.node.local import DiskOptions, Expected, LocalDisk, format_disk, lock_disk, open_disk
 from objstore.node.syscalls import RealSyscalls
 from tests.sim.faulty_syscalls import FaultySyscalls, SmallDisk
@@ -655,17 +655,14 @@ def test_the_identity_file_is_private_and_its_secrets_are_not_shown(path: Path) 
     assert b"k".hex() * 32 not in repr(made)
 
 
-async def test_the_epoch_and_the_peers_are_kept_and_an_epoch_never_falls(disk: LocalDisk, path: Path) -> None:
-    peers = [Peer(number=2, uuid="2" * 32, path="/srv/2")]
+async def test_the_epoch_is_kept_and_never_falls(disk: LocalDisk, path: Path) -> None:
     assert await disk.noted_epoch() == 0
     await disk.note_epoch(7)
-    await disk.note_peers(peers)
     assert await disk.noted_epoch() == 7
     with pytest.raises(DiskFailed, match="epoch 7"):
         await disk.note_epoch(6)
     reopened = open_disk(str(path))
     assert reopened.identity is not None
-    assert reopened.identity.peers == tuple(peers)
     assert reopened.identity.epoch == 7
     assert reopened.identity.secret == 77
 

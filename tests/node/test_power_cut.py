@@ -14,7 +14,7 @@ import pytest
 from objstore.errors import Corrupt, Denied, DiskFailed, DiskMissing
 from objstore.node.disk import DiskState
 from objstore.node.fragments import FileScan, RangeRead, Seal, file_header, record_buffers, record_size
-from objstore.node.identity import Peer, make_identity
+from objstore.node.identity import make_identity
 from objstore.node.local import DiskOptions, LocalDisk, format_disk, open_disk
 from tests.sim.file_system import PowerCut, SimFileSystem
 from tests.sim.replacing import replace
@@ -113,7 +113,6 @@ async def live(disk: LocalDisk, seen: Acknowledged) -> None:
     seen.replaced[2, 0] = [b"again " * 100]
     seen.synced[2, 0] = seen.written[2, 0] = b"again " * 100
 
-    await disk.note_peers([Peer(number=2, uuid="2" * 32, path="/srv/2")])
     seen.epoch_tries.add(2)
     await disk.note_epoch(2)
     seen.epochs.append(2)
