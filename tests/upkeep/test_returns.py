@@ -62,7 +62,10 @@ class World(Yard):
             live = counter(self.kv._values.get(volume_live_key(volume)))
             assert live == 0, f"volume {volume} is purged with {live} live bytes in it"
             return
-        assert record.disks[index] != disk, f"{volume}.{index} on disk {disk} is live, and was purged"
+        named = record.disks[index]
+        assert named != disk, f"{volume}.{index} on disk {disk} is live, and was purged"
+        kept = (volume, index) in self.disks[named].fragments
+        assert kept, f"{volume}.{index} on disk {disk} was purged, and disk {named} has none"
 
     def keys(self) -> set[bytes]:
         return {key for key in self.kv._values if key.startswith(b"o")}
@@ -181,10 +184,15 @@ async def one_round(yard: World, repair: Repair) -> None:
     for number in away:
         yard.disks[number].mood = "well"
     await yard.verified()
-    await repair.run()
-    await compacted(yard.context())
-    await rebalanced(yard.context())
-    await clear(yard.context(), TRASH)
+    yard.clock.advance(rng.choice([60.0, TRASH.grace_s + 1]))
+    steps: list[Callable[[], Awaitable[object]]] = [
+        *while_away,
+        lambda: rebalanced(yard.context()),
+    ]
+    rng.shuffle(steps)
+    for step in steps:
+        await attempt(step)
+    assert (await repair.run()).lost_stripes == 0
     await yard.check()
     assert yard.keys() == set(yard.objects), "what was deleted is there again"
 
@@ -242,6 +250,19 @@ async def test_a_file_that_was_rebuilt_elsewhere_meanwhile_is_trash_where_it_was
     assert await yard.ledger.get(record.id, fresh=True) == moved
     await finish(yard, repair)
     assert (record.id, 1) not in yard.disks[number].fragments
+
+
+async def test_a_copy_that_no_record_names_is_kept_while_the_disk_that_it_names_has_lost_its_own() -> None:
+    yard, record = await small_world()
+    number = record.disks[1]
+    await back_after(yard, number, Repair(yard.context(), grace_s=0).run)
+    await clear(yard.context(), TRASH)
+    yard.clock.advance(TRASH.grace_s + 1)
+    named = (await yard.ledger.get(record.id, fresh=True)).disks[1]
+    yard.disks[named].lose(record.id, 1)
+    await clear(yard.context(), TRASH)
+    assert (record.id, 1) in yard.disks[number].fragments
+    await finish(yard, Repair(yard.context(), grace_s=0))
 
 
 async def test_a_file_of_an_earlier_state_is_rebuilt_and_what_it_has_is_not_believed() -> None:
