@@ -95,6 +95,9 @@ def _show(store: Store, found: dict[str, Any]) -> None:
     facts["copies of metadata"] = " ".join(f"volume {volume}" for volume in found["metadata_copies"])
     store.show([{"what": what, "value": value} for what, value in facts.items()], "what", "value")
     store.show(_by_site(found), "site", "disks", "unreachable", "files", "trash", "bytes", "metadata_files")
+    if found["replicas"]:
+        print("\nreplicas in other stores:")
+        store.show(found["replicas"], "bucket", "endpoint", "target", "site", "sites", "allowed")
     for kind in ("forbidden", "unknown", "elsewhere"):
         if found[kind]:
             print(f"\n{kind}:")

@@ -45,8 +45,10 @@ from objstore.meta.schema import (
     volume_key,
 )
 from objstore.node.disk import FragmentFile
+from objstore.objects.changes import replication_of
 from objstore.objects.ledger import decode_volume
 from objstore.objects.placing import policy_of_bucket
+from objstore.objects.replication import replicated
 from objstore.upkeep.context import Context
 from objstore.upkeep.homes import SNAPSHOT_HOME, extents_of
 
@@ -79,6 +81,17 @@ class MetadataFile(msgspec.Struct, frozen=True):
     site: str
     name: str
     bytes: int
+    allowed: bool
+
+
+class Replica(msgspec.Struct, frozen=True):
+    """A replicated bucket: its target's bytes lie in another store, where its operator says."""
+
+    bucket: str
+    endpoint: str
+    target: str
+    site: str  # As declared; empty: it was not.
+    sites: tuple[str, ...]  # That the bucket's policy allows; none: every one.
     allowed: bool
 
 
@@ -133,6 +146,8 @@ class Counts(msgspec.Struct):
     disks_unreachable: int = 0
     metadata_files: int = 0
     metadata_files_forbidden: int = 0
+    replicas: int = 0
+    replicas_forbidden: int = 0
     metadata_copies_forbidden: int = 0  # Files of volumes with a copy of metadata, outside its sites.
 
 
@@ -152,6 +167,7 @@ class Summary(msgspec.Struct):
     forbidden: list[Finding]
     elsewhere: list[Finding]
     unknown: list[Finding]
+    replicas: list[Replica]
     metadata: list[MetadataFile]
     metadata_sites: tuple[str, ...]  # Where the journal and its snapshots may lie; none: everywhere.
     metadata_copies: list[int]  # Volumes that hold the copy of metadata for salvage.
@@ -168,6 +184,7 @@ class _Seen(NamedTuple):
 
 
 NOTES: Final = [
+    "A replica lies in another store: its site is what was declared here, and is proven by an audit there.",
     "Access logs are files of the gateways that wrote them, and lie on their machines; they name keys.",
     "Files of names that are not the store's, beside its own on a disk, are not listed.",
     "Disks that were removed from the store, emptied before, are not asked.",
@@ -219,6 +236,7 @@ class Audit:
             forbidden=[],
             elsewhere=[],
             unknown=[],
+            replicas=await self._replicas(),
             metadata=metadata,
             metadata_sites=self._metadata_sites,
             metadata_copies=sorted(self._copies)[:REPORTED_MAX],
@@ -308,6 +326,22 @@ class Audit:
         if value is None:
             return set()
         return {extent.volume async for extent in _extents(kv, SNAPSHOT_HOME, value)}
+
+    async def _replicas(self) -> list[Replica]:
+        """Where copies in other stores lie, as their operators declared it."""
+        kv = self._ctx.kv
+        found: list[Replica] = []
+        for name, _ in await replicated(kv):
+            value = await kv.get(bucket_key(name))
+            if value is None or (self._bucket and name != self._bucket):
+                continue
+            record = decode(value, BucketRecord)
+            target = replication_of(record)
+            if target is not None:
+                sites = self._layout.policy(policy_of_bucket(record)).sites
+                allowed = not sites or target.site in sites
+                found.append(Replica(name, target.endpoint, target.bucket, target.site, sites, allowed))
+        return found
 
     # The join.
 
@@ -478,11 +512,17 @@ def _judge(summary: Summary, *, changed: bool) -> None:
     counts.disks_unreachable = len(away)
     counts.metadata_files = len(summary.metadata)
     counts.metadata_files_forbidden = sum(not file.allowed for file in summary.metadata)
+    counts.replicas = len(summary.replicas)
+    counts.replicas_forbidden = sum(not replica.allowed for replica in summary.replicas)
     violated, missing = [], []
     if counts.forbidden or counts.forbidden_by_record:
         violated.append(
             f"{counts.forbidden + counts.forbidden_by_record} fragment files lie, or are to lie, where their"
             " policy does not allow it"
+        )
+    if counts.replicas_forbidden:
+        violated.append(
+            f"{counts.replicas_forbidden} buckets have a replica outside the sites that their policy allows"
         )
     if outside := counts.metadata_files_forbidden + counts.metadata_copies_forbidden:
         violated.append(f"{outside} files with metadata lie outside the sites that are allowed for it")

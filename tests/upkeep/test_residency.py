@@ -15,13 +15,17 @@ from objstore.meta.schema import (
     BucketRecord,
     DiskRecord,
     MemberRecord,
+    ReplicationProgress,
+    ReplicationRecord,
     bucket_key,
     disk_key,
     encode,
     member_key,
+    replication_key,
     setting_key,
     volume_key,
 )
+from objstore.objects.changes import REPLICATION
 from objstore.objects.layout import LAYOUT_KEY, LayoutRecord, Plan
 from objstore.objects.placing import PLACEMENT
 from objstore.upkeep import residency
@@ -210,6 +214,26 @@ async def test_a_bucket_is_held_to_its_policy_wherever_its_objects_were_written_
     assert found.counts.forbidden == outside
     assert (found.verdict == "violated") == bool(outside)
     assert outside, "the volume of a default policy lies on both sites"
+
+
+@pytest.mark.parametrize(("site", "verdict"), [("a", "proven"), ("b", "violated"), ("", "violated")])
+async def test_a_replica_elsewhere_is_named_and_held_to_the_buckets_policy(
+    sites: Sites, site: str, verdict: str
+) -> None:
+    target = ReplicationRecord(
+        endpoint="https://far", bucket="copy", access_key="k", secret=b"s", site=site, generation=1
+    )
+    settings = {PLACEMENT: b"only-a", REPLICATION: encode(target)}
+    record = BucketRecord(id=BUCKET, tenant="t", owner="u", created_us=1, settings=settings)
+    put = {
+        bucket_key("books"): encode(record),
+        replication_key("books"): encode(ReplicationProgress(bucket=BUCKET)),
+    }
+    await sites.kv.commit(Transaction(put=put))
+    for bucket in ("", "books"):
+        found = await sites.audit(bucket=bucket)
+        assert found.verdict == verdict
+        assert [(one.bucket, one.site, one.sites) for one in found.replicas] == [("books", site, ("a",))]
 
 
 async def test_volumes_of_parts_and_pages_count_as_the_buckets(sites: Sites) -> None:
