@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 SIZE_MAX: Final = 8_192  # Bytes; a value of the metadata engine is no longer.
+ALONE_BEFORE: Final = 2  # Writes in a row that nobody shared: one alone among many is about to have company.
 WAITING_MAX: Final = (
     1_024  # Bodies that one process lets metadata carry before it packs them: past it, stripes.
 )
@@ -65,6 +66,7 @@ class Carrier:
         self.carried = 0  # Bodies, since the start.
         self._size_max = size_max
         self._writes = 0  # Under way.
+        self._alone = 0  # Writes in a row during which there was no other.
         self._waiting: dict[bytes, None] = {}  # Homes, in order of coming.
         self._enough = asyncio.Event()
         self._packer: asyncio.Task[None] | None = None
@@ -75,14 +77,23 @@ class Carrier:
         return len(self._waiting)
 
     def __enter__(self) -> None:
+        if self._writes:
+            self._alone = -1  # The last of these to end begins to count.
         self._writes += 1
 
     def __exit__(self, *_: object) -> None:
         self._writes -= 1
+        if not self._writes:
+            self._alone += 1
 
     def takes(self, size: int) -> bool:
-        """Whether metadata should carry a body of this size: it is small, and alone."""
-        return 0 < size <= self._size_max and self._writes == 1 and len(self._waiting) < WAITING_MAX
+        """Whether metadata should carry a body of this size: it is small, and alone as those before it."""
+        return (
+            self._writes == 1
+            and self._alone >= ALONE_BEFORE
+            and 0 < size <= self._size_max
+            and len(self._waiting) < WAITING_MAX
+        )
 
     def took(self, store: "Store", home: bytes) -> None:
         """A commit has published a carried body: pack it soon."""

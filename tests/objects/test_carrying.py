@@ -32,6 +32,11 @@ WHO = principal()
 BUCKET = "bucket"
 
 
+@pytest.fixture(autouse=True)
+def _alone_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(carrying, "ALONE_BEFORE", 0)
+
+
 async def new_store(**settings: object) -> tuple[Store, HookedKv, FakeClock]:
     kv, clock = HookedKv(), FakeClock()
     store = memory_store(kv=kv, clock=clock, **{"carried_size_max": SIZE_MAX, **settings})
@@ -124,6 +129,22 @@ async def test_two_at_once_share_a_stripe_instead() -> None:
     assert is_carried(await record_of(store, "a"))  # Nobody was there when it came.
     assert not is_carried(await record_of(store, "b"))
     assert (await content(store, "a"), await content(store, "b")) == (b"one", b"two")
+
+
+async def test_one_that_is_alone_among_many_takes_the_way_of_the_many(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(carrying, "ALONE_BEFORE", 2)
+    store = memory_store(kv=BatchingKv(), carried_size_max=SIZE_MAX)
+    await create_bucket(store, WHO, BUCKET, region="")
+
+    async def carried(key: str) -> bool:
+        await put(store, key, b"body")
+        return is_carried(await record_of(store, key))
+
+    assert [await carried(f"alone{n}") for n in range(3)] == [False, False, True]
+    assert await asyncio.gather(carried("with"), carried("company")) == [True, False]
+    assert [await carried(f"again{n}") for n in range(3)] == [False, False, True]
 
 
 @pytest.mark.parametrize(
