@@ -83,8 +83,8 @@ class Heartbeats:
         try:
             if await self._members.trust_number() > self._credentials.trust.number:
                 await self._credentials.take_trust(await self._members.trust())
-        except (StoreError, OSError) as failure:  # The next beat tries again.
-            log.warning("the members are not followed", extra={"failure": str(failure)})
+        except (StoreError, OSError) as failure:  # The next beat tries again, and says so.
+            log.debug("the members are not followed", extra={"failure": str(failure)})
 
     async def close(self) -> None:
         for client in self._clients.values():
