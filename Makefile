@@ -102,8 +102,11 @@ format: $(VENV)/.test
 	@$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+# Two processes share the tests: most wait more than they work. Those of a file stay together, in their order;
+# TESTERS=0 is one process, for a debugger.
+TESTERS ?= 2
 test: setup-test lint
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest -n $(TESTERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 bench: $(VENV)/.test
 	@$(BIN)/python bench/compare.py $(ARGS)
@@ -119,11 +122,11 @@ LONG ?= tests/blobs tests/chaos tests/codec tests/crash tests/meta tests/node te
 chaos: $(VENV)/.test
 	@OBJSTORE_LONG=1 $(BIN)/python -m pytest --timeout 7200 $(LONG) $(ARGS)
 
-conformance: $(VENV)/.test
-	@OBJSTORE_LONG=1 $(BIN)/python -m tests.conformance.run $(ARGS)
-
 simulate: $(VENV)/.test
 	@OBJSTORE_LONG=1 $(BIN)/python -m pytest --timeout 7200 -s tests/upkeep/test_simulated_cluster.py $(ARGS)
+
+conformance: $(VENV)/.test
+	@OBJSTORE_LONG=1 $(BIN)/python -m tests.conformance.run $(ARGS)
 
 # docs/formats.md, "Upgrade rule".
 sample: $(VENV)/.test
