@@ -287,6 +287,8 @@ class BlobReader:
         self, record: VolumeRecord, extent: Extent, index: int, begin: int, length: int
     ) -> memoryview:
         """A range of one data fragment: from its disk, or from others if that fails or is too slow."""
+        if index >= record.k:
+            raise Corrupt(f"an extent of volume {record.id} points beyond its {record.k} data fragments")
         try:
             disk, plan = self._plan(record, extent, index, begin, length)
             count = disk.read_now(record.id, index, plan.position, plan.buffers)
@@ -373,8 +375,6 @@ class BlobReader:
 
         Raises: Corrupt if fragments are rotten beyond repair, Unavailable if they are merely away.
         """
-        if index >= record.k:
-            raise Corrupt(f"an extent of volume {record.id} points beyond its {record.k} data fragments")
         # A cached record may be old: repair may have moved this file, or the others. And another process may
         # have heard of a new disk, and written to it, before this one.
         fresh = await self._ledger.get(record.id, fresh=True)

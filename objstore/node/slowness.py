@@ -104,9 +104,6 @@ class _Times:
         self.counts = [count / 2 for count in self.counts]
         self.total /= 2
 
-    def clear(self) -> None:
-        self.__init__()  # type: ignore[misc]
-
 
 @dataclass(slots=True)
 class _Penalty:
@@ -139,6 +136,11 @@ class _Seen:
     append_slow: Slow | None = None  # Resting.
     rest_until: float = 0.0
     append_penalty: _Penalty = field(default_factory=_Penalty)
+
+    def forget(self) -> None:
+        """Its reads begin anew."""
+        self.times = tuple(_Times() for _ in self.times)
+        self.fresh = self.late = self.strikes = 0
 
 
 class Slowness:
@@ -240,7 +242,8 @@ class Slowness:
         """What is usual, by size of read."""
         rules = self.rules
         for size_class in range(len(SIZES) + 1):
-            known = [seen.times[size_class] for seen in self._seen.values()]
+            # What is ejected is nobody's peer: repair and scrub still read from it.
+            known = [seen.times[size_class] for seen in self._seen.values() if seen.slow is None]
             known = [times for times in known if times.total >= rules.samples_min]
             if len(known) < rules.peers_min:
                 continue  # What was known last is better than nothing.
@@ -283,15 +286,15 @@ class Slowness:
         rules = self.rules
         now = self._clock.monotonic()
         seen.slow = slow
-        seen.strikes = seen.good = 0
+        seen.good = 0
         seen.out_until = now + seen.penalty.next(now, rules.out_s, rules.out_max_s, rules.forgotten_s)
-        for times in seen.times:  # It is no peer of the others', and begins anew when it is back.
-            times.clear()
+        seen.forget()
         self.ejections += 1
         return Change(disk, "read", True, f"p99 {slow.words}")
 
     def _take_back(self, disk: int, seen: _Seen, words: str) -> Change:
         seen.slow = None
+        seen.forget()
         seen.penalty.ended = self._clock.monotonic()
         self._publish()
         return Change(disk, "read", False, words)

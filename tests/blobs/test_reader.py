@@ -207,6 +207,16 @@ async def test_an_extent_that_points_nowhere_is_an_error_and_not_a_crash(change:
         await rig.reader.read(Extent(**{**fields, **change}))
 
 
+async def test_parity_is_never_taken_for_the_bytes_of_an_object() -> None:
+    rig = await Rig().start()
+    extent = (await rig.put(b"P" * 400))[0]
+    beyond = Extent(extent.volume, extent.offset, extent.fragment_size, 4 * extent.fragment_size, 8)
+    with pytest.raises(Corrupt, match="beyond its 4 data fragments"):
+        await rig.reader.read(beyond)
+    with pytest.raises(Corrupt, match="beyond its 4 data fragments"):
+        await rig.read_all([beyond])
+
+
 async def test_a_stream_that_breaks_in_the_middle_raises_after_right_bytes_only() -> None:
     rig = await Rig().start()
     body = random.Random(5).randbytes(12 * MIB)

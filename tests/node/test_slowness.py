@@ -175,6 +175,22 @@ def test_an_ejected_disk_is_back_after_quick_answers_in_a_row_and_its_time() -> 
     assert store.work(20) == []
 
 
+def test_what_is_read_from_an_ejected_disk_meanwhile_is_held_against_nobody() -> None:
+    store = Store(4)
+    store.work()
+    store.reads_ms.update({3: 200, 4: 200})
+    store.work(5)
+    assert set(store.slowness.ejected) == {3, 4}
+    for _ in range(10):
+        store.read(3, 100)  # A scrub does.
+        store.read(4, 100)
+        store.work(1)
+    assert store.slowness.limit(BLOCK) < 0.1
+    store.reads_ms.update({3: 2, 4: 2})
+    assert {change.disk for change in store.probe(3, 20) + store.probe(4, 20)} == {3, 4}
+    assert store.work(20) == []
+
+
 def test_one_that_is_slow_again_and_again_stays_out_longer_each_time_and_not_for_ever() -> None:
     store = Store()
     store.work()
