@@ -5,6 +5,7 @@ machine, before the database lets gateways in. What would serve the old metadata
 on a store that does not serve (an export, the copy itself once more) goes on as before.
 """
 
+import logging
 import time
 from pathlib import Path
 from typing import Final
@@ -13,6 +14,8 @@ import msgspec
 
 from objstore.node.disk import DiskState
 from objstore.processes.cluster import CannotStart, Cluster, save
+
+log = logging.getLogger(__name__)
 
 MOVED_NAME: Final = "moved.json"
 
@@ -24,15 +27,22 @@ class Moved(msgspec.Struct, kw_only=True):
 
 
 def mark_moved(data: Path, cluster: Cluster, to: str) -> None:
-    """Durably, in the data directory and on every disk of this machine that is there. Raises: OSError."""
+    """Durably, in the data directory and on every disk of this machine that takes it.
+
+    Raises: OSError if the data directory does not.
+    """
     content = msgspec.json.encode(Moved(to=to, when_s=int(time.time()))) + b"\n"
-    for place in _places(data, cluster):
-        save(place, MOVED_NAME, content)
+    save(data, MOVED_NAME, content)
+    for disk in _disks(cluster):
+        try:
+            save(disk, MOVED_NAME, content)
+        except OSError as failure:  # A read-only or failing disk must not keep a store from moving.
+            log.warning("a disk has no mark of the move", extra={"path": str(disk), "failure": str(failure)})
 
 
 def refuse_moved(data: Path, cluster: Cluster) -> None:
     """Raises: CannotStart if this store's metadata is elsewhere."""
-    marks = [place / MOVED_NAME for place in _places(data, cluster) if (place / MOVED_NAME).exists()]
+    marks = [place / MOVED_NAME for place in (data, *_disks(cluster)) if (place / MOVED_NAME).exists()]
     if not marks:
         return
     try:
@@ -49,6 +59,6 @@ def refuse_moved(data: Path, cluster: Cluster) -> None:
     )
 
 
-def _places(data: Path, cluster: Cluster) -> list[Path]:
-    here = [disk for disk in cluster.disks if disk.state is DiskState.HEALTHY and not disk.node]
-    return [data, *(Path(disk.path) for disk in here)]
+def _disks(cluster: Cluster) -> list[Path]:
+    """Those of this machine that are there."""
+    return [Path(disk.path) for disk in cluster.disks if disk.state is DiskState.HEALTHY and not disk.node]
