@@ -435,24 +435,25 @@ class Members:
             if value is None:
                 raise Denied("there is no such member")
             record = decode(value, MemberRecord)
-            if record.state == REMOVED:
-                return []
             left = [
                 number
                 for number, disk in (await self.ledger.disks()).items()
                 if disk.node == id_ and disk.state not in GIVEN_UP
             ]
+            if record.state == REMOVED and not left:
+                return []
             if left and not lost:
                 raise Denied(
                     f"{record.name} has disks {', '.join(map(str, left))}: drain and remove them first"
                     " (objstore disk drain), or give them up with the node (--lost)"
                 )
-            new = msgspec.structs.replace(record, state=REMOVED, removed_us=self.clock.now_us())
-            try:
-                await self._commit({member_key(id_): value}, {member_key(id_): encode(new)})
-            except Conflict:
-                continue
-            # The node first: from here on it can write nothing. Cut short here, doing it again goes on.
+            if record.state != REMOVED:
+                new = msgspec.structs.replace(record, state=REMOVED, removed_us=self.clock.now_us())
+                try:
+                    await self._commit({member_key(id_): value}, {member_key(id_): encode(new)})
+                except Conflict:
+                    continue
+            # The node first: from here on it can write nothing. Cut short here, it goes on when done again.
             for number in left:
                 await self.ledger.change_disk(
                     number,

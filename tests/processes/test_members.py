@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from objstore.errors import BadArgument, Conflict, Denied
+from objstore.errors import BadArgument, Conflict, Denied, MetaUnavailable
 from objstore.meta.kv import DictKv, Transaction, counter
 from objstore.meta.schema import (
     DiskRecord,
@@ -414,6 +414,26 @@ async def test_a_node_with_disks_is_removed_only_if_they_left_or_are_given_up_wi
     trust = await cluster.members.trust()
     assert (trust.denied, trust.members) == ([peer.name.id.hex()], [])
     assert await cluster.members.remove(peer.name.id, lost=True) == [], "once is enough"
+
+
+async def test_a_removal_that_was_cut_short_goes_on_when_it_is_asked_for_again(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    peer = await cluster.joined("n1")
+    await cluster.members.register(peer, registration(facts(1)))
+    await cluster.members.register(peer, registration(facts(1, formatted=True)))
+
+    async def away(*arguments: object, **options: object) -> bool:
+        raise MetaUnavailable("no committer")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MetaLedger, "change_disk", away)
+        with pytest.raises(MetaUnavailable):
+            await cluster.members.remove(peer.name.id, lost=True)
+    assert (await cluster.disk(1)).state == "healthy"
+    id_, _ = await cluster.members.find(peer.name.id.hex())
+    assert await cluster.members.remove(id_, lost=True) == [1]
+    assert (await cluster.disk(1)).state == "failed"
 
 
 async def test_who_was_removed_is_denied_until_its_last_certificate_has_ended(cluster: Cluster) -> None:
