@@ -9,9 +9,11 @@ import time
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
+from objstore.cli.client import Unreachable
 from objstore.cli.output import DEGRADED, fail, size_text
 
 POLL_SECONDS: Final = 2.0
+AWAY_SECONDS: Final = 120.0  # A gateway that is started again meanwhile is waited for.
 
 
 class Left(NamedTuple):
@@ -27,8 +29,19 @@ def wait_empty(name: str, left: Callable[[], Left], seconds: float, again: str) 
     Args:
         again: what shows how it goes on.
     """
+
+    def asked() -> Left:
+        limit = time.monotonic() + AWAY_SECONDS
+        while True:
+            try:
+                return left()
+            except Unreachable:
+                if time.monotonic() >= limit:
+                    raise
+            time.sleep(POLL_SECONDS)
+
     try:
-        empty = _on_terminal(name, left, seconds) if sys.stderr.isatty() else _in_log(name, left, seconds)
+        empty = _on_terminal(name, asked, seconds) if sys.stderr.isatty() else _in_log(name, asked, seconds)
     except KeyboardInterrupt:
         fail(f"{name} is not empty yet; it goes on: {again}", DEGRADED)
     if not empty:

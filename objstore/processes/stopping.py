@@ -26,7 +26,7 @@ from objstore.node.disk import DiskState
 from objstore.processes.engine import is_shared
 from objstore.processes.parts import Parts
 from objstore.upkeep.service import Service
-from objstore.upkeep.survey import all_volumes
+from objstore.upkeep.survey import all_intents, all_volumes
 
 NAMED_MAX: Final = 20  # Volumes in one sentence; the answer lists more.
 LISTED_MAX: Final = 1_000
@@ -191,6 +191,8 @@ class Stopping:
         for damage in await self._service.damages():
             if not damage.moving:
                 damaged[damage.record.id].add(damage.file)
+        for intent in await all_intents(self._service.context):  # Of open volumes, too.
+            damaged[intent.volume].add(intent.index)
         members = await ledger.members()
         k, m = parts.spec.cluster.codec
         return Facts(

@@ -26,18 +26,26 @@ from objstore.blobs.absence import may_leave_out
 from objstore.blobs.placement import admits
 from objstore.blobs.topology import Topology
 from objstore.blobs.volumes import VolumeRecord, VolumeState
-from objstore.errors import Conflict, Corrupt, StoreError
+from objstore.errors import Conflict, Corrupt, MetaUnavailable, StoreError
 from objstore.node.disk import DiskState
 from objstore.upkeep import plans
 from objstore.upkeep.claims import Deposed
 from objstore.upkeep.context import Context
 from objstore.upkeep.plans import PolicyOf, Relocation
 from objstore.upkeep.repair import RepairReport, move_file
-from objstore.upkeep.survey import all_intents, all_volumes, leaving_disks, policies_of, topology_of
+from objstore.upkeep.survey import (
+    GONE_STATES,
+    all_intents,
+    all_volumes,
+    leaving_disks,
+    policies_of,
+    topology_of,
+)
 
 log = logging.getLogger(__name__)
 
 PLANNED_MAX: Final = 256  # Moves of one plan: then disks and volumes are looked at again.
+KNOWN_S: Final = 30.0  # What was seen of the disks is good for so long: asking thousands is work, too.
 
 
 class RebalanceRules(NamedTuple):
@@ -74,6 +82,7 @@ class _Known:
     policy_of: PolicyOf
     away: set[int]  # Disks that may not answer.
     damaged: dict[int, set[int]]  # Files by volume.
+    at_s: float  # When.
 
     def may_move(self, record: VolumeRecord, number: int) -> bool:
         """Only a file that is whole, and if the volume could do without it while it is in motion."""
@@ -83,6 +92,11 @@ class _Known:
         return may_leave_out(record, self.away, [number], damaged) == [number]
 
 
+def _is_readable(ctx: Context, number: int) -> bool:
+    disk = ctx.disks.get(number)
+    return disk is not None and disk.state not in GONE_STATES
+
+
 class Rebalance:
     """Remembers which volumes conform. One instance a process."""
 
@@ -90,6 +104,7 @@ class Rebalance:
         self._ctx = replace(ctx, pace=ctx.pace.slower(rules.bytes_per_second))
         self._rules = rules
         self._conformity = plans.Conformity()
+        self._known: _Known | None = None
         self.status = RebalanceStatus()
 
     async def plan(self) -> list[Relocation]:
@@ -98,22 +113,26 @@ class Rebalance:
         Raises: MetaUnavailable.
         """
         records = await all_volumes(self._ctx)
-        known = await self._known()
+        known = self._known = await self._look()
         # Pure, and seconds of work where there are many volumes: not on the loop.
         moves = await asyncio.to_thread(self._decide, records, known)
         self.status.planned = self.status.left = len(moves)
         self.status.left_bytes = sum(move.size for move in moves)
         return moves
 
-    async def _known(self) -> _Known:
+    async def _look(self) -> _Known:
         ctx = self._ctx
         topology = await topology_of(ctx)
         leaving = await leaving_disks(ctx)
-        away = {number for number, spot in topology.spots.items() if not spot.usable} - leaving
+        away = {
+            number
+            for number, spot in topology.spots.items()
+            if not spot.usable and (number not in leaving or not _is_readable(ctx, number))
+        }
         damaged: dict[int, set[int]] = defaultdict(set)
         for intent in await all_intents(ctx):
             damaged[intent.volume].add(intent.index)
-        return _Known(topology, await policies_of(ctx), away, damaged)
+        return _Known(topology, await policies_of(ctx), away, damaged, ctx.clock.monotonic())
 
     def _decide(self, records: list[VolumeRecord], known: _Known) -> list[Relocation]:
         status, tolerance = self.status, self._rules.tolerance
@@ -142,13 +161,16 @@ class Rebalance:
         )
 
     async def move(self, planned: Relocation) -> bool:
-        """Do one move of a plan; False if it is not right any more, or failed. Raises: Deposed."""
+        """Do one move of a plan; False if it is not right any more, or failed.
+
+        Raises: MetaUnavailable, Deposed.
+        """
         status = self.status
         status.left -= 1
         status.left_bytes -= planned.size
         try:
             moved = await self._move(planned)
-        except Deposed:
+        except (Deposed, MetaUnavailable):
             raise
         except Conflict:
             return False  # The volume has changed meanwhile: the next plan sees it.
@@ -177,7 +199,9 @@ class Rebalance:
             or target.state is not DiskState.HEALTHY
         ):
             return False
-        known = await self._known()
+        if self._known is None or ctx.clock.monotonic() - self._known.at_s > KNOWN_S:
+            self._known = await self._look()
+        known = self._known
         if not known.may_move(record, planned.source) or not admits(
             known.topology,
             known.policy_of(record),

@@ -39,7 +39,7 @@ from objstore.upkeep.context import Context
 from objstore.upkeep.plans import Damage, Findings
 from objstore.upkeep.survey import (
     all_intents,
-    all_volumes,
+    each_volume,
     given_up_disks,
     leaving_disks,
     policies_of,
@@ -137,7 +137,7 @@ class Repair:
         findings = Findings(sizes=sizes, gone=gone, intents=intents, leaving=leaving)
         topology = await topology_of(ctx) if report is not None else None
         found: list[Damage] = []
-        for record in await all_volumes(ctx):
+        async for record in each_volume(ctx):
             if record.state == VolumeState.SEALED and record.length:
                 found += plans.damages(record, findings)
                 if report is not None and topology is not None:

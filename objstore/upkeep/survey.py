@@ -3,13 +3,15 @@
 Nothing is changed here.
 """
 
+import asyncio
+from collections.abc import AsyncIterator
 from typing import Final
 
 from objstore.blobs.reader import UNREADABLE
 from objstore.blobs.survey import survey
 from objstore.blobs.topology import Topology
 from objstore.blobs.volumes import Intent, VolumeRecord
-from objstore.node.disk import DiskState
+from objstore.node.disk import Disk, DiskState
 from objstore.objects.ledger import GIVEN_UP
 from objstore.upkeep.context import Context
 from objstore.upkeep.plans import PolicyOf
@@ -30,19 +32,26 @@ async def policies_of(ctx: Context) -> PolicyOf:
 
 async def sizes_of(ctx: Context) -> tuple[dict[int, dict[tuple[int, int], int]], set[int]]:
     """What each disk holds, and which disks (named by any record, or known to metadata) do not answer."""
-    sizes: dict[int, dict[tuple[int, int], int]] = {}
     away = {number for number in await ctx.ledger.disks() if number not in ctx.disks}
-    for number, disk in list(ctx.disks.items()):  # Disks may be added meanwhile.
-        if disk.state in GONE_STATES:
+    disks = list(ctx.disks.items())  # Disks may be added meanwhile.
+    listed = await asyncio.gather(*(_sizes(disk) for _, disk in disks))
+    sizes: dict[int, dict[tuple[int, int], int]] = {}
+    for (number, _), found in zip(disks, listed, strict=True):
+        if found is None:
             away.add(number)
-            continue
-        try:
-            files = await disk.fragment_files()
-        except UNREADABLE:
-            away.add(number)
-            continue
-        sizes[number] = {(file.volume, file.index): file.size for file in files}
+        else:
+            sizes[number] = found
     return sizes, away
+
+
+async def _sizes(disk: Disk) -> dict[tuple[int, int], int] | None:
+    """None: it does not answer."""
+    if disk.state in GONE_STATES:
+        return None
+    try:
+        return {(file.volume, file.index): file.size for file in await disk.fragment_files()}
+    except UNREADABLE:
+        return None
 
 
 async def all_intents(ctx: Context) -> list[Intent]:
@@ -55,13 +64,17 @@ async def all_intents(ctx: Context) -> list[Intent]:
     return found
 
 
-async def all_volumes(ctx: Context) -> list[VolumeRecord]:
-    found: list[VolumeRecord] = []
+async def each_volume(ctx: Context) -> AsyncIterator[VolumeRecord]:
+    """Every volume's record, in order; there may be millions."""
     after = 0
     while page := await ctx.ledger.volumes(after):
         after = page[-1].id
-        found += page
-    return found
+        for record in page:
+            yield record
+
+
+async def all_volumes(ctx: Context) -> list[VolumeRecord]:
+    return [record async for record in each_volume(ctx)]
 
 
 async def given_up_disks(ctx: Context) -> set[int]:

@@ -89,7 +89,7 @@ class World(Yard):
             if home is not None and self.rng.random() < 0.4:
                 await self.delete(home)
             else:
-                size = self.rng.choice([100, 3_000, 20_000, 150_000])
+                size = self.rng.choice([100, 3_000, 3_000, 20_000, 150_000])
                 await self.put_object("/" + name, self.rng.randbytes(size))
         except StoreError:
             pass  # Refused: too few disks were there. Nothing was acknowledged.
@@ -106,14 +106,14 @@ async def rebalanced(ctx: Context) -> None:
         await work.move(move)
 
 
-async def world(seed: int, *, yields: bool = False) -> World:
+async def world(seed: int, changes: int, *, yields: bool = False) -> World:
     print(f"seed {seed}")
     made = World("+" * NODES, seed=seed, yields=yields)
     for disk in made.disks.values():
         disk.total = 20_000_000  # So small that rebalancing has something to do.
     await made.start()
     made.watch()
-    for _ in range(OBJECTS):
+    for _ in range(changes):
         await made.change()
     await made.restart_writer()
     return made
@@ -145,7 +145,7 @@ async def finish(yard: World, repair: Repair) -> None:
 
 async def test_nodes_that_come_back_with_stale_files_bring_nothing_back_and_lose_nothing() -> None:
     seed = int(os.environ.get("OBJSTORE_SEED", "7"))
-    yard = await world(seed)
+    yard = await world(seed, OBJECTS)
     repair = Repair(yard.context(), grace_s=GRACE_S)
     for number in range(ROUNDS):
         try:
@@ -340,7 +340,7 @@ async def test_in_no_order_of_repair_and_removal_with_disks_coming_and_going_is_
 
 
 async def one_schedule(seed: int) -> None:
-    yard = await world(seed, yields=True)
+    yard = await world(seed, OBJECTS // 3, yields=True)
     rng = random.Random(seed)
     for disk in yard.disks.values():
         disk.before = unsteady(yard, disk, rng)
