@@ -99,7 +99,7 @@ class Proxy:
             return
         for one in (writer, far_writer):
             sock = one.get_extra_info("socket")
-            if sock is not None:  # Closed meanwhile.
+            if sock is not None and sock.fileno() >= 0:  # Else it was closed meanwhile.
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._writers.add(far_writer)
         both = (writer, far_writer)

@@ -20,6 +20,7 @@ MEMBER_COLUMNS: Final = (
     "addresses",
     "disks",
     "size",
+    "version",
     "certificate_ends",
     "id",
     "reason",

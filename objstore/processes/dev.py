@@ -161,19 +161,24 @@ class LocalCluster:
 
     def start(self) -> None:
         """Found it if need be, start everything, wait until it takes objects. Raises: CannotStart."""
-        if not (self.gateway.data / AUTHORITY_NAME).exists():
-            self.gateway.data.mkdir(mode=0o700, parents=True, exist_ok=True)
-            flags: dict[str, tuple[str, object]] = {
-                "server.data": ("--data", str(self.gateway.data)),
-                "blobs.codec": ("--codec", self.codec),
-            }
-            init(load(None, {}, flags).config, self.gateway.data)
+        self.found()
         self.start_gateway()
         for node in self.members:
             self.start_node(node)
         self.wait_for_disks(self.nodes * self.disks)
         for gateway in self.gateways[1:]:
             self.start_gateway(gateway=gateway)
+
+    def found(self) -> None:
+        """Make its authority, if it has none. Raises: CannotStart."""
+        if (self.gateway.data / AUTHORITY_NAME).exists():
+            return
+        self.gateway.data.mkdir(mode=0o700, parents=True, exist_ok=True)
+        flags: dict[str, tuple[str, object]] = {
+            "server.data": ("--data", str(self.gateway.data)),
+            "blobs.codec": ("--codec", self.codec),
+        }
+        init(load(None, {}, flags).config, self.gateway.data)
 
     def close(self) -> None:
         """End everything, the gateway first: what it drains needs the nodes."""

@@ -165,7 +165,7 @@ class Client(threading.Thread):
                 failures.append(f"{time.monotonic() - self.load.began:.2f} s: {method} {path}: {failure}")
                 if time.monotonic() - started > GIVE_UP_S:
                     raise Unserved(f"{method} {path} for {GIVE_UP_S:.0f} s, last: {failure}") from failure
-                time.sleep(0.02)
+                time.sleep(self.load.pause_s)
                 continue
             self.load.findings.stalls.append((time.monotonic() - started, f"{method} {path}"))
             return found
@@ -339,6 +339,7 @@ class Load:
         multipart: bool = True,
         think_s: float = 0.004,
         answer_s: float = 20.0,
+        pause_s: float = 0.02,
     ) -> None:
         self.port = port
         self.credentials = credentials
@@ -346,6 +347,7 @@ class Load:
         self.multipart = multipart
         self.think_s = think_s  # Leaves the processors to the store: its delays are to be its own.
         self.answer_s = answer_s
+        self.pause_s = pause_s  # Before a request is repeated.
         self.bucket = "chaos"
         self.findings = Findings()
         self.began = time.monotonic()

@@ -38,7 +38,8 @@ from tests.upgrades.samples import (
 
 LONG = bool(os.environ.get("OBJSTORE_LONG"))
 WRITES = 400 if LONG else 20  # Acknowledged between two steps.
-ATTEMPTS_MAX = 5  # What boto3 makes of one request by default.
+ATTEMPTS_MAX = 5  # What boto3 makes of one request by default,
+PAUSE_S = 1.0  # and about how long it waits before it repeats one.
 SHOWN_SECONDS = 60.0  # For the heartbeats to have asked everyone.
 # The trash stays: what is in it is part of a sample.
 SOON = {**RESTLESS, "OBJSTORE_UPKEEP__TRASH_DAYS": "36500"}
@@ -77,6 +78,20 @@ def replace_one(cluster: LocalCluster, process: Process, load: Load) -> None:
         load.port = others[0].ports[0]
     cluster.stop([process])
     cluster.start_gateway(gateway=process)
+    for one in others:  # Both serve, one of either release: each reads what the other has written.
+        for here, there in ((process, one), (one, process)):
+            turn_to(here, load)
+            load.work_until(WRITES)
+            turn_to(there, load)
+            load.check_everything()
+
+
+def turn_to(gateway: Process, load: Load) -> None:
+    """All clients' next connections go to this gateway."""
+    with load.pause():
+        load.port = gateway.ports[0]
+        for client in load.clients:
+            client.disconnect()
 
 
 def roll(cluster: LocalCluster, processes: list[Process], load: Load) -> None:
@@ -104,6 +119,7 @@ def upgrade(cluster: LocalCluster, before: Release, environment: dict[str, str])
         clients=3,
         keys=10,
         multipart=LONG,
+        pause_s=PAUSE_S,
     )
     rounds = 3 if LONG else 1
     with load:
