@@ -20,6 +20,7 @@ from objstore.meta.schema import (
     bucket_change_bytes_key,
     bucket_changes_key,
     bucket_key,
+    bucket_objects_key,
     decode,
     encode,
     replication_key,
@@ -33,6 +34,7 @@ ATTEMPTS_MAX: Final = 64
 REMOVED_AT_ONCE: Final = 256  # Change records of one commit: keys of up to 1 KB each.
 PREFIX: Final = setting_key("replication/")
 LISTED_MAX: Final = 1_000
+CHANGES_MAX: Final = 1_000_000  # Change records of a bucket that are never too many: about 100 MB.
 
 
 class Pending(NamedTuple):
@@ -219,6 +221,26 @@ async def backlog(store: Store, bucket: int) -> Backlog:
         except Conflict:
             pass
     return Backlog(0, 0, 0)
+
+
+async def fold(store: Store, name: str, record: BucketRecord) -> bool:
+    """If there are more changes than keys, give them up for a pass over all keys; whether that was done.
+
+    So a target that is away for weeks costs metadata no more than the bucket itself does. Only for whoever
+    sends: no pass may be under way elsewhere.
+    """
+    counted, objects = await store.kv.get_many([bucket_changes_key(record.id), bucket_objects_key(record.id)])
+    changes = counter(counted)
+    before = await progress_of(store, name)
+    if before is None or changes <= max(CHANGES_MAX, counter(objects)):
+        return False
+    after = ReplicationProgress(bucket=record.id, began_us=store.clock.now_us())
+    if not await note_progress(store, name, before, after):
+        return False
+    removed = 0
+    while removed < changes and (some := await pending(store, record.id, b"", REMOVED_AT_ONCE)):
+        removed += await done(store, record.id, some)
+    return True
 
 
 async def note_progress(

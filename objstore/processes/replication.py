@@ -15,6 +15,7 @@ from typing import Any, Final
 import msgspec
 
 from objstore.admin.app import Problem, SitesAdmin
+from objstore.blobs.topology import Layout
 from objstore.errors import BadArgument, StoreError
 from objstore.iam.secrets import SecretBox
 from objstore.meta.kv import pages, prefix_end
@@ -34,6 +35,7 @@ log = logging.getLogger(__name__)
 
 LOOK_S: Final = 1.0  # Between two looks for buckets with something to be sent.
 METRICS_S: Final = 5.0  # Between two counts of what is pending.
+LAYOUT_S: Final = 5.0  # How old a layout may be by which a bucket is sent: it is a record for every disk.
 LABELS_MAX: Final = 100  # Buckets with series of their own; the rest is one, `_other`.
 SHOWN_MAX: Final = 20  # Pending keys that are shown of a bucket.
 PAGE: Final = 1_000
@@ -61,6 +63,7 @@ class Sites:
             self._check_residency,
             Rules(keys_at_once=config.keys_at_once, bytes_per_second=config.bytes_per_second),
         )
+        self._layout: tuple[float, Layout] | None = None  # When it was read, monotonic.
         self._rows: list[Json] = []  # As of the last count: what the metrics show.
         self._setting = asyncio.Lock()  # One operator's change of a target at a time.
 
@@ -104,11 +107,14 @@ class Sites:
     async def _check_residency(self, record: BucketRecord, config: ReplicationRecord) -> None:
         """Bytes leave a bucket's sites by replication no more than in any other way.
 
-        Asked before every session: the bucket's policy and the layout may change at any time.
+        Asked before every page that is sent: the bucket's policy and the layout may change at any time.
 
         Raises: BadArgument.
         """
-        policy = (await self._store.ledger.layout()).policy(policy_of_bucket(record))
+        now = self._store.clock.monotonic()
+        if self._layout is None or now - self._layout[0] > LAYOUT_S:
+            self._layout = now, await self._store.ledger.layout()
+        policy = self._layout[1].policy(policy_of_bucket(record))
         if policy.sites and config.site not in policy.sites:
             where = f"site {config.site}" if config.site else "a site that was not named (--site)"
             raise BadArgument(
@@ -261,6 +267,7 @@ class Sites:
                 since_us=old.since_us if old is not None and same else self._store.clock.now_us(),
             )
 
+        self._layout = None  # An operator may have changed it just now.
         await self._check_residency(before, make(before))
         noted = await replication.set_target(self._store, bucket, make, resync=False)
         client = ReplicaClient(noted, given["secret_key"], tls=trusted)

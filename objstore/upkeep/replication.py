@@ -114,6 +114,8 @@ class Sender:
         if config is None or not config.generation or not await self._has_work(record.id):
             return False
         await self._check(record, config)
+        if await replication.fold(self._store, self._name, record):
+            log.warning("replication of bucket %s: too many changes, all keys are compared", self._name)
         target = self._connect(self._name, record, config)
         try:
             await target.open()

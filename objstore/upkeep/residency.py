@@ -185,8 +185,9 @@ class _Seen(NamedTuple):
 
 NOTES: Final = [
     "A replica lies in another store: its site is what was declared here, and is proven by an audit there.",
+    "The metadata engine (LMDB on a gateway's machine, or PostgreSQL) holds all keys, beside the nodes.",
     "Access logs are files of the gateways that wrote them, and lie on their machines; they name keys.",
-    "Files of names that are not the store's, beside its own on a disk, are not listed.",
+    "Files of names that are not the store's, and what repair has not yet put in its place, are not listed.",
     "Disks that were removed from the store, emptied before, are not asked.",
 ]
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import os
 import random
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field, replace
@@ -38,7 +39,9 @@ from objstore.upkeep.replication import Sender
 from objstore.upkeep.sending import TargetAway
 from tests.objects.fakes import MemoryBody, memory_store
 from tests.s3.handlers.server import keys_of, start
+from tests.seed import SEED
 
+LONG = bool(os.environ.get("OBJSTORE_LONG"))
 MIB = 1024 * 1024
 WHO = Principal(tenant="near", user="near-user", access_key_id="AKNEAR")
 
@@ -392,6 +395,29 @@ async def test_nothing_is_sent_any_more_where_the_buckets_policy_no_longer_allow
     await assert_equal(pair)
 
 
+async def test_more_changes_than_keys_become_a_pass_so_that_a_target_may_be_away_for_long(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await pair.replicate()
+    await pair.put("kept", b"k")
+    await pair.send()
+    monkeypatch.setattr(replication, "CHANGES_MAX", 20)
+    pair.fails = lambda call: "before"
+    for number in range(30):
+        await pair.put(f"{number % 3}", b"%d" % number)
+    await pair.delete("kept")
+    await pair.sender.serve()
+    assert await pair.backlog() == (0, 0, 0)
+    progress = await replication.progress_of(pair.near, "near")
+    assert progress is not None
+    assert (progress.cursor, progress.finished_us) == (b"", 0)
+    await pair.put("0", b"after")
+    pair.fails = lambda call: ""
+    pair.sender._due = 0.0
+    await pair.send()
+    await assert_equal(pair)
+
+
 async def test_replicas_have_no_replicas_and_no_loop_can_be_made(pair: Pair) -> None:
     await pair.replicate()
     with pytest.raises(BucketReplicates):
@@ -478,7 +504,7 @@ async def test_a_key_that_the_target_refuses_holds_up_no_other(pair: Pair) -> No
     await assert_equal(pair)
 
 
-@pytest.mark.parametrize("seed", [1, 2, 3])
+@pytest.mark.parametrize("seed", [1, 2, SEED] if not LONG else [*range(200), SEED])
 async def test_whatever_the_network_does_the_replica_ends_equal_and_no_key_ever_goes_back(
     pair: Pair, seed: int
 ) -> None:
