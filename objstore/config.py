@@ -188,6 +188,13 @@ class MetaSection(Section, frozen=True, kw_only=True):
             " opens on the other disks.",
         ),
     ] = 2.0
+    sites: Annotated[
+        list[str],
+        Meta(
+            description="Sites of the storage nodes whose disks may hold metadata: copies of the journal,"
+            " and of all metadata in volumes. Keys, names and access keys never leave them. Empty: all."
+        ),
+    ] = []
 
     def __repr__(self) -> str:  # A secret never reaches a log or a traceback.
         shown = {name: getattr(self, name) for name in self.__struct_fields__ if name != "url"}

@@ -49,10 +49,9 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         return pool == self.pool and (not self.sites or site in self.sites)
 
     def within(self, other: "Policy") -> bool:
-        """Whether whatever this one admits, `other` admits as well."""
-        return self.pool == other.pool and (
-            not other.sites or bool(self.sites) and set(self.sites) <= set(other.sites)
-        )
+        """Whether a bucket under `other` may have bytes under this one: at its sites only, in its pool."""
+        pool = not other.pool or self.pool == other.pool
+        return pool and (not other.sites or (bool(self.sites) and set(self.sites) <= set(other.sites)))
 
 
 DEFAULT_POLICY: Final = Policy()
@@ -283,6 +282,11 @@ class Topology:
         return max(counts.values(), default=0)
 
 
+def policy_of_sites(sites: Iterable[str]) -> str:
+    """The name of the policy that is just these sites: it needs no record. Of none: the default one's."""
+    return "+".join(sorted(sites))
+
+
 class Layout(NamedTuple):
     """What metadata says of where disks stand and what they may take, and the policies that there are."""
 
@@ -294,7 +298,7 @@ class Layout(NamedTuple):
         """A volume's or bucket's policy. A name without a policy is that of a site: bytes stay there."""
         if not name:
             return DEFAULT_POLICY
-        return self.policies.get(name) or Policy(name=name, sites=(name,))
+        return self.policies.get(name) or Policy(name=name, sites=tuple(name.split("+")))
 
     @property
     def sites(self) -> set[str]:

@@ -18,6 +18,7 @@ POLICY_COLUMNS: Final = (
     "codec",
     "class",
     "disks",
+    "buckets",
     "promise",
     "staged",
 )

@@ -47,6 +47,7 @@ from objstore.meta.journal import (
     Journal,
     Resolved,
     Snapshot,
+    anywhere,
     encode,
     no_crash,
     snapshot_name,
@@ -155,6 +156,7 @@ async def run_committer(
     served: Path | None = None,
     beacon: Beacon | None = None,
     term: int = 0,
+    allowed: Callable[[int], bool] = anywhere,
 ) -> None:
     """Recover, serve until `stop` is set, then drain and leave a clean mark.
 
@@ -170,7 +172,7 @@ async def run_committer(
         folder: makes snapshots, in another process (see fold.py); None: the journal only grows.
         finder: looks damaged records up, as above; None: they stay until they are overwritten.
         trust_state: False after a death by SIGBUS.
-        forget, served, term: see `recover`.
+        forget, served, term, allowed: see `recover`.
         beacon: where it shows which state is in force, before any client can commit to it.
 
     Raises: MetaUnavailable, StateLost, Corrupt, TooFewDisks, StaleEpoch; lmdb.Error when a commit fails. In
@@ -193,6 +195,7 @@ async def run_committer(
         forget=forget,
         served=served,
         term=term,
+        allowed=allowed,
     )
     log.info(
         "metadata recovered",
@@ -584,14 +587,20 @@ class Committer:
             self._state.drop_dead_readers()
             self._forget_clients()
             await self._try_failed_disks()
-            journal = self._journal
-            await journal.check_term()
-            if len(journal.members) < min(journal.copies, len(journal.eligible())):
-                self._ask_for_roll("more copies are possible again")
-            elif journal.eligible() and any(not writable(disk) for disk in journal.members):
-                self._ask_for_roll("a member is no longer healthy")
+            await self._journal.check_term()
+            self._look_at_members()
             self._consider_fold()
             self._consider_look_up()
+
+    def _look_at_members(self) -> None:
+        journal = self._journal
+        eligible = len(journal.eligible())
+        if len(journal.members) < min(journal.copies, eligible):
+            self._ask_for_roll("more copies are possible again")
+        elif eligible and any(not writable(disk) for disk in journal.members):
+            self._ask_for_roll("a member is no longer healthy")
+        elif eligible and any(not journal.allowed(disk.number) for disk in journal.members):
+            self._ask_for_roll("a member may hold no metadata any more")
 
     def _ask_for_roll(self, why: str) -> None:
         self._want_roll = why

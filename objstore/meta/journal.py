@@ -410,6 +410,11 @@ class CopyFailed(Exception):
         self.failures = failures
 
 
+def anywhere(number: int) -> bool:
+    """Every disk may hold copies."""
+    return True
+
+
 @dataclass(slots=True)
 class Journal:
     """The journal of a running committer.
@@ -436,6 +441,7 @@ class Journal:
     highest: int = 0  # The highest number seen anywhere.
     opened: Callable[[int], None] = lambda epoch: None  # Called when an epoch is in force.
     term: int = 0  # See the module.
+    allowed: Callable[[int], bool] = anywhere  # Whether batches and snapshots may lie on this disk.
 
     def end(self) -> End:
         position = self.position
@@ -528,7 +534,11 @@ class Journal:
         return min(FAILED_TIMEOUT_S, self.append_timeout_s) if disk.number in self.failed else STEP_TIMEOUT_S
 
     def eligible(self) -> list[Disk]:
-        return [disk for disk in self.disks if writable(disk) and disk.number not in self.failed]
+        return [
+            disk
+            for disk in self.disks
+            if writable(disk) and disk.number not in self.failed and self.allowed(disk.number)
+        ]
 
     async def roll(self, *, state: bytes, snapshot: Snapshot | None = None) -> None:
         """Open a new epoch after the present position; the current one is closed for good.
@@ -756,7 +766,8 @@ class Journal:
         return offset
 
     async def clean_up(self) -> int:
-        """Remove the files that the header no longer names; returns how many went.
+        """Remove the files that the header no longer names, and those that it names from disks that may not
+        hold them, once m+1 others do; returns how many went.
 
         Call it only while this epoch is in force. A disk that was away keeps its old files until it
         is back: they do no harm, since the highest named epoch decides.
@@ -765,17 +776,19 @@ class Journal:
         named.add(journal_name(self.header.epoch))
         if self.header.snapshot is not None:
             named.add(self.header.snapshot.name)
+        whole = len(self.members) >= self.copies  # And so has every file that many copies on allowed disks.
         removed = 0
         for disk in self.disks:
             if not writable(disk) or disk.number in self.failed:
                 continue
+            wanted = named if self.allowed(disk.number) or not whole else set()
             try:
                 async with asyncio.timeout(STEP_TIMEOUT_S):
                     if await disk.noted_epoch() != self.header.epoch:
                         continue
                     for entry in await disk.logs():
                         late = epoch_of_name(entry.name) > self.header.epoch
-                        if is_ours(entry.name) and entry.name not in named and not late:
+                        if is_ours(entry.name) and entry.name not in wanted and not late:
                             self.crash("journal.clean-up")
                             await disk.log_remove(entry.name)
                             removed += 1

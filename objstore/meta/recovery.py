@@ -45,6 +45,7 @@ from objstore.meta.journal import (
     EpochHeader,
     Journal,
     Position,
+    anywhere,
     batch_checksum,
     first_epoch,
     heeding,
@@ -112,6 +113,7 @@ async def recover(
     forget: bool = False,
     served: Path | None = None,
     term: int = 0,
+    allowed: Callable[[int], bool] = anywhere,
 ) -> Recovered:
     """Find or rebuild the state and open a new epoch.
 
@@ -127,6 +129,7 @@ async def recover(
             more than m disks away, those that are here may all know only the past. None: no such file.
         term: this machine's, where others could reach the disks too (journal.py); all earlier ones are
             shut out before anything is read. 0: nobody else can.
+        allowed: by a disk's number, whether metadata may be written to it. It is read from any.
 
     Raises: MetaUnavailable (the newest epoch is on none of the disks that are here), Corrupt,
         TooFewDisks; StaleEpoch if a later term has begun.
@@ -143,6 +146,7 @@ async def recover(
         header=EpochHeader(FORMAT, cluster, 0, [], 0, 0, b"", None, [], 0),
         crash=crash,
         term=term,
+        allowed=allowed,
     )
     if served is not None:
         journal.opened = partial(_remember, served)

@@ -63,6 +63,7 @@ class Member(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     name: str = ""  # For people.
     addresses: list[str] = []  # host:port of its internal listener.
     disks: dict[str, str] = {}  # A node's, for a gateway that takes over: number -> uuid in hex.
+    site: str | None = None  # Where it stands, by the layout; None: who wrote this did not know of sites.
 
 
 class Trust(msgspec.Struct, frozen=True, kw_only=True):

@@ -92,6 +92,7 @@ async def _serve(link: Link, died: str, spec: Spec, forget: bool) -> None:
             served=Path(spec.data, SERVED_NAME),
             beacon=spec.beacon,
             term=spec.cluster.term,
+            allowed=lambda number: may_hold_metadata(config.meta.sites, opener.site(number)),
         )
     except StaleEpoch as failure:
         # Started again, this committer could only find the same; and what the workers read is the past.
@@ -102,6 +103,11 @@ async def _serve(link: Link, died: str, spec: Spec, forget: bool) -> None:
         for disk in disks.values():
             disk.close()
         opener.close()
+
+
+def may_hold_metadata(sites: list[str], site: str | None) -> bool:
+    """Whether the journal may lie on a disk of this site; None: of the gateway's own machine, as LMDB does."""
+    return not sites or site is None or site in sites
 
 
 def _state_directories(spec: Spec) -> list[Path]:

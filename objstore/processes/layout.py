@@ -22,12 +22,12 @@ import msgspec
 from objstore.admin.app import LayoutAdmin, Problem
 from objstore.blobs.placement import Promise, judge, promised
 from objstore.blobs.survey import survey
-from objstore.blobs.topology import DEFAULT_POLICY, Layout, Level, Policy, Topology
+from objstore.blobs.topology import Layout, Level, Policy, Topology
 from objstore.blobs.volumes import VolumeRecord, VolumeState
 from objstore.config import ConfigError, parse_codec
 from objstore.errors import BadArgument, BucketNotEmpty, Conflict
-from objstore.meta.kv import Transaction, pages, prefix_end
-from objstore.meta.schema import BucketRecord, MemberRecord, decode, disk_key, encode
+from objstore.meta.kv import Add, Transaction, pages, prefix_end
+from objstore.meta.schema import BucketRecord, MemberRecord, decode, disk_key, encode, serial_key
 from objstore.objects.buckets import place_bucket
 from objstore.objects.layout import (
     LAYOUT_KEY,
@@ -45,7 +45,6 @@ from objstore.objects.layout import (
 from objstore.objects.ledger import DRAINING, GIVEN_UP
 from objstore.objects.placing import policy_of_bucket
 from objstore.processes.parts import Parts
-from objstore.upkeep.service import Service
 
 Json = dict[str, Any]
 
@@ -59,9 +58,8 @@ _WEAKER: Final = list(Promise)  # Best first.
 class LayoutSet:
     """What the admin port does with the layout."""
 
-    def __init__(self, parts: Parts, service: Service) -> None:
+    def __init__(self, parts: Parts) -> None:
         self._parts = parts
-        self._service = service
         self._kv = parts.store.kv
         self._ledger = parts.store.ledger
 
@@ -88,34 +86,27 @@ class LayoutSet:
             _machine_row(name, key, now[0], record.current, then[0], after)
             for name, key in sorted(_machines(members, now[0]).items())
         ]
-        names = sorted({"", *record.current.policies, *after.policies})
+        buckets = await self._buckets()
+        names = sorted({"", *record.current.policies, *after.policies, *buckets})
         return {
             "version": record.version,
             "staged": record.serial if record.staged is not None else None,
             "machines": machines,
-            "policies": [self._policy_row(name, now, then, record) for name in names],
+            "policies": [
+                self._policy_row(name, *then, record) | {"buckets": buckets[name]} for name in names
+            ],
         }
 
-    def _policy_row(
-        self,
-        name: str,
-        now: tuple[Layout, Topology],
-        then: tuple[Layout, Topology],
-        record: LayoutRecord,
-    ) -> Json:
-        after = record.staged or record.current
-        policy = (after.policies if name in after.policies else record.current.policies).get(
-            name, DEFAULT_POLICY
-        )
+    def _policy_row(self, name: str, layout: Layout, topology: Topology, record: LayoutRecord) -> Json:
+        before, after = record.current.policies, (record.staged or record.current).policies
+        policy = layout.policy(name) if name in after or name not in before else before[name]
         k, m = self._code(policy)
-        change = ""
-        if name and name not in record.current.policies:
+        change = "" if before.get(name) == after.get(name) else "changed"
+        if change and name not in before:
             change = "added"
-        elif name and name not in after.policies:
+        elif change and name not in after:
             change = "dropped"
-        elif record.current.policies.get(name) != after.policies.get(name):
-            change = "changed"
-        view = then[1].view(policy, takes=False)
+        view = topology.view(policy, takes=False)
         return {
             "policy": name or "(default)",
             "sites": ",".join(policy.sites) or "all",
@@ -125,7 +116,7 @@ class LayoutSet:
             "codec": f"{k}+{m}",
             "class": policy.storage_class or ("STANDARD" if not name else ""),
             "disks": len(view.numbers),
-            "promise": promise_words(promised(then[1], policy, k, m)),
+            "promise": promise_words(promised(topology, policy, k, m)),
             "staged": change,
         }
 
@@ -260,6 +251,14 @@ class LayoutSet:
         """Why this may not be applied."""
         assert record.staged is not None
         words: list[str] = []
+        if sites := self._parts.spec.config.meta.sites:
+            copies = self._parts.spec.cluster.codec[1] + 1
+            here = [spot for spot in then[0].spots.values() if spot.site in sites and not spot.leaving]
+            if len(here) < copies:
+                words.append(
+                    f"metadata is kept to {', '.join(sites)} (meta.sites), where {len(here)} disks would be,"
+                    f" and {copies} are needed"
+                )
         for name in sorted(record.current.policies.keys() - record.staged.policies.keys()):
             used = facts.buckets[name], facts.tallies.get(name, Tally()).volumes
             if any(used):
@@ -294,8 +293,10 @@ class LayoutSet:
             expect: dict[bytes, bytes | None] = {LAYOUT_KEY: value, PLACED_KEY: placed}
             put = {LAYOUT_KEY: encode(after)}
             await self._mark_drained(record.staged.drains, expect, put)
+            # Where machines stand is told to all of them with whom they trust: metadata may be kept to sites.
+            add = {serial_key("trust"): Add(1)}
             try:
-                await self._kv.commit(Transaction(expect=expect, put=put))
+                await self._kv.commit(Transaction(expect=expect, put=put, add=add))
             except Conflict:
                 continue
             files = sum(tally.files for tally in facts.tallies.values())

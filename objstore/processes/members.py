@@ -69,6 +69,7 @@ from objstore.node.membership import (
     Welcome,
 )
 from objstore.node.tls import Member, Peer, Trust
+from objstore.objects.layout import NO_PLACE, Plan, read_layout
 from objstore.objects.ledger import GIVEN_UP, MetaLedger
 from objstore.processes.founding import save_authority
 
@@ -157,6 +158,7 @@ class Members:
         number = await self.trust_number()
         authority, _ = await self.authority()
         members = await self.ledger.members()
+        _, layout = await read_layout(self.kv)
         now_s = self.clock.now_us() // 1_000_000
         disks: dict[bytes, dict[str, str]] = {}
         for disk_number, disk in (await self.ledger.disks()).items():
@@ -180,6 +182,7 @@ class Members:
                     name=record.name,
                     addresses=record.addresses,
                     disks=disks.get(id_, {}),
+                    site=_site(id_, record, layout.current),
                 )
                 for id_, record in members.items()
                 if record.state == JOINED
@@ -578,3 +581,9 @@ def _described(record: MemberRecord, machine: Machine, issuer: str, ends_s: int)
         issuer=issuer,
         ends_s=ends_s,
     )
+
+
+def _site(id_: bytes, record: MemberRecord, plan: Plan) -> str:
+    """Where a machine stands: the layout's word goes before its own."""
+    place = plan.machines.get(id_.hex(), NO_PLACE)
+    return record.site if place.site is None else place.site

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import xxhash
 
+from objstore.blobs.topology import policy_of_sites
 from objstore.errors import StoreError
 from objstore.meta import transfer
 from objstore.meta.kv import Kv, pages, prefix_end
@@ -74,6 +75,7 @@ class Copies:
         self._context = context_of(parts)
         config = parts.spec.config.upkeep
         self._timing = Timing(config.snapshot_hours, config.period_factor)
+        self._policy = policy_of_sites(parts.spec.config.meta.sites)
         self._one = asyncio.Lock()
 
     async def take(self) -> SnapshotAbout:
@@ -83,7 +85,7 @@ class Copies:
             names = await fingerprint(context.kv)  # First: what changes meanwhile asks for another copy.
             began, began_us = clock.monotonic(), clock.now_us()
             source = transfer.stream(context.kv, now_us=began_us)
-            about = await store_snapshot(context, source, began_us=began_us)
+            about = await store_snapshot(context, source, began_us=began_us, policy=self._policy)
             self._timing.copied, self._timing.took = names, clock.monotonic() - began
         log.info("metadata copied into volumes", extra={"bytes": about.size})
         return about

@@ -102,6 +102,13 @@ class Opener:
         self._node_of[place.number] = place.node
         return self._node(place.node, place.number).disk(place.number, place.uuid)
 
+    def site(self, number: int) -> str | None:
+        """The site of a node's disk, as the trust has it; None: it is not known, or of this machine."""
+        member = self._node_of.get(number, b"").hex()
+        if not member or self._credentials is None:
+            return None
+        return next((one.site for one in self._credentials.trust.members if one.id == member), None)
+
     def is_away(self, number: int) -> bool:
         """Whether it is on a storage node that does not answer."""
         node = self._nodes.get(self._node_of.get(number, b""))

@@ -102,7 +102,7 @@ async def _serve(
         context = certificate.context
         tasks.append(loop.create_task(certificate.watch()))
     admin = replace(port.admin(), sites=sites.admin(), residency=residency.admin())
-    admin = replace(admin, layout=LayoutSet(parts, service).admin())
+    admin = replace(admin, layout=LayoutSet(parts).admin())
     gateway = None
     if cluster_sockets:
         from objstore.processes.cluster_gateway import ClusterGateway  # Loads x509, as above.

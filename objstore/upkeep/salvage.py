@@ -59,7 +59,8 @@ from objstore.meta.schema import (
     volume_live_key,
 )
 from objstore.node.fragments import FILE_HEADER_SIZE, parse_file_header
-from objstore.objects.ledger import VOLUME_SERIAL, encode_volume
+from objstore.objects.ledger import SCAN_PAGE, VOLUME_SERIAL, encode_volume
+from objstore.objects.placing import policy_of_bucket, storage_class_of
 from objstore.upkeep.context import Context
 from objstore.upkeep.homes import SNAPSHOT_HOME, open_home
 from objstore.upkeep.seal import find_length
@@ -117,6 +118,7 @@ async def salvage(
     if load_snapshot is not None:
         await _load_newest(ctx, pieces.pop(SNAPSHOT_HOME, []), load_snapshot, report)
     pieces.pop(SNAPSHOT_HOME, None)
+    await _name_policies(ctx, pieces)
     since_us = report.snapshot.began_us if report.snapshot is not None else 0
     for home, found in sorted(pieces.items()):
         if max(piece.clock_us for piece in found) < since_us:
@@ -246,6 +248,11 @@ async def _load_newest(ctx: Context, found: list[Piece], load: LoadSnapshot, rep
             continue
         await load(verified_bytes(ctx, extents, about))
         report.snapshot = about
+        policies = {record.id: record.policy for record in await _all_volumes(ctx)}
+        volumes = {
+            volume: msgspec.structs.replace(record, policy=policies.get(volume, ""))
+            for volume, record in volumes.items()
+        }
         break
     # What the disks show of volumes is newer than what the snapshot knew.
     if report.snapshot is not None:
@@ -268,6 +275,42 @@ async def _load_newest(ctx: Context, found: list[Piece], load: LoadSnapshot, rep
                         ]
                     )
                 )
+
+
+async def _name_policies(ctx: Context, pieces: dict[bytes, list[Piece]]) -> None:
+    """A volume that is younger than the snapshot is under the policy of what lies in it: files of it may have
+    to be rebuilt, and only where that policy admits it."""
+    layout = await ctx.ledger.layout()
+    classes = {one.storage_class: name for name, one in layout.policies.items() if one.storage_class}
+    buckets: dict[int, str] = {}
+    async for pairs in pages(ctx.kv, b"b", prefix_end(b"b"), SCAN_PAGE):
+        records = [decode(value, BucketRecord) for _, value in pairs]
+        buckets.update((record.id, policy_of_bucket(record)) for record in records)
+    named: dict[int, str] = {}
+    for home, found in pieces.items():
+        for piece in found:
+            bucket, storage_class = _meant(home, piece.entry.about)
+            if storage_class in classes:
+                named[piece.extent.volume] = classes[storage_class]
+            elif policy := buckets.get(bucket, ""):
+                named.setdefault(piece.extent.volume, policy)
+    for record in await _all_volumes(ctx):
+        if not record.policy and record.id in named:
+            changed = msgspec.structs.replace(record, policy=named[record.id])
+            await ctx.kv.commit(Transaction(put={volume_key(record.id): encode_volume(changed)}))
+
+
+def _meant(home: bytes, about: bytes) -> tuple[int, str]:
+    """The bucket's id and the storage class that a directory entry tells of; 0 and nothing if it does not."""
+    try:
+        if home[:1] == b"o":
+            extra = decode(about, ObjectRecord).extra if about else None
+            return int.from_bytes(home[1:9], "big"), storage_class_of(extra)
+        if home[:1] == b"p" and about:
+            return int.from_bytes(decode(about, PartRecord).home[1:9], "big"), ""
+    except msgspec.MsgspecError:
+        pass
+    return 0, ""
 
 
 async def _all_volumes(ctx: Context) -> list[VolumeRecord]:

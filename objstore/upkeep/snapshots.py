@@ -44,16 +44,19 @@ class SnapshotAbout(msgspec.Struct, frozen=True, array_like=True):
     digest: int  # xxh3-64 of all bytes.
 
 
-async def store_snapshot(ctx: Context, source: AsyncIterator[bytes], *, began_us: int) -> SnapshotAbout:
+async def store_snapshot(
+    ctx: Context, source: AsyncIterator[bytes], *, began_us: int, policy: str = ""
+) -> SnapshotAbout:
     """Write a snapshot into volumes and let its home hold it.
 
     Args:
         source: the snapshot's bytes.
         began_us: when its taking began: changes after that may not be in it.
+        policy: the name of the placement policy under which it lies.
 
     Raises: Overloaded, WriteQuorumNotMet, TooFewDisks, MetaUnavailable.
     """
-    stream = ctx.writer.stream(SNAPSHOT_HOME)
+    stream = ctx.writer.stream(SNAPSHOT_HOME, policy=policy)
     digest = xxh3_64()
     size = 0
     try:

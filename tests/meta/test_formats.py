@@ -7,6 +7,7 @@ bytes, see the upgrade rule.
 import msgspec
 import pytest
 
+from objstore.blobs.topology import Policy
 from objstore.blobs.volumes import VolumeRecord
 from objstore.extents import Extent
 from objstore.meta import schema
@@ -37,6 +38,7 @@ from objstore.meta.schema import (
     decode,
     encode,
 )
+from objstore.objects.layout import LAYOUT_KEY, PLACED_KEY, LayoutRecord, MachinePlace, Plan
 from objstore.upkeep.claims import ClaimRecord
 
 ID = bytes(range(16))
@@ -75,6 +77,8 @@ KEYS = [
     (schema.claim_key("upkeep"), "43" + b"upkeep".hex()),
     (schema.setting_key("scrub"), "53" + b"scrub".hex()),
     (schema.setting_key("lost"), "53" + b"lost".hex()),
+    (LAYOUT_KEY, "53" + b"layout".hex()),
+    (PLACED_KEY, "4e" + b"placed".hex()),
     (schema.tenant_key("acme"), "74" + b"acme".hex()),
     (schema.user_key("alice"), "75" + b"alice".hex()),
     (schema.access_key_key("OSABC"), "6b" + b"OSABC".hex()),
@@ -178,6 +182,35 @@ RECORDS: list[tuple[msgspec.Struct, str]] = [
         "9c 01 07 02 01 93010203 01 01 c410" + ID.hex() + "a0 00 40 05",
     ),
     (ClaimRecord(1, ID, 4), "93 01 c410" + ID.hex() + "04"),
+    (
+        LayoutRecord(
+            serial=3,
+            version=2,
+            current=Plan(
+                machines={"00": MachinePlace(site="s", weight=0.5)},
+                policies={"p": Policy(name="p", sites=("s",), storage_class="C", k=2, m=1)},
+            ),
+            staged=Plan(drains=["00"]),
+            applied_us=4,
+        ),
+        "97 01 03 02 82 a8"
+        + b"machines".hex()
+        + "81 a23030 82 a4"
+        + b"site".hex()
+        + "a173 a6"
+        + b"weight".hex()
+        + "cb3fe0000000000000 a8"
+        + b"policies".hex()
+        + "81 a170 85 a4"
+        + b"name".hex()
+        + "a170 a5"
+        + b"sites".hex()
+        + "91a173 a16b 02 a16d 01 ad"
+        + b"storage_class".hex()
+        + "a143 81 a6"
+        + b"drains".hex()
+        + "91a23030 c0 04",
+    ),
 ]
 
 

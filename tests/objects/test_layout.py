@@ -121,7 +121,8 @@ def test_a_policy_is_within_another_if_it_admits_nothing_more() -> None:
     assert not both.within(one)
     assert both.within(Policy())
     assert not Policy().within(both)
-    assert not Policy(pool="p").within(Policy())
+    assert Policy(pool="p").within(Policy())
+    assert not Policy().within(Policy(pool="p"))
 
 
 def test_a_record_without_anything_is_the_layout_of_a_store_that_never_had_one() -> None:

@@ -27,7 +27,7 @@ async def operated(policies: list[Policy], **how: Any) -> tuple[LayoutSet, Store
     store = Store(kv=rig.kv, writer=rig.writer, reader=rig.reader, ledger=rig.ledger, clock=rig.clock)
     spec = SimpleNamespace(config=Config(), cluster=SimpleNamespace(codec=(rig.k, rig.m)))
     parts: Any = SimpleNamespace(store=store, disks=rig.disks, spec=spec)
-    return LayoutSet(parts, SimpleNamespace()), store, rig  # type: ignore[arg-type]
+    return LayoutSet(parts), store, rig
 
 
 async def sealed_volume(store: Store, bucket: str, policy: str = "") -> None:

@@ -6,10 +6,13 @@ from collections.abc import AsyncGenerator, AsyncIterator
 import msgspec
 import pytest
 
+from objstore.blobs.topology import Policy
 from objstore.errors import Corrupt
 from objstore.meta.kv import DictKv, Transaction
 from objstore.meta.schema import BucketRecord, ObjectRecord, bucket_key, decode, encode, object_key
+from objstore.objects.layout import LAYOUT_KEY, LayoutRecord, Plan
 from objstore.objects.ledger import MetaLedger
+from objstore.objects.placing import PLACEMENT
 from objstore.upkeep.compaction import compact
 from objstore.upkeep.context import Context
 from objstore.upkeep.salvage import SalvageReport, salvage
@@ -257,3 +260,24 @@ async def test_the_number_of_a_volume_whose_headers_are_lost_is_not_given_again(
     lose_metadata(yard)
     await salvage(yard.context())
     assert await yard.ledger.newest_volume() == last
+
+
+async def test_volumes_are_under_the_policies_that_they_were_under_with_a_snapshot_or_by_what_they_hold() -> (
+    None
+):
+    yard = await filled()
+    policies = {name: Policy(name=name) for name in ("far", "other")}
+    layout = LayoutRecord(version=1, current=Plan(policies=policies))
+    settings = {PLACEMENT: b"far"}
+    bucket = BucketRecord(id=BUCKET, tenant="t", owner="o", created_us=1, settings=settings)
+    await yard.kv.commit(Transaction(put={LAYOUT_KEY: encode(layout), bucket_key("bucket"): encode(bucket)}))
+    before = (await yard.writer.put(b"body", object_key(BUCKET, b"a"), b"", policy="far")).extents[0].volume
+    await yard.restart_writer()
+    await take_snapshot(yard.context(), yard)
+    after = (await yard.writer.put(b"body", object_key(BUCKET, b"b"), b"", policy="far")).extents[0].volume
+    assert after != before
+    await yard.restart_writer()
+    lose_metadata(yard)
+    await salvage(yard.context(), loader(yard))
+    records = {record.id: record.policy for record in await yard.ledger.volumes()}
+    assert (records[before], records[after]) == ("far", "far")
