@@ -86,7 +86,10 @@ class ReplicationRecord(Record, frozen=True, array_like=True, kw_only=True):
 
 
 class ReplicaRecord(Record, frozen=True, array_like=True, kw_only=True):
-    """In a bucket's settings as "replica": what may change it. Stays when it is promoted: its source is refused."""
+    """In a bucket's settings as "replica": what may change it.
+
+    It stays when the bucket is promoted, so that its source is refused from then on.
+    """
 
     cluster: str  # Of the source, in hex;
     source: int  # the id of the source's bucket there,
