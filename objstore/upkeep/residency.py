@@ -246,6 +246,9 @@ class Audit:
         async for volume, record, seen in self._joined(0):
             if record is None or not self._count_plain(summary.counts, record, seen):
                 _tally(summary, self._row(volume, record, seen), record, self._layout)
+            if volume in self._copies:
+                outside = sum(not self._may_hold_metadata(one.disk) for one in seen)
+                summary.counts.metadata_copies_forbidden += outside
         for number, file in self._strange:
             trash = file.retired_us > 0
             one = File(file.index, number, self._site(number), trash, False, False)
@@ -301,7 +304,7 @@ class Audit:
         self._files[number] = array(
             "Q", sorted(_packed(file.volume, file.index, file.retired_us > 0) for file in ours)
         )
-        allowed = not self._metadata_sites or place.site in self._metadata_sites
+        allowed = self._may_hold_metadata(number)
         metadata += [MetadataFile(number, place.site, log.name, log.size, allowed) for log in logs]
         return msgspec.structs.replace(
             place,
@@ -309,6 +312,12 @@ class Audit:
             trash=sum(file.retired_us > 0 for file in files),
             bytes=sum(file.size for file in files),
         )
+
+    def _may_hold_metadata(self, disk: int) -> bool:
+        """The gateway's own machine always may: LMDB lies there, too."""
+        spot = self._layout.spots.get(disk)
+        own = spot is not None and not spot.node
+        return not self._metadata_sites or own or self._site(disk) in self._metadata_sites
 
     async def _look_at_bucket(self) -> None:
         """The bucket's policy, and the volumes that hold its bytes."""
@@ -487,8 +496,6 @@ def _tally(summary: Summary, row: Row, record: VolumeRecord | None, layout: Layo
             counts.elsewhere += 1
             _report(summary.elsewhere, row, file, "its volume's record names another disk")
     counts.not_found += len(row.not_found)
-    if row.metadata_copy and summary.metadata_sites:
-        counts.metadata_copies_forbidden += sum(file.site not in summary.metadata_sites for file in row.files)
     if record is None or not row.sites:
         return
     for index in row.not_found:
