@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from objstore import __version__
 from tests.deploy.files import ROOT
 from tests.deploy.manual import PAGE, Block, Machine, blocks, environment_of, machine, ports
 
@@ -77,6 +78,17 @@ def wait_for_state(store: Machine, disk: int, state: str) -> None:
     while not store.run(look):
         assert time.monotonic() < limit
         time.sleep(0.2)
+
+
+def wait_for_versions(store: Machine, machines: int) -> None:
+    """Until so many machines have said of themselves that they run this release."""
+    limit = time.monotonic() + 60
+    while True:
+        said = store.run(Block("", "", "sh", "objstore cluster nodes\n"))
+        if said.count(f"\t{__version__}\t") >= machines:
+            return
+        assert time.monotonic() < limit, said
+        time.sleep(0.5)
 
 
 def lose(place: Path) -> None:
@@ -180,6 +192,11 @@ def in_a_cluster(tmp_path: Path) -> None:
         assert len(re.findall(r"\bnode\b.*\bjoined\b|\bjoined\b.*\bnode\b", said)) >= 3, said
         tenant = Tenant(places["0.0.0.0:9000"], seed=2)
         tenant.begin()
+        tenant.check()
+
+        [upgrade] = of("Upgrading", "cluster")
+        store.run(upgrade)
+        wait_for_versions(store, len(names) + 1)
         tenant.check()
 
         store.stop("objstore-node@m3", signal.SIGKILL)
