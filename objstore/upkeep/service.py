@@ -137,6 +137,7 @@ class Service:
         self._judged: dict[int, int] = {}  # Volume -> live bytes when rewriting was found not worth it.
         self.services: dict[str, ServiceStatus] = {}
         self._last_repair = RepairReport()
+        self._repair_has_looked = False  # Since the start: rebalancing comes after it.
         self._last_trash = trash.TrashReport()
 
     def start(self) -> None:
@@ -251,6 +252,7 @@ class Service:
         for _ in range(REPAIRS_IN_A_ROW):
             async with self._files:  # Let go now and then, so that the others get their turn.
                 report = self._last_repair = await self._repair.run(limit=REPAIRED_AT_ONCE)
+            self._repair_has_looked = True
             await note_lost(self._ctx, add=report.lost_volumes)  # Also shows what an earlier process found.
             if report.repaired + report.moved < REPAIRED_AT_ONCE:
                 break
@@ -262,7 +264,7 @@ class Service:
     async def rebalance(self) -> str:
         moved = 0
         for planned in await self._rebalance.plan():
-            if self._last_repair.goes_on:
+            if self._last_repair.goes_on or not self._repair_has_looked:
                 return f"{moved} files moved; it waits for repair"
             async with self._files:  # For one file: then the others get their turn.
                 moved += await self._rebalance.move(planned)

@@ -13,10 +13,11 @@ from objstore.objects import layout
 from objstore.objects.layout import MachinePlace
 from objstore.upkeep import plans
 from objstore.upkeep.rebalance import DEFAULT_RULES, Rebalance, RebalanceRules
-from objstore.upkeep.repair import Repair
+from objstore.upkeep.repair import Repair, RepairReport
+from objstore.upkeep.service import Service
 from objstore.upkeep.trash import TrashRules, clear
 from tests.sim.memory_disk import MemoryDisk
-from tests.upkeep.rig import Yard
+from tests.upkeep.rig import Yard, no_sleep
 
 SIZE = 4_000_000  # Bytes of a disk: a file of the tests is a noticeable part of it.
 
@@ -113,6 +114,33 @@ async def test_a_move_that_was_planned_is_not_made_once_it_is_not_right_any_more
     assert [await work.move(move) for move in (one, two, three)] == [False, False, False]
     assert work.status.moved == 0
     assert yard.disks[three.target].calls["replace_begin"] == 0
+
+
+async def test_rebalancing_waits_for_repair_even_between_two_files() -> None:
+    yard = await grown()
+    service = Service(
+        yard.context(),
+        holder=b"u" * 16,
+        alive=lambda writer: True,
+        rebalance_rules=RebalanceRules(tolerance=0.2),
+        sleep=no_sleep,
+    )
+    assert await service._claim.keep()
+    assert await service.rebalance() == "0 files moved; it waits for repair", "it has not looked yet"
+    await service.repair()
+    real = service._rebalance.move
+
+    async def then_damage_is_found(planned: plans.Relocation) -> bool:
+        done = await real(planned)
+        service._last_repair = RepairReport(found=3, repaired=1)
+        return done
+
+    service._rebalance.move = then_damage_is_found  # type: ignore[method-assign]
+    assert await service.rebalance() == "1 files moved; it waits for repair"
+    assert (await service.status())["rebalance"]["left"] > 0
+    service._last_repair = RepairReport(found=3, repaired=1, waiting=2)
+    service._rebalance.move = real  # type: ignore[method-assign]
+    assert "it waits" not in await service.rebalance(), "what waits for a disk is no work"
 
 
 async def test_a_copy_that_reads_back_otherwise_is_never_named_by_its_record() -> None:
