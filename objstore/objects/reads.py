@@ -91,7 +91,7 @@ async def find_object(
     found_bucket, record = await read_record(store, who, bucket, key)
     carried: bytes | None = None
     if record is not None and not record.extents and is_carried(record):
-        record, carried = await _with_body(store, object_key(found_bucket.id, key_bytes(key)))
+        record, carried = await with_body(store, object_key(found_bucket.id, key_bytes(key)))
     if version is not None:
         check_version(key, version)
         if record is None:
@@ -128,7 +128,7 @@ async def find_object(
     )
 
 
-async def _with_body(store: Store, home: bytes) -> tuple[ObjectRecord | None, bytes | None]:
+async def with_body(store: Store, home: bytes) -> tuple[ObjectRecord | None, bytes | None]:
     """The record, and its body if metadata carries it, from one view. Raises: Corrupt."""
     value, body = await store.kv.get_many((home, body_key(home)))
     record = None if value is None else decode(value, ObjectRecord)

@@ -44,7 +44,8 @@ class Residency:
             raise Problem(409, "an audit is under way")
         if bucket:
             await bucket_of(self._parts.store, bucket)
-        self._audit = Audit(self._context, bucket=bucket)
+        sites = tuple(self._parts.spec.config.meta.sites)
+        self._audit = Audit(self._context, bucket=bucket, metadata_sites=sites)
         loop = asyncio.get_running_loop()
         self._task = loop.create_task(self._audit.take(), name="audit of residency")
         if self._forget is not None:

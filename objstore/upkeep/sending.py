@@ -40,7 +40,7 @@ from objstore.meta.schema import (
 )
 from objstore.objects import replication
 from objstore.objects.multipart import Claimed
-from objstore.objects.reads import read
+from objstore.objects.reads import read, with_body
 from objstore.objects.replicas import Held
 from objstore.objects.replication import Pending
 from objstore.objects.store import Store
@@ -327,16 +327,16 @@ class Session:
 
     async def _send(self, key: bytes) -> int:
         """Let the target hold of this key what the bucket holds now. Returns the bytes sent."""
-        value = await self._store.kv.get(object_key(self._bucket.id, key))
-        if value is None:
+        record, carried = await with_body(self._store, object_key(self._bucket.id, key))
+        if record is None:
             await self._target.delete(key)
             return 0
-        record = decode(value, ObjectRecord)
         multipart = record.extra.multipart if record.extra is not None else None
         if multipart is not None:
             etag = await self._send_parts(key, record, multipart)
         else:
-            body = _Body(self._store, self._found(key, record, 0, record.size), self._pace)
+            found = self._found(key, record, 0, record.size, carried)
+            body = _Body(self._store, found, self._pace)
             try:
                 etag = await self._target.put(
                     key,
@@ -392,7 +392,9 @@ class Session:
                 for entry in decode(value, PartsPage).parts:
                     yield entry
 
-    def _found(self, key: bytes, record: ObjectRecord, first: int, length: int) -> Found:
+    def _found(
+        self, key: bytes, record: ObjectRecord, first: int, length: int, carried: bytes | None = None
+    ) -> Found:
         return Found(
             bucket=self._bucket,
             key=key.decode(),
@@ -402,6 +404,7 @@ class Session:
             length=length,
             ranged=length != record.size,
             part_count=0,
+            carried=carried,
         )
 
 

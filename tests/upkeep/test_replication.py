@@ -229,6 +229,19 @@ async def test_a_replica_shows_what_its_source_shows(pair: Pair) -> None:
     await assert_equal(pair)
 
 
+async def test_a_body_that_metadata_carries_for_a_while_is_sent_as_any_other(pair: Pair) -> None:
+    await pair.replicate()
+    await pair.send()
+    pair.near.carrier._size_max = 4_096
+    for number in range(6):
+        await pair.put(f"{number}", b"alone %d" % number)
+    waiting = [await find_object(pair.near, WHO, "near", f"{number}") for number in range(6)]
+    assert any(one.carried is not None for one in waiting), "the test would show nothing"
+    await pair.sender.serve()
+    assert (pair.sender.sent.failures, (await pair.backlog()).changes) == (0, 0)
+    await assert_equal(pair)
+
+
 async def test_words_that_change_without_the_bytes_are_sent_too(pair: Pair) -> None:
     await pair.replicate()
     await pair.put("k", b"bytes", About(metadata={"a": "1"}))
