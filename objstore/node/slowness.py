@@ -3,8 +3,8 @@
 A disk that fails says so. One that answers a hundred times later than the others says nothing, and every read
 that needs it waits. Each process therefore keeps, by disk and size of read, a histogram of the last few
 hundred reads that had to wait for a thread or the network (what the page cache has is never timed), and
-holds each disk's p99 against the median of all. Nobody is slow by an absolute number: where all are slow,
-the machine is.
+holds each disk's p99 against the median of all, and its p50 likewise: on a busy machine everybody's p99 is
+the machine's. Nobody is slow by an absolute number: where all are slow, the machine is.
 
     ejected   its reads come late: reads take k others instead. Probed, and back after some quick answers
     resting   its appends take long: no new volumes on it for a while, then it is tried again
@@ -34,11 +34,11 @@ SIZES: Final = (80 * KIB, 640 * KIB)  # Bytes: one block, some blocks, a whole f
 class SlownessRules:
     """What makes a disk slow."""
 
-    factor: float = 5.0  # Times the median p99 of its peers.
-    floor_s: float = 0.025  # No p99 below this is slow: a busy loop alone makes some milliseconds.
+    factor: float = 5.0  # Times the median p99 of its peers, or the median p50.
+    floor_s: float = 0.025  # Nothing below this is slow: a busy loop alone makes some milliseconds.
     write_floor_s: float = 0.05  # The same of the mean append: a sync on a good disk takes 1 to 10 ms.
     samples_min: int = 5  # Reads of a disk before it is held against others, or others against it.
-    late_min: int = 3  # Of them beyond the limit.
+    late_min: int = 3  # Of them beyond a limit.
     appends_min: int = 3  # Between two judgements, before their mean says anything.
     peers_min: int = 3  # Disks that have enough samples: a median of two is nobody's.
     strikes: int = 3  # Judgements that find it slow, with fresh evidence each: one stall is not enough.
@@ -62,12 +62,13 @@ class SlownessRules:
 class Slow(NamedTuple):
     """Why a disk is avoided."""
 
-    its_s: float  # Its p99, or its mean append.
+    what: str  # p99, p50 or "mean append".
+    its_s: float
     peers_s: float  # The median of its peers'.
 
     @property
     def words(self) -> str:
-        return f"{1000 * self.its_s:.0f} ms, its peers take {1000 * self.peers_s:.1f}"
+        return f"{self.what} {1000 * self.its_s:.0f} ms, its peers' {1000 * self.peers_s:.1f}"
 
 
 class Change(NamedTuple):
@@ -119,13 +120,24 @@ class _Penalty:
         return self.last_s
 
 
+class _Usual(NamedTuple):
+    """What reads of one size take, seconds: medians over the disks, and what they allow."""
+
+    p50_s: float
+    p95_s: float
+    p99_s: float
+    behind_s: float  # Half of a disk's reads beyond this: it is slow.
+    late_s: float  # One in a hundred beyond this: the same.
+
+
 @dataclass(slots=True)
 class _Seen:
     """One disk, as far as it was measured."""
 
     times: tuple[_Times, ...] = field(default_factory=lambda: tuple(_Times() for _ in range(len(SIZES) + 1)))
     fresh: int = 0  # Reads since the last judgement,
-    late: int = 0  # and of them beyond the limit.
+    behind: int = 0  # of them beyond the limit of p50,
+    late: int = 0  # and beyond that of p99.
     strikes: int = 0
     slow: Slow | None = None  # Ejected.
     out_until: float = 0.0
@@ -140,7 +152,7 @@ class _Seen:
     def forget(self) -> None:
         """Its reads begin anew."""
         self.times = tuple(_Times() for _ in self.times)
-        self.fresh = self.late = self.strikes = 0
+        self.fresh = self.behind = self.late = self.strikes = 0
 
 
 class Slowness:
@@ -160,10 +172,7 @@ class Slowness:
         self._spare = spare
         self._clock: Clock = clock if clock is not None else SystemClock()
         self._seen: dict[int, _Seen] = {}
-        classes = len(SIZES) + 1
-        self._limit_s = [float("inf")] * classes  # Beyond it a read is late.
-        self._patience_s = [self.rules.patience_unknown_s] * classes
-        self._peers_s = [0.0] * classes  # The median p99.
+        self._usual: list[_Usual | None] = [None] * (len(SIZES) + 1)  # By size; None: not known yet.
 
     # On the way of a read.
 
@@ -171,8 +180,9 @@ class Slowness:
         """A read of `size` bytes ended. Or it did not (`ended`), and took so long until it was given up: that
         says something only if it was late by then."""
         size_class = bisect_left(SIZES, size)
-        late = seconds > self._limit_s[size_class]
-        if not (ended or late):
+        usual = self._usual[size_class]
+        behind = usual is not None and seconds > usual.behind_s
+        if not (ended or behind):
             return
         seen = self._seen.get(disk)
         if seen is None:
@@ -181,17 +191,20 @@ class Slowness:
         times.counts[bisect_left(BOUNDS, seconds)] += 1
         times.total += 1
         seen.fresh += 1
-        seen.late += late
+        seen.behind += behind
+        seen.late += usual is not None and seconds > usual.late_s
         if times.total >= self.rules.samples_max:
             times.halve()
 
     def patience(self, size: int) -> float:
         """How long a read may take before others are asked beside it, seconds: the p95 of the median disk."""
-        return self._patience_s[bisect_left(SIZES, size)]
+        usual, rules = self._usual[bisect_left(SIZES, size)], self.rules
+        return rules.patience_unknown_s if usual is None else max(rules.patience_min_s, usual.p95_s)
 
     def limit(self, size: int) -> float:
         """How long a read takes at the most on a disk that is not slow, seconds."""
-        return max(self.rules.floor_s, self._known_limit(bisect_left(SIZES, size)))
+        usual = self._usual[bisect_left(SIZES, size)]
+        return self.rules.patience_unknown_s if usual is None else usual.late_s
 
     def slow_among(self, disks: Sequence[int]) -> list[int]:
         """Those of them that are ejected, the slowest first."""
@@ -224,7 +237,9 @@ class Slowness:
         seen = self._seen.get(disk)
         if seen is None or seen.slow is None:
             return []
-        seen.good = seen.good + 1 if seconds is not None and seconds <= self.limit(size) else 0
+        usual = self._usual[bisect_left(SIZES, size)]
+        limit_s = self.rules.patience_unknown_s if usual is None else usual.behind_s
+        seen.good = seen.good + 1 if seconds is not None and seconds <= limit_s else 0
         if seen.good < self.rules.probes or self._clock.monotonic() < seen.out_until:
             return []
         return [self._take_back(disk, seen, f"{seen.good} quick answers in a row")]
@@ -247,24 +262,20 @@ class Slowness:
             known = [times for times in known if times.total >= rules.samples_min]
             if len(known) < rules.peers_min:
                 continue  # What was known last is better than nothing.
-            peers_s = _median([times.quantile(0.99) for times in known])
-            self._peers_s[size_class] = peers_s
-            self._limit_s[size_class] = max(rules.floor_s, rules.factor * peers_s)
-            usual_s = _median([times.quantile(0.95) for times in known])
-            self._patience_s[size_class] = max(rules.patience_min_s, usual_s)
-
-    def _known_limit(self, size_class: int) -> float:
-        limit_s = self._limit_s[size_class]
-        return limit_s if limit_s != float("inf") else self.rules.patience_unknown_s
+            p50_s, p95_s, p99_s = (
+                _median([times.quantile(share) for times in known]) for share in (0.5, 0.95, 0.99)
+            )
+            behind_s, late_s = (max(rules.floor_s, rules.factor * peers_s) for peers_s in (p50_s, p99_s))
+            self._usual[size_class] = _Usual(p50_s, p95_s, p99_s, behind_s, late_s)
 
     def _judge_reads(self, disks: int) -> list[Change]:
         rules = self.rules
         found: list[tuple[Slow, int, _Seen]] = []
         for disk, seen in self._seen.items():
-            late, fresh, seen.late, seen.fresh = seen.late, seen.fresh, 0, 0
-            if seen.slow is not None or not fresh:
+            if seen.slow is not None or not seen.fresh:
                 continue
-            slow = self._slow_reads(seen) if late else None
+            slow = self._slow_reads(seen)
+            seen.fresh = seen.behind = seen.late = 0
             seen.strikes = seen.strikes + 1 if slow is not None else max(0, seen.strikes - 1)
             if slow is not None and seen.strikes >= rules.strikes:
                 found.append((slow, disk, seen))
@@ -273,13 +284,15 @@ class Slowness:
         return [self._eject(disk, seen, slow) for slow, disk, seen in found[: max(0, room)]]
 
     def _slow_reads(self, seen: _Seen) -> Slow | None:
-        for size_class, times in enumerate(seen.times):
-            if times.total < self.rules.samples_min:
+        """Why, if the last few hundred reads say so and some since the last judgement do."""
+        least = self.rules.late_min
+        for usual, times in zip(self._usual, seen.times, strict=True):
+            if usual is None or times.total < self.rules.samples_min:
                 continue
-            limit_s = self._limit_s[size_class]
-            late = times.beyond(limit_s)
-            if late >= self.rules.late_min and late > 0.01 * times.total:
-                return Slow(times.quantile(0.99), self._peers_s[size_class])
+            if seen.late and times.beyond(usual.late_s) >= max(least, 0.01 * times.total):
+                return Slow("p99", times.quantile(0.99), usual.p99_s)
+            if seen.behind and times.beyond(usual.behind_s) >= max(least, 0.5 * times.total):
+                return Slow("p50", times.quantile(0.5), usual.p50_s)
         return None
 
     def _eject(self, disk: int, seen: _Seen, slow: Slow) -> Change:
@@ -290,7 +303,7 @@ class Slowness:
         seen.out_until = now + seen.penalty.next(now, rules.out_s, rules.out_max_s, rules.forgotten_s)
         seen.forget()
         self.ejections += 1
-        return Change(disk, "read", True, f"p99 {slow.words}")
+        return Change(disk, "read", True, slow.words)
 
     def _take_back(self, disk: int, seen: _Seen, words: str) -> Change:
         seen.slow = None
@@ -318,7 +331,7 @@ class Slowness:
             seen.append_strikes = seen.append_strikes + 1 if slow else max(0, seen.append_strikes - 1)
             if slow and seen.append_strikes >= rules.strikes and room > 0:
                 room -= 1
-                changes.append(self._rest(disk, seen, Slow(mean_s, peers_s)))
+                changes.append(self._rest(disk, seen, Slow("mean append", mean_s, peers_s)))
         return changes
 
     def _end_rests(self) -> list[Change]:
@@ -352,7 +365,7 @@ class Slowness:
         rest_s = seen.append_penalty.next(now, rules.rest_s, rules.rest_max_s, rules.forgotten_s)
         seen.rest_until = now + rest_s
         self.ejections += 1
-        return Change(disk, "append", True, f"one append takes {slow.words}")
+        return Change(disk, "append", True, slow.words)
 
     def _publish(self) -> None:
         self.ejected = {disk: seen.slow for disk, seen in self._seen.items() if seen.slow is not None}
