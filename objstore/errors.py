@@ -20,7 +20,7 @@ StoreError
 ├── Unavailable                 nobody is at fault; the same request may work later
 │   ├── DiskFailed, DiskFull, DiskMissing
 │   ├── StaleEpoch              the disk has been told of a newer epoch: who asks was shut out
-│   ├── WriteQuorumNotMet, TooFewDisks
+│   ├── WriteQuorumNotMet, TooFewDisks, WeakerPromise
 │   ├── MetaUnavailable         the committer is away or the outcome is unknown
 │   └── Overloaded              a bound was reached: slow down
 ├── Conflict                    an expectation of a commit does not hold: read again, decide again
@@ -282,6 +282,10 @@ class TooFewDisks(Unavailable):
         super().__init__(f"{wanted} disks wanted, {usable} usable")
         self.wanted = wanted
         self.usable = usable
+
+
+class WeakerPromise(Unavailable):
+    """The placement policy refuses volumes with so weak a promise as its disks allow now."""
 
 
 class MetaUnavailable(Unavailable):

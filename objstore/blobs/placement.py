@@ -40,7 +40,7 @@ from objstore.blobs.topology import (
     View,
     room,
 )
-from objstore.errors import TooFewDisks, Unavailable
+from objstore.errors import TooFewDisks, WeakerPromise
 
 Chance = Callable[[], float]  # Numbers in [0, 1).
 
@@ -64,10 +64,6 @@ _WORDS = {
 }
 DRAWS_MAX: Final = 4  # Then the disks that are taken are counted out.
 _RANK: Final = {Promise.SPARE: 0, Promise.BARE: 1, Promise.NONE: 2}
-
-
-class WeakerPromise(Unavailable):
-    """The policy refuses volumes with so weak a promise as its disks allow now."""
 
 
 class Fault(StrEnum):

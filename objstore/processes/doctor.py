@@ -7,11 +7,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from objstore.blobs.placement import Promise, WeakerPromise, place_volume
+from objstore.blobs.placement import Promise, place_volume
 from objstore.blobs.survey import survey
 from objstore.blobs.topology import DEFAULT_POLICY, Layout, Level, Policy, Topology
 from objstore.config import Config
-from objstore.errors import StoreError, TooFewDisks
+from objstore.errors import StoreError, TooFewDisks, WeakerPromise
 from objstore.meta.client import MetaClient
 from objstore.meta.kv_lmdb import library_version
 from objstore.meta.schema import MemberRecord

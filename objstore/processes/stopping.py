@@ -14,11 +14,11 @@ from typing import Any, Final
 
 from objstore.admin.app import Problem
 from objstore.blobs.absence import shortages
-from objstore.blobs.placement import Placement, WeakerPromise, place_volume
+from objstore.blobs.placement import Placement, place_volume
 from objstore.blobs.survey import survey
 from objstore.blobs.topology import DEFAULT_POLICY, Layout, Policy, Topology
 from objstore.blobs.volumes import VolumeRecord
-from objstore.errors import StoreError, TooFewDisks
+from objstore.errors import StoreError, TooFewDisks, WeakerPromise
 from objstore.meta.journal import readable
 from objstore.meta.schema import MemberRecord
 from objstore.node.authority import GATEWAY

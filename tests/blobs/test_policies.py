@@ -5,9 +5,8 @@ import asyncio
 import pytest
 
 from objstore.blobs import writer as writer_module
-from objstore.blobs.placement import WeakerPromise
 from objstore.blobs.topology import Policy
-from objstore.errors import Overloaded, TooFewDisks
+from objstore.errors import Overloaded, TooFewDisks, WeakerPromise
 from objstore.meta.kv import Transaction
 from objstore.meta.schema import encode
 from objstore.objects.layout import LAYOUT_KEY, LayoutRecord, Plan

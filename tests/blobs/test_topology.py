@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from objstore.blobs.placement import (
     Fault,
     Promise,
-    WeakerPromise,
     admits,
     judge,
     place_volume,
@@ -20,7 +19,7 @@ from objstore.blobs.placement import (
     substitute,
 )
 from objstore.blobs.topology import Level, Policy, Rules, Spot, Topology
-from objstore.errors import TooFewDisks
+from objstore.errors import TooFewDisks, WeakerPromise
 
 GIB = 1 << 30
 EVERYWHERE = Policy()
