@@ -6,6 +6,7 @@ from aiohttp import web
 
 from objstore.meta.schema import Checksum
 from objstore.objects import multipart, reads
+from objstore.objects.placing import STANDARD, storage_class_of
 from objstore.objects.values import Found
 from objstore.s3.answers import document
 from objstore.s3.call import Call
@@ -79,7 +80,7 @@ async def get_attributes(call: Call) -> web.Response:
     if "ObjectParts" in wanted and found.part_count:
         text += await _parts(call, found)
     if "StorageClass" in wanted:
-        text += "<StorageClass>STANDARD</StorageClass>"
+        text += f"<StorageClass>{storage_class_of(found.record.extra) or STANDARD}</StorageClass>"
     if "ObjectSize" in wanted:
         text += f"<ObjectSize>{found.record.size}</ObjectSize>"
     headers = {"Last-Modified": http_date(found.record.order // 1_000_000)}

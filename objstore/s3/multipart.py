@@ -11,6 +11,7 @@ from objstore.errors import ConditionalConflict, NoParts
 from objstore.meta.schema import CHECKSUMS, Checksum
 from objstore.objects import copies, multipart
 from objstore.objects.multipart import Claimed, UploadsPage
+from objstore.objects.placing import STANDARD, storage_class_of
 from objstore.objects.values import Written, etag_text
 from objstore.s3.answers import document, empty, eventually
 from objstore.s3.call import Call
@@ -250,7 +251,8 @@ async def list_parts(call: Call) -> web.Response:
     return document(
         f"<ListPartsResult{XMLNS}><Bucket>{escape(call.bucket)}</Bucket><Key>{escape(call.key)}</Key>"
         f"<UploadId>{upload}</UploadId>{owner(who, 'Initiator')}{owner(who)}"
-        f"<StorageClass>STANDARD</StorageClass><PartNumberMarker>{after}</PartNumberMarker>"
+        f"<StorageClass>{storage_class_of(record.extra) or STANDARD}</StorageClass>"
+        f"<PartNumberMarker>{after}</PartNumberMarker>"
         f"<NextPartNumberMarker>{last}</NextPartNumberMarker><MaxParts>{limit}</MaxParts>"
         f"<IsTruncated>{'true' if truncated else 'false'}</IsTruncated>{rows}{summed}</ListPartsResult>"
     )
@@ -285,7 +287,8 @@ async def list_uploads(call: Call) -> web.Response:
     people = owner(page.bucket.tenant, "Initiator") + owner(page.bucket.tenant)
     rows = "".join(
         f"<Upload><Key>{write(key)}</Key><UploadId>{upload}</UploadId>{people}"
-        f"<StorageClass>STANDARD</StorageClass><Initiated>{timestamp(record.order)}</Initiated>"
+        f"<StorageClass>{storage_class_of(record.extra) or STANDARD}</StorageClass>"
+        f"<Initiated>{timestamp(record.order)}</Initiated>"
         + (
             f"<ChecksumAlgorithm>{record.checksum_algorithm}</ChecksumAlgorithm>"
             f"<ChecksumType>{record.checksum_type}</ChecksumType></Upload>"
