@@ -5,12 +5,16 @@ request to one node, over pooled keep-alive connections (TLS 1.3, both sides sho
 authority, as node/tls.py makes them), and what comes is passed on. Nothing is verified, looked up or decoded.
 
     python -m bench.proxy --listen 127.0.0.1:9500 --nodes 8 --workers 1 --scratch DIR
+
+`--fetch SECONDS` has no proxy: an aiohttp client fetches 1 MiB from every node at once, again and again, and
+prints how many bytes a second came. What repair is measured against.
 """
 
 import argparse
 import asyncio
 import os
 import signal
+import socket
 import ssl
 import sys
 import time
@@ -32,6 +36,7 @@ from objstore.node.tls import Credentials, Trust
 CLUSTER: Final = b"c" * 16
 NODE_ID: Final = b"\1" * 16  # All bare nodes are one member: who they are costs the same.
 GATEWAY_ID: Final = b"\2" * 16
+READY_S: Final = 60.0
 CONNECTIONS: Final = 32  # To one node from one worker: as many as a gateway's pool has.
 
 
@@ -101,6 +106,42 @@ async def _serve(app: web.Application, host: str, port: int, context: ssl.SSLCon
     await runner.cleanup()
 
 
+async def _fetch(nodes: list[str], context: ssl.SSLContext, seconds: float) -> float:
+    """Bytes a second that one client gets."""
+    size = 1024 * 1024
+    began = ends = time.monotonic()
+    fetched = 0
+    connector = aiohttp.TCPConnector(ssl=context, limit=0)
+    async with aiohttp.ClientSession(connector=connector, auto_decompress=False) as session:
+
+        async def fetch(node: str, until: float) -> int:
+            done = 0
+            while time.monotonic() < until or not done:
+                async with session.get(f"{node}/bench/{size}/piece") as answer:
+                    done += len(await answer.read())
+            return done
+
+        for length in (0.0, seconds):  # First one each: connections, and the bodies made.
+            began = time.monotonic()
+            fetched = sum(await asyncio.gather(*(fetch(node, began + length) for node in nodes)))
+            ends = time.monotonic()
+    return fetched / (ends - began)
+
+
+def _reachable(ports: list[int]) -> None:
+    """Wait until somebody listens on each."""
+    limit = time.monotonic() + READY_S
+    for port in ports:
+        while True:
+            try:
+                socket.create_connection(("127.0.0.1", port), timeout=1).close()
+                break
+            except OSError:
+                if time.monotonic() > limit:
+                    raise
+                time.sleep(0.05)
+
+
 def _fork(serve: Callable[[], Coroutine[Any, Any, None]]) -> int:
     pid = os.fork()
     if pid == 0:
@@ -111,12 +152,14 @@ def _fork(serve: Callable[[], Coroutine[Any, Any, None]]) -> int:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="bench.proxy", description="A bare aiohttp proxy and its nodes.")
-    parser.add_argument("--listen", required=True, metavar="HOST:PORT")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--listen", metavar="HOST:PORT", help="of the proxy")
+    what.add_argument("--fetch", type=float, metavar="SECONDS", help="instead of a proxy")
     parser.add_argument("--nodes", type=int, default=8)
     parser.add_argument("--workers", type=int, default=1, help="of the proxy; each node has one process")
     parser.add_argument("--scratch", type=Path, required=True, help="for keys and certificates; empty")
     options = parser.parse_args(arguments)
-    host, _, port = options.listen.rpartition(":")
+    host, _, port = (options.listen or "").rpartition(":")
     make_members(options.scratch)
     ports = [free_port() for _ in range(options.nodes)]
 
@@ -124,13 +167,17 @@ def main(arguments: list[str] | None = None) -> int:
         context = Credentials(options.scratch / NODE).server_context(GATEWAY)
         await _serve(application(), "127.0.0.1", port, context)
 
+    nodes = [f"https://127.0.0.1:{port}" for port in ports]
+
+    def context() -> ssl.SSLContext:
+        return Credentials(options.scratch / GATEWAY).client_context(NODE, NODE_ID)
+
     async def proxy() -> None:
-        context = Credentials(options.scratch / GATEWAY).client_context(NODE, NODE_ID)
-        nodes = [f"https://127.0.0.1:{port}" for port in ports]
-        await _serve(_proxy(nodes, context), host, int(port), None)
+        await _serve(_proxy(nodes, context()), host, int(port), None)
 
     children = [_fork(lambda port=port: node(port)) for port in ports]  # type: ignore[misc]
-    children += [_fork(proxy) for _ in range(options.workers)]
+    if not options.fetch:
+        children += [_fork(proxy) for _ in range(options.workers)]
 
     def stop(*_: object) -> None:
         for pid in children:
@@ -138,6 +185,13 @@ def main(arguments: list[str] | None = None) -> int:
 
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)
+    try:
+        if options.fetch:
+            _reachable(ports)
+            print(uvloop.run(_fetch(nodes, context(), options.fetch)))
+    finally:
+        if options.fetch:
+            stop()
     for pid in children:
         os.waitpid(pid, 0)
     return 0

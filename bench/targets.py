@@ -17,7 +17,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -213,6 +213,24 @@ def bare_proxy(scratch: Path, workers: int, nodes: int) -> Iterator[Target]:
             yield target
 
 
+def bare_fetch(scratch: Path, nodes: int, seconds: float) -> float:
+    """Bytes a second that an aiohttp client fetches from bare nodes (bench/proxy.py)."""
+    with tempfile.TemporaryDirectory(dir=scratch, prefix="fetch-") as directory:
+        done = subprocess.run(
+            [
+                *(sys.executable, "-m", "bench.proxy", "--fetch", str(seconds)),
+                *("--nodes", str(nodes), "--scratch", directory),
+            ],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            check=False,
+            timeout=_READY_S + 2 * seconds,
+        )
+    if done.returncode:
+        raise TargetFailed(f"the bare fetch ended with status {done.returncode}")
+    return float(done.stdout)
+
+
 @contextlib.contextmanager
 def _bare(name: str, workers: int, module: list[str]) -> Iterator[Target]:
     port = free_port()
@@ -280,7 +298,14 @@ def objstore(
 
 @contextlib.contextmanager
 def cluster(
-    scratch: Path, workers: int, nodes: int, *, disks: int = 1, codec: str = "4+2", postgresql: bool = False
+    scratch: Path,
+    workers: int,
+    nodes: int,
+    *,
+    disks: int = 1,
+    codec: str = "4+2",
+    postgresql: bool = False,
+    environment: Mapping[str, str] | None = None,
 ) -> "Iterator[tuple[Target, LocalCluster]]":
     """One gateway and its storage nodes as `objstore dev cluster` starts them, in a directory that goes
     afterwards. CPU counts all their processes, and PostgreSQL's."""
@@ -303,6 +328,7 @@ def cluster(
             codec=codec,
             workers=workers,
             url=url,
+            environment=environment or {},
             bound=True,
         )
         stack.callback(local.close)
