@@ -1,8 +1,8 @@
 """One JSON line per request, buffered. No secret ever stands in it: credentials of queries are redacted.
 
-Concurrency: lines are added by the event loop's thread. A flush takes all of them to one thread that writes
-them; while one flush is under way lines wait, up to a bound, and beyond it they are dropped and counted: a
-full log disk never stops the store. `close` writes what is left.
+Concurrency: lines are added by the event loop's thread. A flush takes all of them to one thread that makes
+text of them and writes it; while one flush is under way lines wait, up to a bound, and beyond it they are
+dropped and counted: a full log disk never stops the store. `close` writes what is left.
 """
 
 import asyncio
@@ -18,7 +18,7 @@ from objstore.s3.target import PARAMETERS_MAX
 
 FLUSH_SECONDS: Final = 1.0
 FLUSH_LINES: Final = 512  # About 200 KiB.
-WAITING_LINES_MAX: Final = 100_000  # About 40 MiB: a log disk that hangs for some seconds loses nothing.
+WAITING_LINES_MAX: Final = 50_000  # About 40 MiB: a log disk that hangs for some seconds loses nothing.
 
 _SECRET_NAMES: Final = (
     "X-Amz-Signature",
@@ -31,7 +31,7 @@ _SECRET_IN_QUERY = re.compile(rf"(?i)(^|[&?])({'|'.join(_SECRET_NAMES)})=[^&]*")
 _SECRET_LOWER: Final = frozenset(name.lower() for name in _SECRET_NAMES)
 
 
-class Line(msgspec.Struct, omit_defaults=True, kw_only=True):
+class Line(msgspec.Struct, omit_defaults=True, kw_only=True, gc=False):
     """One request. Times in milliseconds, `time` in seconds since 1970, sizes in bytes of bodies."""
 
     time: float
@@ -86,8 +86,8 @@ class AccessLog:
     def __init__(self, fd: int) -> None:
         self.fd = fd
         self.dropped = 0  # Lines, since the start.
-        self._lines: list[bytes] = []
-        self._encode = msgspec.json.Encoder(decimal_format="number").encode
+        self._lines: list[Line] = []
+        self._encoder = msgspec.json.Encoder()
         self._writer = ThreadPoolExecutor(1, "access-log")
         self._timer: asyncio.TimerHandle | None = None
         self._flushing = False
@@ -98,10 +98,7 @@ class AccessLog:
         if len(lines) >= WAITING_LINES_MAX or self._closed:
             self.dropped += 1
             return
-        try:
-            lines.append(self._encode(line))
-        except UnicodeEncodeError:
-            lines.append(self._encode(_printable(line)))
+        lines.append(line)
         if self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(FLUSH_SECONDS, self._flush)
         elif len(lines) == FLUSH_LINES:
@@ -124,8 +121,12 @@ class AccessLog:
         if self._lines and self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(FLUSH_SECONDS, self._flush)
 
-    def _write(self, lines: list[bytes]) -> None:
-        data = memoryview(b"\n".join([*lines, b""]))
+    def _write(self, lines: list[Line]) -> None:
+        try:
+            text = self._encoder.encode_lines(lines)
+        except UnicodeEncodeError:
+            text = self._encoder.encode_lines(map(_printable, lines))
+        data = memoryview(text)
         try:
             while data:
                 data = data[os.write(self.fd, data) :]

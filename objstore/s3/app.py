@@ -122,9 +122,13 @@ class EdgeRequest(web.BaseRequest):
         headers[hdrs.SERVER] = SERVER
         headers[_REQUEST_ID] = self.request_id
         headers[_HOST_ID] = self.app.host_id
-        if self.app.draining or not self._body_is_dealt_with():
+        if not self.may_go_on():
             response.force_close()
             headers[hdrs.CONNECTION] = "close"
+
+    def may_go_on(self) -> bool:
+        """Whether the connection may serve another request after this one's answer."""
+        return not self.app.draining and self._body_is_dealt_with()
 
     def _body_is_dealt_with(self) -> bool:
         """Whether the connection can go on after this answer. If not, set how long it lingers."""
@@ -201,11 +205,11 @@ class App:
         self.hash_pool = hash_pool or ThreadPoolExecutor(_HASH_THREADS, "hash")
         self.no_writes = no_writes
         self.draining = False
-        self.outbox = Outbox()
         self._random = randomness or random.Random(os.urandom(16))  # noqa: S311 # Names requests, guards nothing.
         self._id_prefix = self._random.randbytes(4).hex().upper()
         self._id_count = count(self._random.getrandbits(32))
         self.host_id = base64.b64encode(self._random.randbytes(24)).decode()
+        self.outbox = Outbox(f"Server: {SERVER}\r\n{_HOST_ID}: {self.host_id}\r\n".encode())
 
     def new_request_id(self) -> str:
         """16 hex digits: 8 of this worker's life, 8 that count."""

@@ -14,10 +14,11 @@ connection waits.
 
 import asyncio
 import time
+from email.utils import formatdate
 from typing import TYPE_CHECKING, Any
 
 from aiohttp import hdrs, web
-from aiohttp.helpers import must_be_empty_body, rfc822_formatted_time, should_remove_content_length
+from aiohttp.helpers import must_be_empty_body, should_remove_content_length
 from aiohttp.http import HttpVersion11
 from aiohttp.http_writer import _serialize_headers
 
@@ -26,8 +27,15 @@ if TYPE_CHECKING:
 
 
 class Outbox:
-    def __init__(self) -> None:
+    """
+    Args:
+        fixed: header lines that every answer of this process has, each with its CR LF.
+    """
+
+    def __init__(self, fixed: bytes) -> None:
+        self._fixed = fixed
         self._waiting: list[tuple[asyncio.Transport, bytes]] = []
+        self._date = (0, b"")  # The second, and its header line.
 
     async def answer(self, request: "EdgeRequest", response: web.Response) -> None:
         """Finish a response whose body (bytes or nothing) is in memory, as prepare and write_eof would.
@@ -56,15 +64,21 @@ class Outbox:
             headers[hdrs.CONTENT_LENGTH] = str(len(body)) if body else "0"
         if not empty and body and hdrs.CONTENT_TYPE not in headers:
             headers[hdrs.CONTENT_TYPE] = "application/octet-stream"
-        if hdrs.DATE not in headers:
-            headers[hdrs.DATE] = rfc822_formatted_time()
         if response._keep_alive is None:
             response._keep_alive = request.keep_alive
-        request.decorate(response)
-        if not response._keep_alive and hdrs.CONNECTION not in headers:
+        if not request.may_go_on():
+            response._keep_alive = False
+        if not response._keep_alive:
             headers[hdrs.CONNECTION] = "close"
         head = _serialize_headers(f"HTTP/1.1 {status} {response._reason}", headers)
-        data = head if empty or not body else head + body
+        lines = (
+            memoryview(head)[:-2],  # Without the blank line: what follows is ours, and knows no CR or LF.
+            self._fixed,
+            self._date_line(),
+            b"x-amz-request-id: %b\r\n\r\n" % request.request_id.encode(),
+            b"" if empty or not body else body,
+        )
+        data = b"".join(lines)
         request._payload_writer.output_size = len(data)
         response._body_length = len(data)
         response._must_be_empty_body = empty
@@ -73,6 +87,12 @@ class Outbox:
         if not self._waiting:
             asyncio.get_running_loop().call_soon(self._send)
         self._waiting.append((transport, data))
+
+    def _date_line(self) -> bytes:
+        now = int(time.time())
+        if self._date[0] != now:
+            self._date = (now, f"Date: {formatdate(now, usegmt=True)}\r\n".encode())
+        return self._date[1]
 
     def _send(self) -> None:
         waiting, self._waiting = self._waiting, []
