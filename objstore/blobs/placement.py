@@ -383,8 +383,8 @@ def _share(weights: list[float], limits: list[int], count: int, chance: Chance) 
     """
     counts = [0] * len(weights)
     if count == 1:
-        open_ = [weight if limit else 0.0 for weight, limit in zip(weights, limits, strict=True)]
-        counts[_draw(list(accumulate(open_)), chance)] = 1
+        open_ = [at for at, limit in enumerate(limits) if limit]
+        counts[open_[_draw(list(accumulate(weights[at] for at in open_)), chance)]] = 1
         return counts
     shares = _shares(weights, limits, count)
     order = sorted(range(len(shares)), key=lambda at: chance())
