@@ -33,7 +33,7 @@ from objstore.processes.founding import first_trust, read_authority
 from tests.server import environment_for
 
 SAMPLES = Path(__file__).parent / "samples"
-COMMAND_SECONDS = 60.0
+COMMAND_SECONDS = 120.0
 # Nothing of what a sample holds is cleared away while a test looks at it.
 QUIET = {"OBJSTORE_UPKEEP__ENABLED": "false"}
 CODEC = "2+1"  # Of a sample's cluster: a node for each fragment.
