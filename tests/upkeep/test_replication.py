@@ -351,6 +351,13 @@ async def test_what_an_earlier_session_sent_late_is_refused(pair: Pair) -> None:
     await assert_equal(pair)
 
 
+async def test_sessions_count_on_when_the_same_source_is_attached_again(pair: Pair) -> None:
+    await pair.replicate()
+    before = await replicas.open_session(pair.far, pair.far_who, "far", 1)
+    await pair.replicate()
+    assert await replicas.open_session(pair.far, pair.far_who, "far", 1) > before
+
+
 async def test_a_promoted_replica_takes_no_more_from_its_source(pair: Pair) -> None:
     await pair.replicate()
     await pair.put("k", b"1")
@@ -515,6 +522,24 @@ async def test_a_key_that_the_target_refuses_holds_up_no_other(pair: Pair) -> No
         if (await pair.backlog()).changes == 0:
             break
     await assert_equal(pair)
+
+
+async def test_more_failing_keys_than_fit_a_page_hold_up_no_other_either(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sending, "PAGE_CHANGES", 4)
+    await pair.replicate()
+    await pair.send()
+    blobs: Any = pair.near.writer
+    for number in range(9):
+        await pair.put(f"bad{number}", b"%d" % number)
+        [extent] = (await find_object(pair.near, WHO, "near", f"bad{number}")).record.extents
+        blobs._blobs.payloads[extent.volume, extent.offset] = b""
+    await pair.put("good", b"2")
+    async with asyncio.timeout(60):
+        await pair.sender.serve()
+    assert set(await contents(pair.far, pair.far_who, "far")) == {b"good"}
+    assert (await pair.backlog()).changes == 9
 
 
 @pytest.mark.parametrize("seed", [1, 2, SEED] if not LONG else [*range(200), SEED])
