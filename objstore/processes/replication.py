@@ -183,7 +183,7 @@ class Sites:
         row: Json = {
             "bucket": name,
             "role": "source",
-            "state": _state(copying, backlog.changes, sender),
+            "state": _state(config, copying, backlog.changes, sender),
             "other": f"{config.endpoint}/{config.bucket}",
             "site": config.site,
             "pending": backlog.changes,
@@ -347,7 +347,9 @@ _FAMILIES: Final = {
 }
 
 
-def _state(copying: bool, changes: int, sender: Sender | None) -> str:
+def _state(config: ReplicationRecord, copying: bool, changes: int, sender: Sender | None) -> str:
+    if not config.generation:
+        return "not agreed"  # `set` was cut short: to be given again.
     if sender is not None and sender.refused:
         return "refused"
     if copying:

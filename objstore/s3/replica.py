@@ -93,13 +93,14 @@ def unpack_about(text: str) -> About:
     return About(content_type=words.content_type, headers=headers, metadata=words.metadata)
 
 
-def _source(call: Call) -> Principal:
-    """Who asks, as a replica's source. Raises: S3Fault."""
+def _source(call: Call) -> tuple[Principal, Mirror]:
+    """Who asks, as a replica's source, and as what. Raises: S3Fault."""
     match = _MIRROR(call.query[FLAG])
     if match is None:
         raise invalid_argument("a generation, or generation.session, or with .order", FLAG, call.query[FLAG])
     generation, session, order = (int(word or 0) for word in match.groups())
-    return replace(call.who, mirror=Mirror(generation=generation, session=session, order=order))
+    mirror = Mirror(generation=generation, session=session, order=order)
+    return replace(call.who, mirror=mirror), mirror
 
 
 async def _document(call: Call, kind: type[T]) -> T:
@@ -124,20 +125,18 @@ async def attach(call: Call) -> web.Response:
 
 
 async def open_session(call: Call) -> web.Response:
-    who = _source(call)
-    assert who.mirror is not None
-    session = await replicas.open_session(call.store, call.who, call.bucket, who.mirror.generation)
+    _, mirror = _source(call)
+    session = await replicas.open_session(call.store, call.who, call.bucket, mirror.generation)
     return _json({"session": session})
 
 
 async def listed(call: Call) -> web.Response:
-    who = _source(call)
-    assert who.mirror is not None
+    _, mirror = _source(call)
     held, more = await replicas.listed(
         call.store,
         call.who,
         call.bucket,
-        who.mirror.generation,
+        mirror.generation,
         after=call.query.get("after", "").encode(),
     )
     return web.Response(
@@ -150,7 +149,7 @@ async def listed(call: Call) -> web.Response:
 
 async def put(call: Call) -> web.Response:
     """An object, or a part of one."""
-    who = _source(call)
+    who, _ = _source(call)
     check_size(call)
     upload = call.query.get("upload")
     if upload is None:
@@ -168,7 +167,7 @@ async def put(call: Call) -> web.Response:
 
 async def post(call: Call) -> web.Response:
     """Begin a multipart upload, or complete it."""
-    who = _source(call)
+    who, _ = _source(call)
     upload = call.query.get("upload")
     if upload is None:
         wanted = await _document(call, Upload)
@@ -196,5 +195,6 @@ async def post(call: Call) -> web.Response:
 
 
 async def delete(call: Call) -> web.Response:
-    await writes.delete_object(call.store, _source(call), call.bucket, call.key)
+    who, _ = _source(call)
+    await writes.delete_object(call.store, who, call.bucket, call.key)
     return empty(204)
