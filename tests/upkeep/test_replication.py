@@ -4,10 +4,14 @@ import asyncio
 import hashlib
 import os
 import random
+import socket
+import ssl
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from objstore.errors import BadArgument, BucketIsReplica, BucketReplicates, NoSuchKey, StoreError
@@ -33,10 +37,13 @@ from objstore.objects.replicas import Source
 from objstore.objects.store import Store
 from objstore.objects.values import About, Principal
 from objstore.s3.replica_client import ReplicaClient, check_endpoint
+from objstore.s3.server import serve_s3
+from objstore.s3.tls import Certificate
 from objstore.upkeep import sending
 from objstore.upkeep.context import Pace
 from objstore.upkeep.replication import Sender
 from objstore.upkeep.sending import TargetAway
+from tests.certificates import issue
 from tests.objects.fakes import MemoryBody, memory_store
 from tests.s3.handlers.server import keys_of, start
 from tests.seed import SEED
@@ -592,6 +599,37 @@ async def test_whatever_the_network_does_the_replica_ends_equal_and_no_key_ever_
     pair.fails = lambda call: ""
     await pair.send()
     await assert_equal(pair)
+
+
+async def test_a_target_is_spoken_to_over_tls_and_only_if_its_certificate_is_trusted(
+    pair: Pair, tmp_path: Path
+) -> None:
+    certificate = Certificate(*issue(tmp_path, "far"))
+    secure = await serve_s3(pair.runner.app, [socket.create_server(("127.0.0.1", 0))], certificate.context)
+    config = msgspec.structs.replace(pair.config(), endpoint=f"https://localhost:{secure.port}")
+    secret = pair.keys["far"]["secret_key"]
+    stranger = ReplicaClient(config, secret)
+    source = Source(cluster="ab" * 16, bucket="near", id=1)
+    with pytest.raises(TargetAway, match=r"(?i)certificate"):
+        await stranger.attach(source, replace=False)
+    await stranger.close()
+
+    trusting = ssl.create_default_context(cafile=str(tmp_path / "cert.pem"))
+    client = ReplicaClient(config, secret, tls=trusting)
+    await client.attach(source, replace=False)
+    await client.open()
+    data = random.Random(2).randbytes(2 * MIB + 3)
+
+    async def body() -> AsyncIterator[bytes]:
+        for at in range(0, len(data), 100_000):
+            yield data[at : at + 100_000]
+
+    md5 = hashlib.md5(data).digest()
+    etag = await client.put(b"k", 7, About(), body(), size=len(data), md5=md5, checksum=None)
+    assert etag == md5.hex()
+    assert (await contents(pair.far, pair.far_who, "far"))[b"k"][0] == data
+    await client.close()
+    await secure.stop(0.5)
 
 
 def test_objects_do_not_travel_in_the_clear_unless_it_is_said() -> None:
