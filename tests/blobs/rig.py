@@ -10,7 +10,7 @@ from objstore.clock import Clock
 from objstore.codec.backend import choose
 from objstore.extents import Extent
 from objstore.meta.kv import DictKv, Transaction
-from objstore.node.slowness import Slowness
+from objstore.node.slowness import Slowness, SlownessRules
 from objstore.objects.ledger import MetaLedger, publish
 from tests.sim.memory_disk import MOODS, MemoryDisk, memory_disks
 
@@ -19,6 +19,8 @@ SECRET = 0x5EC4E7
 BACKEND = choose()
 
 FAST: WriterLimits = DEFAULT_LIMITS._replace(linger_s=1.0, disk_free_min=0, tick_s=0.001)
+# Whoever counts reads wants no hedge beside them because the machine was busy.
+PATIENT = SlownessRules(patience_min_s=30.0, patience_unknown_s=30.0)
 
 
 class StepClock:
@@ -104,7 +106,7 @@ class Rig:
             secret=SECRET,
             codec=BACKEND.codec,
             find_disks=self.find_disks,
-            slowness=slowness,
+            slowness=slowness or Slowness(clock=self.clock, rules=PATIENT),
             clock=clock or self.clock,
             limits=limits or ReaderLimits(),
         )
