@@ -392,7 +392,7 @@ def test_a_node_is_emptied_used_again_and_stops_only_where_it_may(cluster: Local
     refused = command(cluster, "safe-to-stop", "node-1", "node-2", check=False)
     assert refused.returncode == 1
     assert "not safe to stop now" in refused.stdout
-    assert "volumes could not be read" in refused.stdout
+    assert "buckets could not be written to" in refused.stdout
     assert command(cluster, "safe-to-stop", "nobody", check=False).returncode == 1
 
     refused = command(cluster, "node", "remove", "node-3", check=False)
