@@ -13,7 +13,7 @@ import pytest
 
 from objstore.errors import Conflict, MetaUnavailable, Overloaded
 from objstore.meta.client import MetaClient, _Connection
-from objstore.meta.kv import Add, Transaction, counter
+from objstore.meta.kv import VALUE_SIZE_MAX, Add, Transaction, counter
 from objstore.meta.messages import (
     FORMAT,
     FrameReader,
@@ -468,7 +468,7 @@ async def test_a_transaction_no_engine_takes_is_refused_before_it_is_sent(
     for wrong in (
         Transaction(put={b"": b"empty key"}),
         Transaction(put={b"k" * 3_000: b"long key"}),
-        Transaction(put={b"k": b"v" * 5_000}),
+        Transaction(put={b"k": b"v" * (VALUE_SIZE_MAX + 1)}),
         Transaction(put={b"k": b"v"}, delete=[b"k"]),
         Transaction(delete=[b"k"], add={b"k": Add(1)}),
     ):

@@ -13,7 +13,7 @@ import xxhash
 
 from objstore.errors import Conflict, Corrupt, LimitReached, MetaUnavailable, Overloaded
 from objstore.meta import migrations
-from objstore.meta.kv import Add, DictKv, Transaction, counter, counter_value
+from objstore.meta.kv import VALUE_SIZE_MAX, Add, DictKv, Transaction, counter, counter_value
 from objstore.meta.kv_postgres import PostgresKv, check_url, shown_url
 from objstore.meta.merge import decide, plan
 from tests import postgres
@@ -515,7 +515,7 @@ async def test_a_transaction_that_no_engine_takes_is_refused_before_it_is_sent(u
         for bad in (
             Transaction(put={b"": b"x"}),
             Transaction(put={b"k" * 2_049: b"x"}),
-            Transaction(put={b"k": b"x" * 4_097}),
+            Transaction(put={b"k": b"x" * (VALUE_SIZE_MAX + 1)}),
             Transaction(put={b"k": b"x"}, delete=[b"k"]),
         ):
             with pytest.raises(ValueError):
