@@ -7,6 +7,7 @@ Sections:
     throughput   the cluster (LMDB, its journal on nodes), the one-machine store and the bare proxy
                  (bench/proxy.py) side by side, row by row in turn
     postgresql   the same with metadata in PostgreSQL; its processes' CPU is counted
+    repair       a lost disk of an 8+4 cluster is rebuilt while clients read (bench/repair.py)
 
 Everybody shares the same cores: a rate is what they have left for a request after all that it costs, so a
 row's `CPU us/op`, of all processes together, says more than its rate where others keep the machine busy.
@@ -22,11 +23,12 @@ if __package__ in (None, ""):  # Run as `bench/cluster.py`.
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from bench import figures as promised
+from bench import repair
 from bench.compare import Run, add_common_options, finish, settle_options
 from bench.rows import GIB, KIB, MIB, Bench, size_name
 from bench.targets import ROOT, TargetFailed, bare_proxy, cluster
 
-SECTIONS: Final = ("throughput", "postgresql")
+SECTIONS: Final = ("throughput", "postgresql", "repair")
 NODES: Final = 8
 KINDS: Final = (  # Operation, bytes, connections.
     ("PUT", 4 * KIB, 64),
@@ -41,9 +43,11 @@ class ClusterRun(Run):
     def everything(self) -> None:
         self.measure_machine()
         for workers in self.options.workers:
-            for section in SECTIONS:
+            for section in ("throughput", "postgresql"):
                 if section in self.options.only:
                     self.measure_throughput(workers, postgresql=section == "postgresql")
+        if "repair" in self.options.only:
+            self.measure_repair()
 
     def measure_throughput(self, workers: int, *, postgresql: bool) -> None:
         self.say(f"{'PostgreSQL' if postgresql else 'LMDB'}, {workers} worker{'s' if workers > 1 else ''}")
@@ -63,6 +67,18 @@ class ClusterRun(Run):
                         elif not bench.target.bare:
                             self.show(bench.put(size, connections))
         self.figures += promised.of_a_cluster(self.rows, many.name, one.name, proxy.name)
+
+    def measure_repair(self) -> None:
+        self.say("repair")
+        bodies = 16 if self.options.quick else 64
+        settings = {"disks": repair.DISKS, "codec": repair.CODEC, "environment": repair.ENVIRONMENT}
+        with (
+            cluster(self.scratch, 1, repair.NODES, **settings) as (target, local),  # type: ignore[arg-type]
+            self.bench(target) as bench,
+        ):
+            self.figures += repair.measure(
+                bench, local, self.scratch, bodies, self.options.seconds, self.show
+            )
 
     def _prepare(self, bench: Bench, sizes: set[int]) -> None:
         """Something to read is there, and nobody is measured cold."""
