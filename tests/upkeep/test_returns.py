@@ -10,7 +10,8 @@
 
 import os
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 
 import pytest
 
@@ -66,6 +67,20 @@ class World(Yard):
         assert named != disk, f"{volume}.{index} on disk {disk} is live, and was purged"
         kept = (volume, index) in self.disks[named].fragments
         assert kept, f"{volume}.{index} on disk {disk} was purged, and disk {named} has none"
+
+    async def check(self) -> None:
+        self.reader.close()
+        await super().check()
+
+    @asynccontextmanager
+    async def upkeep(self) -> AsyncIterator[Context]:
+        """A context whose writer and reader end: thousands of them are made."""
+        ctx = self.context()
+        try:
+            yield ctx
+        finally:
+            await ctx.writer.close()
+            ctx.reader.close()
 
     def keys(self) -> set[bytes]:
         return {key for key in self.kv._values if key.startswith(b"o")}
@@ -149,14 +164,15 @@ async def test_nodes_that_come_back_with_stale_files_bring_nothing_back_and_lose
     repair = Repair(yard.context(), grace_s=GRACE_S)
     for number in range(ROUNDS):
         try:
-            await one_round(yard, repair)
+            async with yard.upkeep() as ctx:
+                await one_round(yard, repair, ctx)
         except BaseException:
             print(f"seed {seed}, round {number}")
             raise
     await finish(yard, repair)
 
 
-async def one_round(yard: World, repair: Repair) -> None:
+async def one_round(yard: World, repair: Repair, ctx: Context) -> None:
     rng = yard.rng
     away = rng.sample(sorted(yard.disks), rng.choice([1, 1, 2]))
     for number in away:
@@ -169,15 +185,15 @@ async def one_round(yard: World, repair: Repair) -> None:
         yard.clock.advance(GRACE_S + 1)
     while_away: list[Callable[[], Awaitable[object]]] = [
         repair.run,
-        lambda: compacted(yard.context()),
-        lambda: clear(yard.context(), TRASH),
+        lambda: compacted(ctx),
+        lambda: clear(ctx, TRASH),
     ]
     rng.shuffle(while_away)
     for step in while_away[: rng.randrange(4)]:
         await attempt(step)
     if rng.random() < 0.3:
         yard.clock.advance(TRASH.grace_s + 1)
-        await attempt(lambda: clear(yard.context(), TRASH))
+        await attempt(lambda: clear(ctx, TRASH))
 
     if len(away) == 1 or rng.random() < 0.5:
         spoil(yard, away[0])
@@ -187,7 +203,7 @@ async def one_round(yard: World, repair: Repair) -> None:
     yard.clock.advance(rng.choice([60.0, TRASH.grace_s + 1]))
     steps: list[Callable[[], Awaitable[object]]] = [
         *while_away,
-        lambda: rebalanced(yard.context()),
+        lambda: rebalanced(ctx),
     ]
     rng.shuffle(steps)
     for step in steps:
@@ -344,8 +360,18 @@ async def one_schedule(seed: int) -> None:
     rng = random.Random(seed)
     for disk in yard.disks.values():
         disk.before = unsteady(yard, disk, rng)
-    repair = Repair(yard.context(), grace_s=rng.choice([0.0, GRACE_S]))
-    ctx = yard.context()
+    async with yard.upkeep() as ctx:
+        await in_any_order(yard, rng, ctx)
+    for disk in yard.disks.values():
+        disk.before = None
+    yard.watch()
+    async with yard.upkeep() as ctx:
+        await finish(yard, Repair(ctx, grace_s=0))
+    await yard.writer.close()
+
+
+async def in_any_order(yard: World, rng: random.Random, ctx: Context) -> None:
+    repair = Repair(ctx, grace_s=rng.choice([0.0, GRACE_S]))
     steps: list[Callable[[], Awaitable[object]]] = [
         repair.run,
         lambda: clear(ctx, TRASH),
@@ -362,10 +388,6 @@ async def one_schedule(seed: int) -> None:
         if rng.random() < 0.5:
             yard.clock.advance(rng.choice([60.0, GRACE_S, TRASH.grace_s + 1]))
         await attempt(rng.choice(steps))
-    for disk in yard.disks.values():
-        disk.before = None
-    yard.watch()
-    await finish(yard, Repair(yard.context(), grace_s=0))
 
 
 def unsteady(yard: World, disk: MemoryDisk, rng: random.Random) -> Callable[[str, int, int], None]:
