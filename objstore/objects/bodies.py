@@ -134,10 +134,10 @@ async def keep_body(
         raise TooLarge(size=body.size, maximum=size_max)
     if (
         beside is None
-        and isinstance(body, PouringBody)
-        and body.is_large
         and body.size is not None
         and body.size > store.small_size_max
+        and isinstance(body, PouringBody)  # Microseconds: not for small ones.
+        and body.is_large
     ):
         return await _keep_stream(store, home, body, describe, body.pour, policy)
 

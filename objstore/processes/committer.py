@@ -106,7 +106,7 @@ async def _serve(link: Link, died: str, spec: Spec, forget: bool) -> None:
 
 
 def may_hold_metadata(sites: list[str], site: str | None) -> bool:
-    """Whether the journal may lie on a disk of this site; None: of the gateway's own machine, as LMDB does."""
+    """Whether the journal may lie on a disk of this site; None: of the gateway's own machine, as LMDB's."""
     return not sites or site is None or site in sites
 
 
