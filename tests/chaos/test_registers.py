@@ -2,8 +2,9 @@
 
 Reads, writes and compare-and-sets (If-Match, If-None-Match) through all gateways, while nodes, gateways,
 workers and committers are killed, nodes and metadata are cut off by a network that swallows, wall clocks
-jump, and a disk's files move to the others and back. The engines alone have the same test without machines
-around them: tests/meta/test_lmdb_histories.py, test_postgres_histories.py.
+jump, and a disk's files move to the others and back. Only in the long form (`make chaos`); the short
+one is that of the engines without machines around them: test_lmdb_histories.py and test_postgres_histories.py
+of tests/meta.
 
 Concurrency: a thread for each caller, one for the network's loop; what happens is decided by the test's own.
 """
@@ -36,8 +37,8 @@ from tests.seed import SEED
 
 LONG = bool(os.environ.get("OBJSTORE_LONG"))
 # The operations of a history, about 250 on a key; and acknowledged ones between two events.
-OPERATIONS = int(os.environ.get("OBJSTORE_TEST_OPERATIONS") or (100_000 if LONG else 400))
-KEYS, BETWEEN = max(8, OPERATIONS // 250), 300 if LONG else 25
+OPERATIONS = int(os.environ.get("OBJSTORE_TEST_OPERATIONS") or 100_000)
+KEYS, BETWEEN = max(8, OPERATIONS // 250), 300
 CALLERS = 6
 NODES, CODEC = 4, "2+1"  # One more than k+m: what is cut off or killed leaves enough to write on.
 ANSWER_S = 30.0
@@ -357,33 +358,35 @@ def world(place: Path, clock: Path, url: str) -> Iterator[World]:
         made.close()
 
 
-@pytest.mark.timeout(7200 if LONG else 300)
-@pytest.mark.parametrize("engine", ["lmdb", "postgres"] if LONG else ["lmdb"])
-def test_objects_are_linearizable_registers_whatever_happens_to_the_machines(
-    engine: str, clock: Path, tmp_path: Path
-) -> None:
-    print(f"seed {SEED}")
-    with contextlib.ExitStack() as stack:
-        url = stack.enter_context(postgres.database()) if engine == "postgres" else ""
-        it = stack.enter_context(world(tmp_path, clock, url))
-        ports = [gateway.ports[0] for gateway in it.cluster.gateways]
-        registers = Registers(Credentials(*it.cluster.root), ports)
-        assert _Caller(registers.credentials).ask(ports[0], "PUT", f"/{BUCKET}", b"", {})[0] == 200
-        happened: dict[str, int] = {}
-        with registers:
-            registers.work_until(BETWEEN)
-            while len(registers.history) < OPERATIONS:
-                events = it.events()
-                it.chance.shuffle(events)
-                for event in events if LONG else [it.node_is_cut_off, it.clock_jumps, it.child_dies]:
-                    name = getattr(event, "__name__", "event")
-                    happened[name] = happened.get(name, 0) + 1
-                    event(registers)
-                    registers.work_until(BETWEEN)
-        registers.read_all()
-    history = registers.history
-    outcomes = {name: sum(one.outcome == name for one in history) for name in (DONE, REFUSED, UNKNOWN)}
-    print(f"{engine}: {len(history)} operations, {outcomes}, {happened}")
-    assert registers.strange == [], f"seed {SEED}: {registers.strange[:5]}"
-    assert any(one.kind == CAS and one.outcome == DONE for one in history)
-    assert violations(history) == [], f"seed {SEED}"
+if LONG:
+
+    @pytest.mark.timeout(14_400)
+    @pytest.mark.parametrize("engine", ["lmdb", "postgres"])
+    def test_objects_are_linearizable_registers_whatever_happens_to_the_machines(
+        engine: str, clock: Path, tmp_path: Path
+    ) -> None:
+        print(f"seed {SEED}")
+        with contextlib.ExitStack() as stack:
+            url = stack.enter_context(postgres.database()) if engine == "postgres" else ""
+            it = stack.enter_context(world(tmp_path, clock, url))
+            ports = [gateway.ports[0] for gateway in it.cluster.gateways]
+            registers = Registers(Credentials(*it.cluster.root), ports)
+            assert _Caller(registers.credentials).ask(ports[0], "PUT", f"/{BUCKET}", b"", {})[0] == 200
+            happened: dict[str, int] = {}
+            with registers:
+                registers.work_until(BETWEEN)
+                while len(registers.history) < OPERATIONS:
+                    events = it.events()
+                    it.chance.shuffle(events)
+                    for event in events:
+                        name = getattr(event, "__name__", "event")
+                        happened[name] = happened.get(name, 0) + 1
+                        event(registers)
+                        registers.work_until(BETWEEN)
+            registers.read_all()
+        history = registers.history
+        outcomes = {name: sum(one.outcome == name for one in history) for name in (DONE, REFUSED, UNKNOWN)}
+        print(f"{engine}: {len(history)} operations, {outcomes}, {happened}")
+        assert registers.strange == [], f"seed {SEED}: {registers.strange[:5]}"
+        assert any(one.kind == CAS and one.outcome == DONE for one in history)
+        assert violations(history) == [], f"seed {SEED}"

@@ -128,32 +128,34 @@ def test_an_export_of_a_later_format_is_refused_and_the_store_stays_as_it_is(
         assert contents(store) == kept
 
 
-def test_a_cluster_of_a_later_format_is_refused_by_name_and_left_as_it_is(
-    launchers: list[Path], tmp_path: Path
-) -> None:
-    gateway = newest().unpack("cluster", tmp_path / "cluster") / "gateway"
-    authority = gateway / "authority.json"
-    kept = authority.read_text()
-    authority.write_text(json.dumps(json.loads(kept) | {"format": NEXT}))
-    ports = free_ports(3)
-    words = ["gateway", f"--data={gateway}", *(
-        f"--{name}=127.0.0.1:{port}"
-        for name, port in zip(("listen", "admin-listen", "cluster-listen"), ports, strict=True)
-    )]  # fmt: skip
-    with postgres.database() as url:
-        restore_database(tmp_path / "cluster" / "metadata.sql", url)
-        for launcher in launchers:
-            was = contents(gateway)
-            said = refusal(launcher, *words, OBJSTORE_META__URL=url)
-            assert re.search("authority.json.*format 2", said), said
-            assert contents(gateway) == was
-        authority.write_text(kept)
-        server = postgres.shared_server()
-        name = url.rpartition("/")[2]
-        server.sql("UPDATE objstore.engine SET value = '9' WHERE name IN ('format', 'least')", name)
-        rows = server.sql("SELECT md5(string_agg(kv::text, '' ORDER BY key)) FROM objstore.kv", name)
-        for launcher in launchers:
-            said = refusal(launcher, *words, OBJSTORE_META__URL=url)
-            assert re.search("format 9, which needs a release that knows 9", said), said
-            again = server.sql("SELECT md5(string_agg(kv::text, '' ORDER BY key)) FROM objstore.kv", name)
-            assert again == rows
+if LONG:  # tests/meta/test_postgres.py has the short one, of the engine alone.
+
+    def test_a_cluster_of_a_later_format_is_refused_by_name_and_left_as_it_is(
+        launchers: list[Path], tmp_path: Path
+    ) -> None:
+        gateway = newest().unpack("cluster", tmp_path / "cluster") / "gateway"
+        authority = gateway / "authority.json"
+        kept = authority.read_text()
+        authority.write_text(json.dumps(json.loads(kept) | {"format": NEXT}))
+        ports = free_ports(3)
+        words = ["gateway", f"--data={gateway}", *(
+            f"--{name}=127.0.0.1:{port}"
+            for name, port in zip(("listen", "admin-listen", "cluster-listen"), ports, strict=True)
+        )]  # fmt: skip
+        with postgres.database() as url:
+            restore_database(tmp_path / "cluster" / "metadata.sql", url)
+            for launcher in launchers:
+                was = contents(gateway)
+                said = refusal(launcher, *words, OBJSTORE_META__URL=url)
+                assert re.search("authority.json.*format 2", said), said
+                assert contents(gateway) == was
+            authority.write_text(kept)
+            server = postgres.shared_server()
+            name = url.rpartition("/")[2]
+            server.sql("UPDATE objstore.engine SET value = '9' WHERE name IN ('format', 'least')", name)
+            rows = server.sql("SELECT md5(string_agg(kv::text, '' ORDER BY key)) FROM objstore.kv", name)
+            for launcher in launchers:
+                said = refusal(launcher, *words, OBJSTORE_META__URL=url)
+                assert re.search("format 9, which needs a release that knows 9", said), said
+                again = server.sql("SELECT md5(string_agg(kv::text, '' ORDER BY key)) FROM objstore.kv", name)
+                assert again == rows

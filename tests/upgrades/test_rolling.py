@@ -78,7 +78,8 @@ def replace_one(cluster: LocalCluster, process: Process, load: Load) -> None:
         load.port = others[0].ports[0]
     cluster.stop([process])
     cluster.start_gateway(gateway=process)
-    for one in others:  # Both serve, one of either release: each reads what the other has written.
+    # The first of two: both serve, one of either release, and each reads what the other has written.
+    for one in others if process is cluster.gateway else []:
         for here, there in ((process, one), (one, process)):
             turn_to(here, load)
             load.work_until(WRITES)
