@@ -7,7 +7,8 @@ whether so many fragments fit is one sum over the tree, a choice that keeps the 
 a whole volume if any whole volume keeps them, and what can be kept of a misplaced volume is found greedily.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Set
 from enum import IntEnum
 from itertools import accumulate
 from types import MappingProxyType
@@ -123,7 +124,9 @@ class View:
                     within.parts.append(group)
                 within = group
             within.disks.append(spot)
-        _weigh(self.root)
+        # Of all disks, not the view's: a device may hold a fragment on a disk that takes no more.
+        disks = Counter(path[Level.DEVICE] for path in paths.values())
+        _weigh(self.root, {device for device, count in disks.items() if count > 1})
         self.least_free = min((spot.free for group in groups.values() for spot in group.disks), default=0)
         self._rules: dict[tuple[int, int, Level | None], Rules] = {}
         self._limits: dict[Caps, dict[int, int]] = {}
@@ -147,11 +150,15 @@ class View:
         return self.limits(caps)[-1] >= count
 
 
-def _weigh(group: Group) -> None:
-    """Sum up the weights; a node whose disks are all devices of their own needs no level between."""
+def _weigh(group: Group, shared: Set[int]) -> None:
+    """Sum up the weights; a node whose disks are all devices of their own needs no level between.
+
+    Args:
+        shared: the numbers of devices of several disks.
+    """
     for part in group.parts:
-        _weigh(part)
-    if group.level == Level.NODE and all(len(device.disks) == 1 for device in group.parts):
+        _weigh(part, shared)
+    if group.level == Level.NODE and not any(device.number in shared for device in group.parts):
         group.disks = [device.disks[0] for device in group.parts]
         group.parts = []
     # A full disk may still be the only one.

@@ -5,7 +5,7 @@ from collections import Counter
 
 import pytest
 
-from objstore.blobs.placement import Promise, place_volume, promise_of, substitute
+from objstore.blobs.placement import Promise, judge, place_volume, promise_of, substitute
 from objstore.blobs.topology import DEFAULT_POLICY, Level, Spot, Topology
 from objstore.errors import TooFewDisks
 
@@ -110,3 +110,20 @@ def test_a_single_fragment_goes_to_the_least_used_device_that_has_room(seed: int
     counts = Counter(device[one] for one in held[:3])
     assert number in {spot.number for spot in fit}
     assert counts[device[number]] == min(counts[spot.device] for spot in fit)
+
+
+def test_a_device_that_holds_a_fragment_on_a_disk_that_is_away_gets_no_second_one() -> None:
+    """The other disk of that device is the only one in sight: what stands beside it counts all the same."""
+    away = Spot(3, 0, 1 << 33, rack="r", node="n2", device=0, usable=False)
+    topology = Topology(
+        [
+            Spot(1, 0, 1 << 33, rack="p", node="n0", leaving=True),
+            Spot(2, 0, 1 << 33, rack="q", node="n1", usable=False),
+            away,
+            away._replace(number=4, device=1),
+            away._replace(number=5, usable=True),
+        ]
+    )
+    verdict = judge(topology, DEFAULT_POLICY, k=2, m=1, disks=[1, 2, 3], chance=random.Random(1).random)
+    assert list(verdict.faults) == [0]
+    assert verdict.moves == []
