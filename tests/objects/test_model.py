@@ -79,7 +79,7 @@ class Model(RuleBasedStateMachine):
 
     def make_store(self) -> Store:
         # Small stripes and a small "small": pages and streams come up with a few hundred bytes.
-        return memory_store(clock=self.clock, stripe_size=16, small_size_max=100, carried_size_max=40)
+        return memory_store(clock=self.clock, stripe_size=16, small_size_max=200, carried_size_max=40)
 
     def run(self, work: Coroutine[Any, Any, Any]) -> Any:
         return self.loop.run_until_complete(work)
@@ -256,7 +256,7 @@ class Model(RuleBasedStateMachine):
 
     @rule()
     def pack_left_behind(self) -> None:
-        self.clock.now += LEFT_BEHIND_US + 1
+        self.clock.now += LEFT_BEHIND_US + 1_000  # Writes of one moment are 1 us apart.
         self.run(pack_left_behind(self.store))
         assert b"B" not in self.run(audit(self.store))
 
