@@ -323,6 +323,7 @@ ROWS: dict[type[errors.StoreError], Callable[..., S3Fault]] = {
     errors.StaleEpoch: _unavailable,
     errors.WriteQuorumNotMet: _unavailable,
     errors.TooFewDisks: _unavailable,
+    errors.WeakerPromise: _unavailable,
     errors.MetaUnavailable: _unavailable,
     errors.Overloaded: lambda e: slow_down(),
     errors.Conflict: lambda e: S3Fault("OperationAborted", 409, _ABORTED),
