@@ -75,6 +75,7 @@ CrashPoint = Callable[[str], None]  # Called with a point's name; a test raises 
 
 KIB: Final = 1024
 MIB: Final = 1024 * KIB
+GATHERING_TURNS: Final = 2  # Turns of the loop before a batch of small bodies is closed.
 ATTEMPTS_MAX: Final = 4  # Volumes tried for one stripe: each failure takes at least one disk out.
 ENTRY_ROOM: Final = 48  # Bytes of a directory entry beside home and about, and the body's padding.
 FULL_DISK_REST_S: Final = 10.0  # A disk that said "full" is not asked again for so long.
@@ -601,6 +602,9 @@ class BlobWriter:
         """One flush at a time until nothing waits. Never raises: each body's future has its outcome."""
         try:
             while lanes.queue:
+                # What the loop has received already comes along: a larger batch costs each of it less.
+                for _ in range(GATHERING_TURNS):
+                    await asyncio.sleep(0)
                 batch = self._take_batch(lanes.queue)
                 if not batch:
                     continue
