@@ -25,7 +25,7 @@ CODEC: Final = "8+4"
 READERS: Final = 4
 ROW_SECONDS: Final = 2.0  # Of a row of readers: several fit into one repair.
 WAIT_SECONDS: Final = 300.0
-LOOK_SECONDS: Final = 0.1
+LOOK_SECONDS: Final = 0.5  # More often, and the looking is what is measured.
 # The pace is an operator's choice, and this measures what there is to choose from.
 ENVIRONMENT: Final = {
     "OBJSTORE_UPKEEP__BYTES_PER_SECOND": str(4 * 1024 * MIB),
@@ -72,13 +72,19 @@ class Watch:
             return 1
         return sum(row["files"] for row in answer["disks"] if row["disk"] == self.lost)
 
-    def working(self) -> tuple[float, float, int]:
-        """Begin, end, and the bytes between: from the last sample before the work to the first after it."""
-        moved = [at for at in range(1, len(self.samples)) if self.samples[at][1] > self.samples[at - 1][1]]
-        if not moved:
+    def working(self) -> tuple[list[tuple[float, float]], int]:
+        """The times between two looks in which there was work, and its bytes.
+
+        Between two passes the upkeep waits: for its period, and for volumes in use to be sealed.
+        """
+        pairs = [
+            (one, other)
+            for one, other in zip(self.samples, self.samples[1:], strict=False)
+            if other[1] > one[1]
+        ]
+        if not pairs:
             raise TargetFailed("the upkeep has done nothing")
-        (begin, before), (end, after) = self.samples[moved[0] - 1], self.samples[moved[-1]]
-        return begin, end, after - before
+        return [(one[0], other[0]) for one, other in pairs], sum(other[1] - one[1] for one, other in pairs)
 
 
 def measure(
@@ -105,9 +111,12 @@ def measure(
             began = time.perf_counter()
             busy.append((began, _readers(bench, show)))
     fetches.append(bare_fetch(scratch, NODES, seconds))
-    begin, end, worked = watch.working()
-    beside = [row.p99_ms for at, row in busy if at + ROW_SECONDS / 2 > begin and at + ROW_SECONDS / 2 < end]
-    rate, fetch = worked / (end - begin), statistics.mean(fetches)
+    times, worked = watch.working()
+    seconds_worked = sum(end - begin for begin, end in times)
+    beside = [
+        row.p99_ms for at, row in busy if any(begin < at + ROW_SECONDS and end > at for begin, end in times)
+    ]
+    rate, fetch = worked / seconds_worked, statistics.mean(fetches)
     figures = [
         Figure(
             name=f"repair of a lost {CODEC} disk, bytes read and written a second",
@@ -115,7 +124,7 @@ def measure(
             bar=0.25,
             at_least=True,
             unit="x bare fetch",
-            detail=f"{worked / MIB:,.0f} MiB for {watch.repaired} files in {end - begin:.1f} s: "
+            detail=f"{worked / MIB:,.0f} MiB for {watch.repaired} files in {seconds_worked:.1f} s of work: "
             f"{rate / MIB:,.0f} MiB/s against {fetch / MIB:,.0f} MiB/s",
         )
     ]
