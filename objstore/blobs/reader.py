@@ -37,6 +37,7 @@ from objstore.errors import Corrupt, DiskMissing, StoreError, Unavailable
 from objstore.extents import Extent
 from objstore.node.disk import Disk, DiskState
 from objstore.node.fragments import RangeRead, Seal, block_size, covering_size
+from objstore.node.kept import KEPT_MIN, KeptMemory
 from objstore.node.slowness import Change, Slowness
 
 log = logging.getLogger(__name__)
@@ -45,10 +46,8 @@ CodecFor = Callable[[int, int], Codec]
 
 KIB: Final = 1024
 MIB: Final = 1024 * KIB
-KEPT_BUFFER_MIN: Final = 64 * KIB  # Bytes: smaller ones malloc keeps by itself.
 SEQUENTIAL_MAX: Final = 128 * KIB  # Bytes of a range whose parts, if cached, are read one after another.
 NOTES_MAX: Final = 16  # Under way at once; what is damaged is met again.
-KEPT_LOOKS: Final = 8  # Kept buffers tried before a new one is made.
 
 
 class ReaderLimits(NamedTuple):
@@ -138,7 +137,7 @@ class BlobReader:
         self._notes: set[asyncio.Task[None]] = set()
         self._open_streams = 0
         self._waited = 0  # Disk reads that the page cache did not have.
-        self._buffers = _Buffers(limits.kept)
+        self._buffers = KeptMemory(limits.kept, _power_of_two)
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="verify")
 
     def close(self) -> None:
@@ -335,7 +334,7 @@ class BlobReader:
             raise DiskMissing(f"no disk for fragment {index} of volume {record.id}")
         size = extent.fragment_size
         into = None
-        if length >= KEPT_BUFFER_MIN:
+        if length >= KEPT_MIN:
             into = memoryview(self._buffers.take(covering_size(size, begin, length)))
         return disk, RangeRead(self._seal, record.id, index, extent.offset, size, begin, length, into)
 
@@ -521,36 +520,9 @@ class BlobReader:
         return cost
 
 
-class _Buffers:
-    """Buffers of recent reads. One is taken again when nobody holds a view of it any more.
-
-    CPython refuses to resize a bytearray while any buffer export of it is alive (a memoryview, a transport's
-    write queue, a disk's thread that is late): trying to is the test.
-    """
-
-    def __init__(self, kept_max: int) -> None:
-        self._kept_max = kept_max
-        self._kept = 0  # Bytes.
-        self._rings: dict[int, deque[bytearray]] = {}  # By size, the longest unused first.
-
-    def take(self, size: int) -> bytearray:
-        """At least `size` bytes of anything; a power of two."""
-        size = 1 << (size - 1).bit_length()
-        ring = self._rings.setdefault(size, deque())
-        for _ in range(min(len(ring), KEPT_LOOKS)):
-            buffer = ring[0]
-            ring.rotate(-1)
-            try:
-                buffer.append(0)
-            except BufferError:
-                continue  # Still being sent.
-            buffer.pop()
-            return buffer
-        buffer = bytearray(size)
-        if self._kept + size <= self._kept_max:
-            self._kept += size
-            ring.append(buffer)
-        return buffer
+def _power_of_two(size: int) -> int:
+    """The least one that is not below."""
+    return 1 << (size - 1).bit_length()
 
 
 class _Pieces:

@@ -37,6 +37,7 @@ from xxhash import xxh3_64_intdigest
 from objstore.errors import DiskFailed, DiskMissing, Overloaded, StaleEpoch
 from objstore.node import wire
 from objstore.node.disk import Buffer, DiskState, LogFile
+from objstore.node.kept import KeptMemory
 from objstore.node.local import LocalDisk
 from objstore.node.serving import Listener, Request
 from objstore.node.tls import HANDSHAKE_SECONDS, Credentials, peer_of
@@ -48,9 +49,7 @@ FENCE_LOG: Final = "fence."  # Name of the empty log that keeps a fence, and its
 COMPARED_AT_ONCE: Final = 256 * wire.KIB  # Bytes read at a time for a repeat.
 PUBLISHED_KEPT: Final = 64  # Names of replacements that were published, for repeats.
 NOW_MAX: Final = 64 * wire.KIB  # Bytes of a read that is answered at once, if it can be.
-KEPT_MIN: Final = 64 * wire.KIB  # Bytes of an answer: the memory of smaller ones malloc keeps by itself.
 KEPT_STEP: Final = 128 * wire.KIB  # Bytes by which kept memory differs in size.
-KEPT_LOOKS: Final = 8  # Pieces of it that are tried before a new one is made.
 SWEEP_S: Final = 30.0
 CLOSE_S: Final = 5.0  # For requests under way when the server ends.
 
@@ -254,37 +253,9 @@ class _Share:
         self._memory.give(self._size)
 
 
-class _Rooms:
-    """Memory of earlier answers. It is used again when nobody holds a view of it any more.
-
-    Fresh memory costs a page fault for every 4 KiB. CPython refuses to resize a bytearray while a view of it
-    is alive (in a transport's queue, in a disk's thread that is late): trying to is the test.
-    """
-
-    def __init__(self, kept_max: int) -> None:
-        self._left = kept_max
-        self._rings: dict[int, deque[bytearray]] = {}  # By size, the longest unused first.
-
-    def take(self, size: int) -> bytearray:
-        """At least `size` bytes of anything."""
-        if size < KEPT_MIN:
-            return bytearray(size)
-        size = -(-size // KEPT_STEP) * KEPT_STEP
-        ring = self._rings.setdefault(size, deque())
-        for _ in range(min(len(ring), KEPT_LOOKS)):
-            room = ring[0]
-            ring.rotate(-1)
-            try:
-                room.append(0)
-            except BufferError:
-                continue  # Still being sent.
-            room.pop()
-            return room
-        room = bytearray(size)
-        if size <= self._left:
-            self._left -= size
-            ring.append(room)
-        return room
+def kept_size(size: int) -> int:
+    """The size in which memory for so many bytes is kept."""
+    return -(-size // KEPT_STEP) * KEPT_STEP
 
 
 def _admit_all(transport: asyncio.Transport) -> str:
@@ -332,8 +303,9 @@ class NodeServer:
         self._cluster = cluster.hex()
         self._served: dict[int, _Served] = {}
         self._memory = _Memory(self.limits.memory, self.limits.memory_wait_s)
-        self._rooms = _Rooms(self.limits.kept)
-        self._ok = b"HTTP/1.1 200 OK\r\nX-Instance: " + self.instance.encode() + b"\r\n"
+        self._rooms = KeptMemory(self.limits.kept, kept_size)
+        self._names_us = f"{wire.INSTANCE}: {self.instance}\r\n".encode()
+        self._ok = b"HTTP/1.1 200 OK\r\n" + self._names_us
         self._admit = admit
         self._http: Listener | None = None
         self._listeners: list[asyncio.Server] = []
@@ -893,10 +865,10 @@ class NodeServer:
     def _refusal(self, failure: Failure, *, goes_on: bool) -> bytes:
         status = wire.STATUSES[failure.code]
         body = msgspec.json.encode(failure)
-        head = b"HTTP/1.1 %d %b\r\nX-Instance: %b\r\nContent-Length: %d\r\n%b\r\n" % (
+        head = b"HTTP/1.1 %d %b\r\n%bContent-Length: %d\r\n%b\r\n" % (
             status,
             failure.code.encode(),
-            self.instance.encode(),
+            self._names_us,
             len(body),
             b"" if goes_on else b"Connection: close\r\n",
         )

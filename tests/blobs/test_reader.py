@@ -365,6 +365,6 @@ async def test_a_buffer_is_used_again_only_when_no_view_of_it_is_left() -> None:
     kept = [id(buffer) for buffer in ring]
     assert await rig.read_all(stored.extents) == body
     assert [id(buffer) for buffer in ring if id(buffer) in kept], "and then they are used again"
-    assert rig.reader._buffers._kept <= 16 * MIB
+    assert rig.reader._buffers.kept <= 16 * MIB
     for _ in range(3):
         assert await rig.read_all(stored.extents, 5_000_000, 9_000_000) == body[5_000_000:14_000_000]

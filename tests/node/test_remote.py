@@ -20,6 +20,7 @@ from objstore.node import pool, tls, wire
 from objstore.node import server as node_server
 from objstore.node.authority import GATEWAY, NODE, Authority, Name
 from objstore.node.disk import DiskState
+from objstore.node.kept import KeptMemory
 from objstore.node.local import open_disk
 from objstore.node.pool import Address
 from objstore.node.remote import RemoteDisk, RemoteNode
@@ -523,7 +524,7 @@ async def test_connections_to_a_node_are_bounded(tmp_path: Path) -> None:
 
 
 def test_the_memory_of_an_answer_is_used_again_when_nobody_holds_it_and_not_before() -> None:
-    rooms = node_server._Rooms(wire.MIB)
+    rooms = KeptMemory(wire.MIB, node_server.kept_size)
     first = rooms.take(300_000)
     assert len(first) >= 300_000
     view = memoryview(first)[:10]
