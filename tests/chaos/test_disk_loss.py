@@ -9,7 +9,6 @@ import itertools
 import os
 import random
 import shutil
-import subprocess
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ import pytest
 
 from bench.sigv4 import Credentials
 from tests.chaos.workload import RESTLESS, STALL_MAX_S, Load, Pressure
+from tests.preload import preload_library
 from tests.seed import SEED
 from tests.server import Server, start_server
 
@@ -28,13 +28,7 @@ DISKS = 6
 @pytest.fixture(scope="module")
 def failing_disks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The library that makes disks fail."""
-    compiler = shutil.which("gcc") or shutil.which("cc")
-    if compiler is None:
-        pytest.fail("no C compiler: apt-get install gcc libc6-dev (.ci/run does it)")
-    library = tmp_path_factory.mktemp("library") / "failing_disks.so"
-    source = Path(__file__).with_name("failing_disks.c")
-    subprocess.run([compiler, "-O2", "-fPIC", "-shared", "-o", library, source, "-ldl"], check=True)
-    return library
+    return preload_library(Path(__file__).with_name("failing_disks.c"), tmp_path_factory.mktemp("library"))
 
 
 def disks_of(server: Server) -> tuple[list[Path], Path]:

@@ -16,10 +16,8 @@ import http.client
 import json
 import os
 import random
-import shutil
 import signal
 import struct
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -32,6 +30,7 @@ from objstore.processes.dev import LocalCluster, Process
 from tests import postgres
 from tests.chaos.workload import RESTLESS
 from tests.linearizability import CAS, DONE, FOREVER, READ, REFUSED, UNKNOWN, WRITE, Operation, violations
+from tests.preload import preload_library
 from tests.proxy import Proxy
 from tests.seed import SEED
 
@@ -339,13 +338,7 @@ class World:
 @pytest.fixture(scope="module")
 def clock(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The library that makes wall clocks jump."""
-    compiler = shutil.which("gcc") or shutil.which("cc")
-    if compiler is None:
-        pytest.fail("no C compiler: apt-get install gcc libc6-dev (.ci/run does it)")
-    library = tmp_path_factory.mktemp("library") / "clock.so"
-    source = Path(__file__).with_name("clock.c")
-    subprocess.run([compiler, "-O2", "-fPIC", "-shared", "-o", library, source, "-ldl"], check=True)
-    return library
+    return preload_library(Path(__file__).with_name("clock.c"), tmp_path_factory.mktemp("library"))
 
 
 @contextlib.contextmanager
