@@ -20,3 +20,8 @@ class SystemClock:
 
     def monotonic(self) -> float:
         return time.monotonic()
+
+
+def utc_text(seconds: float) -> str:
+    """Since 1970 UTC -> `2026-11-21T22:41:18Z`."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))

@@ -15,6 +15,7 @@ from objstore import __version__
 from objstore.admin.app import Admin, Problem
 from objstore.blobs.survey import survey
 from objstore.blobs.topology import DEFAULT_POLICY
+from objstore.clock import utc_text
 from objstore.errors import StoreError
 from objstore.iam.directory import Directory
 from objstore.meta.schema import AccessKeyRecord, TenantRecord, UserRecord
@@ -38,7 +39,7 @@ LISTED_MAX: Final = 100_000  # Tenants, users, keys or buckets in one answer.
 
 
 def tenant_facts(record: TenantRecord) -> dict[str, Any]:
-    return {"name": record.name, "disabled": record.disabled, "created": _time(record.created_us)}
+    return {"name": record.name, "disabled": record.disabled, "created": utc_text(record.created_us / 1e6)}
 
 
 def user_facts(record: UserRecord) -> dict[str, Any]:
@@ -47,7 +48,7 @@ def user_facts(record: UserRecord) -> dict[str, Any]:
         "tenant": record.tenant,
         "root": record.root,
         "disabled": record.disabled,
-        "created": _time(record.created_us),
+        "created": utc_text(record.created_us / 1e6),
         "email": record.email,
     }
 
@@ -57,7 +58,7 @@ def key_facts(access_key: str, record: AccessKeyRecord) -> dict[str, Any]:
         "access_key": access_key,
         "user": record.user,
         "disabled": record.disabled,
-        "created": _time(record.created_us),
+        "created": utc_text(record.created_us / 1e6),
         "comment": record.comment,
     }
 
@@ -68,10 +69,6 @@ def _rebalance_words(status: dict[str, Any]) -> str:
     if status["misplaced"]:
         return f"{status['misplaced']} volumes do not lie as the layout says"
     return "even" if status["even"] else "uneven"
-
-
-def _time(us: int) -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(us / 1e6))
 
 
 class AdminPort:
@@ -266,7 +263,7 @@ class AdminPort:
 
     async def copy_metadata(self) -> dict[str, Any]:
         about = await self._copies.take()
-        return {"bytes": about.size, "began": _time(about.began_us)}
+        return {"bytes": about.size, "began": utc_text(about.began_us / 1e6)}
 
     # Tenants, users and keys.
 
@@ -293,7 +290,7 @@ class AdminPort:
                 for user in users
             ],
             "buckets": [
-                {"bucket": bucket, "created": _time(one.created_us), "owner": one.owner}
+                {"bucket": bucket, "created": utc_text(one.created_us / 1e6), "owner": one.owner}
                 for bucket, one in buckets
             ],
         }

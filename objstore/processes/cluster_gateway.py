@@ -5,13 +5,13 @@ Concurrency: one event loop, the upkeep process's.
 
 import asyncio
 import socket
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from objstore.admin.app import ClusterAdmin, Problem
 from objstore.admin.cluster_port import ClusterApi, ClusterPort
+from objstore.clock import utc_text
 from objstore.errors import BadArgument, Denied, StoreError
 from objstore.node.authority import GATEWAY, NODE
 from objstore.node.membership import JoinRequest, Registered, Registration, Roots, Standing, Welcome
@@ -145,8 +145,8 @@ class ClusterGateway:
             "gateway": self.credentials.name.id.hex(),
             "address": self.members.addresses[0],
             "authority": authority.signing.fingerprint.hex(),
-            "authority_ends": _time(root.not_valid_after_utc.timestamp()),
-            "certificate_ends": _time(self.credentials.certificate.not_valid_after_utc.timestamp()),
+            "authority_ends": utc_text(root.not_valid_after_utc.timestamp()),
+            "certificate_ends": utc_text(self.credentials.certificate.not_valid_after_utc.timestamp()),
             "trust": self.credentials.trust.number,
             "renewal": (self.heartbeats.waits or "going on") if authority.changing else "",
             "nodes": count[NODE],
@@ -169,10 +169,10 @@ class ClusterGateway:
             row["version"] = standing.version if standing is not None else ""
             row["trust"] = standing.number if standing is not None else None
             row["reason"] = self.heartbeats.failures.get(id_, "")
-            row["certificate_ends"] = _time(float(row.pop("certificate_ends_s")))
-            row["joined"] = _time(row.pop("joined_us") / 1e6)
+            row["certificate_ends"] = utc_text(float(row.pop("certificate_ends_s")))
+            row["joined"] = utc_text(row.pop("joined_us") / 1e6)
             away_us = row.pop("away_us")
-            row["away_since"] = _time(away_us / 1e6) if away_us else ""
+            row["away_since"] = utc_text(away_us / 1e6) if away_us else ""
         return rows
 
     async def remove(self, text: str, lost: bool) -> dict[str, Any]:
@@ -199,7 +199,3 @@ class ClusterGateway:
             return await self.members.find(text)
         except BadArgument as failure:
             raise Problem(404, str(failure)) from None
-
-
-def _time(seconds: float) -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))

@@ -7,7 +7,6 @@ answers operators from metadata.
 import asyncio
 import logging
 import ssl
-import time
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Final
@@ -16,6 +15,7 @@ import msgspec
 
 from objstore.admin.app import Problem, SitesAdmin
 from objstore.blobs.topology import Layout
+from objstore.clock import utc_text
 from objstore.errors import BadArgument, StoreError
 from objstore.iam.secrets import SecretBox
 from objstore.meta.kv import pages, prefix_end
@@ -358,4 +358,4 @@ def _state(config: ReplicationRecord, copying: bool, changes: int, sender: Sende
 
 
 def _time(us: int) -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(us / 1e6)) if us else ""
+    return utc_text(us / 1e6) if us else ""

@@ -6,13 +6,13 @@ begins, or for an hour.
 
 import asyncio
 import logging
-import time
 from typing import Any, Final
 
 import msgspec
 
 from objstore import __version__
 from objstore.admin.app import Problem, ResidencyAdmin
+from objstore.clock import utc_text
 from objstore.errors import StoreError
 from objstore.objects.replication import bucket_of
 from objstore.processes.parts import Parts, context_of
@@ -76,8 +76,8 @@ class Residency:
             "format": 1,
             "cluster": self._parts.spec.cluster.cluster_id.hex(),
             "version": __version__,
-            "began": _time(summary.began_us),
-            "ended": _time(summary.ended_us),
+            "began": utc_text(summary.began_us / 1e6),
+            "ended": utc_text(summary.ended_us / 1e6),
             **msgspec.to_builtins(summary),
         }
 
@@ -98,7 +98,3 @@ class Residency:
         if self._task is not None and not self._task.done():
             self._task.cancel()
             await asyncio.wait([self._task], timeout=10)
-
-
-def _time(us: int) -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(us / 1e6))

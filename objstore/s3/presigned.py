@@ -6,6 +6,7 @@ x-amz-content-sha256 is among the signed headers.
 
 import re
 
+from objstore.clock import utc_text
 from objstore.s3.errors import S3Fault, access_denied, invalid_request
 from objstore.s3.sigv4 import (
     ALGORITHM,
@@ -17,7 +18,6 @@ from objstore.s3.sigv4 import (
     amz_seconds,
     check_payload_word,
     invalid_token,
-    iso_text,
     parse_credential,
     parse_signed_headers,
 )
@@ -113,7 +113,7 @@ async def verify_presigned(
         )
     now = verifier.now()
     if seconds - now > SKEW_S:
-        raise access_denied("Request is not yet valid", ServerTime=iso_text(now))
+        raise access_denied("Request is not yet valid", ServerTime=utc_text(now))
     if now >= seconds + expires_s:
         raise S3Fault(
             "AccessDenied",
@@ -121,8 +121,8 @@ async def verify_presigned(
             "Request has expired",
             {
                 "X-Amz-Expires": expires_text,
-                "Expires": iso_text(seconds + expires_s),
-                "ServerTime": iso_text(now),
+                "Expires": utc_text(seconds + expires_s),
+                "ServerTime": utc_text(now),
             },
         )
     if "X-Amz-Security-Token" in query:

@@ -22,7 +22,7 @@ import re
 import time
 from calendar import timegm
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
+from datetime import datetime
 from functools import lru_cache
 from hashlib import sha256
 from itertools import pairwise
@@ -31,6 +31,7 @@ from typing import Any, Protocol
 
 from multidict import CIMultiDictProxy, MultiMapping
 
+from objstore.clock import utc_text
 from objstore.objects.values import Principal
 from objstore.s3.errors import S3Fault, access_denied, invalid_argument, invalid_request
 from objstore.s3.target import Target, canonical_query
@@ -196,10 +197,6 @@ def amz_text(seconds: float) -> str:
     return time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(seconds))
 
 
-def iso_text(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
 def http_date_seconds(text: str) -> int | None:
     """An RFC 1123 date, exactly; None otherwise. (strptime alone takes Arabic digits and more.)"""
     if _HTTP_DATE(text) is None:
@@ -255,7 +252,7 @@ def _skewed(amz_date: str, now: float) -> S3Fault:
         "The difference between the request time and the current time is too large.",
         {
             "RequestTime": amz_date,
-            "ServerTime": iso_text(now),
+            "ServerTime": utc_text(now),
             "MaxAllowedSkewMilliseconds": str(SKEW_S * 1000),
         },
     )
