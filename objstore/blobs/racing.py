@@ -30,9 +30,7 @@ from objstore.node.slowness import Change, HedgeBudget, Slowness
 T = TypeVar("T")
 
 UNREADABLE: Final = (Corrupt, Unavailable, OSError)  # What a fragment's read may raise; the rest is a bug.
-STRAGGLERS_MAX: Final = (
-    16  # Reads that lost and go on for a moment: each holds a fragment's range, 1 MiB at most.
-)
+STRAGGLERS_MAX: Final = 16  # Reads that lost and go on for a moment: each holds 1 MiB at most.
 PROBE_SIZE: Final = 64 * 1024  # Bytes.
 PROBES_AT_ONCE: Final = 16
 
