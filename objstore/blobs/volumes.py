@@ -6,12 +6,14 @@ it over metadata; tests over a dict) for volume records, and hands back what a c
 
 from collections.abc import Awaitable, Callable
 from enum import IntEnum
-from typing import NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol
 
 import msgspec
 
 from objstore.blobs.topology import Layout
 from objstore.extents import Extent
+
+NOBODY: Final = bytes(16)  # The writer of a volume that is being sealed for a dead one.
 
 FindDisks = Callable[[], Awaitable[None]]
 """Puts the disks that metadata names, and this process has not heard of yet, where writer and reader look."""
@@ -36,8 +38,8 @@ class VolumeRecord(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
     """What rarely changes. Length and live bytes are keys of their own, so that a delete in another
     process does not disturb the writer's expectation that this record is unchanged.
 
-    Invariants: ids count up and are never reused; one writer for life; k, m and the order of `disks`
-    never change, a single disk number may (repair moves a fragment file).
+    Invariants: ids count up and are never reused; one writer for life, then nobody; k, m and the order of
+    `disks` never change, a single disk number may (repair moves a fragment file).
     """
 
     format: int = 1
@@ -47,7 +49,7 @@ class VolumeRecord(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
     disks: list[int]  # Disk numbers, k+m of them; fragment file i lies on disks[i].
     state: int  # VolumeState.
     lane: int  # Lane.
-    writer: bytes  # 16 bytes: one incarnation of one process.
+    writer: bytes  # 16 bytes: one incarnation of one process, or NOBODY.
     policy: str = ""  # Placement policy (storage class and so on).
     created_us: int = 0
     length: int = 0  # Bytes of each fragment file; known when sealed.

@@ -19,7 +19,7 @@ from typing import Final
 import msgspec
 
 from objstore.blobs.topology import Layout
-from objstore.blobs.volumes import Intent, Lane, Stored, VolumeRecord, VolumeState
+from objstore.blobs.volumes import NOBODY, Intent, Lane, Stored, VolumeRecord, VolumeState
 from objstore.clock import Clock, SystemClock
 from objstore.errors import Conflict, Corrupt, MetaUnavailable
 from objstore.extents import Extent
@@ -331,6 +331,16 @@ class MetaLedger:
         keys = [key for volume in volumes for key in (volume_length_key(volume), volume_live_key(volume))]
         values = await self._kv.get_many(keys)
         return [(counter(values[at]), counter(values[at + 1])) for at in range(0, len(values), 2)]
+
+    async def disown(self, volume: int) -> VolumeRecord:
+        """Take an open volume from its writer: no commit publishes anything in it any more. Idempotent."""
+
+        def disowned(record: VolumeRecord) -> VolumeRecord | None:
+            if record.state != VolumeState.OPEN or record.writer == NOBODY:
+                return None
+            return msgspec.structs.replace(record, writer=NOBODY)
+
+        return await self._change(volume, disowned)
 
     async def retire(self, volume: int) -> VolumeRecord:
         """Sealed -> retired: into the trash. Idempotent.

@@ -8,6 +8,10 @@ Up to the length noted by the writer (synced then) headers are walked; behind it
 since a power cut may have torn it. A stripe belongs to the volume if k of its fragments are whole. While
 disks are away that might have more of them, nothing is decided, unless metadata says they are gone for good.
 
+Who is called dead may only have slept, or been cut off from metadata. So the volume is taken from its writer
+before it is measured: what it published until then is on the disks that are looked at, and afterwards it
+publishes nothing.
+
 Concurrency: any number of processes may seal the same volume: the ledger decides, the first length stands.
 """
 
@@ -61,10 +65,13 @@ async def seal_dead(ctx: Context, alive: Alive, *, young_s: float = 0.0) -> list
 
 
 async def seal_volume(ctx: Context, record: VolumeRecord) -> VolumeRecord:
-    """Find the length, seal the record, then cut the files. The writer must be dead.
+    """Take it from its writer, find the length, seal the record, then cut the files.
 
     Raises: Unavailable (too many disks are away to decide), MetaUnavailable.
     """
+    record = await ctx.ledger.disown(record.id)
+    if record.state != VolumeState.OPEN:
+        return record  # Its writer has sealed it meanwhile.
     noted = (await ctx.ledger.lengths([record.id]))[0][0]
     length = await find_length(ctx, record, noted)
     if length < noted:

@@ -2,16 +2,19 @@
 
 import asyncio
 import random
+from typing import Any
 
 import pytest
 
-from objstore.blobs.volumes import VolumeState
+from objstore.blobs.volumes import NOBODY, VolumeState
 from objstore.errors import Conflict, Unavailable
 from objstore.extents import Extent
+from objstore.meta.schema import object_key
+from objstore.upkeep import seal
 from objstore.upkeep.homes import open_home
 from objstore.upkeep.repair import RepairReport, repair_file
 from objstore.upkeep.seal import find_length, seal_dead, seal_volume
-from tests.upkeep.rig import Yard
+from tests.upkeep.rig import BUCKET, Yard
 
 DEAD = lambda writer: False  # noqa: E731
 ALIVE = lambda writer: True  # noqa: E731
@@ -31,6 +34,29 @@ async def test_a_dead_writers_volumes_are_sealed_behind_their_last_whole_stripe(
     stored = await yard.writer.put(b"late", b"o-late", b"")  # The dead one wakes, and is fenced.
     with pytest.raises((Conflict, AssertionError)):
         await yard.commit(stored, b"o-late", b"record")
+
+
+async def test_a_writer_that_wakes_while_its_volume_is_measured_publishes_nothing_behind_the_length(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    yard = await Yard().start()
+    await yard.put_object("o", bytes(10_000))
+    waking = yard.writer
+
+    async def measured(*args: Any) -> int:
+        length = await find_length(*args)
+        try:
+            await yard.put_object("late", b"late" * 5_000)
+        except Conflict:  # Not acknowledged.
+            await waking.recheck([1])
+            await yard.put_object("late", b"late" * 5_000)
+        return length
+
+    monkeypatch.setattr(seal, "find_length", measured)
+    [record] = await seal_dead(yard.context(), DEAD)
+    await yard.check()
+    assert object_key(BUCKET, b"late") in yard.objects
+    assert record.writer == NOBODY
 
 
 @pytest.mark.parametrize("seed", range(10))
