@@ -5,18 +5,27 @@ few where prefixes make it jump, many where keys follow each other.
 """
 
 from bisect import bisect_left
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
 from objstore.meta.kv import prefix_end
-from objstore.meta.schema import BucketRecord, ListedRecord, decode_listed, object_key
+from objstore.meta.schema import (
+    BucketRecord,
+    ListedRecord,
+    ObjectRecord,
+    decode,
+    decode_listed_joined,
+    object_key,
+)
 from objstore.objects.buckets import find_bucket
+from objstore.objects.placing import STORAGE_CLASS, storage_class_of
 from objstore.objects.store import Store
 from objstore.objects.values import Principal
 
 SCAN_FEW: Final = 4  # Pairs of the first scan after a jump.
 SCAN_MANY: Final = 1_001
+_NAMES_A_CLASS: Final = STORAGE_CLASS.encode()  # As a record has it.
 
 Pair = tuple[bytes, bytes]
 Scan = Callable[[bytes, bytes, int], Awaitable[list[Pair]]]  # start, end, limit
@@ -27,6 +36,7 @@ class Page:
     bucket: BucketRecord
     names: list[str]  # The keys, in order.
     records: list[ListedRecord]  # One for each name.
+    classes: Mapping[int, str]  # Storage classes that are not STANDARD, by index in them.
     prefixes: list[str]  # Common prefixes, in order.
     truncated: bool
     next: str  # The last key or common prefix returned; "" if not truncated.
@@ -43,7 +53,7 @@ async def list_objects(
     assert limit >= 0
     record = await find_bucket(store, who, bucket)
     if limit == 0:
-        return Page(bucket=record, names=[], records=[], prefixes=[], truncated=False, next="")
+        return empty_page(record)
     base = object_key(record.id, b"")
     start = base + prefix.encode()
     end = prefix_end(start)
@@ -56,10 +66,12 @@ async def list_objects(
         truncated = len(pairs) > limit
         del pairs[limit:]
         names = _names(pairs, len(base))
+        records, classes = _records(pairs)
         return Page(
             bucket=record,
             names=names,
-            records=_records(pairs),
+            records=records,
+            classes=classes,
             prefixes=[],
             truncated=truncated,
             next=names[-1] if truncated else "",
@@ -76,14 +88,20 @@ async def list_objects(
     del found[limit:]
     at = len(base)
     pairs = [(key, value) for key, value in found if value is not None]
+    records, classes = _records(pairs)
     return Page(
         bucket=record,
         names=_names(pairs, at),
-        records=_records(pairs),
+        records=records,
+        classes=classes,
         prefixes=[key[at:].decode() for key, value in found if value is None],
         truncated=truncated,
         next=found[-1][0][at:].decode() if truncated else "",
     )
+
+
+def empty_page(bucket: BucketRecord) -> Page:
+    return Page(bucket=bucket, names=[], records=[], classes={}, prefixes=[], truncated=False, next="")
 
 
 def _names(pairs: list[Pair], at: int) -> list[str]:
@@ -91,8 +109,21 @@ def _names(pairs: list[Pair], at: int) -> list[str]:
     return [key[name].decode() for key, _ in pairs]
 
 
-def _records(pairs: list[Pair]) -> list[ListedRecord]:
-    return decode_listed([value for _, value in pairs])
+def _records(pairs: list[Pair]) -> tuple[list[ListedRecord], dict[int, str]]:
+    """The heads of the records, and the storage classes that are not STANDARD."""
+    values = b"".join([value for _, value in pairs])
+    records = decode_listed_joined(values, len(pairs))
+    # One search over all of them: the records of few buckets name a class, and decoding them whole is dear.
+    return records, _classes(pairs) if _NAMES_A_CLASS in values else {}
+
+
+def _classes(pairs: list[Pair]) -> dict[int, str]:
+    found = {
+        index: storage_class_of(decode(value, ObjectRecord).extra)
+        for index, (_, value) in enumerate(pairs)
+        if _NAMES_A_CLASS in value
+    }
+    return {index: name for index, name in found.items() if name}  # A client's own words may name it, too.
 
 
 async def roll_up(

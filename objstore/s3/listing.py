@@ -14,7 +14,8 @@ from aiohttp import web
 
 from objstore.meta.schema import CHECKSUMS, ListedRecord
 from objstore.objects import buckets, listing
-from objstore.objects.listing import Page
+from objstore.objects.listing import Page, empty_page
+from objstore.objects.placing import STANDARD
 from objstore.objects.values import etag_text
 from objstore.s3.answers import whole_document
 from objstore.s3.call import Call
@@ -26,6 +27,7 @@ KEYS_MAX: Final = 1000
 _URL_SAFE: Final = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_.-~/*"
 _XML_SAFE: Final = bytes(set(range(0x20, 0x7F)) - set(b"&<>\"'"))
 
+_CLASS: Final = "<StorageClass>"
 _NO_CHECKSUM: Final = "&quot;</ETag><Size>"
 # From the end of the ETag to the size, by the first byte of Checksum.pack() (meta/schema.py).
 _CHECKSUM_ROWS: Final = {
@@ -106,8 +108,18 @@ class _Times(dict[int, str]):
         return text
 
 
-def _entries(records: list[ListedRecord], names: list[str], *, head: str, middle: str, tail: str) -> str:
+def _entries(
+    records: list[ListedRecord],
+    names: list[str],
+    classes: Mapping[int, str],
+    *,
+    head: str,
+    middle: str,
+    tail: str,
+) -> str:
     """All objects of a page: for each `head`, name, `middle`, time, ETag, checksum kind and size, `tail`.
+
+    `tail` says STANDARD; of the objects in `classes` (by index) it says what they have.
 
     What is the same between any two entries is one piece, what is the same in many is another: an entry
     is six pieces. They are laid out column by column and joined once, which is a seventh
@@ -130,6 +142,9 @@ def _entries(records: list[ListedRecord], names: list[str], *, head: str, middle
         rows[checksum[0]] if (checksum := record.checksum) else _NO_CHECKSUM for record in records
     ]
     pieces[4::6] = [str(record.size) for record in records]
+    for index, name in classes.items():
+        behind = 6 * index + 5
+        pieces[behind] = pieces[behind].replace(_CLASS + STANDARD, _CLASS + escape(name), 1)
     pieces.insert(0, head)
     return "".join(pieces)
 
@@ -156,7 +171,7 @@ class _Request:
     async def page(self, call: Call, after: str) -> Page:
         if self.limit == 0:
             bucket = await buckets.find_bucket(call.store, call.who, call.bucket)
-            return Page(bucket=bucket, names=[], records=[], prefixes=[], truncated=False, next="")
+            return empty_page(bucket)
         return await listing.list_objects(
             call.store,
             call.who,
@@ -192,9 +207,10 @@ def _result(
     entries = _entries(
         page.records,
         _written(keys, url=url, write=write),
+        page.classes,
         head=f"<{element}><Key>",
         middle=f"</Key>{version}<LastModified>",
-        tail=f"</Size>{person}<StorageClass>STANDARD</StorageClass></{element}>",
+        tail=f"</Size>{person}{_CLASS}{STANDARD}</StorageClass></{element}>",
     )
     delimiter = f"<Delimiter>{write(request.delimiter)}</Delimiter>" if request.delimiter else ""
     # One string, made once: a page of 1,000 keys has 330 KB, and copying it costs as much as making it.

@@ -9,6 +9,7 @@ from objstore.meta.schema import PartRecord, bucket_key, decode
 from objstore.objects.buckets import create_bucket, place_bucket
 from objstore.objects.copies import Source, copy_object
 from objstore.objects.layout import LAYOUT_KEY
+from objstore.objects.listing import list_objects
 from objstore.objects.multipart import Claimed, complete_upload, create_upload, put_part
 from objstore.objects.placing import STORAGE_CLASS, sites_open_to_all
 from objstore.objects.reads import find_object
@@ -164,3 +165,18 @@ async def test_a_policy_dropped_while_a_bucket_is_made_is_not_given_to_it() -> N
     rig.kv.commit = slow  # type: ignore[method-assign]
     with pytest.raises(BadArgument):
         await create_bucket(store, WHO, "bucket", region="", policy="here")
+
+
+@pytest.mark.parametrize("delimiter", ["", "/"])
+async def test_a_listing_says_the_class_of_every_object_that_is_not_standard(delimiter: str) -> None:
+    store, _ = await at_two_sites()
+    await create_bucket(store, WHO, "bucket", region="")
+    await put(store, "a")
+    await put(store, "b", storage_class="COLD")
+    await put(store, "c/d", storage_class="COLD")
+    spoken = About(metadata={"note": STORAGE_CLASS})  # A client's own words are no class.
+    await put_object(store, WHO, "bucket", "e", spoken, MemoryBody(b"x"))
+    await put(store, "f", storage_class="COLD")
+    page = await list_objects(store, WHO, "bucket", prefix="", delimiter=delimiter, after="", limit=100)
+    found = {page.names[index]: name for index, name in page.classes.items()}
+    assert found == {"b": "COLD", "f": "COLD"} | ({} if delimiter else {"c/d": "COLD"})

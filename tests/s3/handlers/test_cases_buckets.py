@@ -4,6 +4,8 @@ import asyncio
 
 import pytest
 
+from objstore.blobs.topology import Layout, Policy
+from objstore.objects.store import Store
 from objstore.s3.routes import ROUTES
 from tests.s3.handlers.client import Answer, Client
 
@@ -264,6 +266,18 @@ async def test_an_entry_shows_etag_size_time_and_checksum(s3: Client) -> None:
     assert answer.text("Contents/StorageClass") == "STANDARD"
     assert answer.text("Contents/ChecksumAlgorithm") == "CRC64NVME"
     assert (answer.text("Contents/LastModified") or "").endswith(".000Z")
+
+
+@pytest.mark.parametrize("query", [{"list-type": "2"}, {}, {"versions": ""}])
+async def test_a_listing_shows_the_class_that_each_object_has(
+    s3: Client, store: Store, query: dict[str, str]
+) -> None:
+    store.placing.layout = Layout(1, {}, {"cold": Policy(name="cold", storage_class="COLD")})
+    await fill(s3, "a", "c")
+    assert (await s3("PUT", "bkt", "b", headers={"x-amz-storage-class": "COLD"}, body=b"b")).status == 200
+    answer = await s3("GET", "bkt", query=query)
+    element = "Version" if "versions" in query else "Contents"
+    assert answer.texts(f"{element}/StorageClass") == ["STANDARD", "COLD", "STANDARD"]
 
 
 async def test_a_listing_of_nothing(s3: Client) -> None:

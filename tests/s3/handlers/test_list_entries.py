@@ -11,10 +11,16 @@ SEED = 7
 
 
 def one_after_another(
-    records: list[ListedRecord], names: list[str], head: str, middle: str, tail: str
+    records: list[ListedRecord],
+    names: list[str],
+    classes: dict[int, str],
+    head: str,
+    middle: str,
+    tail: str,
 ) -> str:
     text = ""
-    for name, record in zip(names, records, strict=True):
+    for index, (name, record) in enumerate(zip(names, records, strict=True)):
+        its_tail = tail.replace("STANDARD", classes.get(index, "STANDARD"))
         checksum = Checksum.unpack(record.checksum)
         kind = (
             f"<ChecksumAlgorithm>{checksum.algorithm}</ChecksumAlgorithm>"
@@ -24,7 +30,7 @@ def one_after_another(
         )
         text += (
             f"{head}{name}{middle}{timestamp(record.order)}</LastModified>"
-            f"<ETag>&quot;{etag_text(record.etag)}&quot;</ETag>{kind}<Size>{record.size}{tail}"
+            f"<ETag>&quot;{etag_text(record.etag)}&quot;</ETag>{kind}<Size>{record.size}{its_tail}"
         )
     return text
 
@@ -44,14 +50,19 @@ def random_record(source: random.Random, etag_sizes: list[int]) -> ListedRecord:
     )
 
 
-def test_columns_are_the_same_as_one_entry_after_another_whatever_the_mix_of_etags() -> None:
+def test_columns_are_the_same_as_one_entry_after_another_whatever_the_mix_of_etags_and_classes() -> None:
     source = random.Random(SEED)
     for count in (0, 1, 2, 3, 50):
         for etag_sizes in ([16], [18], [16, 18]):
             records = [random_record(source, etag_sizes) for _ in range(count)]
             names = [f"key/{source.getrandbits(64)}" for _ in records]
-            told = (records, names, "<Contents><Key>", "</Key><LastModified>", "</Size></Contents>")
-            head, middle, tail = told[2:]
-            assert _entries(records, names, head=head, middle=middle, tail=tail) == one_after_another(
-                *told
-            ), f"seed {SEED}, {count} entries, ETags of {etag_sizes}"
+            classes = {
+                index: source.choice(["COLD", "IA"]) for index in range(count) if source.random() < 0.3
+            }
+            head, middle = "<Contents><Key>", "</Key><LastModified>"
+            tail = "</Size><StorageClass>STANDARD</StorageClass></Contents>"
+            assert _entries(
+                records, names, classes, head=head, middle=middle, tail=tail
+            ) == one_after_another(records, names, classes, head, middle, tail), (
+                f"seed {SEED}, {count} entries, ETags of {etag_sizes}"
+            )
