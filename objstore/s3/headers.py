@@ -275,6 +275,23 @@ def about(headers: Headers) -> About:
     return About(content_type=content_type, headers=system, metadata=metadata)
 
 
+_metadata_name = re.compile(r"[!#$%&'*+.^_`|~0-9a-z-]*", re.ASCII).fullmatch  # Behind x-amz-meta-.
+
+
+def is_sayable(given: About) -> bool:
+    """Whether a client's headers could have said this of an object, for what came in another way.
+
+    All of it becomes headers of answers. Were a Content-Length among them, or a line break, an object's bytes
+    could pass for the next answer of a connection that a proxy shares among many.
+    """
+    values = (given.content_type, *given.headers.values(), *given.metadata.values())
+    return (
+        given.headers.keys() <= _SYSTEM
+        and all(map(_metadata_name, given.metadata))
+        and not any(map(_control, values))
+    )
+
+
 def check_expected_owner(headers: Headers, who: Principal) -> None:
     """x-amz-expected-bucket-owner: whoever gets as far as a bucket is of the tenant that owns it.
 
@@ -446,6 +463,18 @@ def wanted_algorithm(headers: Headers) -> str:
     return algorithm
 
 
+def check_checksum_type(algorithm: str, kind: str) -> None:
+    """Of a multipart upload; "" is the algorithm's own. Raises: S3Fault InvalidRequest: no such pair."""
+    if kind not in ("", "FULL_OBJECT", "COMPOSITE"):
+        raise invalid_request("Value for x-amz-checksum-type header is invalid.")
+    if (algorithm == "CRC64NVME" and kind == "COMPOSITE") or (
+        algorithm in ("SHA1", "SHA256") and kind == "FULL_OBJECT"
+    ):
+        raise invalid_request(
+            f"The {kind} checksum type cannot be used with the {algorithm.lower()} checksum algorithm."
+        )
+
+
 def upload_checksum(headers: Headers) -> tuple[str, str]:
     """Algorithm and type of a new multipart upload; "", "" if the client names none.
 
@@ -459,14 +488,7 @@ def upload_checksum(headers: Headers) -> tuple[str, str]:
                 "The x-amz-checksum-type header can only be used with the x-amz-checksum-algorithm header."
             )
         return "", ""
-    if kind not in ("", "FULL_OBJECT", "COMPOSITE"):
-        raise invalid_request("Value for x-amz-checksum-type header is invalid.")
-    if (algorithm == "CRC64NVME" and kind == "COMPOSITE") or (
-        algorithm in ("SHA1", "SHA256") and kind == "FULL_OBJECT"
-    ):
-        raise invalid_request(
-            f"The {kind} checksum type cannot be used with the {algorithm.lower()} checksum algorithm."
-        )
+    check_checksum_type(algorithm, kind)
     if not kind:
         kind = "FULL_OBJECT" if algorithm == "CRC64NVME" else "COMPOSITE"
     return algorithm, kind

@@ -20,7 +20,7 @@ import base64
 import binascii
 import re
 from dataclasses import replace
-from typing import Final, TypeVar
+from typing import Annotated, Final, Literal, TypeVar
 
 import msgspec
 from aiohttp import web
@@ -34,6 +34,7 @@ from objstore.objects.values import About
 from objstore.s3.answers import empty
 from objstore.s3.call import Call
 from objstore.s3.errors import invalid_argument, invalid_request
+from objstore.s3.headers import check_checksum_type, is_sayable
 from objstore.s3.objects import check_size, written_headers
 
 FLAG: Final = "objstore-replica"
@@ -47,9 +48,11 @@ T = TypeVar("T")
 
 
 class Attach(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    cluster: str
-    bucket: str
-    id: int
+    """What operators are shown of a source, and what its records hold: whoever may attach can say it."""
+
+    cluster: Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{32}\Z")]
+    bucket: Annotated[str, msgspec.Meta(pattern=r"\A[a-z0-9.-]{3,63}\Z")]
+    id: Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
     replace: bool = False
 
 
@@ -74,7 +77,7 @@ class Page(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Upload(msgspec.Struct, frozen=True):
-    algorithm: str = ""
+    algorithm: Literal["", "CRC32", "CRC32C", "CRC64NVME", "SHA1", "SHA256"] = ""
     type: str = ""
 
 
@@ -90,7 +93,10 @@ def unpack_about(text: str) -> About:
     except (msgspec.MsgspecError, binascii.Error, ValueError):
         raise invalid_argument("not an object's words", ABOUT) from None
     headers = {name: value for name, value in words.headers.items() if name != STORAGE_CLASS}  # Not ours.
-    return About(content_type=words.content_type, headers=headers, metadata=words.metadata)
+    found = About(content_type=words.content_type, headers=headers, metadata=words.metadata)
+    if not is_sayable(found):
+        raise invalid_argument("words that no headers could have said of an object", ABOUT)
+    return found
 
 
 def _source(call: Call) -> tuple[Principal, Mirror]:
@@ -119,7 +125,7 @@ def _json(content: object) -> web.Response:
 
 async def attach(call: Call) -> web.Response:
     wanted = await _document(call, Attach)
-    source = Source(cluster=wanted.cluster[:64], bucket=wanted.bucket[:64], id=wanted.id)
+    source = Source(cluster=wanted.cluster, bucket=wanted.bucket, id=wanted.id)
     record = await replicas.attach(call.store, call.who, call.bucket, source, replace=wanted.replace)
     return _json({"generation": record.generation})
 
@@ -171,6 +177,9 @@ async def post(call: Call) -> web.Response:
     upload = call.query.get("upload")
     if upload is None:
         wanted = await _document(call, Upload)
+        if bool(wanted.algorithm) != bool(wanted.type):
+            raise invalid_request("a checksum has an algorithm and a type")
+        check_checksum_type(wanted.algorithm, wanted.type)
         about = unpack_about(call.headers.get(ABOUT, ""))
         made, _ = await multipart.create_upload(
             call.store,

@@ -321,6 +321,78 @@ async def test_another_key_of_the_same_tenant_is_not_the_source(pair: Pair) -> N
         await replicas.open_session(pair.far, other, "far", 1)
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        About(headers={"transfer-encoding": "chunked"}),
+        About(headers={"content-length": "2"}),
+        About(headers={"set-cookie": "a=b"}),
+        About(headers={"cache-control": "no-store\r\nX-Other: 1"}),
+        About(metadata={"a": "b\r\nX-Other: 1"}),
+        About(metadata={"a: b\r\nx-other": "1"}),
+        About(metadata={"Upper": "case"}),
+        About(content_type="text/plain\r\nX-Other: 1"),
+    ],
+    ids=repr,
+)
+async def test_a_source_says_of_an_object_only_what_headers_could_have_said(pair: Pair, words: About) -> None:
+    """Its words become headers of answers, and any tenant may call itself a source."""
+    await pair.replicate()
+    client = pair.client(pair.config(1))
+    data = b"bytes"
+
+    async def body() -> AsyncIterator[bytes]:
+        yield data
+
+    try:
+        await client.open()
+        digest = hashlib.md5(data, usedforsecurity=False).digest()
+        with pytest.raises(StoreError, match="no headers could have said"):
+            await client.put(b"k", 1, words, body(), size=len(data), md5=digest, checksum=None)
+        with pytest.raises(StoreError, match="no headers could have said"):
+            await client.begin(b"k", words, None)
+    finally:
+        await client.close()
+    assert not await contents(pair.far, pair.far_who, "far")
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        Source(cluster="\x1b]0;shown to operators\x07", bucket="near", id=1),
+        Source(cluster="ab" * 16, bucket="near\n", id=1),
+        Source(cluster="ab" * 16, bucket="near", id=-1),
+        Source(cluster="ab" * 16, bucket="near", id=1 << 70),
+    ],
+    ids=repr,
+)
+async def test_a_source_that_cannot_be_is_no_source(pair: Pair, source: Source) -> None:
+    client = pair.client(pair.config())
+    try:
+        with pytest.raises(StoreError, match="not the document that is expected"):
+            await client.attach(source, replace=True)
+    finally:
+        await client.close()
+    _, record = await replication.bucket_of(pair.far, "far")
+    assert replica_of(record) is None
+
+
+@pytest.mark.parametrize(
+    "checksum", [("MD5", "FULL_OBJECT"), ("SHA1", "FULL_OBJECT"), ("CRC32", ""), ("", "COMPOSITE")]
+)
+async def test_an_upload_with_a_checksum_that_cannot_be_is_not_begun(
+    pair: Pair, checksum: tuple[str, str]
+) -> None:
+    await pair.replicate()
+    client = pair.client(pair.config(1))
+    try:
+        await client.open()
+        with pytest.raises(StoreError):
+            await client.begin(b"k", About(), Checksum(*checksum, b""))
+    finally:
+        await client.close()
+
+
 async def test_a_replicated_bucket_cannot_be_deleted_before_that_ends(pair: Pair) -> None:
     await pair.replicate()
     with pytest.raises(BucketReplicates):
