@@ -5,9 +5,9 @@ from urllib.parse import urlencode
 
 import typer
 
-from objstore.cli.client import AdminClient, ConfigOption, DataOption
+from objstore.cli.client import AdminClient, ConfigOption, DataOption, Refused
 from objstore.cli.disks import DISK_COLUMNS
-from objstore.cli.output import DEGRADED, FAILURE, OK
+from objstore.cli.output import DEGRADED, FAILURE, OK, USAGE, fail
 from objstore.cli.store import Store, asks
 
 
@@ -63,8 +63,14 @@ def safe_to_stop(
 ) -> None:
     """Whether these can stop now, all at once, without a client noticing.
 
-    Exit code 0: every volume stays readable, writes and metadata go on. 1: they do not, and why."""
-    found = store.get("/api/v1/safe-to-stop?" + urlencode([("what", name) for name in what]))
+    Exit code 0: every volume stays readable, writes and metadata go on. 1: they do not, and why. 2: there is no
+    such machine or disk."""
+    try:
+        found = store.get("/api/v1/safe-to-stop?" + urlencode([("what", name) for name in what]))
+    except Refused as refusal:
+        if refusal.status in (400, 404):
+            fail(str(refusal), USAGE)
+        raise
     if not store.show_whole(found):
         named = " ".join(what)
         print(f"{named}: safe to stop now" if found["safe"] else f"{named}: not safe to stop now")

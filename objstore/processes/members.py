@@ -579,7 +579,8 @@ def _described(record: MemberRecord, machine: Machine, issuer: str, ends_s: int)
         site=machine.site,
         rack=machine.rack,
         issuer=issuer,
-        ends_s=ends_s,
+        # Who was given a newer certificate may show the older one still: denied until the last has ended.
+        ends_s=max(record.ends_s, ends_s),
     )
 
 

@@ -440,6 +440,7 @@ async def test_who_was_removed_is_denied_until_its_last_certificate_has_ended(cl
     peer = await cluster.joined("n1")
     cluster.clock.us += 60 * 24 * HOUR_US
     await cluster.members.renew(peer, RenewRequest(csr=ca.make_request(ca.make_key())))
+    await cluster.members.register(peer, registration(name="n1"))  # With its first certificate, once more.
     await cluster.members.remove(peer.name.id, lost=False)
     for days, denied in ((0, True), (89, True), (96, True), (98, False)):
         clock = Clock()
