@@ -1,6 +1,7 @@
 """What a local disk promises, on a real file system, with system calls that fail where the test says."""
 
 import asyncio
+import dataclasses
 import errno
 import os
 import shutil
@@ -27,6 +28,7 @@ from objstore.node.local import DiskOptions, Expected, LocalDisk, format_disk, l
 from objstore.node.syscalls import RealSyscalls
 from tests.sim.faulty_syscalls import FaultySyscalls, SmallDisk
 from tests.sim.replacing import replace
+from tests.waiting import until
 
 CLUSTER = b"c" * 16
 OPTIONS = DiskOptions(low_water=0)
@@ -217,11 +219,7 @@ async def test_a_replacement_is_unseen_until_it_is_published_and_gone_when_it_is
     assert len(list((path / "tmp").iterdir())) == 1
     await disk.replace_abandon(name)
     await disk.replace_abandon(name)
-    for _ in range(500):
-        if not list((path / "tmp").iterdir()):
-            break
-        await asyncio.sleep(0.01)
-    assert list((path / "tmp").iterdir()) == []
+    await until(lambda: not list((path / "tmp").iterdir()))
     assert await whole(disk, 1, 0) == b"old"
 
 
@@ -351,9 +349,10 @@ async def test_a_file_that_could_not_be_made_durably_is_not_reported_as_made(
 async def test_an_overdue_append_makes_the_disk_suspect_and_it_stays_so_while_the_call_hangs(
     path: Path, sys: FaultySyscalls
 ) -> None:
-    disk = open_disk(str(path), options=DiskOptions(low_water=0, limit_s=0.2), sys=sys)
+    disk = open_disk(str(path), options=OPTIONS, sys=sys)
     await disk.create(1, 0)
     await disk.create(2, 0)
+    disk.options = dataclasses.replace(OPTIONS, limit_s=0.2)  # Now: it may take longer to make them.
     sys.hang("pwritev")
     with pytest.raises(DiskFailed, match=r"took longer than 0\.2 s"):
         await disk.append(1, 0, 0, [b"abc"], sync=True)
@@ -362,6 +361,7 @@ async def test_an_overdue_append_makes_the_disk_suspect_and_it_stays_so_while_th
         await disk.append(2, 0, 0, [b"abc"], sync=True)
     with pytest.raises(DiskFailed, match="still hang"):
         await disk.verify()
+    disk.options = OPTIONS
     assert await whole(disk, 2, 0) == b""  # The readers are threads of their own.
     sys.release()
     async with asyncio.timeout(10):
@@ -373,8 +373,9 @@ async def test_an_overdue_append_makes_the_disk_suspect_and_it_stays_so_while_th
 
 
 async def test_the_journal_has_a_shorter_limit_than_data(path: Path, sys: FaultySyscalls) -> None:
-    disk = open_disk(str(path), options=DiskOptions(limit_s=30, log_limit_s=0.1), sys=sys)
+    disk = open_disk(str(path), options=OPTIONS, sys=sys)
     await disk.log_create("epoch-1", b"head")
+    disk.options = dataclasses.replace(OPTIONS, limit_s=30, log_limit_s=0.1)
     sys.hang("pwritev")
     with pytest.raises(DiskFailed, match=r"log_append took longer than 0\.1 s"):
         await disk.log_append("epoch-1", 4, b"x")

@@ -5,6 +5,7 @@ import errno
 import gc
 import weakref
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -95,12 +96,16 @@ async def test_what_has_ended_beside_a_call_that_hangs_is_told_long_before_its_d
 async def test_an_overdue_append_leaves_the_others_of_its_stripe_as_they_are(
     tmp_path: Path, sys: FaultySyscalls
 ) -> None:
-    made = [make_disk(tmp_path / str(number), sys, number, limit_s=0.2) for number in (1, 2)]
+    made = [make_disk(tmp_path / str(number), sys, number) for number in (1, 2)]
     for disk in made:
         await disk.create(1, 0)
         await disk.usage()
     sys.hang("pwritev")
-    outcomes = await asyncio.gather(*appends(made, 1), return_exceptions=True)
+    started = appends(made, 1)
+    await until(lambda: sum(append.done() for append in started) == 1)
+    (hanging,) = threads._ends[asyncio.get_running_loop()]._calls
+    hanging.deadline = 0.0  # Its time is over.
+    outcomes = await asyncio.gather(*started, return_exceptions=True)
     late = [disk for disk in made if disk.state is DiskState.SUSPECT]
     assert len(late) == 1
     assert sorted(map(type, outcomes), key=str) == [type(None), DiskFailed]
@@ -115,10 +120,11 @@ async def test_an_overdue_append_leaves_the_others_of_its_stripe_as_they_are(
 async def test_an_append_that_is_overdue_in_the_queue_is_not_written_any_more(
     tmp_path: Path, sys: FaultySyscalls
 ) -> None:
-    disk = make_disk(tmp_path / "one", sys, 1, limit_s=0.2, write_threads=1)
+    disk = make_disk(tmp_path / "one", sys, 1, write_threads=1)
     await disk.create(1, 0)
     await disk.create(2, 0)
     await disk.usage()
+    disk.options = replace(disk.options, limit_s=0.2)
     sys.hang("pwritev")
     started = appends([disk], 1) + appends([disk], 2)
     outcomes = await asyncio.gather(*started, return_exceptions=True)
