@@ -166,8 +166,11 @@ class Supervisor:
             signal.set_wakeup_fd(-1)
             for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD, signal.SIGHUP):
                 signal.signal(number, signal.SIG_DFL)
-            # Ctrl-C goes to all; the supervisor decides the order.
-            signal.signal(signal.SIGINT, signal.SIG_IGN)
+            # Who signals our whole group (a terminal, `timeout`) means the supervisor, which decides the order:
+            # a committer that ended with the others would refuse what they still have to commit.
+            os.setpgid(0, 0)
+            for number in (signal.SIGINT, signal.SIGTTOU):  # Not stopped for writing to the terminal.
+                signal.signal(number, signal.SIG_IGN)
             signal.pthread_sigmask(signal.SIG_SETMASK, set())
             die_with_parent(parent)
             set_process_name(f"objstore-{child.name}")

@@ -5,7 +5,7 @@
 MOOD: well | deaf (worker-1 stops answering once ready) | broken (worker-1 never starts) | shut-out (the
 committer hears of another machine when all have started) | changes (upkeep adds a disk, and another while the
 committer, which is slow, is being started anew) | clings (upkeep adds a disk, and the first committer does
-not end when it is to be started anew).
+not end when it is to be started anew) | drains (worker-1 has a request under way when it is to stop).
 Each child notes what happens to it in DIRECTORY/events, one word a line.
 """
 
@@ -67,6 +67,8 @@ def child(directory: Path, name: str, mood: str) -> supervisor.ChildMain:
         await stopped.wait()
         if mood == "clings" and name == "committer" and not DISKS:
             await asyncio.sleep(600)  # It answers probes: a disk hangs, say.
+        if mood == "drains" and name == "worker-1":
+            await asyncio.sleep(0.5)
         note(directory, f"stop-{name}")
 
     def main(link: Link, died: str) -> None:

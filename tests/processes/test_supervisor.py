@@ -25,6 +25,7 @@ class Little:
                 cwd=ROOT,
                 stdout=output,
                 stderr=subprocess.STDOUT,
+                start_new_session=True,
             )
 
     def until(self, what: Callable[[], Any], seconds: float = 20) -> Any:
@@ -135,10 +136,12 @@ def test_a_committer_that_does_not_end_to_be_started_anew_is_killed(little: Litt
     assert "stop-committer" not in little.events()
 
 
-def test_ctrl_c_for_the_whole_group_still_stops_in_order(little: Little) -> None:
+@pytest.mark.parametrize("little", ["drains"], indirect=True)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_for_the_whole_group_still_stops_in_order(little: Little, number: int) -> None:
     little.ready()
-    for child in little.children().values():  # A terminal sends it to everyone.
-        os.kill(child["pid"], signal.SIGINT)
-    little.process.send_signal(signal.SIGINT)
+    os.killpg(little.process.pid, number)  # As a terminal does, or `timeout`.
     assert little.process.wait(20) == 0
-    assert little.events()[-1] == "stop-committer"
+    events = little.events()
+    assert {"stop-upkeep", "stop-worker-1", "stop-worker-2"} <= set(events)
+    assert events[-1] == "stop-committer"
