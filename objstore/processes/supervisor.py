@@ -166,7 +166,7 @@ class Supervisor:
             signal.set_wakeup_fd(-1)
             for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD, signal.SIGHUP):
                 signal.signal(number, signal.SIG_DFL)
-            # Who signals our whole group (a terminal, `timeout`) means the supervisor, which decides the order:
+            # Who signals our whole group (a terminal, timeout) means the supervisor, which decides the order:
             # a committer that ended with the others would refuse what they still have to commit.
             os.setpgid(0, 0)
             for number in (signal.SIGINT, signal.SIGTTOU):  # Not stopped for writing to the terminal.
