@@ -11,7 +11,6 @@ import os
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -25,7 +24,7 @@ from bench.load import Endpoint
 from bench.shares import descendants, listeners, workers_of
 from bench.sigv4 import Credentials, Signer, canonical_query
 from objstore.processes.cluster import CannotStart
-from objstore.processes.dev import LocalCluster
+from objstore.processes.dev import LocalCluster, free_ports
 from objstore.processes.dev_postgres import LocalPostgres
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -180,10 +179,7 @@ def filesystem_of(path: Path) -> str:
 
 
 def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port: int = sock.getsockname()[1]
-        return port
+    return free_ports(1)[0]
 
 
 def stop_tree(process: "subprocess.Popen[bytes]", patience_s: float = 30.0) -> None:

@@ -1,10 +1,19 @@
 """What tests of several areas share: one running store for all that leave it as they found it."""
 
+import os
 from collections.abc import Iterator
 
 import pytest
 
+from objstore.processes import dev
 from tests.server import Server, running_server
+
+
+def pytest_configure() -> None:
+    """Processes that share the tests choose from ports of their own: the others' may not be bound yet."""
+    number = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    count = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    dev.PORTS = dev.PORTS[number::count]  # type: ignore[misc]
 
 
 @pytest.fixture(scope="session")

@@ -10,6 +10,8 @@ import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from objstore.processes.dev import free_ports
+
 PIECE = 64 * 1024
 
 
@@ -48,8 +50,8 @@ class Proxy:
 
     async def start(self) -> "Proxy":
         self._stopped = False
+        self.port = self.port or free_ports(1)[0]  # Not one that a connection may take while it is stopped.
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port)
-        self.port = self._server.sockets[0].getsockname()[1]
         return self
 
     async def stop(self) -> None:

@@ -305,6 +305,7 @@ def test_allocated_bytes_count_blocks_and_each_inode_once(tmp_path: Path) -> Non
     assert 100_000 <= allocated < 150_000
 
 
+@pytest.mark.timeout(900)
 def test_a_short_run_over_store_and_floor_writes_a_table_a_document_and_a_plot(tmp_path: Path) -> None:
     sections = ["--only", "figures", "--only", "list", "--only", "space"]
     short = ["--quick", "--seconds", "0.2", "--objects", "2000", "--bytes-max", "16"]
@@ -313,7 +314,7 @@ def test_a_short_run_over_store_and_floor_writes_a_table_a_document_and_a_plot(t
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=840,
     )
     # 1: a figure missed its bar, which so short a run on a busy machine says nothing about.
     assert done.returncode in (0, 1), done.stderr

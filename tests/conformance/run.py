@@ -33,6 +33,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from objstore.processes.dev import free_ports
+
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 COMMIT = "8f0ae7b"
@@ -62,12 +64,6 @@ def interpreter() -> str:
         )
         stamp.touch()
     return str(python)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def wait_for_port(port: int, process: subprocess.Popen[bytes]) -> None:
@@ -123,7 +119,7 @@ def command_output(arguments: list[str], environment: dict[str, str]) -> Any:
 def fresh_store(work: Path) -> Iterator[tuple[str, dict[str, dict[str, str]]]]:
     """`objstore serve` on a temporary directory, and the keys of three tenants."""
     data = work / "data"
-    port, admin_port = free_port(), free_port()
+    port, admin_port = free_ports(2)
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
     command = [sys.executable, str(ROOT / "cmd" / "objstore"), "serve", "--data", str(data)]
     command += ["--listen", f"127.0.0.1:{port}", "--admin-listen", f"127.0.0.1:{admin_port}"]
@@ -144,7 +140,7 @@ def fresh_store(work: Path) -> Iterator[tuple[str, dict[str, dict[str, str]]]]:
 @contextmanager
 def memory_store(work: Path) -> Iterator[tuple[str, dict[str, dict[str, str]]]]:
     """The S3 face in one process over metadata and blobs in memory."""
-    port = free_port()
+    (port,) = free_ports(1)
     keys = {
         role: {"tenant": role, "access_key": f"AK{role.upper():0<18}", "secret_key": f"secret-of-{role}" * 3}
         for role in ROLES

@@ -12,6 +12,7 @@ from objstore.node.pool import Address
 from objstore.node.remote import RemoteDisk, RemoteNode, RemoteOptions
 from objstore.node.server import NodeLimits, NodeServer
 from objstore.node.syscalls import Syscalls
+from objstore.processes.dev import free_ports
 
 CLUSTER = b"c" * 16
 # Deadlines that a starved machine does not miss: a test of one sets its own.
@@ -63,11 +64,11 @@ class Node:
         for number, path in self.paths.items():
             self.disks[number] = open_disk(str(path), options=self.options, sys=self.sys)
         self.server = NodeServer(self.disks, cluster=CLUSTER, limits=self.limits)
+        self.port = self.port or free_ports(1)[0]  # Not one that a connection may take while it is stopped.
         sock = socket.socket()
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.bind(("127.0.0.1", self.port))
         sock.listen(128)
-        self.port = sock.getsockname()[1]
         await self.server.serve([sock], context)
 
     async def stop(self) -> None:

@@ -3,7 +3,6 @@
 import asyncio
 import random
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +11,7 @@ from objstore.errors import Unavailable
 from objstore.node.local import DiskOptions, open_disk
 from objstore.node.pool import Address
 from objstore.node.remote import RemoteDisk, RemoteNode
+from objstore.processes.dev import free_ports
 from tests.node.rig import CLUSTER, OPTIONS, disks_of, formatted
 from tests.waiting import until
 
@@ -90,9 +90,7 @@ async def test_a_node_killed_again_and_again_loses_nothing_that_it_acknowledged(
     print("seed", seed)
     chance = random.Random(seed)
     paths = [formatted(tmp_path / str(number), number) for number in (1, 2)]
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    (port,) = free_ports(1)
     process = Process(port, paths)
     await process.start()
     seen = RemoteNode(Address("127.0.0.1", port), number=1, cluster=CLUSTER, epoch=lambda: 0, options=OPTIONS)
