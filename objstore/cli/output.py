@@ -29,7 +29,7 @@ OutputOption = Annotated[
 
 def fail(text: str, code: int = FAILURE) -> NoReturn:
     """End the command with one line for people and an exit code for programs."""
-    print(f"objstore: {text}", file=sys.stderr)
+    print(f"objstore: {harmless(text)}", file=sys.stderr)
     raise SystemExit(code)
 
 
@@ -52,7 +52,18 @@ def show(rows: Sequence[dict[str, Any]], columns: Sequence[str], output: Format 
             print("\t".join(columns))
             for row in rows:
                 cells = (_cell(row.get(column)) for column in columns)
-                print("\t".join(cell.replace("\t", " ").replace("\n", " ") for cell in cells))
+                print("\t".join(harmless(cell.replace("\t", " ").replace("\n", " ")) for cell in cells))
+
+
+def harmless(text: str) -> str:
+    """The same, with escapes for what a terminal might obey (new lines excepted): a key may hold any
+    character, and its tenant chose it."""
+    if text.isprintable():
+        return text
+    return "".join(
+        char if char == "\n" or char.isprintable() else char.encode("unicode_escape").decode()
+        for char in text
+    )
 
 
 def _cell(value: Any) -> str:
@@ -92,7 +103,7 @@ def _for_people(row: dict[str, Any], column: str) -> str:
     is_size = column in SIZE_COLUMNS or (column == "value" and str(row.get("what")).endswith("_bytes"))
     if is_size and isinstance(value, (int, float)):
         return size_text(value)
-    return _cell(value)
+    return harmless(_cell(value))
 
 
 def _style(value: Any) -> str:

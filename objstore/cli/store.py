@@ -13,7 +13,7 @@ from typing import Any, Concatenate
 from urllib.parse import quote
 
 from objstore.cli.client import AdminClient, AdminOption, ConfigOption, DataOption, settings
-from objstore.cli.output import Format, OutputOption, show
+from objstore.cli.output import Format, OutputOption, harmless, show
 from objstore.cli.starting import explained
 from objstore.config import Loaded
 
@@ -36,7 +36,7 @@ class Store(AdminClient):
     def tell(self, line: str, facts: Facts) -> None:
         """A line for people, or, if a form was asked for, the facts behind it."""
         if self._form is None:
-            print(line)
+            print(harmless(line))
         else:
             show([facts], list(facts), self._form)
 

@@ -12,7 +12,7 @@ from botocore.exceptions import ClientError
 from typer.testing import CliRunner
 
 from objstore.cli.main import app
-from objstore.cli.output import Format, show
+from objstore.cli.output import Format, fail, show
 from tests.server import ROOT, Server, environment_for, run_command
 
 
@@ -247,3 +247,22 @@ def test_a_table_shows_sizes_in_units_and_other_forms_show_bytes(capsys: pytest.
     assert "2048" in table
     show([disk], ["disk", "free", "total"], Format.TSV)
     assert capsys.readouterr().out == "disk\tfree\ttotal\n1\t1610612736\t\n"
+
+
+@pytest.mark.parametrize("form", [Format.TABLE, Format.TSV, Format.JSON, Format.YAML])
+def test_what_a_tenant_chose_does_nothing_to_an_operators_terminal(
+    form: Format, capsys: pytest.CaptureFixture[str]
+) -> None:
+    key = "\x1b]0;title\x07\x1b[2J\r\x9b31m\u202ename"
+    show([{"key": key}], ["key"], form)
+    shown = capsys.readouterr().out
+    assert "name" in shown
+    assert shown.replace("\n", "").replace("\t", "").isprintable(), shown
+    with pytest.raises(SystemExit):
+        fail(f"no key {key}")
+    assert capsys.readouterr().err.rstrip("\n").isprintable()
+
+
+def test_text_that_can_be_printed_is_shown_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    show([{"key": "gr\u00fc\u00dfe \u4f60\u597d"}], ["key"], Format.TSV)
+    assert capsys.readouterr().out == "key\ngr\u00fc\u00dfe \u4f60\u597d\n"
