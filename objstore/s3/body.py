@@ -82,9 +82,6 @@ class NoBody:
     async def __anext__(self) -> Buffer:
         raise StopAsyncIteration
 
-    def prefer(self, algorithm: str) -> None:
-        pass
-
     async def digests(self) -> Digests:
         return NO_DIGESTS
 
@@ -93,11 +90,7 @@ NO_BODY = NoBody()
 
 
 class RequestBody:
-    """The verified bytes of one request. See objects/values.py `Body`.
-
-    Beyond that interface, `prefer(algorithm)` before the first byte names the checksum to compute when the
-    client names none (instead of CRC64NVME), for parts of an upload with another algorithm.
-    """
+    """The verified bytes of one request. See objects/values.py `Body`."""
 
     __slots__ = (
         "_algorithm", "_allow_lengthless", "_batch", "_batch_size", "_chain", "_checksum",
@@ -133,10 +126,6 @@ class RequestBody:
         self._ended = False
         self._algorithm = checksums.DEFAULT
         self._digests: Digests | None = None
-
-    def prefer(self, algorithm: str) -> None:
-        assert not self._started
-        self._algorithm = algorithm
 
     def __aiter__(self) -> "RequestBody":
         return self

@@ -203,27 +203,6 @@ async def test_a_put_without_a_checksum_gets_crc64nvme(start_edge: Start) -> Non
         assert found[-1].checksum.digest == crt.crc64nvme(data).to_bytes(8, "big")
 
 
-async def test_a_handler_may_prefer_another_algorithm_where_the_client_names_none(start_edge: Start) -> None:
-    from aiohttp import web
-
-    found = []
-
-    async def handle(call):  # type: ignore[no-untyped-def]
-        call.body.prefer("SHA1")
-        async for _ in call.body:
-            pass
-        found.append(await call.body.digests())
-        return web.Response()
-
-    edge = await start_edge(handle)
-    for size in (10, 500_000):
-        await edge.send(sign("PUT", "/b/k", body=DATA[:size]).wire())
-        assert found[-1].checksum.digest == hashlib.sha1(DATA[:size]).digest()
-    value = value_of("CRC32", DATA[:10])
-    await edge.send(sign("PUT", "/b/k", body=DATA[:10], headers={"x-amz-checksum-crc32": value}).wire())
-    assert found[-1].checksum.algorithm == "CRC32"
-
-
 # --- What is wrong does not ------------------------------------------------------------------------
 
 
