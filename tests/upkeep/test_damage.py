@@ -12,6 +12,7 @@ from objstore.upkeep.damage import Checks, check_volume, lost_objects, lost_volu
 from objstore.upkeep.repair import Repair, RepairReport, repair_file
 from objstore.upkeep.walk import headers
 from tests.upkeep.rig import BUCKET, Yard
+from tests.waiting import until
 
 
 async def filled(moods: str = "+++++++") -> Yard:
@@ -175,11 +176,8 @@ async def test_a_check_remembers_what_is_lost_until_nothing_of_it_is() -> None:
     checks = Checks(ctx)
 
     async def done() -> dict[str, object]:
-        for _ in range(2_000):
-            if (status := checks.status())["state"] not in ("reading", "searching"):
-                return status
-            await asyncio.sleep(0.005)
-        raise AssertionError(checks.status())
+        await until(lambda: checks.status()["state"] not in ("reading", "searching"))
+        return checks.status()
 
     checks.begin(await lost_volumes(ctx))
     with pytest.raises(Overloaded):

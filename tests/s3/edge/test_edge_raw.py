@@ -23,6 +23,7 @@ from objstore.s3.answers import stream
 from objstore.s3.call import Call
 from objstore.s3.limits import DOCUMENT_COPIES, MIB, Limits
 from objstore.s3.server import UNSENT_MAX
+from tests.waiting import LIMIT_S, until
 
 
 def is_s3_error(answer: Answer) -> None:
@@ -512,7 +513,7 @@ async def test_a_reader_that_takes_a_little_now_and_then_is_cut(start_edge: Star
     edge = await start_edge(flood(ended), limits=replace(SMALL_LIMITS, body_rate=10_000_000))
     sock = narrow_reader(edge.port)
     sock.setblocking(False)
-    deadline = asyncio.get_running_loop().time() + 10
+    deadline = asyncio.get_running_loop().time() + LIMIT_S
     while not ended.is_set():
         assert asyncio.get_running_loop().time() < deadline, "it may read for ever"
         with contextlib.suppress(BlockingIOError):
@@ -539,9 +540,8 @@ async def test_little_of_an_answer_waits_in_the_kernel_for_a_reader_that_takes_n
 
     edge = await start_edge(handle, limits=Limits())
     sock = narrow_reader(edge.port)
-    async with asyncio.timeout(10):
-        while not any(connection._paused for connection in edge.runner.server.connections):
-            await asyncio.sleep(0.01)  # Until the socket is full.
+    # Until the socket is full.
+    await until(lambda: any(connection._paused for connection in edge.runner.server.connections))
     assert 0 < made <= UNSENT_MAX + MIB
     sock.close()
 
@@ -589,7 +589,7 @@ async def test_one_connection_too_many_is_told_to_slow_down(start_edge: Start) -
     assert (answer.status, answer.code, answer.headers["retry-after"]) == (503, "SlowDown", "1")
     for _, writer in open_ones:
         writer.close()
-    await asyncio.sleep(0.05)
+    await until(lambda: not edge.runner.server.connections)
     assert (await edge.send(GOOD)).status == 200
 
 
@@ -602,13 +602,15 @@ async def test_connections_that_idle_give_way_to_one_with_a_request(start_edge: 
         return web.Response()
 
     edge = await start_edge(
-        handle, limits=replace(SMALL_LIMITS, connections=4, idle_seconds=30, evict_seconds=0.1)
+        handle,
+        limits=replace(SMALL_LIMITS, connections=4, header_seconds=60, idle_seconds=60, evict_seconds=0.1),
     )
     busy, used, silent, half = [await edge.connect() for _ in range(4)]
     busy[1].write(sign("GET", "/b/slow").wire())
     used[1].write(GOOD)
     assert (await read_answer(used[0])).status == 200
     half[1].write(GOOD[:20])
+    await until(lambda: edge.app.admission.requests == 1)
     await asyncio.sleep(0.15)
     newcomers = [await edge.connect() for _ in range(3)]
     for reader, writer in newcomers:
@@ -758,11 +760,7 @@ async def test_disconnects_at_every_phase_leave_nothing_behind(edge: Edge) -> No
             writer.write(wire[:size])
             await writer.drain()
             writer.transport.abort()
-    for _ in range(100):
-        await asyncio.sleep(0.02)
-        if edge.app.admission.requests == 0 and not edge.runner.server.connections:
-            break
-    assert edge.app.admission.requests == 0
+    await until(lambda: edge.app.admission.requests == 0 and not edge.runner.server.connections)
     assert edge.app.admission.body_bytes == 0
     assert edge.runner.server.connections == []
     assert edge.app.observer.connections == 0

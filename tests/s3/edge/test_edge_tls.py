@@ -21,6 +21,7 @@ from objstore.s3.limits import Limits
 from objstore.s3.server import serve_s3
 from objstore.s3.tls import Certificate, TlsFailure
 from tests.certificates import issue
+from tests.waiting import until
 
 
 def client_context() -> ssl.SSLContext:
@@ -91,7 +92,8 @@ async def test_a_long_answer_arrives_whole_over_tls_and_waits_for_its_reader(
 
 async def test_a_renewed_certificate_is_taken_up_without_a_restart(start_edge: Start, tmp_path: Path) -> None:
     certificate = Certificate(*issue(tmp_path, "one"))
-    secure = await over_tls(await start_edge(), certificate)
+    # Default limits: to make a certificate may take longer than the small ones keep an idle connection.
+    secure = await over_tls(await start_edge(limits=Limits()), certificate)
     old_reader, old_writer = await asyncio.open_connection("127.0.0.1", secure.port, ssl=client_context())
     assert await served_name(secure.port) == "one"
     assert not certificate.reload_if_changed()
@@ -177,7 +179,7 @@ async def gone(reader: asyncio.StreamReader) -> bool:
 async def test_silent_connections_are_counted_before_their_handshake_and_give_way(
     start_edge: Start, tmp_path: Path
 ) -> None:
-    limits = replace(SMALL_LIMITS, connections=3, evict_seconds=0.2)
+    limits = replace(SMALL_LIMITS, connections=3, header_seconds=60.0, idle_seconds=60.0, evict_seconds=0.2)
     secure = await over_tls(await start_edge(limits=limits), Certificate(*issue(tmp_path, "one")))
     server = secure.runner.server
     silent = [await secure.connect() for _ in range(3)]
@@ -240,9 +242,5 @@ async def test_watching_takes_up_a_renewal_by_itself(tmp_path: Path) -> None:
     certificate = Certificate(*issue(tmp_path, "one"))
     watching = asyncio.ensure_future(certificate.watch(0.01))
     issue(tmp_path, "two")
-    for _ in range(500):
-        if certificate.reloads:
-            break
-        await asyncio.sleep(0.01)
-    assert certificate.reloads
+    await until(lambda: certificate.reloads)
     watching.cancel()
