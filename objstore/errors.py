@@ -253,6 +253,10 @@ class DiskFailed(Unavailable):
     """The disk answered with an error, or is suspect because an earlier sync failed or was late."""
 
 
+class NodeAway(DiskFailed):
+    """The disk's storage node does not answer this process. Of the disk itself that says nothing."""
+
+
 class DiskFull(Unavailable):
     """No space: well again when space is freed; reads and deletes go on."""
 

@@ -55,6 +55,7 @@ from objstore.errors import (
     DiskFailed,
     DiskFull,
     DiskMissing,
+    NodeAway,
     Overloaded,
     StaleEpoch,
     StoreError,
@@ -1146,11 +1147,12 @@ class BlobWriter:
         return failures
 
     async def _report(self, record: VolumeRecord, failures: Mapping[int, BaseException]) -> None:
-        """Tell the ledger, for every process. A full or busy disk is not a failed one: it only rests."""
+        """Tell the ledger, for every process. A full or busy disk is not a failed one: it only rests. Nor is
+        one whose node does not answer us: it may be our way to it that is broken."""
         for index, failure in failures.items():
             number = record.disks[index]
             log.warning("fragment %d.%d on disk %d failed: %s", record.id, index, number, failure)
-            if isinstance(failure, (DiskFull, Overloaded, StaleEpoch)):  # The last: nothing wrong with it.
+            if isinstance(failure, (DiskFull, NodeAway, Overloaded, StaleEpoch)):  # Not the disk's fault.
                 self._full[number] = self._clock.monotonic() + FULL_DISK_REST_S
                 continue
             try:

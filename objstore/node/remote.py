@@ -31,7 +31,7 @@ from typing import Any, Final, cast
 import msgspec
 from xxhash import xxh3_64_intdigest
 
-from objstore.errors import DiskFailed, DiskMissing, Overloaded, StaleEpoch
+from objstore.errors import DiskFailed, DiskMissing, NodeAway, Overloaded, StaleEpoch
 from objstore.node import wire
 from objstore.node.disk import Buffer, DiskState, FragmentFile, LogFile, Usage
 from objstore.node.local import OpCount
@@ -411,9 +411,9 @@ class RemoteNode:
         return f"node {self.number} at {self.address}"
 
     def check_away(self) -> None:
-        """Raises: DiskFailed at once, where asking would cost a deadline."""
+        """Raises: NodeAway at once, where asking would cost a deadline."""
         if self.away:
-            raise DiskFailed(f"{self._where} is away: {self.away}")
+            raise NodeAway(f"{self._where} is away: {self.away}")
 
     def _note_answer(self, answer: Answer) -> None:
         self._answered_at = asyncio.get_running_loop().time()
@@ -436,7 +436,7 @@ class RemoteNode:
             self._eject(words, slow=True)
         else:
             self._eject(words, slow=False)
-        return DiskFailed(f"{self._where} is away: {words}")
+        return NodeAway(f"{self._where} is away: {words}")
 
     def _eject(self, words: str, *, slow: bool) -> None:
         if self._closed:

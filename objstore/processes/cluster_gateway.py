@@ -31,11 +31,18 @@ class ClusterGateway:
     Args:
         sockets: the cluster port's, bound already.
         leads: whether this process holds the claim on the upkeep.
+        removed: told that this gateway is no member any more.
 
     Raises: CannotStart if this machine has no credentials, or an authority that does not open.
     """
 
-    def __init__(self, parts: Parts, sockets: Sequence[socket.socket], leads: Callable[[], bool]) -> None:
+    def __init__(
+        self,
+        parts: Parts,
+        sockets: Sequence[socket.socket],
+        leads: Callable[[], bool],
+        removed: Callable[[str], None],
+    ) -> None:
         spec, config = parts.spec, parts.spec.config.cluster
         data = Path(spec.data)
         self._parts = parts
@@ -64,6 +71,7 @@ class ClusterGateway:
             leads,
             beat_s=config.away_seconds / 3,
             away_s=config.away_seconds,
+            removed=removed,
         )
         self._port = ClusterPort(
             ClusterApi(

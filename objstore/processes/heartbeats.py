@@ -19,13 +19,13 @@ from typing import Final
 from objstore.clock import Clock
 from objstore.errors import StoreError
 from objstore.meta.schema import MemberRecord
-from objstore.node.authority import make_key, make_request
+from objstore.node.authority import GATEWAY, NODE, make_key, make_request
 from objstore.node.membership import Machine, RenewRequest, Standing
 from objstore.node.peers import NoAnswer, PeerClient
 from objstore.node.port import standing_of
 from objstore.node.tls import Credentials, Trust
 from objstore.processes.joining import CannotJoin, put_in_place
-from objstore.processes.members import JOINED, Members
+from objstore.processes.members import JOINED, Members, Removed
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +39,7 @@ class Heartbeats:
         about: what this gateway says of itself; its member record is kept so.
         leads: whether this process may note who is away: it holds the claim on the upkeep.
         beat_s, away_s: between two questions; of silence until a member is away.
+        removed: told that this gateway is no member any more.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class Heartbeats:
         *,
         beat_s: float,
         away_s: float,
+        removed: Callable[[str], None],
     ) -> None:
         self.standings: dict[bytes, Standing] = {}  # Of those that answered the last question.
         self.failures: dict[bytes, str] = {}  # Why the others did not.
@@ -62,6 +64,8 @@ class Heartbeats:
         self._leads = leads
         self._beat_s = beat_s
         self._away_s = away_s
+        self._removed = removed
+        self.cut_off = False  # No node answers, and there is another gateway, which may reach them.
         self._answered: dict[bytes, float] = {}  # Monotonic.
         self._clients: dict[bytes, PeerClient] = {}
         self._slots = asyncio.Semaphore(AT_ONCE)
@@ -71,6 +75,8 @@ class Heartbeats:
         while True:
             try:
                 await self.beat()
+            except Removed as end:
+                self._removed(str(end))
             except (StoreError, OSError, CannotJoin) as failure:
                 log.warning("a heartbeat failed", extra={"failure": str(failure)})
             until = self._clock.monotonic() + self._beat_s
@@ -109,7 +115,10 @@ class Heartbeats:
                     known.pop(id_)
         await asyncio.gather(*[self._ask(id_, record, trust) for id_, record in others.items()])
         self.standings[own.id] = standing_of(self._credentials)
-        if self._leads():
+        roles = {record.role for record in others.values()}
+        answer = {record.role for id_, record in others.items() if id_ in self.standings}
+        self.cut_off = {GATEWAY, NODE} <= roles and NODE not in answer
+        if self._leads() and not self.cut_off:
             await self._judge(others)
             self.waits = await self._members.advance_root(self.standings)
 

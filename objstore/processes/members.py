@@ -87,6 +87,10 @@ _AUTHORITY: Final = setting_key("authority")
 _NUMBER: Final = serial_key("trust")
 
 
+class Removed(Denied):
+    """The machine is no member any more."""
+
+
 @dataclass(slots=True, kw_only=True)
 class Members:
     """The members of one cluster.
@@ -293,7 +297,7 @@ class Members:
 
         A gateway whose name another one has (it takes that one's place, say) adds the beginning of its id.
 
-        Raises: Denied; BadArgument if another node has the name.
+        Raises: Removed; BadArgument if another node has the name.
         """
         for _ in range(ATTEMPTS_MAX):
             old = await self.kv.get(member_key(id_))
@@ -303,7 +307,7 @@ class Members:
                 else decode(old, MemberRecord)
             )
             if record.state != JOINED:
-                raise Denied(f"this {role} was removed from the cluster")
+                raise Removed(f"this {role} was removed from the cluster")
             new = _described(record, machine, issuer, ends_s)
             if new.name != record.name:
                 try:

@@ -26,14 +26,20 @@ async def mind_disks(parts: Parts) -> None:
 
     Suspicion goes into metadata at once (the writer does that); the upkeep process verifies the disk and
     clears its record; then every worker looks for itself: its own view ended with its own failed call.
+
+    Of a disk whose node does not answer nothing is said: it may be this machine that is cut off.
     """
     clock = parts.store.clock
     unwell_since: dict[int, int] = {}
+    cut_off: set[int] = set()  # Unwell since their nodes did not answer.
     while True:
         await asyncio.sleep(LOOK_SECONDS)
         unwell = {number for number, disk in parts.disks.items() if disk.state in UNWELL}
         now_us = clock.now_us()
         unwell_since = {number: unwell_since.get(number, now_us) for number in unwell}
+        away = {number for number in unwell if parts.opener.is_away(number)}
+        cut_off = (cut_off & unwell) | away
+        unwell -= away
         if not unwell:
             continue
         try:
@@ -44,7 +50,7 @@ async def mind_disks(parts: Parts) -> None:
             record = records.get(number)
             if record is None or record.state != "healthy":
                 continue
-            if record.since_us < unwell_since[number]:
+            if record.since_us < unwell_since[number] and number not in cut_off:
                 # Nobody else knows yet: say so, and let the upkeep process judge.
                 try:
                     disk = parts.disks[number]
@@ -57,6 +63,7 @@ async def mind_disks(parts: Parts) -> None:
                 await parts.disks[number].verify()
             except StoreError as failure:
                 log.warning("disk not verified", extra={"disk": number, "failure": str(failure)})
+                cut_off.discard(number)
                 unwell_since[number] = clock.now_us()
             else:
                 log.warning("disk takes writes again", extra={"disk": number})

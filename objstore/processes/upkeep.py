@@ -108,7 +108,14 @@ async def _serve(
         from objstore.processes.cluster_gateway import ClusterGateway  # Loads x509, as above.
         from objstore.processes.nodes import NodeSet
 
-        gateway = ClusterGateway(parts, cluster_sockets, lambda: service.leads)
+        gateway = ClusterGateway(
+            parts,
+            cluster_sockets,
+            lambda: service.leads,
+            lambda words: link.shut_out(f"{words}, which takes nothing from it: it stops"),
+        )
+        heartbeats = gateway.heartbeats
+        service.stand_by_while(lambda: heartbeats.cut_off)
         nodes = NodeSet(parts, disk_set, stopping, gateway.members, gateway.remove)
         admin = replace(admin, clustered=gateway.admin(), nodes=nodes.admin())
         await gateway.start()

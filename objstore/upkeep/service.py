@@ -134,11 +134,16 @@ class Service:
         self._files = asyncio.Lock()  # Held by whoever moves or removes fragment files.
         self._tasks: list[asyncio.Task[None]] = []
         self._held = asyncio.Event()
+        self._unfit: Callable[[], bool] = lambda: False
         self._judged: dict[int, int] = {}  # Volume -> live bytes when rewriting was found not worth it.
         self.services: dict[str, ServiceStatus] = {}
         self._last_repair = RepairReport()
         self._repair_has_looked = False  # Since the start: rebalancing comes after it.
         self._last_trash = trash.TrashReport()
+
+    def stand_by_while(self, unfit: Callable[[], bool]) -> None:
+        """Leave the claim to other processes for as long as this one could not do the work."""
+        self._unfit = unfit
 
     def start(self) -> None:
         periods = self._periods
@@ -339,7 +344,10 @@ class Service:
     async def _keep_claim(self) -> None:
         while True:
             try:
-                if await self._claim.keep():
+                if self._unfit():
+                    self._held.clear()
+                    await self._claim.give_up()
+                elif await self._claim.keep():
                     self._held.set()
                 else:
                     self._held.clear()

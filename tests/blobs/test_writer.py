@@ -12,7 +12,15 @@ import pytest
 from objstore.blobs.stripes import unpack_directory
 from objstore.blobs.volumes import Lane, Stored, VolumeState
 from objstore.blobs.writer import MIB, BlobStream, BlobWriter
-from objstore.errors import Conflict, DiskFailed, Overloaded, TooFewDisks, Unavailable, WriteQuorumNotMet
+from objstore.errors import (
+    Conflict,
+    DiskFailed,
+    NodeAway,
+    Overloaded,
+    TooFewDisks,
+    Unavailable,
+    WriteQuorumNotMet,
+)
 from objstore.extents import Extent
 from objstore.node.fragments import FileScan, Seal
 from tests.blobs.rig import CLUSTER, FAST, MOODS, SECRET, Rig
@@ -99,6 +107,22 @@ async def test_a_write_survives_what_the_disks_do_to_it(moods: str, k: int, inte
     for extents, body in ((first, b"before" * 100), (stored.extents, b"during" * 100)):
         if len(bad) <= 2:
             assert await rig.reader.read(extents[0]) == body
+
+
+async def test_a_disk_whose_node_does_not_answer_this_process_is_suspect_to_nobody_else() -> None:
+    def away(call: str, volume: int, index: int) -> None:
+        raise NodeAway("no answer")
+
+    rig = await Rig("+++++++").start()
+    first = await rig.put(b"before" * 100)
+    volume = first[0].volume
+    cut_off = (await rig.ledger.get(volume)).disks[2]
+    rig.disks[cut_off].before = away
+    stored = await rig.writer.put(b"during" * 100, b"o-during", b"")
+    assert [intent.index for intent in stored.intents] == [2]
+    after = await rig.put(b"after")
+    assert cut_off not in (await rig.ledger.get(after[0].volume)).disks, "this process rests it"
+    assert cut_off in await rig.ledger.usable_disks()
 
 
 @pytest.mark.parametrize("moods", ["xxxx++", "!!!!!!", "~~~~~~", "######", "??????"])

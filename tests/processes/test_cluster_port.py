@@ -35,6 +35,7 @@ from objstore.processes import joining
 from objstore.processes.heartbeats import Heartbeats
 from objstore.processes.joining import CannotJoin
 from objstore.processes.members import Members
+from tests.waiting import until
 
 CLUSTER = bytes(range(16))
 WAIT_S = 20.0  # A starved machine; milliseconds otherwise.
@@ -86,6 +87,7 @@ class Gateway:
             known=authority,
         )
         self.leads = True
+        self.removed: list[str] = []
         self.beats = Heartbeats(
             self.members,
             self.credentials,
@@ -94,6 +96,7 @@ class Gateway:
             lambda: self.leads,
             beat_s=5.0,
             away_s=0.0,
+            removed=self.removed.append,
         )
         self.cluster_port = ClusterPort(
             ClusterApi(
@@ -561,6 +564,36 @@ async def test_a_node_that_does_not_answer_is_away_until_it_does(gateway: Gatewa
     await asyncio.to_thread(joining.register, node.credentials, registration)
     await gateway.beats.beat()
     assert not await gateway.away(id_)
+
+
+async def test_a_gateway_that_reaches_no_node_calls_none_away_where_another_gateway_may(
+    gateway: Gateway, nodes: Made
+) -> None:
+    both = [await nodes("n1"), await nodes("n2")]
+    await gateway.members.introduce(b"g" * 16, GATEWAY, about("g2", 1), "a root", 1 << 40)
+    for node in both:
+        await node.served.close()
+    await gateway.beats.beat()
+    assert gateway.beats.cut_off
+    assert not any([await gateway.away(node.credentials.name.id) for node in both])
+    both[0].socket = listener()
+    both[0].port = both[0].socket.getsockname()[1]
+    await both[0].serve()
+    registration = joining.Registration(machine=about("n1", both[0].port), disks=[])
+    await asyncio.to_thread(joining.register, both[0].credentials, registration)
+    await gateway.beats.beat()
+    assert not gateway.beats.cut_off
+    assert [await gateway.away(node.credentials.name.id) for node in both] == [False, True]
+
+
+async def test_a_gateway_that_was_removed_hears_of_it(gateway: Gateway) -> None:
+    await gateway.members.remove(gateway.credentials.name.id, lost=False)
+    beating = asyncio.create_task(gateway.beats.run())
+    try:
+        await until(lambda: bool(gateway.removed), "it was told")
+    finally:
+        beating.cancel()
+    assert gateway.removed == ["this gateway was removed from the cluster"]
 
 
 async def test_the_authority_is_replaced_while_all_goes_on(gateway: Gateway, nodes: Made) -> None:

@@ -135,3 +135,10 @@ def test_gateways_share_everything_and_when_one_dies_another_does_its_repairs(cl
     assert through(cluster, holder, "GET", "/bucket/1") == (200, content(1))
     assert through(cluster, holder, "PUT", "/bucket/back", b"again")[0] == 200
     assert through(cluster, other, "GET", "/bucket/back") == (200, b"again")
+
+    # Removed while it serves, it stops, and harms nobody: the nodes take nothing from it.
+    assert holder.running is not None
+    assert cluster.admin("POST", f"/api/v1/cluster/members/{holder.name}/remove", {}, gateway=other)[0] == 200
+    assert holder.running.wait(MOVED_S) == 1
+    assert "was removed from the cluster" in holder.words()
+    assert through(cluster, other, "PUT", "/bucket/after", b"alone")[0] == 200

@@ -1,5 +1,6 @@
 """A deposed holder: whatever it was about to do is refused, and nothing is lost."""
 
+import asyncio
 import random
 from collections.abc import Awaitable, Callable
 
@@ -15,9 +16,11 @@ from objstore.upkeep.context import Context
 from objstore.upkeep.repair import Repair, RepairReport, repair_file
 from objstore.upkeep.scrub import step
 from objstore.upkeep.seal import seal_dead
+from objstore.upkeep.service import Service
 from objstore.upkeep.sweep import LiveBytesAudit, Sweep
 from tests.blobs.rig import StepClock
 from tests.upkeep.rig import BUCKET, Yard, no_sleep
+from tests.waiting import until
 
 
 class Rivals:
@@ -226,3 +229,24 @@ async def test_a_renewal_whose_answer_was_lost_is_no_loss_of_the_claim() -> None
         await claim.keep()
     assert await claim.keep()
     await ClaimedKv(kv, claim).commit(Transaction(put={b"Swork": b"done"}))
+
+
+async def test_who_could_not_do_the_work_leaves_the_claim_to_another() -> None:
+    yard = await Yard().start()
+    unfit = False
+
+    async def turn(seconds: float) -> None:
+        await asyncio.sleep(0.001)
+
+    def made(number: int) -> Service:
+        return Service(yard.context(), holder=bytes([number]) * 16, alive=lambda writer: True, sleep=turn)
+
+    first, second = made(1), made(2)
+    first.stand_by_while(lambda: unfit)
+    first.start()
+    await until(lambda: first.leads, "the first has the claim")
+    second.start()
+    unfit = True
+    await until(lambda: second.leads and not first.leads, "the second has it")
+    await first.close()
+    await second.close()
