@@ -1,6 +1,5 @@
 """Claims, the sweep, and the services together."""
 
-
 import pytest
 
 from objstore.blobs.volumes import VolumeState
