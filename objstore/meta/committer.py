@@ -26,7 +26,7 @@ import asyncio
 import logging
 import os
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn, cast
@@ -47,6 +47,7 @@ from objstore.meta.journal import (
     Journal,
     Resolved,
     Snapshot,
+    alone,
     anywhere,
     encode,
     no_crash,
@@ -80,6 +81,7 @@ from objstore.meta.messages import encode as encode_message
 from objstore.meta.recovery import Progress, distrust, recover
 from objstore.meta.snapshot import FoldFailed, FoldPlan, LookUp
 from objstore.node.disk import Disk, DiskState
+from objstore.node.slowness import Slowness, SlownessRules
 
 log = logging.getLogger(__name__)
 
@@ -93,6 +95,13 @@ ANSWERS_SIZE_MAX = 1024 * 1024  # Bytes of unread answers; a client within its w
 
 ROTTEN_MAX = 32  # Damaged records that are mended one by one: with more, more than they are damaged.
 LOOK_UP_AGAIN_S = 300.0  # After a look-up that failed: a copy of the journal must come back first.
+
+# A batch waits for all of its copies, so one that few commits waited for says as much as many do; and with
+# two copies the other one is all that there is to hold it against.
+SLOW_COPIES = SlownessRules(appends_min=1, peers_min=2)
+
+CopyTimes = Callable[[int], tuple[int, float]]
+"""By a disk's number: how many batches this process has appended there, and the seconds that took."""
 
 Folder = Callable[[FoldPlan], Awaitable[Snapshot]]
 """Makes a snapshot by the plan, in another process. Raises: FoldFailed, Corrupt."""
@@ -129,6 +138,11 @@ class CommitterStats:
     damaged: int = 0  # Rotten now.
 
 
+def untimed(number: int) -> tuple[int, float]:
+    """Nobody measures: no copy is slow."""
+    return 0, 0.0
+
+
 class StateLost(Exception):
     """LMDB's file can no longer be trusted: this process ends, the next start builds another."""
 
@@ -157,6 +171,8 @@ async def run_committer(
     beacon: Beacon | None = None,
     term: int = 0,
     allowed: Callable[[int], bool] = anywhere,
+    machine: Callable[[int], Hashable] = alone,
+    copy_times: CopyTimes = untimed,
 ) -> None:
     """Recover, serve until `stop` is set, then drain and leave a clean mark.
 
@@ -172,7 +188,8 @@ async def run_committer(
         folder: makes snapshots, in another process (see fold.py); None: the journal only grows.
         finder: looks damaged records up, as above; None: they stay until they are overwritten.
         trust_state: False after a death by SIGBUS.
-        forget, served, term, allowed: see `recover`.
+        forget, served, term, allowed, machine: see `recover`.
+        copy_times: how long commits wait for each disk's copy: slow ones move to other machines.
         beacon: where it shows which state is in force, before any client can commit to it.
 
     Raises: MetaUnavailable, StateLost, Corrupt, TooFewDisks, StaleEpoch; lmdb.Error when a commit fails. In
@@ -196,6 +213,7 @@ async def run_committer(
         served=served,
         term=term,
         allowed=allowed,
+        machine=machine,
     )
     log.info(
         "metadata recovered",
@@ -204,7 +222,15 @@ async def run_committer(
     if beacon is not None:
         beacon.show(state.path, state.inode)
     committer = Committer(
-        journal, state, folder=folder, finder=finder, clock=clock, options=options, crash=crash, stats=stats
+        journal,
+        state,
+        folder=folder,
+        finder=finder,
+        clock=clock,
+        options=options,
+        crash=crash,
+        stats=stats,
+        copy_times=copy_times,
     )
     await committer.serve(str(socket_path), ready, stop)
 
@@ -234,8 +260,11 @@ class Committer:
         options: CommitterOptions,
         crash: CrashPoint = no_crash,
         stats: CommitterStats | None = None,
+        copy_times: CopyTimes = untimed,
     ) -> None:
         self.stats = stats or CommitterStats()
+        self._copy_times = copy_times
+        self._slowness = Slowness(spare=max(1, journal.copies - 1), clock=clock, rules=SLOW_COPIES)
         self._journal = journal
         self._state = state
         self._folder = folder
@@ -588,12 +617,22 @@ class Committer:
             self._forget_clients()
             await self._try_failed_disks()
             await self._journal.check_term()
+            self._judge_copies()
             self._look_at_members()
             self._consider_fold()
             self._consider_look_up()
 
+    def _judge_copies(self) -> None:
+        """Which disks answer so late beside the other copies' that commits should not wait for them."""
+        times = {disk.number: self._copy_times(disk.number) for disk in self._journal.disks}
+        for change in self._slowness.judge(times):
+            about = {"disk": change.disk, "why": change.words}
+            log.warning("a journal copy is slow" if change.slow else "its copy may come back", extra=about)
+        self._journal.slow = set(self._slowness.resting)
+
     def _look_at_members(self) -> None:
         journal = self._journal
+        chosen = journal.chosen(journal.eligible())
         eligible = len(journal.eligible())
         if len(journal.members) < min(journal.copies, eligible):
             self._ask_for_roll("more copies are possible again")
@@ -601,6 +640,10 @@ class Committer:
             self._ask_for_roll("a member is no longer healthy")
         elif eligible and any(not journal.allowed(disk.number) for disk in journal.members):
             self._ask_for_roll("a member may hold no metadata any more")
+        elif len(journal.machines(journal.members)) < len(journal.machines(chosen)):
+            self._ask_for_roll("copies can stand on more machines")
+        elif sum(map(journal.is_slow, journal.members)) > sum(map(journal.is_slow, chosen)):
+            self._ask_for_roll("a member is slow")
 
     def _ask_for_roll(self, why: str) -> None:
         self._want_roll = why
@@ -660,8 +703,8 @@ class Committer:
         if not segments:
             return
         members = journal.header.members
-        fit = sorted(journal.eligible(), key=lambda disk: (disk.number not in members, disk.number))
-        targets = [disk.number for disk in fit[: journal.copies]]
+        fit = journal.chosen(journal.eligible(), lambda disk: disk.number not in members)
+        targets = [disk.number for disk in fit]
         plan = FoldPlan(
             cluster=journal.cluster,
             name=snapshot_name(segments[-1].sequence, journal.header.epoch),

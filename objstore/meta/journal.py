@@ -26,6 +26,8 @@ which this epoch goes on. What lies in an earlier file beyond that offset belong
 
 All integers are little-endian. A batch stands when every member has synced it.
 
+Copies stand on different machines as far as there are any: a node that burns down takes one of them.
+
 To open an epoch, in this order: the snapshot and every earlier segment are present on m+1 healthy
 disks; its header is synced on its members; its number is synced into the identity of every
 reachable disk; then its first batch. A number is used for one attempt only: the next one is greater
@@ -47,7 +49,7 @@ import asyncio
 import logging
 import re
 import struct
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -415,6 +417,23 @@ def anywhere(number: int) -> bool:
     return True
 
 
+def alone(number: int) -> Hashable:
+    """Every disk is as good as a machine of its own."""
+    return number
+
+
+def spread(disks: Iterable[Disk], count: int, machine: Callable[[int], Hashable]) -> list[Disk]:
+    """The first `count` of them that stand on different machines; if these are too few, then others."""
+    seen: set[Hashable] = set()
+    firsts: list[Disk] = []
+    others: list[Disk] = []
+    for disk in disks:
+        where = machine(disk.number)
+        (others if where in seen else firsts).append(disk)
+        seen.add(where)
+    return [*firsts, *others][:count]
+
+
 @dataclass(slots=True)
 class Journal:
     """The journal of a running committer.
@@ -442,6 +461,8 @@ class Journal:
     opened: Callable[[int], None] = lambda epoch: None  # Called when an epoch is in force.
     term: int = 0  # See the module.
     allowed: Callable[[int], bool] = anywhere  # Whether batches and snapshots may lie on this disk.
+    machine: Callable[[int], Hashable] = alone  # Where a disk stands, by its number.
+    slow: set[int] = field(default_factory=set)  # Disks that hold copies only where others do not suffice.
 
     def end(self) -> End:
         position = self.position
@@ -540,6 +561,23 @@ class Journal:
             if writable(disk) and disk.number not in self.failed and self.allowed(disk.number)
         ]
 
+    def machines(self, disks: Iterable[Disk]) -> set[Hashable]:
+        return {self.machine(disk.number) for disk in disks}
+
+    def is_slow(self, disk: Disk) -> bool:
+        """Whether it, or another disk of its machine, is: what is slow is mostly the machine."""
+        where = self.machine(disk.number)
+        return any(self.machine(number) == where for number in self.slow)
+
+    def chosen(self, usable: Iterable[Disk], preferred: Callable[[Disk], int] = lambda disk: 0) -> list[Disk]:
+        """Which of them hold copies: as many as there should be, on as many machines as can be.
+
+        Args:
+            preferred: the least first, among those that are not slow.
+        """
+        ranked = sorted(usable, key=lambda disk: (self.is_slow(disk), preferred(disk), disk.number))
+        return spread(ranked, self.copies, self.machine)
+
     async def roll(self, *, state: bytes, snapshot: Snapshot | None = None) -> None:
         """Open a new epoch after the present position; the current one is closed for good.
 
@@ -582,8 +620,7 @@ class Journal:
         # 2. The header, on the members. Those that hold most of the rest already come first.
         held = [segment.name for segment in ensured] + ([snapshot.name] if snapshot else [])
         usable = [disk for disk in usable if disk.number not in self.failed]
-        usable.sort(key=lambda disk: (-sum(n in listings[disk.number] for n in held), disk.number))
-        members = usable[: self.copies]
+        members = self.chosen(usable, lambda disk: -sum(name in listings[disk.number] for name in held))
         if not members:
             return False
         header = EpochHeader(
@@ -714,17 +751,16 @@ class Journal:
         usable: list[Disk],
         listings: dict[int, dict[str, int]],
     ) -> bool:
-        """Write the file to as many usable disks as it lacks. False if one failed."""
+        """Write the file to as many usable disks, and machines, as it lacks. False if one failed."""
         good = [disk for disk in usable if disk in holders]
-        missing = min(self.copies, len(usable)) - len(good)
-        if missing <= 0:
-            return True
         # A disk with a damaged copy of that name comes last: its copy has to go first.
-        targets = sorted(
+        others = sorted(
             (disk for disk in usable if disk not in good),
-            key=lambda disk: (wanted.name in listings[disk.number], disk.number),
+            key=lambda disk: (wanted.name in listings[disk.number], self.is_slow(disk), disk.number),
         )
-        for target in targets[:missing]:
+        for target in spread([*good, *others], self.copies, self.machine):
+            if target in good:
+                continue
             self.crash("journal.copy.before")
             try:
                 if wanted.name in listings[target.number]:

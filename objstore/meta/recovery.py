@@ -28,7 +28,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -45,6 +45,7 @@ from objstore.meta.journal import (
     EpochHeader,
     Journal,
     Position,
+    alone,
     anywhere,
     batch_checksum,
     first_epoch,
@@ -114,6 +115,7 @@ async def recover(
     served: Path | None = None,
     term: int = 0,
     allowed: Callable[[int], bool] = anywhere,
+    machine: Callable[[int], Hashable] = alone,
 ) -> Recovered:
     """Find or rebuild the state and open a new epoch.
 
@@ -130,6 +132,7 @@ async def recover(
         term: this machine's, where others could reach the disks too (journal.py); all earlier ones are
             shut out before anything is read. 0: nobody else can.
         allowed: by a disk's number, whether metadata may be written to it. It is read from any.
+        machine: by a disk's number, where it stands: copies go to different machines.
 
     Raises: MetaUnavailable (the newest epoch is on none of the disks that are here), Corrupt,
         TooFewDisks; StaleEpoch if a later term has begun.
@@ -147,6 +150,7 @@ async def recover(
         crash=crash,
         term=term,
         allowed=allowed,
+        machine=machine,
     )
     if served is not None:
         journal.opened = partial(_remember, served)

@@ -16,6 +16,7 @@ from objstore.processes.control import serve_metrics
 from objstore.processes.link import Link
 from objstore.processes.spec import (
     Spec,
+    StoreDisk,
     disk_options,
     open_disk_list,
     open_disks,
@@ -93,6 +94,8 @@ async def _serve(link: Link, died: str, spec: Spec, forget: bool) -> None:
             beacon=spec.beacon,
             term=spec.cluster.term,
             allowed=lambda number: may_hold_metadata(config.meta.sites, opener.site(number)),
+            machine=opener.machine,
+            copy_times=lambda number: _copy_times(disks[number]),
         )
     except StaleEpoch as failure:
         # Started again, this committer could only find the same; and what the workers read is the past.
@@ -108,6 +111,12 @@ async def _serve(link: Link, died: str, spec: Spec, forget: bool) -> None:
 def may_hold_metadata(sites: list[str], site: str | None) -> bool:
     """Whether the journal may lie on a disk of this site; None: of the gateway's own machine, as LMDB's."""
     return not sites or site is None or site in sites
+
+
+def _copy_times(disk: StoreDisk) -> tuple[int, float]:
+    """How many batches this process has appended to a disk, and the seconds that took."""
+    count = disk.counts.get("log_append")
+    return (count.count, count.seconds) if count is not None else (0, 0.0)
 
 
 def _state_directories(spec: Spec) -> list[Path]:

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -108,6 +108,10 @@ class Opener:
         if not member or self._credentials is None:
             return None
         return next((one.site for one in self._credentials.trust.members if one.id == member), None)
+
+    def machine(self, number: int) -> Hashable:
+        """Where a disk stands: its node, or for one of this machine itself: it may be lost alone."""
+        return self._node_of.get(number, number)
 
     def is_away(self, number: int) -> bool:
         """Whether it is on a storage node that does not answer."""

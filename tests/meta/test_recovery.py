@@ -65,10 +65,15 @@ class Store:
         )
         return self.now
 
-    def committer(self) -> Committer:
+    def committer(self, **options: object) -> Committer:
         assert self.now is not None
         return Committer(
-            self.now.journal, self.now.state, folder=None, clock=SystemClock(), options=CommitterOptions()
+            self.now.journal,
+            self.now.state,
+            folder=None,
+            clock=SystemClock(),
+            options=CommitterOptions(),
+            **options,  # type: ignore[arg-type]
         )
 
     async def write(self, **values: bytes) -> None:
