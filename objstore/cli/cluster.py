@@ -1,5 +1,6 @@
 """`objstore cluster`: begin one, take machines in, see them, renew their certificates, remove them."""
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Final
@@ -80,6 +81,29 @@ def token(
     store.tell(facts["token"], facts)
     if not gateway:
         print("On the new machine: objstore node --join TOKEN --data DIR --disk PATH ...", file=sys.stderr)
+
+
+@cluster_app.command("certificate")
+def certificate(
+    machine: Annotated[str, typer.Argument(help="A member's name, or the first letters of its id.")],
+    to: Annotated[Path, typer.Option("--to", help="A file that is not there yet. It holds a secret key.")],
+    data: DataOption = None,
+    config: ConfigOption = None,
+) -> None:
+    """Make another key and certificate for a machine, on a gateway that does not get as far as to serve.
+
+    For a cluster that was off for longer than its certificates live: they can be renewed by nobody then. The
+    file takes the place of tls/identity.pem in the machine's data directory. While a gateway serves, a join
+    token (--for) does the same, and no key travels."""
+    from objstore.processes.founding import identity_of
+
+    loaded = settings(data, config)
+    with explained(OSError):
+        content = identity_of(loaded.config, Path(loaded.config.server.data).resolve(), machine)
+        fd = os.open(to, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        with open(fd, "w") as file:
+            file.write(content)
+    print(f"{to} is to be tls/identity.pem of {machine}: its owner's alone (mode 0600)", file=sys.stderr)
 
 
 @cluster_app.command("nodes")

@@ -127,6 +127,58 @@ def founded_secrets(config: Config, data: Path) -> StoreSecrets | None:
     return StoreSecrets(authority.cluster, authority.checksum_secret, master) if authority else None
 
 
+def renew_ended(config: Config, data: Path) -> bool:
+    """Another certificate for this gateway if its own ended while it was off. Whether it had.
+
+    Nobody takes an ended certificate, nor renews it; but a gateway has the authority, and signs for itself.
+
+    Raises: CannotStart.
+    """
+    credentials = own_credentials(data)
+    if not credentials.ended:
+        return False
+    key = make_key()
+    certificate = _opened(config, data).issue(key.public_key(), credentials.name, time.time_ns() // 1000)
+    try:
+        save_identity(credentials.directory, key_to_pem(key), to_pem(certificate))
+    except OSError as failure:
+        raise CannotStart(f"cannot write to {credentials.directory}: {failure.strerror}") from None
+    return True
+
+
+def identity_of(config: Config, data: Path, who: str) -> str:
+    """A key and a certificate, as identity.pem has them, for a member whose own ended while no gateway ran.
+
+    Args:
+        data: a gateway's; it need not run.
+        who: the member's name, or the beginning of its id.
+
+    Raises: CannotStart.
+    """
+    trust = own_credentials(data).trust
+    found = [member for member in trust.members if who in (member.name, member.id)]
+    found = found or [member for member in trust.members if len(who) >= 4 and member.id.startswith(who)]
+    if len(found) != 1:
+        words = "there is no member" if not found else f"{len(found)} members are called"
+        raise CannotStart(f"{words} {who}, as far as {data / TLS_NAME} knows")
+    authority, key = _opened(config, data), make_key()
+    name = Name(authority.cluster, found[0].role, bytes.fromhex(found[0].id))
+    return key_to_pem(key) + to_pem(authority.issue(key.public_key(), name, time.time_ns() // 1000))
+
+
+def _opened(config: Config, data: Path) -> Authority:
+    """This gateway's authority, by its file. Raises: CannotStart."""
+    master_key = with_kept_master_key(config, data).security.master_key
+    if not master_key:
+        raise CannotStart(
+            "the master key is needed, to sign a certificate: set OBJSTORE_SECURITY__MASTER_KEY_FILE"
+        )
+    authority = read_authority(data, bytes.fromhex(master_key))
+    if authority is None:
+        raise CannotStart(f"{data} is no gateway of a cluster: there is no {AUTHORITY_NAME}")
+    return authority
+
+
 def save_authority(data: Path, bundle: bytes) -> None:
     """Raises: OSError."""
     save(data, AUTHORITY_NAME, bundle)

@@ -55,6 +55,7 @@ from objstore.processes.founding import (
     TLS_NAME,
     first_trust,
     read_authority,
+    renew_ended,
     save_authority,
 )
 from objstore.processes.machine import announce
@@ -90,6 +91,8 @@ def gateway(loaded: Loaded, *, recover: str = "", join: str = "") -> int:
                 f"{data} is no gateway of a cluster: begin one with objstore cluster init --data {data}, or"
                 f" take over from another machine with its {AUTHORITY_NAME} there and --recover NODE"
             )
+        if renew_ended(loaded.config, data):
+            announce("This gateway's certificate had ended: it has made itself another one.")
 
     return serve(loaded, gateway=True, prepare=prepare)
 

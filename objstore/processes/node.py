@@ -177,7 +177,9 @@ def _member(data: Path, token: str, about: Machine) -> Credentials:
     elif ended:
         announce(
             "This node's certificate has ended, so that no gateway talks to it: start it with --join TOKEN (a"
-            f" gateway makes one: objstore cluster token --for {about.name})."
+            f" gateway makes one: objstore cluster token --for {about.name}). Where no gateway gets as far as"
+            f" that, objstore cluster certificate {about.name} on its machine makes what is to be"
+            f" {directory / IDENTITY} here."
         )
     elif token:
         announce("This node is a member already: the join token is not used.")
