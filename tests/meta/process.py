@@ -54,7 +54,7 @@ class CommitterProcess:
     async def __aexit__(self, *_: object) -> None:
         await self.kill()
 
-    async def start(self, *, timeout_s: float = 20.0) -> None:
+    async def start(self, *, timeout_s: float = 60.0) -> None:
         arguments = [f"{name}={value}" for name, value in self._options.items()]
         self.process = await asyncio.create_subprocess_exec(
             sys.executable,
@@ -79,10 +79,10 @@ class CommitterProcess:
         """SIGTERM; the exit status."""
         assert self.process is not None
         self.process.terminate()
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             return await self.process.wait()
 
-    async def ended(self, timeout_s: float = 20.0) -> int:
+    async def ended(self, timeout_s: float = 60.0) -> int:
         assert self.process is not None
         async with asyncio.timeout(timeout_s):
             return await self.process.wait()
@@ -98,7 +98,7 @@ class CommitterProcess:
             beacon=self.beacon if follows else None,
             **options,  # type: ignore[arg-type]
         )
-        await client.start(20.0)
+        await client.start(60.0)
         return client
 
     def mood(self, number: int, mood: str) -> None:

@@ -25,6 +25,7 @@ from tests.linearizability import CAS, DONE, FOREVER, READ, REFUSED, UNKNOWN, WR
 from tests.meta.process import open_beacon
 
 CALLERS = 6
+ENDLESS = 1 << 40  # The count of one that is to be killed, whatever the machine.
 
 
 class Line(msgspec.Struct, array_like=True):

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import random
+import signal
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,12 @@ import pytest
 from tests.linearizability import CAS, DONE, REFUSED, UNKNOWN, violations
 from tests.meta import registers
 from tests.meta.process import CommitterProcess
+from tests.meta.registers import ENDLESS
+from tests.waiting import until
 
 LONG = bool(os.environ.get("OBJSTORE_LONG"))
+KILLS = 100 if LONG else 4
+HISTORY_BYTES = 100  # Of an operation, at the least.
 
 
 @pytest.mark.timeout(7_000 if LONG else 240)
@@ -24,25 +29,27 @@ async def test_registers_are_linearizable_while_committers_and_clients_are_kille
     root.mkdir()
     async with CommitterProcess(root) as committer:
         outputs = [tmp_path / f"client{number}" for number in range(clients)]
-        running = [
+        # The first is killed, so it has more to do than it lives for; and it is at it before the others.
+        running = [await registers.spawn(outputs[0], f"lmdb:{root}", "c0", seed, ENDLESS, keys)]
+        await until(lambda: outputs[0].stat().st_size)
+        running += [
             await registers.spawn(path, f"lmdb:{root}", f"c{number}", seed + number, count, keys)
-            for number, path in enumerate(outputs)
+            for number, path in enumerate(outputs[1:], 1)
         ]
+        # By what they have done, not by time: a quick machine is done before a slow one has begun.
+        to_do = (clients - 1) * count * HISTORY_BYTES
         kills = 0
-        killed = False
         while any(process.returncode is None for process in running):
-            await asyncio.sleep(rng.uniform(0.1, 0.6))
-            if sum(path.stat().st_size for path in outputs) < 20_000:
-                continue
-            if not killed:
-                killed = True
-                running[0].kill()
-            if kills < (100 if LONG else 4):
+            done = sum(path.stat().st_size for path in outputs[1:])
+            if kills < KILLS and done >= to_do * (kills + rng.random()) / (KILLS + 1):
                 kills += 1
                 await committer.kill()
+                if kills == 1:
+                    running[0].kill()
                 await committer.start()
+            await asyncio.sleep(0.005)
         codes = [process.returncode for process in running]
-        assert codes[1:] == [0] * (clients - 1), codes
+        assert codes == [-signal.SIGKILL] + [0] * (clients - 1), codes
     history = registers.histories([path.read_bytes() for path in outputs])
     outcomes = {name: sum(one.outcome == name for one in history) for name in (DONE, REFUSED, UNKNOWN)}
     print(f"{len(history)} operations, {outcomes}, {kills} committers killed")

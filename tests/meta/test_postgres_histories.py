@@ -15,6 +15,7 @@ from objstore.meta.kv_postgres import PostgresKv
 from tests import postgres
 from tests.linearizability import CAS, DONE, REFUSED, UNKNOWN, violations
 from tests.meta import registers
+from tests.waiting import until
 
 LONG = bool(os.environ.get("OBJSTORE_LONG"))
 
@@ -43,7 +44,7 @@ async def test_registers_are_linearizable_while_connections_backends_and_clients
         running = [
             # The first is killed, so it has more to do than it lives for.
             await registers.spawn(
-                path, server.url(), f"c{number}", seed + number, count if number else 10 * count, keys
+                path, server.url(), f"c{number}", seed + number, count if number else registers.ENDLESS, keys
             )
             for number, path in enumerate(outputs)
         ]
@@ -94,11 +95,7 @@ async def test_a_primary_lost_during_commits_takes_no_acknowledged_one_along_and
         standby.start()
         primary.configure(f"synchronous_standby_names = '{standby.name}'")
         primary.reload()
-        for _ in range(100):
-            if primary.sql("SELECT sync_state FROM pg_stat_replication") == "sync":
-                break
-            await asyncio.sleep(0.1)
-        assert primary.sql("SELECT sync_state FROM pg_stat_replication") == "sync"
+        await until(lambda: primary.sql("SELECT sync_state FROM pg_stat_replication") == "sync")
 
         acknowledged: list[bytes] = []
         doubtful: set[bytes] = set()
@@ -156,7 +153,23 @@ async def test_a_primary_lost_during_commits_takes_no_acknowledged_one_along_and
             standby.remove()
 
 
-@pytest.mark.timeout(120)
+async def commits_wait(server: postgres.PostgresServer) -> None:
+    """Until a commit waits for the standby: the setting is in force when the checkpointer has read it."""
+    probe, admin = [await asyncpg.connect(server.url()) for _ in range(2)]
+    waiting = "SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE pid = $1 AND wait_event = 'SyncRep'"
+    waited = False
+    async with asyncio.timeout(60):
+        while not waited:
+            write = asyncio.ensure_future(probe.execute("CREATE TABLE probe (); DROP TABLE probe"))
+            while not write.done():
+                waited = waited or bool(await admin.fetch(waiting, probe.get_server_pid()))
+                await asyncio.sleep(0.02)
+            await write
+    await probe.close()
+    await admin.close()
+
+
+@pytest.mark.timeout(240)
 async def test_a_commit_that_the_standby_does_not_have_is_never_acknowledged() -> None:
     """The standby is gone: the server would wait for good, and tells a cancelled waiter that all is well."""
     primary = postgres.PostgresServer()
@@ -168,7 +181,7 @@ async def test_a_commit_that_the_standby_does_not_have_is_never_acknowledged() -
         await kv.commit(Transaction(put={b"a": b"1"}))
         primary.configure("synchronous_standby_names = 'nobody'")
         primary.reload()
-        await asyncio.sleep(0.5)
+        await commits_wait(primary)
         # Somebody cancels whatever waits: the server says COMMIT, with a warning.
         attempt = asyncio.create_task(kv.commit(Transaction(put={b"a": b"2"})))
         admin = await asyncpg.connect(primary.url())
