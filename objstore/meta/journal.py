@@ -283,6 +283,7 @@ class Copy:
     def __init__(self, disk: Disk, name: str) -> None:
         self.disk = disk
         self.whole = True
+        self.unread = ""  # Why the last read failed, if it did: then it says nothing of what the copy lacks.
         self._name = name
         self._offset = 0  # Of the first byte held.
         self._held = b""
@@ -294,8 +295,10 @@ class Copy:
             try:
                 async with asyncio.timeout(STEP_TIMEOUT_S):
                     self._held = await self.disk.log_read(self._name, offset, max(size, READ_SIZE))
-            except (StoreError, OSError, TimeoutError):
+            except (StoreError, OSError, TimeoutError) as failure:
+                self.unread = repr(failure)
                 return b""
+            self.unread = ""
             self._offset, skip = offset, 0
         return self._held[skip : skip + size]
 

@@ -560,7 +560,10 @@ async def _rebuild(
 async def _last_epoch(
     journal: Journal, header_size: int, members: Sequence[Disk], changes: Changes
 ) -> Position:
-    """Every batch of the newest epoch that any member has whole; where it ends."""
+    """Every batch of the newest epoch that any member has whole; where it ends.
+
+    Raises: MetaUnavailable if it may go on where no member could be read.
+    """
     header = journal.header
     name = journal_name(header.epoch)
     copies = [Copy(disk, name) for disk in members]
@@ -577,8 +580,25 @@ async def _last_epoch(
             break  # Nothing follows it; the next epoch cuts it off.
         changes.add(batch.resolved(), batch.time_us)
         position = Position(header.epoch, batch.sequence, batch.checksum, offset, offset + batch.size)
+    else:
+        _check_read(copies, f"{name} beyond byte {position.offset}")
     journal.bad.update((copy.disk.number, name) for copy in copies if not copy.whole)
     return position
+
+
+def _check_read(copies: Sequence[Copy], place: str) -> None:
+    """Whether the journal really ends where no copy gave another batch. What was acknowledged is on every
+    member, so one that had all before it shows the end; but a read that failed or came late shows nothing,
+    and what lies there must not be cut off.
+
+    Raises: MetaUnavailable.
+    """
+    unread = {copy.disk.number: copy.unread for copy in copies if copy.unread}
+    if unread and not any(copy.whole and not copy.unread for copy in copies):
+        words = "; ".join(f"disk {number}: {why}" for number, why in unread.items())
+        raise MetaUnavailable(
+            f"{place} could not be read, and nobody else knows whether it ends there: {words}"
+        )
 
 
 def _by_fitness(

@@ -13,10 +13,11 @@ import msgspec
 import pytest
 
 from objstore.clock import SystemClock
-from objstore.errors import Corrupt, MetaUnavailable, TooFewDisks
-from objstore.meta import recovery
+from objstore.errors import Corrupt, DiskFailed, MetaUnavailable, TooFewDisks
+from objstore.meta import journal, recovery
 from objstore.meta.committer import Committer, CommitterOptions, _Message
 from objstore.meta.journal import (
+    BLOCK_SIZE,
     KIND_BATCH,
     ClientOutcome,
     Resolved,
@@ -364,6 +365,33 @@ async def test_a_start_without_any_member_of_the_newest_epoch_is_refused_and_nam
     store.disks[2].mood = "well"
     await store.start()
     assert store.read(b"b") == b"2"
+
+
+@pytest.mark.parametrize(("late", "from_batch"), [((1, 2, 3), 0), ((1, 2, 3), 1), ((2, 3), 1)])
+async def test_what_cannot_be_read_of_the_newest_epoch_is_not_taken_for_its_end(
+    store: Store, late: tuple[int, ...], from_batch: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert store.now is not None
+    name = journal_name(store.now.journal.header.epoch)
+    first = len(store.disks[0].log_files[name].content) - 2 * BLOCK_SIZE
+    if 1 not in late:  # It lost both batches, so it is no witness of the end.
+        del store.disks[0].log_files[name].content[first:]
+    store.kill()
+    shutil.rmtree(store.state())
+    log_read = MemoryDisk.log_read
+
+    async def read(disk: MemoryDisk, wanted: str, offset: int, size: int) -> bytes:
+        if wanted == name and disk.number in late and offset >= first + from_batch * BLOCK_SIZE:
+            raise DiskFailed(f"disk {disk.number} is late")
+        return await log_read(disk, wanted, offset, size)
+
+    with monkeypatch.context() as slow:
+        slow.setattr(journal, "READ_SIZE", BLOCK_SIZE)
+        slow.setattr(MemoryDisk, "log_read", read)
+        with pytest.raises(MetaUnavailable, match=f"{name} beyond byte .* is late"):
+            await store.start()
+    await store.start()
+    assert (store.read(b"a"), store.read(b"b")) == (b"1", b"2")
 
 
 async def test_no_disk_at_all_is_refused(store: Store) -> None:
