@@ -23,7 +23,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 def back(server: Server, name: str, old: int) -> None:
-    limit = time.monotonic() + 30
+    limit = time.monotonic() + 60
     while True:
         with contextlib.suppress(OSError, ValueError):
             child = server.state["children"][name]
@@ -37,7 +37,7 @@ class Load(threading.Thread):
     """Puts one object after another until stopped; notes what was acknowledged and what failed."""
 
     def __init__(self, server: Server, prefix: str) -> None:
-        super().__init__()
+        super().__init__(daemon=True)
         self.client = server.boto3(retries={"max_attempts": 0})
         self.prefix = prefix
         self.acknowledged: list[str] = []
@@ -46,7 +46,7 @@ class Load(threading.Thread):
 
     def run(self) -> None:
         number = 0
-        while not self.stopped.is_set() and number < 5000:
+        while not self.stopped.is_set():
             number += 1
             key = f"{self.prefix}/{number}"
             try:
@@ -54,11 +54,12 @@ class Load(threading.Thread):
                 self.acknowledged.append(key)
             except Exception:
                 self.failed += 1
+                time.sleep(0.01)
 
     def wait_for(self, count: int) -> None:
         """Until `count` more puts were acknowledged."""
         target = len(self.acknowledged) + count
-        limit = time.monotonic() + 30
+        limit = time.monotonic() + 60
         while len(self.acknowledged) < target:
             assert time.monotonic() < limit, f"no progress: {self.failed} failed"
             time.sleep(0.005)
@@ -109,7 +110,7 @@ def test_while_no_committer_can_start_writes_are_refused_unread_and_reads_go_on(
             s3.put_object(Bucket="bucket", Key="waits", Body=b"x" * 100)
         assert s3.get_object(Bucket="bucket", Key="before")["Body"].read() == b"there"
         # Each worker has its own connection to the committer, and its own patience.
-        limit = time.monotonic() + 30
+        limit = time.monotonic() + 60
         refused = 0
         while refused < 10:
             assert time.monotonic() < limit
@@ -124,7 +125,7 @@ def test_while_no_committer_can_start_writes_are_refused_unread_and_reads_go_on(
             refused += 1
     finally:
         os.kill(server.pid, signal.SIGCONT)
-    limit = time.monotonic() + 30
+    limit = time.monotonic() + 60
     while True:
         with contextlib.suppress(Exception):
             s3.put_object(Bucket="bucket", Key="after", Body=b"x")
@@ -154,11 +155,13 @@ def test_a_stop_lets_a_request_under_way_end_and_refuses_new_ones(tmp_path: Path
     connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
     connection.putrequest("PUT", url.partition(str(server.port))[2])
     connection.putheader("Content-Length", str(len(body)))
+    connection.putheader("Expect", "100-continue")
     connection.endheaders()
+    connection.sock.recv(1, socket.MSG_PEEK)  # Its leave to send: the request is under way.
     connection.send(body[:100_000])
     port = server.port
     server.process.send_signal(signal.SIGTERM)
-    limit = time.monotonic() + 20
+    limit = time.monotonic() + 60
     while True:  # The port closes at once.
         try:
             socket.create_connection(("127.0.0.1", port), 5).close()
