@@ -318,9 +318,12 @@ async def _newest_epoch(
     # If none of them names it, it never served.
     found = [one for one in found if noted[one[0].number] == epoch] or found
     if not found:
+        remedy = f"bring back one of {numbers(away)}"
+        if not away:
+            remedy = "if no backup of them has it, objstore meta rebuild makes metadata anew from the volumes"
         raise MetaUnavailable(
             f"the newest journal epoch is {epoch}, and none of the disks that are here"
-            f" ({numbers(here)}) holds it: bring back one of {numbers(away)}"
+            f" ({numbers(here)}) holds it: {remedy}"
         )
     _, header, size = found[0]
     holders = [disk for disk, its_header, _ in found if its_header == header]

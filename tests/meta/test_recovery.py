@@ -417,6 +417,14 @@ async def test_a_state_without_its_journal_is_not_taken_for_a_new_store(store: S
         await store.start()
 
 
+async def test_a_start_with_every_disk_and_no_journal_says_how_to_salvage(store: Store) -> None:
+    store.kill()
+    for disk in store.disks:
+        disk.log_files.clear()
+    with pytest.raises(MetaUnavailable, match="objstore meta rebuild"):
+        await store.start()
+
+
 async def test_a_returning_disk_with_an_older_journal_decides_nothing(store: Store) -> None:
     store.disks[0].mood = "missing"
     await store.start()
