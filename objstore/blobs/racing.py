@@ -138,7 +138,12 @@ class Racing:
         return rival.result()  # A bug's exception.
 
     async def some(
-        self, needed: int, reads: Sequence[tuple[int, Callable[[], Coroutine[Any, Any, T]]]], size: int
+        self,
+        needed: int,
+        reads: Sequence[tuple[int, Callable[[], Coroutine[Any, Any, T]]]],
+        size: int,
+        *,
+        at_once: int | None = None,
     ) -> tuple[dict[int, T], list[tuple[int, Exception]]]:
         """Results of as many reads as are needed, by their index, and which failed on the way.
 
@@ -147,8 +152,10 @@ class Racing:
 
         Args:
             size: bytes that each of them reads.
+            at_once: how many may be under way, but for those asked because some are late; None: all.
         """
         loop = asyncio.get_running_loop()
+        at_once = needed if at_once is None else at_once
         found: dict[int, T] = {}
         failed: list[tuple[int, Exception]] = []
         left = deque(reads)
@@ -157,7 +164,7 @@ class Racing:
         patience: float | None = self._slowness.patience(size)
         try:
             while len(found) < needed:
-                while left and len(asked) < needed - len(found) + spare:
+                while left and len(asked) < min(needed - len(found), at_once) + spare:
                     index, read = left.popleft()
                     asked[loop.create_task(read())] = index
                 if not asked:

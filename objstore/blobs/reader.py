@@ -31,6 +31,7 @@ from objstore.blobs.racing import UNREADABLE as UNREADABLE
 from objstore.blobs.racing import Racing
 from objstore.blobs.stripes import slices
 from objstore.blobs.volumes import FindDisks, Ledger, VolumeRecord, no_others
+from objstore.blobs.window import Window
 from objstore.clock import Clock, SystemClock
 from objstore.codec.reed_solomon import Codec
 from objstore.errors import Corrupt, DiskMissing, StoreError, Unavailable
@@ -316,14 +317,24 @@ class BlobReader:
             return await self._recover(record, extent, index, begin, length, failure)
 
     async def _read_fragment(
-        self, record: VolumeRecord, extent: Extent, index: int, begin: int, length: int
+        self,
+        record: VolumeRecord,
+        extent: Extent,
+        index: int,
+        begin: int,
+        length: int,
+        window: Window | None = None,
     ) -> memoryview:
         """A verified range of one fragment, from its disk. Raises: UNREADABLE."""
         disk, plan = self._plan(record, extent, index, begin, length)
         count = disk.read_now(record.id, index, plan.position, plan.buffers)
-        if count is None:
-            return await self._wait_for(disk, plan, record, index, length)
-        return await self._verified(plan, count, length)
+        if count is not None:
+            return await self._verified(plan, count, length)
+        began = self._clock.monotonic()
+        found = await self._wait_for(disk, plan, record, index, length)
+        if window is not None:
+            window.took(self._clock.monotonic() - began)
+        return found
 
     def _plan(
         self, record: VolumeRecord, extent: Extent, index: int, begin: int, length: int
@@ -404,13 +415,23 @@ class BlobReader:
         rebuilt = await self._decode(record, survivors, index, span)
         return rebuilt[begin - first : begin - first + length]
 
-    async def rebuild(self, record: VolumeRecord, offset: int, fragment_size: int, index: int) -> memoryview:
+    async def rebuild(
+        self,
+        record: VolumeRecord,
+        offset: int,
+        fragment_size: int,
+        index: int,
+        window: Window | None = None,
+    ) -> memoryview:
         """The whole of one fragment (data or parity), computed from k others. For repair.
+
+        Args:
+            window: how many of them are read at once; None: all.
 
         Raises: Corrupt (fewer than k others are whole), Unavailable (some are merely away).
         """
         where = Extent(record.id, offset, fragment_size, 0, fragment_size)
-        return await self._rebuild(record, where, index, 0, fragment_size, [])
+        return await self._rebuild(record, where, index, 0, fragment_size, [], window)
 
     async def fragment(self, record: VolumeRecord, offset: int, fragment_size: int, index: int) -> memoryview:
         """The whole of one fragment as it is on its disk, verified. Raises: UNREADABLE."""
@@ -425,12 +446,13 @@ class BlobReader:
         first: int,
         span: int,
         failures: list[Exception],
+        window: Window | None = None,
     ) -> memoryview:
         """Bytes [first, first + span) of fragment `index`, decoded from the same range of k others.
 
         Raises: Corrupt (fewer than k others are whole), Unavailable (some are merely away).
         """
-        survivors, lost = await self._survivors(record, extent, index, first, span)
+        survivors, lost = await self._survivors(record, extent, index, first, span, window)
         for other, failure in lost:
             self._count(record, extent, other, failure)
             failures.append(failure)
@@ -443,7 +465,13 @@ class BlobReader:
         return await self._decode(record, survivors, index, span)
 
     async def _survivors(
-        self, record: VolumeRecord, extent: Extent, index: int, first: int, span: int
+        self,
+        record: VolumeRecord,
+        extent: Extent,
+        index: int,
+        first: int,
+        span: int,
+        window: Window | None = None,
     ) -> tuple[dict[int, memoryview], list[tuple[int, Exception]]]:
         """The same range of k other fragments, by index, or of fewer; and which could not be read."""
         # Data fragments first: fewer to compute. Slow disks last.
@@ -451,9 +479,11 @@ class BlobReader:
         others = [other for other in range(record.fragment_count) if other != index]
         others.sort(key=lambda other: record.disks[other] in slow)
         reads = [
-            (other, partial(self._read_fragment, record, extent, other, first, span)) for other in others
+            (other, partial(self._read_fragment, record, extent, other, first, span, window))
+            for other in others
         ]
-        return await self._racing.some(record.k, reads, span)
+        at_once = None if window is None else window.size
+        return await self._racing.some(record.k, reads, span, at_once=at_once)
 
     async def _decode(
         self, record: VolumeRecord, survivors: dict[int, memoryview], index: int, span: int

@@ -30,6 +30,7 @@ from objstore.blobs.placement import Promise, promise_of
 from objstore.blobs.reader import UNREADABLE
 from objstore.blobs.topology import Topology
 from objstore.blobs.volumes import VolumeRecord, VolumeState
+from objstore.blobs.window import TOLERATED, Window
 from objstore.errors import Conflict, Corrupt, StoreError, Unavailable
 from objstore.node.disk import Buffer, Disk
 from objstore.node.fragments import RecordHeader, file_header, record_buffers, record_size
@@ -102,7 +103,9 @@ class Repair:
                 break
             volume, file = damage.record.id, damage.file
             try:
-                done = await repair_file(ctx, volume, file, report, topology, moving=damage.moving)
+                done = await repair_file(
+                    ctx, volume, file, report, topology, moving=damage.moving, lost=lost.get(volume, 0)
+                )
             except Conflict:
                 continue  # The record has changed: the next pass sees what is left to do.
             except Deposed:
@@ -170,12 +173,14 @@ async def repair_file(
     topology: Topology | None = None,
     *,
     moving: bool = False,
+    lost: int = 1,
 ) -> bool:
     """Rebuild one fragment file of a sealed volume and note where it is; False if there is no disk for it.
 
     Args:
         topology: as it was found not long ago; None: it is found now.
         moving: it is whole, and only its disk is to be emptied.
+        lost: how many files of the volume are: the more, the less its repair yields to clients.
 
     Raises: Conflict, Corrupt, Unavailable, Deposed.
     """
@@ -191,7 +196,7 @@ async def repair_file(
     if moving:
         await move_file(ctx, record, file, target, report)
         return True
-    await _put_together(ctx, record, file, target, report)
+    await _put_together(ctx, record, file, target, report, lost)
     await ctx.ledger.repaired(record, file, target.number)
     report.repaired += 1
     report.repaired_bytes += record.length
@@ -216,7 +221,7 @@ async def move_file(
 
 
 async def _put_together(
-    ctx: Context, record: VolumeRecord, file: int, target: Disk, report: RepairReport
+    ctx: Context, record: VolumeRecord, file: int, target: Disk, report: RepairReport, lost: int = 1
 ) -> bytes:
     """A whole fragment file on `target`, durable, under its name; no record names it yet.
 
@@ -228,7 +233,7 @@ async def _put_together(
     length = 0
     digest = xxh3_64()
     try:
-        async with aclosing(rebuilt(ctx, record, file, report)) as content:
+        async with aclosing(rebuilt(ctx, record, file, report, lost)) as content:
             async for buffers in content:
                 await target.replace_append(name, length, buffers)
                 for buffer in buffers:
@@ -257,13 +262,14 @@ async def _digest_of(ctx: Context, record: VolumeRecord, file: int, disk: Disk) 
 
 
 async def rebuilt(
-    ctx: Context, record: VolumeRecord, file: int, report: RepairReport
+    ctx: Context, record: VolumeRecord, file: int, report: RepairReport, lost: int = 1
 ) -> AsyncGenerator[Sequence[Buffer], None]:
     """The content of a fragment file, record by record: its own good ones, the others computed.
 
     Raises: Corrupt (a stripe's place cannot be found in any file), Unavailable.
     """
     given_up = await given_up_disks(ctx)
+    window = window_of(record, lost)
     yield [
         file_header(
             ctx.seal, volume=record.id, index=file, k=record.k, m=record.m, created_us=record.created_us
@@ -277,7 +283,8 @@ async def rebuilt(
             await ctx.pace.spend(size)
         except UNREADABLE as own:
             try:
-                fragment = await ctx.reader.rebuild(record, header.offset, size, file)
+                fragment = await ctx.reader.rebuild(record, header.offset, size, file, window)
+                window.next_round()
             except (Corrupt, Unavailable) as failure:
                 if isinstance(own, Unavailable) and record.disks[file] not in given_up:
                     # Late or away, not lost: its own fragment may be the one that still saves the stripe.
@@ -305,6 +312,12 @@ async def rebuilt(
             directory_offset=header.directory_offset,
             clock_us=header.clock_us,
         )
+
+
+def window_of(record: VolumeRecord, lost: int) -> Window:
+    """How much of a stripe is read at once, where so many files of the volume are lost: the closer it is to
+    losing data, the longer clients may wait for its repair; one that can lose no more waits for nobody."""
+    return Window(record.k, TOLERATED * max(1, lost) if lost < record.m else float("inf"))
 
 
 async def _as_it_is(

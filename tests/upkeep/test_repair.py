@@ -1,7 +1,7 @@
 """Scrub and repair: what is damaged is found and rebuilt to the byte."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from itertools import combinations
 from typing import Any
 
@@ -14,6 +14,8 @@ from objstore.upkeep.repair import Repair, RepairReport, repair_file
 from objstore.upkeep.scrub import cursor, scrub_volume, step
 from objstore.upkeep.walk import headers
 from tests.upkeep.rig import Yard
+
+Read = Callable[[int, int, int, Sequence[memoryview]], Coroutine[Any, Any, int]]
 
 
 async def sealed(moods: str = "++++++") -> Yard:
@@ -164,6 +166,45 @@ async def test_the_most_endangered_volumes_come_first() -> None:
     assert report.repaired == 2
     assert (1, 0) not in yard.disks[one.disks[0]].fragments
     assert (2, 1) in yard.disks[two.disks[1]].fragments
+
+
+class Together:
+    """Counts the large reads that are under way at once."""
+
+    def __init__(self, yard: Yard) -> None:
+        self.most = self._now = 0
+        for disk in yard.disks.values():
+            disk.read = self._counted(disk.read)  # type: ignore[assignment, method-assign]
+
+    def _counted(self, read: Read) -> Read:
+        async def counted(volume: int, index: int, position: int, buffers: Sequence[memoryview]) -> int:
+            large = sum(map(len, buffers)) > 100_000
+            self._now += large
+            self.most = max(self.most, self._now)
+            try:
+                return await read(volume, index, position, buffers)
+            finally:
+                self._now -= large
+
+        return counted
+
+
+@pytest.mark.parametrize(("lost", "at_once"), [(1, 1), (2, 4)])
+async def test_repair_reads_one_fragment_at_a_time_at_first_but_all_of_a_volume_that_can_lose_no_more(
+    lost: int, at_once: int
+) -> None:
+    yard = await Yard().start()
+    await yard.put_object("large", bytes(3_000_000))  # One stripe.
+    await yard.restart_writer()
+    (record,) = await yard.ledger.volumes()
+    assert (record.k, record.m) == (4, 2)
+    for index in range(lost):
+        yard.disks[record.disks[index]].lose(record.id, index)
+    together = Together(yard)
+    assert (await Repair(yard.context()).run(limit=1)).repaired == 1
+    assert together.most == at_once
+    assert (await Repair(yard.context()).run()).found == lost - 1
+    await yard.check()
 
 
 async def test_a_stripe_lost_for_good_keeps_its_place_and_its_neighbours() -> None:
