@@ -1,8 +1,9 @@
 """Scrub: every record of every volume is read and verified, oldest volume first, round after round.
 
 Where a pass is, is one setting in metadata: a restart goes on with the volume after the last one finished.
-A damaged file of a sealed volume is rebuilt at once (repair.py), in place; one of an open volume is noted
-as an intent and rebuilt when it is sealed. Open volumes are verified up to their noted length.
+A damaged file of a sealed volume is rebuilt at once (repair.py), in place; one of an open volume waits for the
+round after its seal. Open volumes are verified up to their noted length. Volumes in which nothing can rebuild
+some stripe are remembered, and an operator is called (damage.py).
 
 Concurrency: one process; one volume at a time, its files side by side under one pace.
 """
@@ -22,6 +23,7 @@ from objstore.meta.schema import setting_key
 from objstore.node.fragments import FILE_HEADER_SIZE, FileScan
 from objstore.upkeep.claims import Deposed
 from objstore.upkeep.context import Context
+from objstore.upkeep.damage import note_lost
 from objstore.upkeep.repair import RepairReport, repair_file
 
 log = logging.getLogger(__name__)
@@ -74,7 +76,7 @@ async def _save(ctx: Context, place: Cursor) -> None:
 
 
 async def scrub_volume(ctx: Context, record: VolumeRecord) -> ScrubReport:
-    """Verify every fragment file, repair what is damaged. Raises: MetaUnavailable."""
+    """Verify every fragment file, repair what is damaged. Raises: MetaUnavailable, Overloaded, Deposed."""
     report = ScrubReport(record.id)
     if record.state == VolumeState.RETIRED:
         return report
@@ -83,6 +85,7 @@ async def scrub_volume(ctx: Context, record: VolumeRecord) -> ScrubReport:
         length = (await ctx.ledger.lengths([record.id]))[0][0]
     if length <= FILE_HEADER_SIZE:
         return report
+    rebuilt = RepairReport()
     await asyncio.gather(
         *(_verify(ctx, record, file, length, report) for file in range(record.fragment_count))
     )
@@ -91,11 +94,13 @@ async def scrub_volume(ctx: Context, record: VolumeRecord) -> ScrubReport:
         if record.state == VolumeState.OPEN:
             continue  # Its writer has it open; the round after the seal mends it.
         try:
-            report.repaired += await repair_file(ctx, record.id, file, RepairReport())
+            report.repaired += await repair_file(ctx, record.id, file, rebuilt)
         except Deposed:
             raise
         except StoreError as failure:
             log.warning("fragment file %d.%d not rebuilt: %s", record.id, file, failure)
+    if rebuilt.lost_volumes:  # Its file has its length and no intent: repair does not look at it again.
+        await note_lost(ctx, add=rebuilt.lost_volumes)
     if len(report.damaged) + len(report.unread) > record.m:
         ctx.alarms.set(
             f"volume {record.id}", f"{len(report.damaged)} damaged and {len(report.unread)} unreadable files"

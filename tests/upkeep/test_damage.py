@@ -10,6 +10,7 @@ from objstore.meta.kv import Transaction
 from objstore.meta.schema import BucketRecord, bucket_key, encode, volume_key
 from objstore.upkeep.damage import Checks, check_volume, lost_objects, lost_volumes, note_lost
 from objstore.upkeep.repair import Repair, RepairReport, repair_file
+from objstore.upkeep.scrub import scrub_volume
 from objstore.upkeep.walk import headers
 from tests.upkeep.rig import BUCKET, Yard
 from tests.waiting import until
@@ -161,6 +162,15 @@ async def test_what_is_readable_of_a_lost_stripe_is_not_lost_to_a_disk_that_is_b
     disk.before = None
     assert await repair_file(yard.context(), 1, 5, report)
     assert disk.fragments[1, 5].content == before
+
+
+async def test_what_a_scrub_finds_lost_is_remembered_and_an_operator_called() -> None:
+    yard = await filled()
+    ctx = yard.context()
+    await break_stripe(yard, 1, (await offsets(yard, 1))[1], 3)
+    await scrub_volume(ctx, await yard.ledger.get(1))
+    assert await lost_volumes(ctx) == (1,)
+    assert "objstore volume check" in ctx.alarms.raised["lost stripes"]
 
 
 async def test_a_check_remembers_what_is_lost_until_nothing_of_it_is() -> None:
