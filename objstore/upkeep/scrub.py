@@ -1,9 +1,9 @@
 """Scrub: every record of every volume is read and verified, oldest volume first, round after round.
 
 Where a pass is, is one setting in metadata: a restart goes on with the volume after the last one finished.
-A damaged file of a sealed volume is rebuilt at once (repair.py), in place; one of an open volume waits for the
-round after its seal. Open volumes are verified up to their noted length. Volumes in which nothing can rebuild
-some stripe are remembered, and an operator is called (damage.py).
+A damaged file of a sealed volume is rebuilt at once (repair.py), in place; one of an open volume waits for
+the round after its seal. Open volumes are verified up to their noted length. Volumes in which nothing can
+rebuild some stripe are remembered, and an operator is called (damage.py).
 
 Concurrency: one process; one volume at a time, its files side by side under one pace.
 """
