@@ -17,11 +17,13 @@ from dataclasses import dataclass
 from typing import Final
 
 from aiohttp import web
+from aiohttp.web_protocol import RequestHandler
 
 from objstore.admin import guard
 from objstore.errors import BadArgument, Denied, Rejected, StoreError, Unavailable
 from objstore.node.authority import GATEWAY, NODE
 from objstore.node.documents import RequestRefused, answer, read_document
+from objstore.node.handshakes import Bounded, TlsListener
 from objstore.node.membership import (
     ANSWER_SIZE_MAX,
     BODY_SIZE_MAX,
@@ -67,7 +69,7 @@ class ClusterPort:
         self._api = api
         self._credentials = credentials
         self._joining = 0
-        self._listeners: list[asyncio.Server] = []
+        self._listeners: list[TlsListener] = []
         self._watch: asyncio.Task[None] | None = None
         self.server = web.Server(
             self._handle,
@@ -79,15 +81,12 @@ class ClusterPort:
 
     async def listen(self, sockets: Sequence[socket.socket]) -> None:
         """Serve on sockets that are bound already."""
-        loop = asyncio.get_running_loop()
         context = self._credentials.server_context(NODE, GATEWAY, strangers=True)
         self._listeners = [
-            await loop.create_server(
-                self.server, sock=listener, ssl=context, ssl_handshake_timeout=HANDSHAKE_SECONDS
-            )
+            TlsListener(Bounded(self.server), listener, context, limit_s=HANDSHAKE_SECONDS)
             for listener in sockets
         ]
-        self._watch = loop.create_task(guard.watch(self.server))
+        self._watch = asyncio.get_running_loop().create_task(guard.watch(self.server, _is_member))
 
     async def close(self) -> None:
         """No new connections; answers under way get a moment."""
@@ -123,11 +122,12 @@ class ClusterPort:
         if what == ("GET", JOIN_PATH):
             return await self._api.roots()
         if what == ("POST", JOIN_PATH):
+            wanted = await read_document(request, JoinRequest, BODY_SIZE_MAX)  # Slow ones hold up nobody.
             if self._joining >= JOINS_AT_ONCE:
                 raise RequestRefused(503, "too many machines join at once: try again")
             self._joining += 1
             try:
-                return await self._api.join(await read_document(request, JoinRequest, BODY_SIZE_MAX))
+                return await self._api.join(wanted)
             finally:
                 self._joining -= 1
         # Everything else is for members, whether it exists or not.
@@ -147,3 +147,8 @@ class ClusterPort:
             if request.method == "PUT":
                 return await self._api.take_trust(await read_document(request, Trust, ANSWER_SIZE_MAX))
         raise RequestRefused(404, "no such path")
+
+
+def _is_member(connection: RequestHandler) -> bool:
+    """Whether its other end has shown a certificate of the cluster."""
+    return peer_of(connection.transport) is not None

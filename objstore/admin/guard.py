@@ -8,6 +8,7 @@ Concurrency: one task of the event loop that serves the port.
 
 import asyncio
 import logging
+from collections.abc import Callable
 from typing import Final
 
 from aiohttp import web
@@ -30,8 +31,17 @@ log = logging.getLogger("objstore.admin.http")
 log.addFilter(_is_ours)
 
 
-async def watch(server: web.Server) -> None:
-    """Close what exceeds a bound. Never returns."""
+def _is_anybody(connection: RequestHandler) -> bool:
+    return False
+
+
+async def watch(server: web.Server, is_known: Callable[[RequestHandler], bool] = _is_anybody) -> None:
+    """Close what exceeds a bound. Never returns.
+
+    Args:
+        is_known: of too many connections those of others go first, and those without a request before the
+            rest: whoever only opens connections cuts nobody's work short.
+    """
     loop = asyncio.get_running_loop()
     seen: dict[RequestHandler, tuple[object, float]] = {}  # What it does, and since when.
     while True:
@@ -50,6 +60,6 @@ async def watch(server: web.Server) -> None:
                 late = activity is None and now - since > HEADER_SECONDS
             if late:
                 connection.force_close()
-        oldest = sorted(seen, key=lambda connection: seen[connection][1])
-        for connection in oldest[: max(0, len(oldest) - CONNECTIONS_MAX)]:
+        first = sorted(seen, key=lambda one: (is_known(one), one._current_request is not None, seen[one][1]))
+        for connection in first[: max(0, len(first) - CONNECTIONS_MAX)]:
             connection.force_close()

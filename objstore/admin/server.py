@@ -12,6 +12,7 @@ from aiohttp import web
 
 from objstore.admin import guard
 from objstore.admin.app import Admin, handler
+from objstore.node.handshakes import BACKLOG, Bounded, TlsListener
 
 CLOSE_SECONDS = 2.0  # For answers under way.
 
@@ -20,7 +21,7 @@ class Server:
     """One admin port that serves. Made by `serve`."""
 
     def __init__(
-        self, server: web.Server, listeners: Sequence[asyncio.Server], watch: asyncio.Task[None]
+        self, server: web.Server, listeners: Sequence[asyncio.Server | TlsListener], watch: asyncio.Task[None]
     ) -> None:
         self._server = server
         self._listeners = listeners
@@ -45,5 +46,10 @@ async def serve(admin: Admin, sockets: Sequence[socket.socket], context: ssl.SSL
         logger=guard.log,
     )
     watch = loop.create_task(guard.watch(server))
-    listeners = [await loop.create_server(server, sock=listener, ssl=context) for listener in sockets]
+    listeners: list[asyncio.Server | TlsListener] = []
+    for listener in sockets:
+        if context is None:
+            listeners.append(await loop.create_server(server, sock=listener, backlog=BACKLOG))
+        else:
+            listeners.append(TlsListener(Bounded(server), listener, context))
     return Server(server, listeners, watch)

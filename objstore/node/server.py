@@ -37,6 +37,7 @@ from xxhash import xxh3_64_intdigest
 from objstore.errors import DiskFailed, DiskMissing, Overloaded, StaleEpoch
 from objstore.node import wire
 from objstore.node.disk import Buffer, DiskState, LogFile
+from objstore.node.handshakes import BACKLOG, Bounded, TlsListener
 from objstore.node.kept import KeptMemory
 from objstore.node.local import LocalDisk
 from objstore.node.serving import Listener, Request
@@ -308,7 +309,7 @@ class NodeServer:
         self._ok = b"HTTP/1.1 200 OK\r\n" + self._names_us
         self._admit = admit
         self._http: Listener | None = None
-        self._listeners: list[asyncio.Server] = []
+        self._listeners: list[asyncio.Server | TlsListener] = []
         self._sweeper: asyncio.Task[None] | None = None
 
     # --- The port ----------------------------------------------------------------------------------------
@@ -334,13 +335,13 @@ class NodeServer:
             transfer_s=self.limits.transfer_s,
             idle_s=self.limits.idle_s,
         )
-        handshake_s = None if context is None else HANDSHAKE_SECONDS
         for listener in sockets:
-            self._listeners.append(
-                await loop.create_server(
-                    self._http, sock=listener, ssl=context, ssl_handshake_timeout=handshake_s
+            if context is None:
+                self._listeners.append(await loop.create_server(self._http, sock=listener, backlog=BACKLOG))
+            else:
+                self._listeners.append(
+                    TlsListener(Bounded(self._http), listener, context, limit_s=HANDSHAKE_SECONDS)
                 )
-            )
         self._sweeper = loop.create_task(self._sweep())
 
     async def close(self) -> None:

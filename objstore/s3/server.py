@@ -13,7 +13,7 @@ counts bytes as they come, and one sweep a second looks at all connections.
 | does not take its answer, or slower than `body_rate` | cut |
 | is one too many | takes the place of one that idles, or is answered 503 SlowDown and closed |
 
-Over TLS a connection counts from its accept (s3/handshakes.py).
+Over TLS a connection counts from its accept (node/handshakes.py).
 
 Concurrency: all of it runs on one event loop. A connection's request runs as aiohttp's own task; the sweep
 only ends waits, it never awaits.
@@ -38,9 +38,9 @@ from aiohttp.abc import AbstractStreamWriter
 from aiohttp.http_parser import HttpRequestParser, RawRequestMessage
 from aiohttp.web_protocol import RequestHandler, RequestPayloadError
 
+from objstore.node.handshakes import BACKLOG, Handshake, TlsListener
 from objstore.s3.app import SERVER, App, EdgeRequest
 from objstore.s3.errors import S3Fault, render, request_timeout, slow_down
-from objstore.s3.handshakes import BACKLOG, Handshake, TlsListener
 from objstore.s3.intake import Handler
 
 _log = logging.getLogger("objstore.s3")

@@ -18,18 +18,19 @@ from typing import Any
 import msgspec
 import pytest
 
+from objstore.admin import cluster_port
 from objstore.admin.cluster_port import ClusterApi, ClusterPort
 from objstore.clock import SystemClock
 from objstore.errors import MetaUnavailable
 from objstore.meta.kv import DictKv
 from objstore.meta.schema import MemberRecord, decode, member_key
 from objstore.node import authority as ca
-from objstore.node import tls
+from objstore.node import handshakes, server, tls
 from objstore.node.authority import GATEWAY, NODE, Name
-from objstore.node.membership import Machine, Roots, Standing
+from objstore.node.membership import JOIN_PATH, Machine, Roots, Standing
 from objstore.node.peers import NoAnswer, PeerClient
 from objstore.node.port import NodePort, standing_of
-from objstore.node.tls import Credentials, Trust
+from objstore.node.tls import Credentials, Trust, unverified_context
 from objstore.objects.ledger import MetaLedger
 from objstore.processes import joining
 from objstore.processes.heartbeats import Heartbeats
@@ -446,6 +447,43 @@ async def test_without_a_certificate_nothing_but_join_is_answered(gateway: Gatew
     assert (await say(gateway, stranger, "POST", "/join", b"[" * 100_000))[0] == 400
     with contextlib.suppress(OSError, http.client.HTTPException):  # It may hang up before we have sent all.
         assert (await say(gateway, stranger, "POST", "/join", b" " * 300_000))[0] == 413
+
+
+async def test_strangers_who_never_finish_a_handshake_are_few_and_keep_out_no_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(handshakes, "HANDSHAKES_MAX", 2)
+    for module in (cluster_port, server):
+        monkeypatch.setattr(module, "HANDSHAKE_SECONDS", 3600.0)
+    async with gateway_in(tmp_path / "gateway") as gateway:
+        node = Node(tmp_path / "node")
+        await node.join(await gateway.members.token(NODE), "node")
+        await node.serve()
+        context = node.credentials.client_context(GATEWAY)
+        to_node = gateway.credentials.client_context(NODE)
+        for port, who in ((gateway.port, context), (node.port, to_node)):
+            silent = [await asyncio.open_connection("127.0.0.1", port) for _ in range(5)]
+            for reader, _ in silent[:3]:
+                assert await asyncio.wait_for(reader.read(), WAIT_S) == b""
+            _, writer = await asyncio.wait_for(asyncio.open_connection("127.0.0.1", port, ssl=who), WAIT_S)
+            for _, stranger in silent:
+                stranger.close()
+            writer.close()
+        await node.served.close()
+
+
+async def test_a_stranger_who_is_slow_to_send_his_token_holds_up_nobody_who_joins(
+    gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cluster_port, "JOINS_AT_ONCE", 1)
+    _, writer = await asyncio.open_connection("127.0.0.1", gateway.port, ssl=unverified_context())
+    writer.write(b"POST %s HTTP/1.1\r\nHost: here\r\nContent-Length: 100\r\n\r\n" % JOIN_PATH.encode())
+    port = gateway.cluster_port.server
+    await until(lambda: any(one._current_request for one in port.connections), "its head is being served")
+    request = {"token": "", "csr": "", "machine": {"name": "node", "addresses": ["127.0.0.1:1"]}}
+    status, answer = await say(gateway, unverified_context(), "POST", JOIN_PATH, request)
+    assert status == 403, answer
+    writer.close()
 
 
 async def test_a_nodes_certificate_does_not_do_what_a_gateways_does(gateway: Gateway, nodes: Made) -> None:

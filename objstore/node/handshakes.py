@@ -1,8 +1,9 @@
 """A TLS listener that counts connections from their accept, before their handshake.
 
 An asyncio server says nothing of a connection until its handshake has ended, so any number of silent ones
-could each hold 50 KiB for as long as a handshake may take. Here the server behind it (`EdgeServer`) knows of
-every handshake under way, and those that take long give way to newer ones when there are too many.
+could each hold a descriptor and 300 KiB for as long as a handshake may take, whoever they are of. Here the
+server behind it knows of every handshake under way: s3/server.py `EdgeServer` counts them among its
+connections, `Bounded` has so many of them, and the oldest gives way.
 
 Concurrency: one event loop; one task a handshake.
 """
@@ -11,12 +12,14 @@ import asyncio
 import logging
 import socket
 import ssl
+from collections.abc import Callable
 from typing import Final, NamedTuple, Protocol
 
-_log = logging.getLogger("objstore.s3")
+_log = logging.getLogger(__name__)
 
 HANDSHAKE_SECONDS: Final = 10.0
 ACCEPTS_AT_ONCE: Final = 64  # In one turn of the loop: a burst of connections holds up no request for long.
+HANDSHAKES_MAX: Final = 256  # Of `Bounded`. Machines of a cluster take 3 ms for one, those far away 300.
 ACCEPT_PAUSE_SECONDS: Final = 1.0  # After an accept that failed: the process has no descriptor left, say.
 BACKLOG: Final = 1024
 
@@ -37,14 +40,45 @@ class Server(Protocol):
     def takes_handshake(self) -> bool: ...
 
 
-class TlsListener:
-    """Accepts until it is closed; what `asyncio.Server` is without TLS."""
+class Bounded:
+    """A server's protocols, and at most HANDSHAKES_MAX handshakes at once: one more ends the oldest.
 
-    def __init__(self, server: Server, listener: socket.socket, context: ssl.SSLContext) -> None:
+    None is refused, so that many who never say a word keep out nobody who is quick.
+    """
+
+    def __init__(self, make: Callable[[], asyncio.BaseProtocol]) -> None:
+        self.handshakes: dict[asyncio.BaseProtocol, Handshake] = {}
+        self._make = make
+
+    def __call__(self) -> asyncio.BaseProtocol:
+        return self._make()
+
+    def takes_handshake(self) -> bool:
+        if len(self.handshakes) >= HANDSHAKES_MAX:
+            oldest = next(iter(self.handshakes))
+            self.handshakes.pop(oldest).task.cancel()
+        return True
+
+
+class TlsListener:
+    """Accepts until it is closed; what `asyncio.Server` is without TLS.
+
+    Args:
+        limit_s: for a handshake.
+    """
+
+    def __init__(
+        self,
+        server: Server,
+        listener: socket.socket,
+        context: ssl.SSLContext,
+        limit_s: float = HANDSHAKE_SECONDS,
+    ) -> None:
         self.sockets = (listener,)
         self._server = server
         self._listener = listener
         self._context = context
+        self._limit_s = limit_s
         self._loop = asyncio.get_running_loop()
         self._pause: asyncio.TimerHandle | None = None
         listener.setblocking(False)
@@ -92,7 +126,7 @@ class TlsListener:
                 lambda: protocol,
                 connection,
                 ssl=self._context,
-                ssl_handshake_timeout=HANDSHAKE_SECONDS,
+                ssl_handshake_timeout=self._limit_s,
             )
         except OSError:
             pass  # It went away, spoke no TLS, or took too long.
