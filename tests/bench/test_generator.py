@@ -90,7 +90,7 @@ def scripted_server(answers: list[bytes], *, close_after: bool = False) -> Itera
 
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
-    assert started.wait(10)
+    assert started.wait(60)
     try:
         yield Endpoint(url=f"http://127.0.0.1:{ready[0]}", credentials=CREDENTIALS)
     finally:

@@ -77,7 +77,7 @@ def test_clients_go_on_when_one_of_two_gateways_dies(tmp_path: Path) -> None:
     finally:
         if proxy is not None:
             proxy.terminate()
-            proxy.wait(10)
+            proxy.wait(60)
         if cluster is not None:
             cluster.close()
         server.remove()

@@ -93,7 +93,7 @@ def proxy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proxy]:
             yield found
         finally:
             process.terminate()
-            process.wait(10)
+            process.wait(60)
 
 
 def test_objects_with_odd_names_come_through_byte_for_byte(proxy: Proxy) -> None:

@@ -28,7 +28,7 @@ class Little:
                 start_new_session=True,
             )
 
-    def until(self, what: Callable[[], Any], seconds: float = 20) -> Any:
+    def until(self, what: Callable[[], Any], seconds: float = 60) -> Any:
         limit = time.monotonic() + seconds
         while not (found := what()):
             assert time.monotonic() < limit, self.output.read_text()
@@ -62,7 +62,7 @@ def little(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Little]:
 def test_the_committer_is_ready_before_anyone_else_starts_and_stops_last(little: Little) -> None:
     little.ready()
     little.process.terminate()
-    assert little.process.wait(20) == 0
+    assert little.process.wait(60) == 0
     events = little.events()
     events.remove("knows-0")
     assert events[0] == "start-committer"
@@ -103,7 +103,7 @@ def test_no_child_outlives_a_supervisor_that_is_killed(little: Little) -> None:
 
 @pytest.mark.parametrize("little", ["broken"], indirect=True)
 def test_a_child_that_never_starts_ends_the_start_with_an_error(little: Little) -> None:
-    assert little.process.wait(20) == 1
+    assert little.process.wait(60) == 1
     output = little.output.read_text()
     assert "worker-1 does not start" in output
     assert "does not start" in output
@@ -112,7 +112,7 @@ def test_a_child_that_never_starts_ends_the_start_with_an_error(little: Little) 
 
 @pytest.mark.parametrize("little", ["shut-out"], indirect=True)
 def test_a_committer_that_was_shut_out_ends_the_store_and_is_not_started_again(little: Little) -> None:
-    assert little.process.wait(20) == 1
+    assert little.process.wait(60) == 1
     assert "another machine is here" in little.output.read_text()
     events = little.events()
     assert events.count("start-committer") == 1
@@ -141,7 +141,7 @@ def test_a_committer_that_does_not_end_to_be_started_anew_is_killed(little: Litt
 def test_a_signal_for_the_whole_group_still_stops_in_order(little: Little, number: int) -> None:
     little.ready()
     os.killpg(little.process.pid, number)  # As a terminal does, or `timeout`.
-    assert little.process.wait(20) == 0
+    assert little.process.wait(60) == 0
     events = little.events()
     assert {"stop-upkeep", "stop-worker-1", "stop-worker-2"} <= set(events)
     assert events[-1] == "stop-committer"
