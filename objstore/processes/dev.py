@@ -24,7 +24,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from objstore.admin.snippets import SNIPPETS
 from objstore.config import load
@@ -43,6 +43,22 @@ HOST: Final = "127.0.0.1"
 PORTS: Final = range(10_000, 32_768)
 
 
+class Running(Protocol):
+    """A process that was started: what of `subprocess.Popen` is used here."""
+
+    pid: int
+
+    def poll(self) -> object:
+        """None while it runs."""
+
+    def wait(self, timeout: float | None = None) -> object:
+        """Raises: subprocess.TimeoutExpired."""
+
+    def kill(self) -> None: ...
+
+    def send_signal(self, sig: int) -> None: ...
+
+
 @dataclass(slots=True)
 class Process:
     """One machine of the cluster, as it were."""
@@ -52,7 +68,7 @@ class Process:
     data: Path
     log: Path
     ports: list[int] = field(default_factory=list)  # Of a gateway: S3, admin, cluster.
-    running: subprocess.Popen[bytes] | None = None
+    running: Running | None = None
 
     @property
     def pid(self) -> int:
@@ -226,16 +242,18 @@ class LocalCluster:
             raise CannotStart(f"the gateway gives no join token: {status} {answer}")
         return str(answer["token"])
 
-    def kill(self, process: Process) -> None:
-        """As a power cut takes it: without a word, its children with it."""
-        if process.running is not None:
-            children = process.children()
-            process.running.kill()
-            process.running.wait()
-            # They die with it, but a moment later; until then they hold their port.
-            limit = time.monotonic() + GONE_SECONDS
-            while any(map(_lives, children)) and time.monotonic() < limit:
-                time.sleep(0.01)
+    def kill(self, *processes: Process) -> None:
+        """As a power cut takes them, all at once: without a word, their children with them."""
+        killed = [one for process in processes if (one := process.running) is not None]
+        children = [pid for process in processes if process.running is not None for pid in process.children()]
+        for one in killed:
+            one.kill()
+        for one in killed:
+            one.wait()
+        # They die with it, but a moment later; until then they hold their port.
+        limit = time.monotonic() + GONE_SECONDS
+        while any(map(_lives, children)) and time.monotonic() < limit:
+            time.sleep(0.01)
 
     def stop(self, processes: Sequence[Process]) -> None:
         """SIGTERM, then SIGKILL for those that take too long."""
@@ -296,10 +314,14 @@ class LocalCluster:
                 environment["OBJSTORE_META__URL"] = self.url
             if process is not self.gateway:
                 environment["OBJSTORE_SECURITY__MASTER_KEY_FILE"] = str(self.gateway.data / MASTER_NAME)
+        process.running = self._launch(process, [*process.command, *arguments], environment)
+
+    def _launch(self, process: Process, arguments: Sequence[str], environment: Mapping[str, str]) -> Running:
+        """Begin `objstore` with these arguments, its words going into the process's log."""
         parent = os.getpid()
         with process.log.open("ab") as log:
-            process.running = subprocess.Popen(  # noqa: S603  (Ourselves.)
-                [sys.executable, "-m", "objstore.cli.main", *process.command, *arguments],
+            return subprocess.Popen(  # noqa: S603  (Ourselves.)
+                [sys.executable, "-m", "objstore.cli.main", *arguments],
                 env=environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log,

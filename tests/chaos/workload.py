@@ -20,6 +20,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from bench.sigv4 import Credentials, Signer, canonical_query
@@ -390,9 +391,9 @@ class Load:
 
     def check_everything(self) -> None:
         """Every key of every client, read and listed, while no client works."""
-        with self.pause():
-            for client in self.clients:
-                client.check_everything()
+        with self.pause(), ThreadPoolExecutor(len(self.clients)) as each:
+            for _ in each.map(Client.check_everything, self.clients):
+                pass
 
     def work_until(self, operations: int, limit_s: float = GIVE_UP_S) -> None:
         """Wait until so many more operations are acknowledged: load is counted, not slept."""
@@ -439,5 +440,5 @@ print(json.dumps(wall / cpu if cpu else 1.0))
         return self
 
     def __exit__(self, *_: object) -> None:
-        out, _ = self._process.communicate(timeout=30)
+        out = self._process.communicate(timeout=30)[0]
         self.factor = max(1.0, float(json.loads(out)))

@@ -80,7 +80,7 @@ def another_machine(old: LocalCluster, directory: Path) -> LocalCluster:
 
 
 def ended(process: Process, seconds: float = 60.0) -> int:
-    assert process.running is not None
+    assert isinstance(process.running, subprocess.Popen)
     try:
         return process.running.wait(seconds)
     except subprocess.TimeoutExpired:

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import subprocess
 import time
 from base64 import b64encode
 from collections.abc import Callable, Iterator
@@ -478,7 +479,7 @@ def test_nodes_join_serve_come_back_and_are_removed(cluster: LocalCluster) -> No
     # A later start needs no gateway, and a disk that is not there is not made anew.
     cluster.stop([cluster.gateway])
     cluster.stop([first])
-    assert first.running is not None
+    assert isinstance(first.running, subprocess.Popen)
     assert first.running.returncode == 0, first.words()
     assert "Stopped." in first.words()
     wait_gone([child])
