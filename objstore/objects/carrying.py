@@ -146,10 +146,12 @@ async def pack(store: "Store", homes: Sequence[bytes]) -> list[bytes]:
     for home, outcome in zip(homes, outcomes, strict=True):
         if outcome is None:
             done.append(home)
-        elif not isinstance(outcome, StoreError):
-            raise outcome
-        else:
+        elif isinstance(outcome, StoreError):
             log.info("a body stays in metadata for now: %s", outcome)
+        elif isinstance(outcome, Exception):  # The others' packing must not end with this one.
+            log.error("a bug in packing a body", exc_info=outcome)
+        else:
+            raise outcome
     return done
 
 

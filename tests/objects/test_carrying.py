@@ -27,6 +27,7 @@ from tests.objects.fakes import (
     principal,
     read_all,
 )
+from tests.waiting import until
 
 WHO = principal()
 BUCKET = "bucket"
@@ -255,6 +256,32 @@ async def test_what_cannot_be_packed_stays_readable_and_is_tried_again(
     await store.carrier.flush(store)
     assert store.carrier.waiting == 0
     assert await content(store, "key") == b"first"
+
+
+async def test_a_body_whose_packing_is_a_bug_keeps_no_other_in_metadata(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(carrying, "PACK_AFTER_S", 0.001)
+    monkeypatch.setattr(carrying, "RETRY_S", 0.001)
+    store, _, _ = await new_store()
+    put_body, broken = store.writer.put, True
+
+    async def fail(body: bytes, *args: object) -> object:
+        if body == b"odd" and broken:
+            raise ValueError("a bug")
+        return await put_body(body, *args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(store.writer, "put", fail)
+    await put(store, "odd", b"odd")
+    await until(lambda: "a bug in packing a body" in caplog.text)
+    await put(store, "even", b"even")
+    await until(lambda: store.carrier.waiting == 1)
+    assert not is_carried(await record_of(store, "even"))
+    assert await content(store, "odd") == b"odd"
+    broken = False
+    await until(lambda: store.carrier.waiting == 0)
+    assert await content(store, "odd") == b"odd"
+    await audit(store)
 
 
 async def test_what_a_dead_worker_left_is_packed_when_it_is_old_enough() -> None:
