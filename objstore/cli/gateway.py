@@ -38,6 +38,12 @@ def gateway(
             " of its authority.json and master.key in the data directory.",
         ),
     ] = "",
+    confirm: Annotated[
+        str,
+        typer.Option(
+            help="With --recover, words to type where metadata has moved into PostgreSQL.", show_default=False
+        ),
+    ] = "",
     join: Annotated[
         str,
         typer.Option(
@@ -64,4 +70,4 @@ def gateway(
     from objstore.processes.gateway import gateway as gateway_
 
     with explained():
-        raise SystemExit(gateway_(loaded, recover=recover, join=join))
+        raise SystemExit(gateway_(loaded, recover=recover, join=join, confirm=confirm))

@@ -76,6 +76,7 @@ class Trust(msgspec.Struct, frozen=True, kw_only=True):
     signer: str  # Name of the root that signs now: whose certificate is another's renews it.
     denied: list[str] = []  # Ids (32 hex digits) of who was removed. Ids are never reused.
     members: list[Member] = []
+    metadata: str = ""  # "postgresql"; empty: in a journal, or who wrote this did not say.
 
 
 class Peer(NamedTuple):

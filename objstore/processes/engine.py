@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 from objstore.errors import Conflict, StoreError
 from objstore.meta.client import MetaClient
 from objstore.meta.journal import first_epoch, last_epoch
-from objstore.meta.kv import Kv, Transaction, counter, counter_value
+from objstore.meta.kv import Add, Kv, Transaction, counter, counter_value
 from objstore.meta.schema import serial_key
 from objstore.objects.ledger import MetaLedger
 from objstore.processes.spec import Opener, Place, Spec
@@ -66,7 +66,14 @@ class Term:
                 self.number = counter(value)
                 return False
             try:
-                await kv.commit(Transaction(expect={TERM: None}, put={TERM: counter_value(least)}))
+                # The trust says where metadata is: every member is to hear of it.
+                await kv.commit(
+                    Transaction(
+                        expect={TERM: None},
+                        put={TERM: counter_value(least)},
+                        add={serial_key("trust"): Add(1)},
+                    )
+                )
             except Conflict:
                 continue  # Another gateway was quicker.
             self.number = least

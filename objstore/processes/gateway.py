@@ -63,16 +63,18 @@ from objstore.processes.serve import serve
 
 LIMIT_S: Final = 5.0  # For one answer of a node.
 TERMS_MAX: Final = 64  # Two machines that take over in the same moment choose different terms, most likely.
+GIVE_UP: Final = "give up what is in PostgreSQL"  # The words to type.
 ANSWER_MAX: Final = 8 * wire.MIB  # Bytes: a trust of 10,000 members.
 
 
-def gateway(loaded: Loaded, *, recover: str = "", join: str = "") -> int:
+def gateway(loaded: Loaded, *, recover: str = "", join: str = "", confirm: str = "") -> int:
     """Run until a signal. Returns the exit code.
 
     Args:
         recover: host:port of any storage node: take over from the gateway machine before this one.
         join: a join token: be one more gateway of a cluster whose metadata is in PostgreSQL. Not looked at
             by a machine that has joined.
+        confirm: GIVE_UP, to take over from a cluster whose metadata has moved into PostgreSQL.
 
     Raises: CannotStart.
     """
@@ -83,7 +85,7 @@ def gateway(loaded: Loaded, *, recover: str = "", join: str = "") -> int:
                 "--recover is for metadata in a journal: with meta.url another gateway just joins"
             )
         if recover:
-            take_over(loaded.config, data, recover)
+            take_over(loaded.config, data, recover, confirm)
         if join and not (data / AUTHORITY_NAME).exists():
             join_cluster(loaded.config, data, join)
         if not (data / AUTHORITY_NAME).exists():
@@ -133,7 +135,7 @@ async def _bundle(url: str) -> bytes:
     return decode(value, AuthorityRecord).bundle
 
 
-def take_over(config: Config, data: Path, address: str) -> None:
+def take_over(config: Config, data: Path, address: str, confirm: str = "") -> None:
     """Make this data directory the gateway's of a cluster whose gateway machine is lost.
 
     Raises: CannotStart, with what is missing; nothing at the nodes has changed then.
@@ -147,6 +149,12 @@ def take_over(config: Config, data: Path, address: str) -> None:
     except ConfigError as failure:
         raise CannotStart(str(failure)) from None
     trust = _newest_trust(_ask_trust(credentials, where), credentials)
+    if trust.metadata and confirm != GIVE_UP:
+        raise CannotStart(
+            "this cluster's metadata is in PostgreSQL: another gateway joins it, with meta.url and a token"
+            " (objstore cluster token --gateway). To go back to what a journal had before it moved there, and"
+            f' lose all that was written since: --confirm "{GIVE_UP}"'
+        )
     save_trust(directory, trust)
     credentials.reload()
     nodes = [member for member in trust.members if member.role == NODE]

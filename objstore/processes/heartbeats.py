@@ -26,6 +26,7 @@ from objstore.node.port import standing_of
 from objstore.node.tls import Credentials, Trust
 from objstore.processes.joining import CannotJoin, put_in_place
 from objstore.processes.members import JOINED, Members, Removed
+from objstore.processes.verdicts import Verdicts
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +41,7 @@ class Heartbeats:
         leads: whether this process may note who is away: it holds the claim on the upkeep.
         beat_s, away_s: between two questions; of silence until a member is away.
         removed: told that this gateway is no member any more.
+        verdicts: which disks are slow, for this machine and from it; None: nobody asks.
     """
 
     def __init__(
@@ -53,6 +55,7 @@ class Heartbeats:
         beat_s: float,
         away_s: float,
         removed: Callable[[str], None],
+        verdicts: Verdicts | None = None,
     ) -> None:
         self.standings: dict[bytes, Standing] = {}  # Of those that answered the last question.
         self.failures: dict[bytes, str] = {}  # Why the others did not.
@@ -65,6 +68,7 @@ class Heartbeats:
         self._beat_s = beat_s
         self._away_s = away_s
         self._removed = removed
+        self._verdicts = verdicts
         self.cut_off = False  # No node answers, and there is another gateway, which may reach them.
         self._answered: dict[bytes, float] = {}  # Monotonic.
         self._clients: dict[bytes, PeerClient] = {}
@@ -115,12 +119,27 @@ class Heartbeats:
                     known.pop(id_)
         await asyncio.gather(*[self._ask(id_, record, trust) for id_, record in others.items()])
         self.standings[own.id] = standing_of(self._credentials)
+        followed = max(standing.number for standing in self.standings.values())
+        if followed > trust.number:
+            await self._members.catch_up(followed)
         roles = {record.role for record in others.values()}
         answer = {record.role for id_, record in others.items() if id_ in self.standings}
         self.cut_off = {GATEWAY, NODE} <= roles and NODE not in answer
         if self._leads() and not self.cut_off:
             await self._judge(others)
             self.waits = await self._members.advance_root(self.standings)
+        await self._share_verdicts(own.id)
+
+    async def _share_verdicts(self, own: bytes) -> None:
+        """What others find slow is in what they answered; who does not answer says nothing any more."""
+        if self._verdicts is None:
+            return
+        theirs = [standing.slow for id_, standing in self.standings.items() if id_ != own]
+        try:
+            await self._verdicts.gather()
+            await self._verdicts.note([self._verdicts.own, *theirs])
+        except OSError as failure:  # What was noted last ends by itself.
+            log.warning("verdicts on disks are not shared", extra={"failure": str(failure)})
 
     async def _stand_in_line(self) -> None:
         """This gateway's own record and certificate."""

@@ -17,6 +17,7 @@ each time; commits are conditional, and tried again when another gateway was qui
 """
 
 import asyncio
+import contextlib
 import logging
 import os
 from collections.abc import Awaitable, Callable, Mapping
@@ -79,6 +80,8 @@ ATTEMPTS_MAX: Final = 64  # Of a conditional commit; each lost round means that 
 JOINED: Final = "joined"
 REMOVED: Final = "removed"
 WAITING: Final = "its node has not formatted it yet"
+POSTGRESQL: Final = "postgresql"  # As a trust says it: where metadata is, unless in a journal.
+AHEAD_MAX: Final = 1_000_000  # Changes of the trust that metadata can have forgotten; more is no truth.
 SKEW_S: Final = 7 * 86_400  # Machines' clocks may differ so much, for what was denied to stay denied.
 TOKENS_KEPT_S: Final = 86_400  # A used token's record stays so long after it expired.
 TOKENS_SWEPT_MAX: Final = 1_000
@@ -156,6 +159,21 @@ class Members:
         """The number of `trust`, which grows with every change."""
         return counter(await self.kv.get(_NUMBER))
 
+    async def catch_up(self, followed: int) -> None:
+        """Members follow trust `followed`, and metadata may know an older one: it was restored from before.
+
+        What changes from here on must be newer to them, the denial of a removed member above all.
+        """
+        value = await self.kv.get(_NUMBER)
+        number = counter(value)
+        if not number < followed <= number + AHEAD_MAX:
+            return
+        log.warning("metadata is older than what members trust", extra={"number": number, "theirs": followed})
+        with contextlib.suppress(Conflict):  # Another gateway was quicker, or it has just changed.
+            await self.kv.commit(
+                Transaction(expect={_NUMBER: value}, add={_NUMBER: Add(followed + 1 - number)})
+            )
+
     async def trust(self) -> Trust:
         """What every member is to follow."""
         # The number first: what changes while we read makes the content newer than its number, never older.
@@ -173,6 +191,7 @@ class Members:
             number=number,
             roots=[root.pem for root in authority.roots],
             signer=authority.signing.name,
+            metadata="" if self.sole else POSTGRESQL,
             # Once its last certificate has ended nobody takes it anyway: the list does not grow for ever.
             denied=[
                 id_.hex()

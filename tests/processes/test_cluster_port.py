@@ -624,6 +624,19 @@ async def test_a_gateway_that_reaches_no_node_calls_none_away_where_another_gate
     assert [await gateway.away(node.credentials.name.id) for node in both] == [False, True]
 
 
+async def test_what_changes_after_metadata_was_restored_reaches_a_node_that_knows_what_was_before(
+    gateway: Gateway, nodes: Made
+) -> None:
+    node, other = await nodes("n1"), await nodes("n2")
+    await gateway.beats.beat()
+    trust = node.credentials.trust
+    await node.credentials.take_trust(msgspec.structs.replace(trust, number=trust.number + 5))
+    await gateway.beats.beat()
+    await gateway.members.remove(other.credentials.name.id, lost=False)
+    await gateway.beats.beat()
+    assert node.credentials.trust.denied == [other.credentials.name.id.hex()]
+
+
 async def test_a_gateway_that_was_removed_hears_of_it(gateway: Gateway) -> None:
     await gateway.members.remove(gateway.credentials.name.id, lost=False)
     beating = asyncio.create_task(gateway.beats.run())

@@ -12,13 +12,13 @@ from typing import Any
 
 import pytest
 
-from objstore.blobs.volumes import VolumeState
+from objstore.blobs.volumes import NOBODY, VolumeState
 from objstore.meta.kv_postgres import PostgresKv
 from objstore.objects.ledger import MetaLedger
 from objstore.processes.dev import LocalCluster, Process
 from tests.chaos.workload import RESTLESS
 from tests.postgres import PostgresServer
-from tests.processes.test_gateway import content, request
+from tests.processes.test_gateway import another_machine, content, ended, request
 
 NODES = 6
 MOVED_S = 90.0  # A claim is taken after 15 s of silence, a writer is dead after 30.
@@ -31,7 +31,11 @@ def cluster(tmp_path: Path) -> Iterator[LocalCluster]:
     try:
         server.start()
         made = LocalCluster(
-            directory=tmp_path, nodes=NODES, gateway_count=2, url=server.url(), environment=RESTLESS
+            directory=tmp_path / "cluster",
+            nodes=NODES,
+            gateway_count=2,
+            url=server.url(),
+            environment=RESTLESS,
         )
         made.start()
         yield made
@@ -58,7 +62,7 @@ def writers(gateway: Process) -> set[bytes]:
 
 
 def open_volumes(url: str, writers: set[bytes]) -> list[int]:
-    """Volumes that these writers could go on writing to."""
+    """Volumes that these writers could go on writing to, or that are just being sealed for one."""
 
     async def ask() -> list[int]:
         kv = PostgresKv(url, readers=1)
@@ -67,13 +71,17 @@ def open_volumes(url: str, writers: set[bytes]) -> list[int]:
             records = await MetaLedger(kv).volumes(0)
         finally:
             await kv.close()
-        return [one.id for one in records if one.state == VolumeState.OPEN and one.writer in writers]
+        return [
+            one.id for one in records if one.state == VolumeState.OPEN and one.writer in {*writers, NOBODY}
+        ]
 
     return asyncio.run(ask())
 
 
 @pytest.mark.timeout(300)
-def test_gateways_share_everything_and_when_one_dies_another_does_its_repairs(cluster: LocalCluster) -> None:
+def test_gateways_share_everything_and_when_one_dies_another_does_its_repairs(
+    cluster: LocalCluster, tmp_path: Path
+) -> None:
     first, second = cluster.gateways
     for gateway in cluster.gateways:
         assert "committer" not in (gateway.data / "run" / "state.json").read_text()
@@ -135,6 +143,13 @@ def test_gateways_share_everything_and_when_one_dies_another_does_its_repairs(cl
     assert through(cluster, holder, "GET", "/bucket/1") == (200, content(1))
     assert through(cluster, holder, "PUT", "/bucket/back", b"again")[0] == 200
     assert through(cluster, other, "GET", "/bucket/back") == (200, b"again")
+
+    # Who would take over from a journal is told that there is none.
+    address = cluster.members[0].command[2].removeprefix("--listen=")
+    alone = another_machine(cluster, tmp_path / "alone")
+    alone.start_gateway(f"--recover={address}", wait=False)
+    assert ended(alone.gateway) == 1
+    assert "this cluster's metadata is in PostgreSQL" in alone.gateway.words()
 
     # Removed while it serves, it stops, and harms nobody: the nodes take nothing from it.
     assert holder.running is not None

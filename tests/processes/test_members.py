@@ -32,7 +32,7 @@ from objstore.node.membership import (
 )
 from objstore.node.tls import Peer
 from objstore.objects.ledger import MetaLedger
-from objstore.processes.members import WAITING, Members
+from objstore.processes.members import AHEAD_MAX, WAITING, Members
 
 CLUSTER = bytes(range(16))
 MASTER = b"m" * 32
@@ -588,6 +588,23 @@ async def test_the_trust_has_the_counters_number_and_names_the_disks_of_nodes(cl
     assert trust.number == await cluster.number() != 7
     [member] = trust.members
     assert member.disks == {str(number): (bytes([number]) * 16).hex() for number in range(1, 8)}
+
+
+async def test_metadata_that_was_restored_catches_up_with_what_its_members_follow(cluster: Cluster) -> None:
+    await cluster.joined("n1")
+    before = await cluster.number()
+    for followed in (before - 1, before, before + AHEAD_MAX + 1):
+        await cluster.members.catch_up(followed)
+        assert await cluster.number() == before, followed
+    await cluster.members.catch_up(before + 7)
+    assert await cluster.number() == before + 8
+    assert (await cluster.members.trust()).number == before + 8
+
+
+async def test_the_trust_says_where_metadata_is(cluster: Cluster) -> None:
+    assert (await cluster.members.trust()).metadata == "postgresql"
+    cluster.members.sole = True
+    assert (await cluster.members.trust()).metadata == ""
 
 
 async def test_the_number_of_the_trust_grows_with_every_change_and_with_nothing_else(
