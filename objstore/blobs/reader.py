@@ -361,12 +361,14 @@ class BlobReader:
         return await asyncio.get_running_loop().run_in_executor(self._threads, plan.verified, count)
 
     def _left_out(self, record: VolumeRecord) -> list[int]:
-        """The slow disks that reads of this volume do without: all it takes is what others leave of m."""
-        slow = self.slowness.slow_among(record.disks)
+        """The slow disks that reads of this volume do without: all it takes is what others leave of m. What
+        other processes do without counts as well: all choose among the same, and m is for all together."""
+        slow = self.slowness.left_out_among(record.disks)
         if not slow:
             return slow
         away = {number for number in record.disks if not self._is_readable(number)}
-        return may_leave_out(record, away, slow)
+        chosen = may_leave_out(record, away, slow)
+        return [number for number in chosen if number in self.slowness.ejected]
 
     def _is_readable(self, number: int) -> bool:
         disk = self._disks.get(number)

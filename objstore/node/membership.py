@@ -148,6 +148,13 @@ class Renewed(Document, frozen=True, kw_only=True):
     trust: Trust
 
 
+class SlowDisk(Document, frozen=True, kw_only=True):
+    """A disk whose reads come late."""
+
+    disk: int
+    by: int  # Processes of the machine that do without it.
+
+
 class Standing(Document, frozen=True, kw_only=True):
     """How a member stands: what it trusts, and what it shows."""
 
@@ -157,6 +164,7 @@ class Standing(Document, frozen=True, kw_only=True):
     ends_s: int  # When that ends, seconds since 1970.
     version: str  # Of its release.
     started_s: int  # Seconds since 1970.
+    slow: list[SlowDisk] = msgspec.field(default_factory=list)  # Of a gateway.
 
 
 class Refusal(Document, frozen=True, kw_only=True):

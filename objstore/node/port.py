@@ -26,6 +26,7 @@ from objstore.node.membership import (
     TRUST_PATH,
     Document,
     Refusal,
+    SlowDisk,
     Standing,
     decode,
 )
@@ -40,7 +41,7 @@ LOOK_SECONDS: Final = 5.0  # Between looks at open connections: a certificate ma
 _STARTED_S = int(time.time())
 
 
-def standing_of(credentials: Credentials) -> Standing:
+def standing_of(credentials: Credentials, slow: Sequence[SlowDisk] = ()) -> Standing:
     """How this process's machine stands now."""
     certificate = credentials.certificate
     return Standing(
@@ -50,6 +51,7 @@ def standing_of(credentials: Credentials) -> Standing:
         ends_s=int(certificate.not_valid_after_utc.timestamp()),
         version=__version__,
         started_s=_STARTED_S,
+        slow=list(slow),
     )
 
 

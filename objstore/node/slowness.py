@@ -169,6 +169,8 @@ class Slowness:
         self.ejections = 0
         self.ejected: Mapping[int, Slow] = {}
         self.resting: Mapping[int, Slow] = {}
+        # What other processes do without, too, and how many do: it counts against the same m.
+        self.others: Mapping[int, int] = {}
         self._spare = spare
         self._clock: Clock = clock if clock is not None else SystemClock()
         self._seen: dict[int, _Seen] = {}
@@ -211,6 +213,14 @@ class Slowness:
         slow = [disk for disk in disks if disk in self.ejected]
         slow.sort(key=lambda disk: self.ejected[disk].its_s, reverse=True)
         return slow
+
+    def left_out_among(self, disks: Sequence[int]) -> list[int]:
+        """Those of them that this process or others do without, in an order in which all that know the same
+        have them: what most find slow first. While nobody else is known to, the slowest first."""
+        if not self.others:
+            return self.slow_among(disks)
+        found = [disk for disk in disks if disk in self.ejected or disk in self.others]
+        return sorted(found, key=lambda disk: (-self.others.get(disk, 0), disk))
 
     @property
     def slow(self) -> frozenset[int]:
@@ -279,9 +289,12 @@ class Slowness:
             seen.strikes = seen.strikes + 1 if slow is not None else max(0, seen.strikes - 1)
             if slow is not None and seen.strikes >= rules.strikes:
                 found.append((slow, disk, seen))
-        room = max(self._spare, disks // 4) - len(self.ejected)
+        out = {*self.ejected, *self.others}
+        room = max(0, max(self._spare, disks // 4) - len(out))
         found.sort(key=lambda one: one[0].its_s, reverse=True)
-        return [self._eject(disk, seen, slow) for slow, disk, seen in found[: max(0, room)]]
+        known = [one for one in found if one[1] in out]
+        fresh = [one for one in found if one[1] not in out]
+        return [self._eject(disk, seen, slow) for slow, disk, seen in known + fresh[:room]]
 
     def _slow_reads(self, seen: _Seen) -> Slow | None:
         """Why, if the last few hundred reads say so and some since the last judgement do."""

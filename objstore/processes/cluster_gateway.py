@@ -23,6 +23,7 @@ from objstore.processes.founding import own_credentials, read_authority
 from objstore.processes.heartbeats import Heartbeats
 from objstore.processes.members import Members
 from objstore.processes.parts import Parts
+from objstore.processes.verdicts import Verdicts
 
 
 class ClusterGateway:
@@ -63,6 +64,7 @@ class ClusterGateway:
             known=read_authority(data, spec.cluster.master_key),
             sole=not is_shared(spec),
         )
+        self.verdicts = Verdicts(spec.run_directory, parts.store.clock, lasts_s=config.away_seconds)
         self.heartbeats = Heartbeats(
             self.members,
             self.credentials,
@@ -72,6 +74,7 @@ class ClusterGateway:
             beat_s=config.away_seconds / 3,
             away_s=config.away_seconds,
             removed=removed,
+            verdicts=self.verdicts,
         )
         self._port = ClusterPort(
             ClusterApi(
@@ -79,7 +82,7 @@ class ClusterGateway:
                 join=self._join,
                 register=self._register,
                 renew=self.members.renew,
-                standing=lambda: standing_of(self.credentials),
+                standing=lambda: standing_of(self.credentials, self.verdicts.own),
                 take_trust=self._take_trust,
             ),
             self.credentials,

@@ -67,8 +67,8 @@ async def ask(run_directory: str, process: str) -> Snapshot | None:
         return None
 
 
-async def slow_disks(run_directory: str) -> dict[int, str]:
-    """In words, by number: the disks that processes of this machine find slow (processes/minding.py)."""
+async def ejected(run_directory: str) -> tuple[dict[tuple[int, str], int], int]:
+    """How many processes of this machine find a disk slow, by disk and op; and how many answered."""
     names = processes(run_directory)
     snapshots = [one for one in await asyncio.gather(*(ask(run_directory, name) for name in names)) if one]
     found = {
@@ -77,11 +77,17 @@ async def slow_disks(run_directory: str) -> dict[int, str]:
         if family.name == EJECTED
         for (disk, op), (number,) in family.samples
     }
+    return found, len(snapshots)
+
+
+async def slow_disks(run_directory: str) -> dict[int, str]:
+    """In words, by number: the disks that processes of this machine find slow (processes/minding.py)."""
+    found, asked = await ejected(run_directory)
     words: dict[int, str] = {}
     for (disk, op), count in sorted(found.items()):
         if count:
             what = "reads come late" if op == "read" else "appends take long"
-            told = f"{what} beside its peers', say {count} of {len(snapshots)} processes"
+            told = f"{what} beside its peers', say {count} of {asked} processes"
             words[disk] = f"{words[disk]}; {told}" if disk in words else told
     return words
 

@@ -12,6 +12,7 @@ from objstore.errors import StoreError
 from objstore.node.disk import DiskState
 from objstore.processes.parts import Parts
 from objstore.processes.spec import StoreDisk
+from objstore.processes.verdicts import followed
 
 log = logging.getLogger(__name__)
 
@@ -87,13 +88,16 @@ async def follow_disks(parts: Parts) -> None:
 async def judge_slowness(parts: Parts) -> None:
     """Disks that answer late beside their peers are read around and not written to, until they are quick.
 
-    It is this process's own view, of its own calls: the way to a node may be slow from here alone.
+    It is this process's own view, of its own calls: the way to a node may be slow from here alone. Of the
+    others' views only the number counts: nobody leaves out what, with theirs, would be more than m.
     """
     reader, writer = parts.store.reader, parts.store.writer
+    spec, clock = parts.spec, parts.store.clock
     while True:
         await asyncio.sleep(JUDGE_SECONDS)
         try:
             appends = {number: appends_of(disk) for number, disk in parts.disks.items()}
+            reader.slowness.others = followed(spec.run_directory, clock)
             changes = reader.slowness.judge(appends)
             writer.leave([change.disk for change in changes if change.slow])
             changes += await reader.probe()

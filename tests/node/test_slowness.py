@@ -286,3 +286,14 @@ def test_hedges_stay_within_their_share_of_reads_whatever_comes_late(seed: int) 
         if rng.random() < rng.choice((0, 0.3, 1)):
             hedges += budget.take()
     assert 0.04 * reads <= hedges <= 0.05 * reads + 10
+
+
+def test_what_other_processes_do_without_counts_against_the_same_m() -> None:
+    store = Store(spare=2)
+    store.work()
+    store.slowness.others = {5: 1, 6: 1}
+    store.reads_ms[3] = 200
+    assert store.work() == [], "two of six are out already"
+    store.slowness.others = {3: 2, 5: 1}
+    (change,) = store.work()
+    assert change.disk == 3, "others do without it already"
