@@ -25,7 +25,7 @@ from objstore.extents import Extent
 from objstore.node.fragments import FileScan, Seal
 from tests.blobs.rig import CLUSTER, FAST, MOODS, SECRET, Rig
 from tests.sim.memory_disk import MemoryDisk
-from tests.waiting import until
+from tests.waiting import until, until_true
 
 SEAL = Seal(CLUSTER, SECRET)
 
@@ -50,6 +50,10 @@ async def settled(rig: Rig) -> None:
     """Let the writer's housekeeping run until it has nothing to seal."""
     rig.clock.advance(2)
     await until(lambda: not rig.writer._closing, "volumes are sealed")
+
+
+async def all_sealed(rig: Rig) -> bool:
+    return {record.state for record in await rig.ledger.volumes()} == {VolumeState.SEALED}
 
 
 async def test_bodies_that_arrive_during_a_flush_share_the_next_stripe() -> None:
@@ -231,9 +235,7 @@ async def test_an_idle_volume_is_sealed() -> None:
     rig = await Rig().start()
     await rig.put(b"x")
     rig.clock.advance(3_601)
-    await asyncio.sleep(0.01)
-    await settled(rig)
-    assert (await rig.ledger.get(1, fresh=True)).state == VolumeState.SEALED
+    await until_true(lambda: all_sealed(rig))
     assert (await rig.put(b"y"))[0].volume == 2
 
 
@@ -487,10 +489,9 @@ async def test_clients_that_dribble_do_not_hold_the_memory() -> None:
     for stream in slow:
         await stream.write(b"a drop")
     quick = asyncio.ensure_future(rig.put_stream(bytes(2 * MIB)))
-    await asyncio.sleep(0.01)
-    assert not quick.done()
+    await until(lambda: rig.writer.memory.waiting)
     rig.clock.advance(3)
-    stored = await asyncio.wait_for(quick, 10)
+    stored = await asyncio.wait_for(quick, 60)
     assert sum(extent.length for extent in stored.extents) == 2 * MIB
     assert rig.writer.counters.pressure_flushes >= 1
     for stream in slow:
@@ -682,9 +683,7 @@ async def test_an_aborted_streams_late_stripe_does_not_keep_its_volume_open() ->
     await until(lambda: not stream._sent)
     assert all(volume.pins == 0 for volume in rig.writer._lanes[""].current.values())
     rig.clock.advance(3_700)
-    await asyncio.sleep(0.01)
-    await settled(rig)
-    assert {record.state for record in await rig.ledger.volumes()} == {VolumeState.SEALED}
+    await until_true(lambda: all_sealed(rig))
 
 
 async def test_closing_under_a_busy_stream_opens_no_new_volume() -> None:
@@ -791,10 +790,9 @@ async def test_a_stream_that_waits_for_its_sender_gives_its_memory_up_when_asked
 
         stream.hurry = hurry
     quick = asyncio.ensure_future(rig.put_stream(bytes(2 * MIB)))
-    await asyncio.sleep(0.01)
-    assert not quick.done()
+    await until(lambda: rig.writer.memory.waiting)
     rig.clock.advance(3)
-    stored = await asyncio.wait_for(quick, 10)
+    stored = await asyncio.wait_for(quick, 60)
     assert sum(extent.length for extent in stored.extents) == 2 * MIB
     for stream in slow:
         assert stream.room() is None

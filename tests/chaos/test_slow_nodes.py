@@ -5,6 +5,7 @@ every hundredth millisecond. Only in the long form (`make chaos`): what is measu
 those of the same minutes in health. tests/blobs/test_slow_nodes.py asserts the states.
 """
 
+import contextlib
 import os
 import re
 import signal
@@ -60,7 +61,8 @@ class Hindered:
 
     def _signal(self, number: int) -> None:
         for pid in self._pids:
-            os.kill(pid, number)
+            with contextlib.suppress(ProcessLookupError):  # A child that was taken for dead is replaced.
+                os.kill(pid, number)
 
 
 class Measured:
