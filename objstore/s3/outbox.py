@@ -6,16 +6,19 @@ and what the requests of one turn have to say is written when they have all been
 machine is then woken once for many answers, not once for each: a wake-up costs as much as a small request.
 
 Order: a connection serves one request at a time, and the burst is scheduled before the request's task ends,
-so it leaves before anything that the connection does next (its next answer, its close).
+so it leaves before anything that the connection does next (its next answer, its close). From Python 3.12 on
+aiohttp's tasks run at once, and what a connection does next may be of the same turn: there the answer waits
+for the burst.
 
 Concurrency: one Outbox per App, used by its event loop only. At most one answer a
 connection waits.
 """
 
 import asyncio
+import sys
 import time
 from email.utils import formatdate
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from aiohttp import hdrs, web
 from aiohttp.helpers import must_be_empty_body, should_remove_content_length
@@ -24,6 +27,8 @@ from aiohttp.http_writer import _serialize_headers
 
 if TYPE_CHECKING:
     from objstore.s3.app import EdgeRequest
+
+_TASKS_START_AT_ONCE: Final = sys.version_info >= (3, 12)  # aiohttp's, for each request.
 
 
 class Outbox:
@@ -87,6 +92,8 @@ class Outbox:
         if not self._waiting:
             asyncio.get_running_loop().call_soon(self._send)
         self._waiting.append((transport, data))
+        if _TASKS_START_AT_ONCE:
+            await asyncio.sleep(0)  # The burst was scheduled before what wakes us.
 
     def _date_line(self) -> bytes:
         now = int(time.time())
