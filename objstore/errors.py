@@ -12,7 +12,7 @@ StoreError
 │   ├── BadPart, BadPartOrder, PartTooSmall, NoParts, ChecksumMismatch
 │   ├── BadArgument, BadRequest, BadName, BadStorageClass, KeyTooLong, TooLarge, MetadataTooLarge
 │   ├── CopyToSelf
-│   ├── QuotaExceeded
+│   ├── QuotaExceeded, AccountClosed
 │   ├── BucketReplicates        its changes go to another site: first it must stop
 │   ├── BucketIsReplica         only its source may change it
 │   ├── ReplicaTakenOver, ReplicaSessionOver  a source may no longer change its replica
@@ -215,10 +215,22 @@ class CopyToSelf(Rejected): ...
 
 
 class QuotaExceeded(Rejected):
-    def __init__(self, *, wanted: int, free: int) -> None:
-        super().__init__(f"{wanted} bytes wanted, {free} bytes free")
-        self.wanted = wanted
-        self.free = free
+    """A limit of the tenant, the project, the bucket or the access key does not allow it."""
+
+    def __init__(self, scope: str, *, unit: str = "bytes", limit: int = 0, used: int = 0) -> None:
+        super().__init__(f"the {scope} may hold {limit} {unit} and holds {used}")
+        self.scope = scope  # tenant | project | bucket | access key
+        self.unit = unit
+        self.limit = limit
+        self.used = used
+
+
+class AccountClosed(Rejected):
+    """The tenant's account is in a state that does not allow what was asked."""
+
+    def __init__(self, state: str) -> None:
+        super().__init__(f"the account is {state.replace('_', ' ')}")
+        self.state = state
 
 
 class BucketReplicates(Rejected):

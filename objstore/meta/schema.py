@@ -6,8 +6,8 @@ the end, with a default, so that every later release reads every earlier record.
 
     b <bucket name>                         BucketRecord
     i <tenant> 00 <bucket name>             empty; the buckets of a tenant, in order of name
-    c <bucket id 8> o|s|u|n|z               counters: objects, bytes, uploads under way; of a replicated
-                                            bucket also the changes in r, and their bytes
+    c <bucket id 8> o|s|b|u|n|z             counters: objects, bytes, billed bytes, uploads under way; of a
+                                            replicated bucket also the changes in r, and their bytes
     o <bucket id 8> <key>                   ObjectRecord: the current version, never a delete marker,
                                             so a listing costs O(page) whatever lies beside it
     B <bucket id 8> <key>                   the body of the object at o ..., until it is packed into a stripe:
@@ -33,6 +33,13 @@ the end, with a default, so that every later release reads every earlier record.
     N <name>                                serial numbers: volumes, buckets
     C <name>                                claims
     S <name>                                settings of the cluster
+    a <tenant>                              AccountRecord: what its requests are held to; absent: no limits
+    Q t <tenant> 00 o|s|b                   counters: a tenant's objects, billed bytes (reservations among
+                                            them), buckets
+    Q p <tenant> 00 <project> 00 o|s        the same of a project
+    M <hour 4> <bucket id 8> <class> 00 <meter 1>
+                                            counters of an hour that is not sealed yet (rental/meters.py)
+    w <bucket id 8>                         TitleRecord: whose a bucket is or was; it outlives the bucket
     t <tenant>                              TenantRecord
     u <user>                                UserRecord
     k <access key id>                       AccessKeyRecord
@@ -138,6 +145,7 @@ class Extra(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     blob: bytes = msgspec.field(default=b"", name="x")  # 16 bytes: the rest of the extents are in x pages.
     pages: int = msgspec.field(default=0, name="n")  # Count of x pages.
     salvaged: bool = msgspec.field(default=False, name="s")  # Rebuilt from fragments: may be doubtful.
+    padding: int = msgspec.field(default=0, name="b")  # Bytes billed beyond its own, as its class demanded.
 
 
 class ObjectRecord(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -254,6 +262,42 @@ class AuthorityRecord(Record, frozen=True, array_like=True, kw_only=True):
     bundle: bytes  # node/authority.py's; its secrets are encrypted under the master key.
 
 
+class Limits(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """Quotas and rates of a tenant, a project, a bucket or an access key. None: no limit."""
+
+    bytes_max: int | None = None  # Billed bytes.
+    objects_max: int | None = None
+    bytes_soft: int | None = None  # Passing it is reported, not refused.
+    buckets_max: int | None = None
+    requests_per_s: int | None = None
+    bytes_per_s: int | None = None
+
+
+class ClassTerms(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """What a version of a storage class is billed for at least."""
+
+    bytes_min: int = 0
+    seconds_min: int = 0
+
+
+class AccountRecord(Record, frozen=True, array_like=True, kw_only=True):
+    """What a tenant's requests are held to. A commit that stores expects it."""
+
+    state: str = "active"  # rental/terms.py says what each allows.
+    limits: Limits = Limits()
+    projects: dict[str, Limits] = {}
+    classes: dict[str, ClassTerms] = {}  # By storage class; "" is STANDARD.
+    sites: list[str] = []  # Where the tenant's bytes may lie; none: anywhere.
+
+
+class TitleRecord(Record, frozen=True, array_like=True, kw_only=True):
+    tenant: str
+    project: str
+    name: str
+    created_us: int
+    removed_us: int = 0  # 0: the bucket is there.
+
+
 class TenantRecord(Record, frozen=True, array_like=True, kw_only=True):
     name: str
     created_us: int
@@ -362,6 +406,10 @@ def bucket_bytes_key(bucket: int) -> bytes:
     return b"c" + bucket.to_bytes(8, "big") + b"s"
 
 
+def bucket_billed_key(bucket: int) -> bytes:
+    return b"c" + bucket.to_bytes(8, "big") + b"b"
+
+
 def bucket_uploads_key(bucket: int) -> bytes:
     return b"c" + bucket.to_bytes(8, "big") + b"u"
 
@@ -457,6 +505,24 @@ def claim_key(name: str) -> bytes:
 
 def setting_key(name: str) -> bytes:
     return b"S" + name.encode()
+
+
+def account_key(tenant: str) -> bytes:
+    return b"a" + tenant.encode()
+
+
+def tenant_use_key(tenant: str) -> bytes:
+    """Of three counters: + b"o" objects, + b"s" billed bytes, + b"b" buckets."""
+    return b"Qt" + tenant.encode() + b"\0"
+
+
+def project_use_key(tenant: str, project: str) -> bytes:
+    """Of two counters: + b"o" objects, + b"s" billed bytes."""
+    return b"Qp" + tenant.encode() + b"\0" + project.encode() + b"\0"
+
+
+def title_key(bucket: int) -> bytes:
+    return b"w" + bucket.to_bytes(8, "big")
 
 
 def tenant_key(tenant: str) -> bytes:

@@ -17,12 +17,15 @@ from objstore.errors import (
     BucketOwnedByCaller,
     Conflict,
     Denied,
+    LimitReached,
     NoSuchBucket,
     Overloaded,
 )
 from objstore.meta.kv import Add, Transaction, counter, counter_value, prefix_end
 from objstore.meta.schema import (
     BucketRecord,
+    TitleRecord,
+    bucket_billed_key,
     bucket_bytes_key,
     bucket_key,
     bucket_objects_key,
@@ -31,13 +34,16 @@ from objstore.meta.schema import (
     encode,
     serial_key,
     tenant_bucket_key,
+    title_key,
 )
+from objstore.objects.accounting import open_account, project_of
 from objstore.objects.changes import check_removable
 from objstore.objects.doomed import abort_all
 from objstore.objects.layout import LAYOUT_KEY, PLACED_KEY, read_layout
 from objstore.objects.placing import PLACEMENT, policy_of_bucket
 from objstore.objects.store import Store
 from objstore.objects.values import Principal
+from objstore.rental.terms import quota_of
 
 ATTEMPTS_MAX: Final = 64  # Of a conditional commit; every lost round means that someone else won one.
 CACHED_BUCKETS_MAX: Final = 16_384
@@ -98,7 +104,8 @@ async def create_bucket(
     Args:
         policy: the name of the placement policy of its objects; empty: the default one.
 
-    Raises: BadName, BucketOwnedByCaller, BucketExists, BadArgument (there is no such policy).
+    Raises: BadName, BucketOwnedByCaller, BucketExists, BadArgument (there is no such policy), AccountClosed,
+    QuotaExceeded.
     """
     check_bucket_name(name)
     key, serial = bucket_key(name), serial_key(BUCKET_SERIAL)
@@ -109,7 +116,12 @@ async def create_bucket(
             if decode(existing, BucketRecord).tenant == who.tenant:
                 raise BucketOwnedByCaller(name)
             raise BucketExists(name)
+        account = await open_account(store, who.tenant)
+        account.check_stores()
         number = counter(newest) + 1
+        add = {account.buckets_key: Add(1, account.record.limits.buckets_max)}
+        if policy:
+            add[PLACED_KEY] = Add(1)
         record = BucketRecord(
             id=number,
             tenant=who.tenant,
@@ -121,19 +133,29 @@ async def create_bucket(
         try:
             await store.kv.commit(
                 Transaction(
-                    expect={key: None, serial: newest, **known},
+                    expect={key: None, serial: newest, account.key: account.value, **known},
                     put={
                         key: encode(record),
                         tenant_bucket_key(who.tenant, name): b"",
                         serial: counter_value(number),
+                        title_key(number): encode(title_of(name, record)),
                     },
-                    add={PLACED_KEY: Add(1)} if policy else {},
+                    add=add,
                 )
             )
         except Conflict:
             continue
+        except LimitReached as limit:
+            raise quota_of(limit) from limit
         return record
     raise Overloaded("too many buckets made at the same time")
+
+
+def title_of(name: str, record: BucketRecord) -> TitleRecord:
+    """Whose the bucket is, for those who bill it when it is gone."""
+    return TitleRecord(
+        tenant=record.tenant, project=project_of(record), name=name, created_us=record.created_us
+    )
 
 
 async def _known_policy(store: Store, policy: str) -> dict[bytes, bytes | None]:
@@ -209,6 +231,8 @@ async def delete_bucket(store: Store, who: Principal, name: str) -> None:
         if counter(upload_count):
             await abort_all(store, name, value, record)
             continue
+        account = await open_account(store, record.tenant)
+        title = msgspec.structs.replace(title_of(name, record), removed_us=store.clock.now_us())
         try:
             await store.kv.commit(
                 Transaction(
@@ -218,13 +242,16 @@ async def delete_bucket(store: Store, who: Principal, name: str) -> None:
                         size: size_value,
                         uploads: upload_count,
                     },
+                    put={title_key(record.id): encode(title)},
                     delete=[
                         bucket_key(name),
                         tenant_bucket_key(record.tenant, name),
                         objects,
                         size,
+                        bucket_billed_key(record.id),
                         uploads,
                     ],
+                    add={account.buckets_key: Add(-1)},
                 )
             )
         except Conflict:

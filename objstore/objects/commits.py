@@ -14,7 +14,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from objstore.errors import BadArgument, Conflict, KeyTooLong, NoSuchBucket, Overloaded, Rejected
+from objstore.errors import (
+    BadArgument,
+    Conflict,
+    KeyTooLong,
+    LimitReached,
+    NoSuchBucket,
+    Overloaded,
+    Rejected,
+)
 from objstore.extents import Extent
 from objstore.meta.kv import Add, Transaction
 from objstore.meta.schema import (
@@ -25,12 +33,12 @@ from objstore.meta.schema import (
     body_key,
     bucket_bytes_key,
     bucket_key,
-    bucket_objects_key,
     decode,
     doomed_key,
     encode,
     object_key,
 )
+from objstore.objects.accounting import charge, open_account, padded
 from objstore.objects.bodies import Kept
 from objstore.objects.buckets import read_bucket
 from objstore.objects.carrying import is_carried
@@ -39,6 +47,7 @@ from objstore.objects.ledger import live_adds, publish
 from objstore.objects.placing import STORAGE_CLASS, policy_for, policy_of_bucket
 from objstore.objects.store import Store
 from objstore.objects.values import Principal
+from objstore.rental.terms import Account, quota_of
 
 KEY_SIZE_MAX: Final = 1_024  # Bytes of UTF-8.
 ATTEMPTS_MAX: Final = 64  # Decisions for one change; every lost round means that another commit won.
@@ -68,14 +77,18 @@ class Place:
     bucket_value: bytes
     bucket: BucketRecord
     home: bytes  # The o key.
+    account: Account  # Of the bucket's tenant.
     policy: str = ""  # Under which its bytes are to lie.
     storage_class: str = ""
 
 
-async def open_place(store: Store, who: Principal, bucket: str, key: str) -> Place:
+async def open_place(store: Store, who: Principal, bucket: str, key: str, *, stores: bool = False) -> Place:
     """Where a change is to go.
 
-    Raises: BadName, NoSuchBucket, Denied, KeyTooLong, BadArgument (no key), BucketIsReplica,
+    Args:
+        stores: the change may make the tenant store more than it does.
+
+    Raises: AccountClosed, BadName, NoSuchBucket, Denied, KeyTooLong, BadArgument (no key), BucketIsReplica,
     ReplicaTakenOver, ReplicaSessionOver.
     """
     raw = key_bytes(key)
@@ -84,7 +97,11 @@ async def open_place(store: Store, who: Principal, bucket: str, key: str) -> Pla
     if record.settings is not None or who.mirror is not None:
         check_writable(bucket, record, who)
         policy = policy_of_bucket(record)
-    return Place(bucket, key, raw, bucket_key(bucket), value, record, object_key(record.id, raw), policy)
+    account = await open_account(store, record.tenant)
+    if stores:
+        account.check_stores()
+    home = object_key(record.id, raw)
+    return Place(bucket, key, raw, bucket_key(bucket), value, record, home, account, policy)
 
 
 def choose_class(store: Store, place: Place, extra: Extra | None) -> None:
@@ -115,7 +132,8 @@ class Change:
     record: ObjectRecord | None
     kept: Kept | None = None  # Bytes that the record (or `also`) publishes.
     drops_old: bool = True  # False: the new record holds the old one's bytes (a copy onto itself).
-    bytes_delta: int = 0  # Added to the bucket's bytes beside the sizes of the two records.
+    parts: int = 0  # Bytes that the bucket already counts as an upload's parts.
+    requests: int = 0  # Of the dearer class that the change answers.
     expect: Mapping[bytes, bytes | None] | None = None
     put: Mapping[bytes, bytes] | None = None
     delete: Sequence[bytes] = ()
@@ -161,7 +179,7 @@ async def change_object(
         absent_is_done: a delete: nothing to do if there is no object.
 
     Raises: NoSuchBucket, Denied; what `check` raises; Conflict on a key of the change's own `expect` (the
-        caller knows what it means); Overloaded after too many lost rounds; Unavailable.
+        caller knows what it means); QuotaExceeded; Overloaded after too many lost rounds; Unavailable.
     """
     chains, kv, home = store.chains, store.kv, place.home
     rewrites = 0
@@ -187,15 +205,18 @@ async def change_object(
                     return None, False
                 continue
             order = store.clock.now_us()
-            object_delta, bytes_delta = 1, 0
+            bytes_delta = 0
         else:
             seen = True
             order = max(store.clock.now_us(), old.order + 1)
-            object_delta, bytes_delta = 0, -old.size
+            bytes_delta = -old.size
         if who.mirror is not None:
             order = who.mirror.order
         change = build(old, order)
         record, kept = change.record, change.kept
+        account = place.account
+        if record is not None:
+            record = padded(record, place.raw_key, account)
 
         expect: dict[bytes, bytes | None] = {place.bucket_key: place.bucket_value, home: value}
         put: dict[bytes, bytes] = {}
@@ -203,10 +224,10 @@ async def change_object(
         new_value: bytes | None = None
         if record is not None:
             new_value = put[home] = encode(record)
-            bytes_delta += record.size
+            bytes_delta += record.size - change.parts
+            expect[account.key] = account.value
         else:
             delete.append(home)
-            object_delta = -1
         if kept is not None and kept.carried:
             assert kept.data is not None
             put[body_key(home)] = bytes(kept.data)
@@ -224,11 +245,20 @@ async def change_object(
             add = live_adds((), lost)
         if old is not None and change.drops_old and old.extra is not None:
             put.update(doom(old, store.clock.now_us()))
-        bytes_delta += change.bytes_delta
-        if object_delta:
-            add[bucket_objects_key(place.bucket.id)] = Add(object_delta)
         if bytes_delta:
             add[bucket_bytes_key(place.bucket.id)] = Add(bytes_delta)
+        charge(
+            add,
+            account,
+            place.bucket,
+            place.raw_key,
+            old,
+            record,
+            order if who.mirror is None else store.clock.now_us(),
+            leaves=change.drops_old,
+            parts=change.parts,
+            requests=change.requests,
+        )
         settings = place.bucket.settings
         if settings is not None and REPLICATION in settings:
             size = 0 if record is None else record.size
@@ -246,6 +276,9 @@ async def change_object(
                 await reopen(store, who, place)
                 if kept is not None:
                     await kept.write_under(store, place.policy)
+            elif conflict.key == account.key:
+                place.account = await open_account(store, place.bucket.tenant)
+                place.account.check_stores()
             elif conflict.key == home:
                 seen = seen or value is None  # Something was there when the expectation of nothing failed.
             elif conflict.key[:1] == b"V" and kept is not None:
@@ -255,6 +288,8 @@ async def change_object(
                 await kept.write_again(store)
             else:
                 raise
+        except LimitReached as limit:
+            raise quota_of(limit) from limit
         else:
             return record, True
         if attempt >= PATIENT_ATTEMPTS:

@@ -152,7 +152,7 @@ async def copy_object(
     Raises: BadStorageClass, CopyToSelf (onto itself without change), BadRequest (source over 5 GiB), and
     what reads and writes raise.
     """
-    place = await open_place(store, who, bucket, key)
+    place = await open_place(store, who, bucket, key, stores=True)
     onto_itself = source.bucket == bucket and source.key == key
     if onto_itself and about is None and not storage_class:
         raise CopyToSelf("a copy onto itself that changes nothing")
@@ -249,7 +249,7 @@ async def _change_words(
             record = msgspec.structs.replace(
                 old, order=order, checksum=packed, extra=None if new_extra == Extra() else new_extra
             )
-            return Change(record, drops_old=False)
+            return Change(record, drops_old=False, requests=1)
 
         try:
             record, _ = await change_object(store, who, place, check_same, build)
@@ -281,7 +281,7 @@ async def copy_part(
     Raises: NoSuchUpload, TooLarge, and what reads and parts raise.
     """
     check_part_number(number)
-    place, name, value, record = await open_upload(store, who, bucket, key, upload)
+    place, name, value, record = await open_upload(store, who, bucket, key, upload, stores=True)
     found = await _find_source(store, who, source)
     if byte_range is not None:
         first, last = byte_range
@@ -315,6 +315,6 @@ async def copy_part(
     kept, digests = await keep_body(store, home, body, describe, policy=place.policy)
     assert digests.checksum is not None
     order = await publish_part(
-        store, who, place, name, value, number, kept, digests.md5, digests.checksum.pack()
+        store, who, place, name, value, record, number, kept, digests.md5, digests.checksum.pack()
     )
     return Written(etag=digests.md5.hex(), order=order, checksum=digests.checksum, size=digests.size)

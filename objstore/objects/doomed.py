@@ -20,6 +20,7 @@ from objstore.meta.schema import (
     ExtentPage,
     PartRecord,
     PartsPage,
+    UploadRecord,
     bucket_bytes_key,
     bucket_key,
     bucket_uploads_key,
@@ -29,8 +30,10 @@ from objstore.meta.schema import (
     upload_bytes_key,
     upload_generation_key,
 )
+from objstore.objects.accounting import SECOND_US, metered_class, open_account, use
 from objstore.objects.ledger import live_adds
 from objstore.objects.store import Store
+from objstore.rental.meters import count
 
 ATTEMPTS_MAX: Final = 64
 STEP_KEYS: Final = 100  # Records removed by one commit.
@@ -49,8 +52,13 @@ async def abort(store: Store, name: str, bucket_value: bytes, bucket: BucketReco
         if record is None:
             raise NoSuchUpload(upload.hex())
         add = {bucket_uploads_key(bucket.id): Add(-1)}
-        if counter(part_bytes):
-            add[bucket_bytes_key(bucket.id)] = Add(-counter(part_bytes))
+        freed = counter(part_bytes)
+        if freed:
+            add[bucket_bytes_key(bucket.id)] = Add(-freed)
+            use(add, await open_account(store, bucket.tenant), bucket, size=-freed)
+            at_s = store.clock.now_us() // SECOND_US
+            storage_class = metered_class(decode(record, UploadRecord).extra)
+            count(add, bucket.id, storage_class, at_s, stored=-freed)
         transaction = Transaction(
             expect={bucket_key(name): bucket_value, key: record, generation: parts, size: part_bytes},
             put={doomed_key(upload): encode(DoomedRecord(since_us=store.clock.now_us()))} if parts else {},

@@ -21,6 +21,7 @@ from objstore.errors import (
     BadRequest,
     ChecksumMismatch,
     Conflict,
+    LimitReached,
     NoParts,
     NoSuchKey,
     NoSuchUpload,
@@ -58,6 +59,7 @@ from objstore.meta.schema import (
     upload_key,
 )
 from objstore.objects import checksums, doomed
+from objstore.objects.accounting import SECOND_US, metered_class, open_account, use
 from objstore.objects.bodies import OBJECT_SIZE_MAX, Kept, keep_body, keep_small
 from objstore.objects.buckets import find_bucket
 from objstore.objects.commits import Change, Place, change_object, choose_class, open_place, reopen
@@ -77,6 +79,8 @@ from objstore.objects.values import (
     etag_text,
 )
 from objstore.objects.writes import extra_of, owner_of
+from objstore.rental.meters import count
+from objstore.rental.terms import quota_of
 
 PART_NUMBER_MAX: Final = 10_000
 PART_SIZE_MIN: Final = 5 * 1024 * 1024  # Bytes, of all parts but the last.
@@ -105,10 +109,10 @@ def check_part_number(number: int) -> None:
 
 
 async def open_upload(
-    store: Store, who: Principal, bucket: str, key: str, upload: str
+    store: Store, who: Principal, bucket: str, key: str, upload: str, *, stores: bool = False
 ) -> tuple[Place, bytes, bytes, UploadRecord]:
     """The place, and the upload's key, record as encoded, and record. Raises: NoSuchUpload, ..."""
-    place = await open_place(store, who, bucket, key)
+    place = await open_place(store, who, bucket, key, stores=stores)
     name = upload_key(place.bucket.id, place.raw_key, upload_bytes(upload))
     value = await store.kv.get(name)
     if value is None:
@@ -129,7 +133,7 @@ async def create_upload(
     checksum_type: str,
 ) -> tuple[str, UploadRecord]:
     """Returns the upload id (32 hex digits) and the record. The edge has validated the combination."""
-    place = await open_place(store, who, bucket, key)
+    place = await open_place(store, who, bucket, key, stores=True)
     extra = extra_of(about)
     choose_class(store, place, extra)
     for _ in range(ATTEMPTS_MAX):
@@ -145,12 +149,14 @@ async def create_upload(
             seen=_seen(None if present is None else decode(present, ObjectRecord)),
         )
         name = upload_key(place.bucket.id, place.raw_key, upload)
+        add = {bucket_uploads_key(place.bucket.id): Add(1)}
+        count(add, place.bucket.id, metered_class(extra), now_us // SECOND_US, requests=1)
         try:
             await store.kv.commit(
                 Transaction(
                     expect={place.bucket_key: place.bucket_value, name: None},
                     put={name: encode(record)},
-                    add={bucket_uploads_key(place.bucket.id): Add(1)},
+                    add=add,
                 )
             )
         except Conflict:
@@ -181,7 +187,7 @@ async def put_part(
     TooLarge, Unavailable, and whatever the body raises.
     """
     check_part_number(number)
-    place, name, value, record = await open_upload(store, who, bucket, key, upload)
+    place, name, value, record = await open_upload(store, who, bucket, key, upload, stores=True)
     home = part_key(name[-UPLOAD_ID_SIZE:], number)
     algorithm = record.checksum_algorithm or checksums.DEFAULT
     beside = checksums.hasher(algorithm) if checksums.is_crc(algorithm) else None
@@ -203,7 +209,7 @@ async def put_part(
         )
 
     kept, digests = await keep_body(store, home, body, describe, policy=place.policy, beside=beside)
-    order = await publish_part(store, who, place, name, value, number, kept, digests.md5, packed)
+    order = await publish_part(store, who, place, name, value, record, number, kept, digests.md5, packed)
     return Written(etag=digests.md5.hex(), order=order, checksum=digests.checksum, size=digests.size)
 
 
@@ -233,6 +239,7 @@ async def publish_part(
     place: Place,
     name: bytes,
     value: bytes,
+    record: UploadRecord,
     number: int,
     kept: Kept,
     etag: bytes,
@@ -258,6 +265,7 @@ async def publish_part(
         )
         expect, put, add = publish(kept.stored, old.extents if old is not None else ())
         expect[place.bucket_key] = place.bucket_value
+        expect[place.account.key] = place.account.value
         expect[name] = value
         expect[home] = old_value
         put[home] = encode(part)
@@ -271,12 +279,18 @@ async def publish_part(
         if delta:
             add[upload_bytes_key(upload)] = Add(delta)
             add[bucket_bytes_key(place.bucket.id)] = Add(delta)
+            use(add, place.account, place.bucket, size=delta)
+        storage_class = metered_class(record.extra)
+        count(add, place.bucket.id, storage_class, order // SECOND_US, stored=delta, requests=1)
         try:
             await store.kv.commit(Transaction(expect, put, (), add))
         except Conflict as conflict:
             if conflict.key == place.bucket_key:
                 await reopen(store, who, place)
                 await kept.write_under(store, place.policy)
+            elif conflict.key == place.account.key:
+                place.account = await open_account(store, place.bucket.tenant)
+                place.account.check_stores()
             elif conflict.key == name:
                 raise NoSuchUpload(upload.hex()) from conflict  # Its record only ever goes away.
             elif conflict.key[:1] == b"V":
@@ -285,6 +299,8 @@ async def publish_part(
                     raise Overloaded("every volume was sealed before the commit") from conflict
                 await kept.write_again(store)
             continue
+        except LimitReached as limit:
+            raise quota_of(limit) from limit
         return order
     raise Overloaded(f"{ATTEMPTS_MAX} rounds lost against other writes of one part")
 
@@ -320,7 +336,7 @@ async def complete_upload(
     Raises: NoSuchUpload, NoParts, BadPartOrder, BadPart, PartTooSmall, BadRequest, ChecksumMismatch,
     TooLarge, ConditionFailed, ConditionalConflict, NoSuchKey.
     """
-    place = await open_place(store, who, bucket, key)
+    place = await open_place(store, who, bucket, key, stores=True)
     name = upload_key(place.bucket.id, place.raw_key, upload_bytes(upload))
     for _ in range(ATTEMPTS_MAX):
         generation, size = (
@@ -497,7 +513,8 @@ async def _complete(
         return Change(
             object_record(order, kept.stored.extents[0]),
             kept,
-            bytes_delta=-uploaded_bytes,
+            parts=uploaded_bytes,
+            requests=1,
             expect=expect,
             put=put,
             delete=list(expect),

@@ -13,6 +13,7 @@ from objstore.objects.carrying import Carrier
 from objstore.objects.chains import Chains
 from objstore.objects.ledger import MetaLedger
 from objstore.objects.placing import Placing
+from objstore.rental.terms import Account
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +32,8 @@ class Store:
     chains: Chains = field(init=False)  # This process's own commits under way, by object key.
     buckets: dict[str, tuple[bytes, BucketRecord]] = field(init=False, repr=False, default_factory=dict)
     """Bucket records as last read, encoded and decoded: a guess that every use verifies (buckets.py)."""
+    accounts: dict[str, Account] = field(init=False, repr=False, default_factory=dict)
+    """Accounts of tenants as last read: a guess that every use verifies (accounting.py)."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "chains", Chains(self.kv))

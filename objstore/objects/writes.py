@@ -98,7 +98,9 @@ async def publish_object(
     def build(old: ObjectRecord | None, order: int) -> Change:
         words = paged(extra, kept) if kept.pages else extra
         return Change(
-            ObjectRecord(FORMAT, order, b"", kept.size, etag, packed, kept.inline, words, owner), kept
+            ObjectRecord(FORMAT, order, b"", kept.size, etag, packed, kept.inline, words, owner),
+            kept,
+            requests=1,
         )
 
     record, _ = await change_object(store, who, place, check, build)
@@ -118,7 +120,7 @@ async def put_object(
     """Raises: NoSuchBucket, Denied, KeyTooLong, TooLarge, MetadataTooLarge, ConditionFailed,
     ConditionalConflict, NoSuchKey (If-Match on nothing), BadStorageClass, Unavailable, and whatever the body
     raises."""
-    place = await open_place(store, who, bucket, key)
+    place = await open_place(store, who, bucket, key, stores=True)
     extra = extra_of(about)
     choose_class(store, place, extra)
     check = write_check(conditions, key)

@@ -307,8 +307,13 @@ ROWS: dict[type[errors.StoreError], Callable[..., S3Fault]] = {
     errors.QuotaExceeded: lambda e: S3Fault(
         "QuotaExceeded",
         403,
-        "The quota of this tenant does not allow the request",
-        {"ProposedSize": str(e.wanted), "SizeFree": str(e.free)},
+        f"The quota of this {e.scope} does not allow the request",
+        {"Scope": e.scope, "Unit": e.unit, "Limit": str(e.limit), "Used": str(e.used)},
+    ),
+    errors.AccountClosed: lambda e: S3Fault(
+        "AccountPastDue" if e.state == "read_only" else "AccountProblem",
+        403,
+        f"The account of this tenant is {e.state.replace('_', ' ')} and does not allow the request",
     ),
     errors.BucketReplicates: lambda e: S3Fault("InvalidBucketState", 409, str(e)),
     errors.BucketIsReplica: lambda e: access_denied(str(e)),

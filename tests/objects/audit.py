@@ -18,10 +18,15 @@ from objstore.meta.schema import (
     UploadRecord,
     body_key,
     decode,
+    project_use_key,
+    tenant_use_key,
     unescape,
 )
+from objstore.objects.accounting import metered_class, project_of
 from objstore.objects.carrying import is_carried
 from objstore.objects.store import Store
+from objstore.rental.meters import DELTA, split_meter
+from objstore.rental.terms import billed_bytes
 
 
 async def everything(store: Store) -> dict[bytes, bytes]:
@@ -51,6 +56,7 @@ async def audit(store: Store) -> Counter[bytes]:
     assert len(all_of(b"i")) == len(buckets)
 
     doomed = {key[1:]: decode(value, DoomedRecord) for key, value in all_of(b"d").items()}
+    billed: Counter[tuple[int, str]] = Counter()  # By bucket and storage class.
     live: Counter[int] = Counter()
     objects: Counter[int] = Counter()
     sizes: Counter[int] = Counter()
@@ -70,6 +76,7 @@ async def audit(store: Store) -> Counter[bytes]:
         record = decode(value, ObjectRecord)
         objects[bucket] += 1
         sizes[bucket] += record.size
+        billed[bucket, metered_class(record.extra)] += billed_bytes(record.size, key[9:], record.extra)
         inline = count(record.extents)
         extra = record.extra
         if extra is not None and extra.multipart is not None:
@@ -87,12 +94,13 @@ async def audit(store: Store) -> Counter[bytes]:
     assert carried == set(all_of(b"B")), "a body of no record"
 
     open_uploads: dict[bytes, bytes] = {}
+    classes: dict[bytes, str] = {}
     for key, value in all_of(b"m").items():
         bucket = int.from_bytes(key[1:9], "big")
         assert bucket in buckets, f"an upload of no bucket: {key!r}"
-        decode(value, UploadRecord)
         _, upload = unescape(key[9:])
         open_uploads[upload] = key
+        classes[upload] = metered_class(decode(value, UploadRecord).extra)
         uploads[bucket] += 1
 
     parts: Counter[bytes] = Counter()
@@ -113,6 +121,7 @@ async def audit(store: Store) -> Counter[bytes]:
         assert part_bytes[upload] == counter(records.get(b"g" + upload + b"s"))
         assert counter(records.get(b"g" + upload + b"n")) >= parts[upload]
         sizes[int.from_bytes(key[1:9], "big")] += part_bytes[upload]
+        billed[int.from_bytes(key[1:9], "big"), classes[upload]] += part_bytes[upload]
     for key in all_of(b"g"):
         assert key[1:17] in open_uploads, "a generation of no upload"
 
@@ -139,6 +148,10 @@ async def audit(store: Store) -> Counter[bytes]:
         assert counter(records.get(name + b"o")) == objects[bucket]
         assert counter(records.get(name + b"s")) == sizes[bucket]
         assert counter(records.get(name + b"u")) == uploads[bucket]
+        assert counter(records.get(name + b"b")) == sum(
+            size for (one, _), size in billed.items() if one == bucket
+        )
+    _check_use(records, buckets, billed, objects)
     for key in all_of(b"c"):
         assert int.from_bytes(key[1:9], "big") in buckets, "a counter of no bucket"
     counted = {int.from_bytes(key[1:], "big"): counter(value) for key, value in all_of(b"G").items()}
@@ -146,3 +159,33 @@ async def audit(store: Store) -> Counter[bytes]:
         volume: size for volume, size in live.items() if size
     }
     return Counter({letter: len(found) for letter, found in by_letter.items()})
+
+
+def _check_use(
+    records: dict[bytes, bytes],
+    buckets: dict[int, BucketRecord],
+    billed: Counter[tuple[int, str]],
+    objects: Counter[int],
+) -> None:
+    """What tenants and projects hold, and what the meters say that buckets hold."""
+    used: Counter[bytes] = Counter()
+    for number, bucket in buckets.items():
+        size = sum(size for (one, _), size in billed.items() if one == number)
+        scopes = [tenant_use_key(bucket.tenant)]
+        if project_of(bucket):
+            scopes.append(project_use_key(bucket.tenant, project_of(bucket)))
+        used[scopes[0] + b"b"] += 1
+        for scope in scopes:
+            used[scope + b"s"] += size
+            used[scope + b"o"] += objects[number]
+    held = {key: counter(value) for key, value in records.items() if key[:1] == b"Q"}
+    assert {key: size for key, size in held.items() if size} == {k: size for k, size in used.items() if size}
+    metered: Counter[tuple[int, str]] = Counter()
+    for key, value in records.items():
+        if key[:1] == b"M":
+            _, number, storage_class, meter = split_meter(key)
+            if meter == DELTA:
+                metered[number, storage_class] += counter(value)
+    assert {of: size for of, size in metered.items() if size} == {
+        of: size for of, size in billed.items() if size
+    }

@@ -1,0 +1,124 @@
+"""What a change of an object counts for: quotas and meters, in the object's own commit.
+
+Every version counts from its order on (in whole seconds) until the order of what replaces it, under the
+storage class that its record names, for its billed bytes (rental/terms.py). So whoever holds the records of
+all versions can recompute the meters, and does (upkeep).
+"""
+
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from objstore.meta.kv import Add
+from objstore.meta.schema import BucketRecord, Extra, Limits, ObjectRecord, account_key, decode
+from objstore.objects.placing import storage_class_of
+from objstore.rental.meters import count
+from objstore.rental.terms import PROJECT, QUOTA, UNLIMITED, Account, add_use, billed_bytes
+
+if TYPE_CHECKING:
+    from objstore.objects.store import Store
+
+CACHED_ACCOUNTS_MAX: Final = 16_384
+STANDARD: Final = "STANDARD"
+SECOND_US: Final = 1_000_000
+
+
+async def open_account(store: "Store", tenant: str) -> Account:
+    """As metadata has it now. Raises: MetaUnavailable."""
+    return remember_account(store, tenant, await store.kv.get(account_key(tenant)))
+
+
+def remember_account(store: "Store", tenant: str, value: bytes | None) -> Account:
+    """Decode an account's record, through the cache of those already decoded."""
+    cached = store.accounts.get(tenant)
+    if cached is not None and cached.value == value:
+        return cached
+    account = Account(tenant, value)
+    if len(store.accounts) >= CACHED_ACCOUNTS_MAX:
+        store.accounts.clear()
+    store.accounts[tenant] = account
+    return account
+
+
+def project_of(bucket: BucketRecord) -> str:
+    """The project's name; empty: none."""
+    return "" if bucket.settings is None else bucket.settings.get(PROJECT, b"").decode()
+
+
+def limits_of(bucket: BucketRecord) -> Limits:
+    """The bucket's own."""
+    value = None if bucket.settings is None else bucket.settings.get(QUOTA)
+    return UNLIMITED if value is None else decode(value, Limits)
+
+
+def metered_class(extra: Extra | None) -> str:
+    """The storage class under which a version is metered; empty: STANDARD."""
+    name = storage_class_of(extra)
+    return "" if name == STANDARD else name
+
+
+def padded(record: ObjectRecord, raw_key: bytes, account: Account) -> ObjectRecord:
+    """The record with what its class bills beyond its own bytes noted in it."""
+    if not account.record.classes:
+        return record
+    missing = account.terms(metered_class(record.extra)).bytes_min - billed_bytes(
+        record.size, raw_key, record.extra
+    )
+    if missing <= 0:
+        return record
+    extra = msgspec.structs.replace(record.extra or Extra(), padding=missing)
+    return msgspec.structs.replace(record, extra=extra)
+
+
+def charge(
+    add: dict[bytes, Add],
+    account: Account,
+    bucket: BucketRecord,
+    raw_key: bytes,
+    old: ObjectRecord | None,
+    new: ObjectRecord | None,
+    at_us: int,
+    *,
+    leaves: bool,
+    parts: int = 0,
+    requests: int = 0,
+) -> None:
+    """Count one version taking another's place.
+
+    Args:
+        at_us: the moment of the change: the new version's order, or that of the deletion.
+        leaves: the old version's bytes leave; else the new one keeps them.
+        parts: bytes of parts of the new version's class that it takes over: they were counted as parts.
+        requests: of class A that the change answers.
+    """
+    at_s = at_us // SECOND_US
+    came = went = 0
+    came_class = went_class = ""
+    if new is not None:
+        came = billed_bytes(new.size, raw_key, new.extra) - parts
+        came_class = metered_class(new.extra) if new.extra is not None else ""
+    if old is not None:
+        went = billed_bytes(old.size, raw_key, old.extra)
+        went_class = metered_class(old.extra) if old.extra is not None else ""
+        early = 0
+        if leaves and account.record.classes:
+            age = at_s - old.order // SECOND_US
+            early = went * max(0, account.terms(went_class).seconds_min - age)
+        if early or went_class != came_class or new is None:
+            count(add, bucket.id, went_class, at_s, stored=-went, early=early)
+            count(add, bucket.id, came_class, at_s, stored=came, requests=requests)
+        else:
+            count(add, bucket.id, came_class, at_s, stored=came - went, requests=requests)
+    else:
+        count(add, bucket.id, came_class, at_s, stored=came, requests=requests)
+    use(add, account, bucket, size=came - went, objects=(new is not None) - (old is not None))
+
+
+def use(
+    add: dict[bytes, Add], account: Account, bucket: BucketRecord, *, size: int, objects: int = 0
+) -> None:
+    """Count billed bytes and objects towards the limits that hold in a bucket."""
+    if bucket.settings is None:
+        add_use(add, account, bucket.id, "", UNLIMITED, size=size, objects=objects)
+    else:
+        add_use(add, account, bucket.id, project_of(bucket), limits_of(bucket), size=size, objects=objects)

@@ -1,0 +1,139 @@
+"""What a tenant's requests are held to: its state, its limits, and what a version is billed for at least."""
+
+from collections.abc import Sequence
+from typing import Final
+
+from objstore.errors import AccountClosed, BadArgument, LimitReached, QuotaExceeded
+from objstore.meta.kv import Add
+from objstore.meta.schema import (
+    AccountRecord,
+    ClassTerms,
+    Extra,
+    Limits,
+    account_key,
+    bucket_billed_key,
+    bucket_objects_key,
+    decode,
+    project_use_key,
+    tenant_use_key,
+)
+
+STORES: Final = frozenset({"trial", "active", "past_due"})  # States in which more may be stored;
+READS: Final = STORES | {"read_only", "terminating"}  # in which it may be read and deleted.
+STATES: Final = READS | {"suspended", "purged"}
+NO_TERMS: Final = ClassTerms()
+UNLIMITED: Final = Limits()
+PROJECT: Final = "project"  # In a bucket's settings: the name of its project;
+QUOTA: Final = "quota"  # and its own limits, encoded.
+
+
+class Account:
+    """A tenant's AccountRecord as it was read, with the keys of its counters."""
+
+    __slots__ = ("buckets_key", "key", "record", "tenant", "use_key", "value")
+
+    def __init__(self, tenant: str, value: bytes | None) -> None:
+        self.tenant = tenant
+        self.key = account_key(tenant)
+        self.value = value  # As a commit expects it.
+        self.record = AccountRecord() if value is None else decode(value, AccountRecord)
+        self.use_key = tenant_use_key(tenant)
+        self.buckets_key = self.use_key + b"b"
+
+    def check_stores(self) -> None:
+        """Raises: AccountClosed unless more may be stored."""
+        if self.record.state not in STORES:
+            raise AccountClosed(self.record.state)
+
+    def terms(self, storage_class: str) -> ClassTerms:
+        return self.record.classes.get(storage_class, NO_TERMS)
+
+
+def text_size(texts: dict[str, str]) -> int:
+    """Bytes of names and values in UTF-8."""
+    return sum(len(name.encode()) + len(value.encode()) for name, value in texts.items())
+
+
+def billed_bytes(size: int, raw_key: bytes, extra: Extra | None) -> int:
+    """What a version counts for, in quotas and bills alike.
+
+    Args:
+        size: bytes of content.
+        raw_key: its key in UTF-8.
+    """
+    billed = size + len(raw_key)
+    if extra is not None:
+        if extra.metadata:
+            billed += text_size(extra.metadata)
+        billed += extra.padding
+    return billed
+
+
+def add_use(
+    add: dict[bytes, Add],
+    account: Account,
+    bucket: int,
+    project: str,
+    limits: Limits,
+    *,
+    size: int,
+    objects: int,
+) -> None:
+    """Count what a commit adds to (or takes from) a tenant, a project and a bucket, within their limits.
+
+    Args:
+        limits: the bucket's own.
+        size: billed bytes.
+    """
+    own = account.record.limits
+    if size:
+        add[bucket_billed_key(bucket)] = Add(size, limits.bytes_max)
+        add[account.use_key + b"s"] = Add(size, own.bytes_max)
+    if objects:
+        add[bucket_objects_key(bucket)] = Add(objects, limits.objects_max)
+        add[account.use_key + b"o"] = Add(objects, own.objects_max)
+    if project:
+        its = account.record.projects.get(project, UNLIMITED)
+        key = project_use_key(account.tenant, project)
+        if size:
+            add[key + b"s"] = Add(size, its.bytes_max)
+        if objects:
+            add[key + b"o"] = Add(objects, its.objects_max)
+
+
+def quota_of(failure: LimitReached) -> QuotaExceeded:
+    """The limit that a commit would have crossed, in a tenant's words."""
+    scope = {b"Qt": "tenant", b"Qp": "project", b"Qk": "access key"}.get(failure.key[:2], "bucket")
+    if failure.key[:1] == b"Q":
+        unit = {b"o": "objects", b"b": "buckets"}.get(failure.key[-1:], "bytes")
+    else:
+        unit = "objects" if failure.key[-1:] == b"o" else "bytes"
+    return QuotaExceeded(scope, unit=unit, limit=failure.at_most, used=failure.value)
+
+
+def check_state(state: str) -> str:
+    """Raises: BadArgument."""
+    if state not in STATES:
+        raise BadArgument(f"an account is one of {', '.join(sorted(STATES))}", name="state", value=state)
+    return state
+
+
+def check_limits(limits: Limits) -> Limits:
+    """Raises: BadArgument for a negative limit, or a soft one above the hard one."""
+    values: Sequence[int | None] = (
+        limits.bytes_max,
+        limits.objects_max,
+        limits.bytes_soft,
+        limits.buckets_max,
+        limits.requests_per_s,
+        limits.bytes_per_s,
+    )
+    if any(value is not None and value < 0 for value in values):
+        raise BadArgument("a limit is 0 or more", name="limit")
+    if (
+        limits.bytes_soft is not None
+        and limits.bytes_max is not None
+        and limits.bytes_soft > limits.bytes_max
+    ):
+        raise BadArgument("the soft limit lies above the hard one", name="soft_bytes")
+    return limits
