@@ -37,6 +37,7 @@ the end, with a default, so that every later release reads every earlier record.
     Q t <tenant> 00 o|s|b                   counters: a tenant's objects, billed bytes (reservations among
                                             them), buckets
     Q p <tenant> 00 <project> 00 o|s        the same of a project
+    E <reservation id 16>                   ReservationRecord: bytes that an upload under way may still store
     M <hour 4> <bucket id 8> <class> 00 <meter 1>
                                             counters of an hour that is not sealed yet (rental/meters.py)
     w <bucket id 8>                         TitleRecord: whose a bucket is or was; it outlives the bucket
@@ -290,6 +291,14 @@ class AccountRecord(Record, frozen=True, array_like=True, kw_only=True):
     sites: list[str] = []  # Where the tenant's bytes may lie; none: anywhere.
 
 
+class ReservationRecord(Record, frozen=True, array_like=True, kw_only=True):
+    tenant: str
+    project: str
+    bucket: int
+    size: int  # Billed bytes, counted as used by all three.
+    expires_us: int
+
+
 class TitleRecord(Record, frozen=True, array_like=True, kw_only=True):
     tenant: str
     project: str
@@ -519,6 +528,10 @@ def tenant_use_key(tenant: str) -> bytes:
 def project_use_key(tenant: str, project: str) -> bytes:
     """Of two counters: + b"o" objects, + b"s" billed bytes."""
     return b"Qp" + tenant.encode() + b"\0" + project.encode() + b"\0"
+
+
+def reservation_key(one: bytes) -> bytes:
+    return b"E" + one
 
 
 def title_key(bucket: int) -> bytes:

@@ -81,6 +81,7 @@ def charge(
     *,
     leaves: bool,
     parts: int = 0,
+    reserved: int = 0,
     requests: int = 0,
 ) -> None:
     """Count one version taking another's place.
@@ -89,6 +90,7 @@ def charge(
         at_us: the moment of the change: the new version's order, or that of the deletion.
         leaves: the old version's bytes leave; else the new one keeps them.
         parts: bytes of parts of the new version's class that it takes over: they were counted as parts.
+        reserved: billed bytes that were reserved for the change, and are settled with it.
         requests: of class A that the change answers.
     """
     at_s = at_us // SECOND_US
@@ -111,7 +113,7 @@ def charge(
             count(add, bucket.id, came_class, at_s, stored=came - went, requests=requests)
     else:
         count(add, bucket.id, came_class, at_s, stored=came, requests=requests)
-    use(add, account, bucket, size=came - went, objects=(new is not None) - (old is not None))
+    use(add, account, bucket, size=came - went - reserved, objects=(new is not None) - (old is not None))
 
 
 def use(

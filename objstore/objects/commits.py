@@ -11,6 +11,7 @@ pages are doomed by one key and swept later in bounded steps (doomed.py).
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
@@ -22,6 +23,7 @@ from objstore.errors import (
     NoSuchBucket,
     Overloaded,
     Rejected,
+    StoreError,
 )
 from objstore.extents import Extent
 from objstore.meta.kv import Add, Transaction
@@ -30,6 +32,7 @@ from objstore.meta.schema import (
     DoomedRecord,
     Extra,
     ObjectRecord,
+    PartRecord,
     body_key,
     bucket_bytes_key,
     bucket_key,
@@ -45,9 +48,10 @@ from objstore.objects.carrying import is_carried
 from objstore.objects.changes import REPLICATION, check_writable, note_change
 from objstore.objects.ledger import live_adds, publish
 from objstore.objects.placing import STORAGE_CLASS, policy_for, policy_of_bucket
+from objstore.objects.reservations import Hold, is_limited, let_go, reserve
 from objstore.objects.store import Store
 from objstore.objects.values import Principal
-from objstore.rental.terms import Account, quota_of
+from objstore.rental.terms import Account, billed_bytes, quota_of
 
 KEY_SIZE_MAX: Final = 1_024  # Bytes of UTF-8.
 ATTEMPTS_MAX: Final = 64  # Decisions for one change; every lost round means that another commit won.
@@ -80,6 +84,7 @@ class Place:
     account: Account  # Of the bucket's tenant.
     policy: str = ""  # Under which its bytes are to lie.
     storage_class: str = ""
+    hold: Hold | None = None  # Room that was reserved for the change.
 
 
 async def open_place(store: Store, who: Principal, bucket: str, key: str, *, stores: bool = False) -> Place:
@@ -109,6 +114,45 @@ def choose_class(store: Store, place: Place, extra: Extra | None) -> None:
     if extra is not None and STORAGE_CLASS in extra.headers:
         place.storage_class = extra.headers[STORAGE_CLASS]
         place.policy = policy_for(store, place.bucket, place.storage_class)
+
+
+async def reserve_room(store: Store, place: Place, size: int | None, extra: Extra | None) -> None:
+    """Before a body of so many bytes is received for the object here: is there room for it?
+
+    Raises: QuotaExceeded, MetaUnavailable.
+    """
+    if size is None or not is_limited(place.account, place.bucket):
+        return  # Without a length the commit alone decides.
+    value = await store.kv.get(place.home)
+    growth = billed_bytes(size, place.raw_key, extra)
+    if value is not None:
+        old = decode(value, ObjectRecord)
+        growth -= billed_bytes(old.size, place.raw_key, old.extra)
+    place.hold = await reserve(
+        store,
+        place.account,
+        place.bucket,
+        growth,
+        objects=value is None,
+        large=size > store.small_size_max,
+    )
+
+
+async def reserve_part(store: Store, place: Place, home: bytes, size: int | None) -> None:
+    """The same for the part at this p key. Raises: QuotaExceeded, MetaUnavailable."""
+    if size is None or not is_limited(place.account, place.bucket):
+        return
+    value = await store.kv.get(home)
+    growth = size if value is None else size - decode(value, PartRecord).size
+    large = size > store.small_size_max
+    place.hold = await reserve(store, place.account, place.bucket, growth, objects=0, large=large)
+
+
+async def leave_room(store: Store, place: Place) -> None:
+    """Whatever became of the change: what it reserved is not held any longer."""
+    if place.hold is not None:
+        with suppress(StoreError):  # Else it expires.
+            await let_go(store, place.hold)
 
 
 async def reopen(store: Store, who: Principal, place: Place) -> None:
@@ -247,6 +291,12 @@ async def change_object(
             put.update(doom(old, store.clock.now_us()))
         if bytes_delta:
             add[bucket_bytes_key(place.bucket.id)] = Add(bytes_delta)
+        hold = place.hold
+        reserved = 0
+        if hold is not None and not hold.settled:
+            reserved = hold.record.size
+            expect[hold.key] = hold.value
+            delete.append(hold.key)
         charge(
             add,
             account,
@@ -257,6 +307,7 @@ async def change_object(
             order if who.mirror is None else store.clock.now_us(),
             leaves=change.drops_old,
             parts=change.parts,
+            reserved=reserved,
             requests=change.requests,
         )
         settings = place.bucket.settings
@@ -276,6 +327,8 @@ async def change_object(
                 await reopen(store, who, place)
                 if kept is not None:
                     await kept.write_under(store, place.policy)
+            elif hold is not None and conflict.key == hold.key:
+                hold.settled = True  # It had expired: from now on the limits decide.
             elif conflict.key == account.key:
                 place.account = await open_account(store, place.bucket.tenant)
                 place.account.check_stores()
@@ -291,6 +344,8 @@ async def change_object(
         except LimitReached as limit:
             raise quota_of(limit) from limit
         else:
+            if hold is not None:
+                hold.settled = True
             return record, True
         if attempt >= PATIENT_ATTEMPTS:
             await asyncio.sleep(store.randomness(1)[0] / 255 * WAIT_MAX_S)

@@ -17,7 +17,17 @@ from objstore.errors import BadArgument, BadRequest, CopyToSelf, NoSuchKey, Over
 from objstore.meta.schema import FORMAT, Checksum, Extra, ObjectRecord, PartRecord, encode, part_key
 from objstore.objects import checksums
 from objstore.objects.bodies import PUT_SIZE_MAX, keep_body
-from objstore.objects.commits import Change, Check, Place, change_object, choose_class, open_place
+from objstore.objects.commits import (
+    Change,
+    Check,
+    Place,
+    change_object,
+    choose_class,
+    leave_room,
+    open_place,
+    reserve_part,
+    reserve_room,
+)
 from objstore.objects.conditions import COPY_SOURCE
 from objstore.objects.multipart import UPLOAD_ID_SIZE, check_part_number, open_upload, publish_part
 from objstore.objects.placing import storage_class_of, with_class
@@ -171,6 +181,7 @@ async def copy_object(
     await check_early(store, place, check)
     if onto_itself and not moves:
         return await _change_words(store, who, source, found, place, extra, checksum_algorithm, check)
+    await reserve_room(store, place, found.length, extra)
     owner = owner_of(who, place)
     began_us = store.clock.now_us()
 
@@ -181,10 +192,13 @@ async def copy_object(
         )
 
     body = _body_of(store, found, checksum_algorithm)
-    kept, digests = await keep_body(store, place.home, body, describe, policy=place.policy)
-    return await publish_object(
-        store, who, place, kept, etag=digests.md5, checksum=digests.checksum, extra=extra, check=check
-    )
+    try:
+        kept, digests = await keep_body(store, place.home, body, describe, policy=place.policy)
+        return await publish_object(
+            store, who, place, kept, etag=digests.md5, checksum=digests.checksum, extra=extra, check=check
+        )
+    finally:
+        await leave_room(store, place)
 
 
 def _words(extra: Extra | None) -> Extra | None:
@@ -312,9 +326,13 @@ async def copy_part(
         )
 
     home = part_key(name[-UPLOAD_ID_SIZE:], number)
-    kept, digests = await keep_body(store, home, body, describe, policy=place.policy)
-    assert digests.checksum is not None
-    order = await publish_part(
-        store, who, place, name, value, record, number, kept, digests.md5, digests.checksum.pack()
-    )
+    await reserve_part(store, place, home, found.length)
+    try:
+        kept, digests = await keep_body(store, home, body, describe, policy=place.policy)
+        assert digests.checksum is not None
+        order = await publish_part(
+            store, who, place, name, value, record, number, kept, digests.md5, digests.checksum.pack()
+        )
+    finally:
+        await leave_room(store, place)
     return Written(etag=digests.md5.hex(), order=order, checksum=digests.checksum, size=digests.size)

@@ -62,7 +62,16 @@ from objstore.objects import checksums, doomed
 from objstore.objects.accounting import SECOND_US, metered_class, open_account, use
 from objstore.objects.bodies import OBJECT_SIZE_MAX, Kept, keep_body, keep_small
 from objstore.objects.buckets import find_bucket
-from objstore.objects.commits import Change, Place, change_object, choose_class, open_place, reopen
+from objstore.objects.commits import (
+    Change,
+    Place,
+    change_object,
+    choose_class,
+    leave_room,
+    open_place,
+    reopen,
+    reserve_part,
+)
 from objstore.objects.conditions import check_complete
 from objstore.objects.ledger import publish
 from objstore.objects.listing import roll_up
@@ -208,8 +217,12 @@ async def put_part(
             )
         )
 
-    kept, digests = await keep_body(store, home, body, describe, policy=place.policy, beside=beside)
-    order = await publish_part(store, who, place, name, value, record, number, kept, digests.md5, packed)
+    await reserve_part(store, place, home, body.size)
+    try:
+        kept, digests = await keep_body(store, home, body, describe, policy=place.policy, beside=beside)
+        order = await publish_part(store, who, place, name, value, record, number, kept, digests.md5, packed)
+    finally:
+        await leave_room(store, place)
     return Written(etag=digests.md5.hex(), order=order, checksum=digests.checksum, size=digests.size)
 
 
@@ -279,13 +292,22 @@ async def publish_part(
         if delta:
             add[upload_bytes_key(upload)] = Add(delta)
             add[bucket_bytes_key(place.bucket.id)] = Add(delta)
-            use(add, place.account, place.bucket, size=delta)
+        hold = place.hold
+        delete: tuple[bytes, ...] = ()
+        held = 0
+        if hold is not None and not hold.settled:
+            held = hold.record.size
+            expect[hold.key] = hold.value
+            delete = (hold.key,)
+        use(add, place.account, place.bucket, size=delta - held)
         storage_class = metered_class(record.extra)
         count(add, place.bucket.id, storage_class, order // SECOND_US, stored=delta, requests=1)
         try:
-            await store.kv.commit(Transaction(expect, put, (), add))
+            await store.kv.commit(Transaction(expect, put, delete, add))
         except Conflict as conflict:
-            if conflict.key == place.bucket_key:
+            if hold is not None and conflict.key == hold.key:
+                hold.settled = True  # It had expired: from now on the limits decide.
+            elif conflict.key == place.bucket_key:
                 await reopen(store, who, place)
                 await kept.write_under(store, place.policy)
             elif conflict.key == place.account.key:
@@ -301,6 +323,8 @@ async def publish_part(
             continue
         except LimitReached as limit:
             raise quota_of(limit) from limit
+        if hold is not None:
+            hold.settled = True
         return order
     raise Overloaded(f"{ATTEMPTS_MAX} rounds lost against other writes of one part")
 

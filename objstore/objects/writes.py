@@ -8,7 +8,16 @@ from objstore.errors import BadArgument, MetadataTooLarge, NoSuchVersion, StoreE
 from objstore.meta.schema import FORMAT, Checksum, Extra, ObjectRecord, decode, encode
 from objstore.objects.bodies import Kept, keep_body
 from objstore.objects.buckets import read_bucket
-from objstore.objects.commits import Change, Check, Place, change_object, choose_class, open_place
+from objstore.objects.commits import (
+    Change,
+    Check,
+    Place,
+    change_object,
+    choose_class,
+    leave_room,
+    open_place,
+    reserve_room,
+)
 from objstore.objects.conditions import check_delete, check_write
 from objstore.objects.store import Store
 from objstore.objects.values import (
@@ -118,14 +127,15 @@ async def put_object(
     conditions: Conditions = NO_CONDITIONS,
 ) -> Written:
     """Raises: NoSuchBucket, Denied, KeyTooLong, TooLarge, MetadataTooLarge, ConditionFailed,
-    ConditionalConflict, NoSuchKey (If-Match on nothing), BadStorageClass, Unavailable, and whatever the body
-    raises."""
+    ConditionalConflict, NoSuchKey (If-Match on nothing), BadStorageClass, AccountClosed, QuotaExceeded,
+    Unavailable, and whatever the body raises."""
     place = await open_place(store, who, bucket, key, stores=True)
     extra = extra_of(about)
     choose_class(store, place, extra)
     check = write_check(conditions, key)
     if check is not None:
         await check_early(store, place, check)
+    await reserve_room(store, place, body.size, extra)
     owner = owner_of(who, place)
     began_us = store.clock.now_us()
 
@@ -135,13 +145,16 @@ async def put_object(
             ObjectRecord(FORMAT, began_us, b"", digests.size, digests.md5, packed, [], extra, owner)
         )
 
-    with store.carrier:
-        kept, digests = await keep_body(
-            store, place.home, body, describe, policy=place.policy, may_carry=True
-        )
-        written = await publish_object(
-            store, who, place, kept, etag=digests.md5, checksum=digests.checksum, extra=extra, check=check
-        )
+    try:
+        with store.carrier:
+            kept, digests = await keep_body(
+                store, place.home, body, describe, policy=place.policy, may_carry=True
+            )
+            written = await publish_object(
+                store, who, place, kept, etag=digests.md5, checksum=digests.checksum, extra=extra, check=check
+            )
+    finally:
+        await leave_room(store, place)
     if kept.carried:
         store.carrier.took(store, place.home)
     return written

@@ -30,7 +30,7 @@ QUOTA: Final = "quota"  # and its own limits, encoded.
 class Account:
     """A tenant's AccountRecord as it was read, with the keys of its counters."""
 
-    __slots__ = ("buckets_key", "key", "record", "tenant", "use_key", "value")
+    __slots__ = ("buckets_key", "key", "limited", "record", "tenant", "use_key", "value")
 
     def __init__(self, tenant: str, value: bytes | None) -> None:
         self.tenant = tenant
@@ -39,6 +39,10 @@ class Account:
         self.record = AccountRecord() if value is None else decode(value, AccountRecord)
         self.use_key = tenant_use_key(tenant)
         self.buckets_key = self.use_key + b"b"
+        self.limited = any(
+            limits.bytes_max is not None or limits.objects_max is not None
+            for limits in (self.record.limits, *self.record.projects.values())
+        )
 
     def check_stores(self) -> None:
         """Raises: AccountClosed unless more may be stored."""

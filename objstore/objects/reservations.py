@@ -1,0 +1,143 @@
+"""Room for a body before it is received: what is refused is refused early, and what is begun can end.
+
+Where a tenant, a project or a bucket has a limit, a small body is held against it by a look (its commit
+decides), a large one by a commit that counts the growth as used and leaves a record of it. The commit of the
+object expects that record, takes it away and counts the difference. What the dead have reserved is given back
+by `release_expired`; an upload that outlived its reservation is decided by its commit alone.
+
+Nobody without such limits pays for any of this.
+"""
+
+from typing import TYPE_CHECKING, Final
+
+from objstore.errors import Conflict, LimitReached, QuotaExceeded
+from objstore.ids import random_id
+from objstore.meta.kv import Add, Transaction, counter, pages, prefix_end
+from objstore.meta.schema import (
+    BucketRecord,
+    Limits,
+    ReservationRecord,
+    TitleRecord,
+    bucket_billed_key,
+    bucket_objects_key,
+    decode,
+    encode,
+    project_use_key,
+    reservation_key,
+    title_key,
+)
+from objstore.objects.accounting import limits_of, open_account, project_of
+from objstore.rental.terms import QUOTA, UNLIMITED, Account, add_use, quota_of
+
+if TYPE_CHECKING:
+    from objstore.objects.store import Store
+
+HELD_US: Final = 6 * 3_600 * 1_000_000  # After this an upload's reservation may be given back.
+EXPIRED_AT_ONCE: Final = 1_000
+
+
+class Hold:
+    """A reservation that was made: bytes counted as used until the object's commit, or until it is let go."""
+
+    __slots__ = ("key", "record", "settled", "value")
+
+    def __init__(self, key: bytes, record: ReservationRecord) -> None:
+        self.key = key
+        self.record = record
+        self.value = encode(record)
+        self.settled = False  # Its record is gone: published, let go or given back.
+
+
+def is_limited(account: Account, bucket: BucketRecord) -> bool:
+    """Whether any limit of what may be stored holds in this bucket."""
+    return account.limited or (bucket.settings is not None and QUOTA in bucket.settings)
+
+
+async def reserve(
+    store: "Store", account: Account, bucket: BucketRecord, growth: int, *, objects: int, large: bool
+) -> Hold | None:
+    """Make sure of room for so many more billed bytes; a Hold if they were reserved.
+
+    Args:
+        growth: billed bytes that come, less those that go with what is replaced.
+        objects: more objects than before.
+        large: the body takes long enough to be worth a reservation.
+
+    Raises: QuotaExceeded, MetaUnavailable.
+    """
+    await _check_room(store, account, bucket, growth, objects)
+    if not large or growth <= 0:
+        return None
+    project, limits = project_of(bucket), limits_of(bucket)
+    record = ReservationRecord(
+        tenant=account.tenant,
+        project=project,
+        bucket=bucket.id,
+        size=growth,
+        expires_us=store.clock.now_us() + HELD_US,
+    )
+    hold = Hold(reservation_key(random_id(store.randomness)), record)
+    add: dict[bytes, Add] = {}
+    add_use(add, account, bucket.id, project, limits, size=growth, objects=0)
+    try:
+        await store.kv.commit(Transaction({hold.key: None}, {hold.key: hold.value}, (), add))
+    except LimitReached as limit:
+        raise quota_of(limit) from limit
+    return hold
+
+
+async def _check_room(
+    store: "Store", account: Account, bucket: BucketRecord, growth: int, objects: int
+) -> None:
+    """Refuse what the commit would refuse now. Raises: QuotaExceeded."""
+    project = project_of(bucket)
+    scopes: list[tuple[str, Limits, bytes, bytes]] = [
+        ("bucket", limits_of(bucket), bucket_billed_key(bucket.id), bucket_objects_key(bucket.id)),
+        ("tenant", account.record.limits, account.use_key + b"s", account.use_key + b"o"),
+    ]
+    if project:
+        key = project_use_key(account.tenant, project)
+        its = account.record.projects.get(project, UNLIMITED)
+        scopes.append(("project", its, key + b"s", key + b"o"))
+    values = await store.kv.get_many([key for _, _, *keys in scopes for key in keys])
+    for (scope, limits, _, _), size, count in zip(scopes, values[::2], values[1::2], strict=True):
+        for unit, more, used, limit in (
+            ("bytes", growth, counter(size), limits.bytes_max),
+            ("objects", objects, counter(count), limits.objects_max),
+        ):
+            if limit is not None and more > 0 and used + more > limit:
+                raise QuotaExceeded(scope, unit=unit, limit=limit, used=used)
+
+
+async def let_go(store: "Store", hold: Hold) -> None:
+    """Give a reservation back that no commit has settled. Raises: MetaUnavailable (it expires)."""
+    if hold.settled:
+        return
+    await _give_back(store, hold.key, hold.value, hold.record)
+    hold.settled = True
+
+
+async def release_expired(store: "Store") -> int:
+    """Give back what uploads that are long over have reserved; returns how many reservations went."""
+    now_us = store.clock.now_us()
+    count = 0
+    async for pairs in pages(store.kv, b"E", prefix_end(b"E"), EXPIRED_AT_ONCE):
+        for key, value in pairs:
+            record = decode(value, ReservationRecord)
+            if record.expires_us <= now_us:
+                await _give_back(store, key, value, record)
+                count += 1
+    return count
+
+
+async def _give_back(store: "Store", key: bytes, value: bytes, record: ReservationRecord) -> None:
+    account = await open_account(store, record.tenant)
+    add: dict[bytes, Add] = {}
+    add_use(add, account, record.bucket, record.project, UNLIMITED, size=-record.size, objects=0)
+    title = await store.kv.get(title_key(record.bucket))
+    if title is None or decode(title, TitleRecord).removed_us:
+        del add[bucket_billed_key(record.bucket)]  # It went with the bucket.
+    try:
+        await store.kv.commit(Transaction({key: value, title_key(record.bucket): title}, {}, (key,), add))
+    except Conflict:
+        pass  # Settled, or given back by another process.
