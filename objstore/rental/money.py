@@ -1,8 +1,8 @@
-"""Amounts of money: integers of a currency's smallest unit. Prices and quantities are exact until a line is rounded.
+"""Amounts of money: integers of a currency's smallest unit. All before them is exact, and rounded once.
 
     price (Decimal, at most 12 places) x quantity (Fraction)  ->  round half up, once a line  ->  Money
 
-ISO 4217 minor units as babel 2.18 has them; a currency that is not listed here is refused rather than guessed.
+ISO 4217 minor units as babel 2.18 has them; a currency that is not listed is refused rather than guessed.
 """
 
 import re
@@ -15,7 +15,8 @@ from typing import Final
 from objstore.errors import BadArgument
 
 MINOR_UNITS: Final = {
-    "DZD": 2, "MAD": 2, "EUR": 2, "USD": 2, "GBP": 2, "CHF": 2, "CAD": 2, "EGP": 2, "MRU": 2, "SAR": 2, "AED": 2,
+    "DZD": 2, "MAD": 2, "EUR": 2, "USD": 2, "GBP": 2, "CHF": 2, "CAD": 2, "EGP": 2, "MRU": 2, "SAR": 2,
+    "AED": 2,
     "TND": 3, "LYD": 3, "JOD": 3, "KWD": 3, "BHD": 3, "OMR": 3,
     "XOF": 0, "XAF": 0, "JPY": 0,
 }  # fmt: skip

@@ -1,8 +1,8 @@
-"""Every record of renting, as metadata keeps it: MessagePack arrays, format first, fields only added at the end.
+"""The records of renting that its parts share, and where all of its records lie.
 
     Y l <seller>                              SellerRecord: a legal entity that sells
     Y c <tenant>                              CustomerRecord: a tenant as a customer
-    Y p <plan> 00 <version 4>                 PlanRecord: a version of a rate card; immutable once a tenant is on it
+    Y p <plan> 00 <version 4>                 PlanRecord: a version of a rate card
     Y t <rule>                                TaxRuleRecord
     Y L <lease id>                            LeaseRecord
     Y o <offer>                               OfferRecord: a lease that tenants may order
@@ -14,13 +14,14 @@
     Y I <tenant> 00 <document id>             empty: the documents of a tenant, in order of making
     Y P <payment id>                          PaymentRecord
     Y W <tenant>                              WalletRecord: what was paid in advance
-    y <bucket id 8> <class> 00                HeldRecord: what a bucket holds at the end of its last sealed hour
+    y <bucket id 8> <class> 00                HeldRecord: what a bucket held when the open hours began
     h <tenant> 00 <hour 4> <bucket id 8> <class> 00 <meter 1>   UsageRecord: sealed
     f <slot 4> <tenant>                       counters of five minutes: requests, failures (service levels)
     T <sequence 8>                            AuditRecord: an administrative act, hash-chained
 
-Ids are ULIDs (26 letters) unless they are names that people chose. Moments are microseconds since 1970, UTC. Amounts
-are integers of the currency's smallest unit; prices are decimal text; quantities "numerator/denominator" text.
+Records are MessagePack arrays, their format first, fields only added at the end. Ids are ULIDs (26 letters)
+unless they are names that people chose. Moments are microseconds since 1970, UTC. Amounts are integers of the
+currency's smallest unit; prices are decimal text; quantities are "numerator/denominator" text.
 """
 
 from typing import Final
