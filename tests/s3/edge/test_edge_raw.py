@@ -207,7 +207,7 @@ def starting_at_once(loop: asyncio.AbstractEventLoop) -> Callable[..., Any]:
     create_task = loop.create_task
 
     def create(coroutine: Coroutine[Any, Any, Any], **named: Any) -> "asyncio.Future[Any]":
-        if coroutine.__name__ != "_handle_request":
+        if getattr(coroutine, "__name__", "") != "_handle_request":
             return create_task(coroutine, **named)
         try:
             waits_for = coroutine.send(None)
