@@ -169,7 +169,7 @@ def environment_for(**more: str) -> dict[str, str]:
 
 
 def run_command(
-    *arguments: str, environment: Mapping[str, str] | None = None, check: bool = True, timeout: float = 60
+    *arguments: str, environment: Mapping[str, str] | None = None, check: bool = True, timeout: float = 120
 ) -> subprocess.CompletedProcess[str]:
     done = subprocess.run(
         [sys.executable, str(ROOT / "cmd" / "objstore"), *arguments],

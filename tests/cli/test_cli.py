@@ -204,7 +204,7 @@ def test_a_role_that_is_no_member_of_a_cluster_says_how_it_becomes_one(
     tmp_path: Path, name: str, words: str
 ) -> None:
     command = [str(ROOT / "cmd" / name), f"--data={tmp_path}", "--listen=127.0.0.1:0"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=30)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 1
     assert words in done.stderr
 

@@ -21,7 +21,7 @@ WAIT_SECONDS = 30.0
 
 def up(port: int) -> set[str]:
     """The gateways that HAProxy sends requests to."""
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=60) as answer:
         page = answer.read().decode()
     return set(re.findall(r'haproxy_server_status\{[^}]*server="([^"]*)",state="UP"\} 1', page))
 

@@ -207,7 +207,7 @@ async def test_while_no_server_is_there_commits_are_refused_at_once_and_later_go
             await kv.commit(Transaction(put={b"a": b"2"}))
         assert kv.stats.refused_away == 1
         wire.rule = lambda data: "pass"
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while kv.away:
                 await asyncio.sleep(0.02)
         await kv.commit(Transaction(put={b"a": b"3"}))
@@ -547,7 +547,7 @@ async def test_a_server_that_acknowledges_what_a_power_cut_takes_is_refused(url:
     server.sql("ALTER SYSTEM SET fsync = off")
     try:
         server.reload()
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while server.sql("SHOW fsync") != "off":
                 await asyncio.sleep(0.02)
         with pytest.raises(MetaUnavailable, match="fsync=off"):

@@ -251,13 +251,13 @@ async def test_a_volume_whose_record_cannot_be_read_is_not_taken_for_one_that_is
 
         patch.setattr(yard.kv, "get", rotten)
         checks.begin([1, 999])
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while checks.status()["state"] in ("reading", "searching"):
                 await asyncio.sleep(0.005)
     assert checks.status()["state"] == "failed"
     assert 1 in await lost_volumes(ctx)
     checks.begin([999])
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while checks.status()["state"] in ("reading", "searching"):
             await asyncio.sleep(0.005)
     assert await lost_volumes(ctx) == (1,)  # There is no volume 999 any more.

@@ -127,7 +127,7 @@ class Client:
         host, _, port = self.host.partition(":")
         lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
         head = f"{method} {target} HTTP/1.1\r\n{lines}Connection: close\r\n\r\n"
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             reader, writer = await asyncio.open_connection(host, int(port))
             try:
                 writer.write(head.encode() + body)

@@ -106,7 +106,7 @@ async def test_case_2_a_slow_complete_is_kept_alive_with_spaces(
     s3: Client, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     upload, parts = await s3.upload("bkt", "k", [FIRST, LAST])
-    async with held_back(store, monkeypatch) as gate, asyncio.timeout(20):
+    async with held_back(store, monkeypatch) as gate, asyncio.timeout(60):
         reader, writer = await complete_raw(s3, upload, parts)
         assert (await reader.readline()).split()[1] == b"200"
         head = await reader.readuntil(b"\r\n\r\n")
@@ -126,7 +126,7 @@ async def test_case_2_a_late_failure_is_an_error_inside_200(
     s3: Client, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     upload, parts = await s3.upload("bkt", "k", [FIRST, LAST])
-    async with held_back(store, monkeypatch) as gate, asyncio.timeout(20):
+    async with held_back(store, monkeypatch) as gate, asyncio.timeout(60):
         reader, writer = await complete_raw(s3, upload, parts)
         assert (await reader.readline()).split()[1] == b"200"
         await reader.readuntil(b"\r\n\r\n")
