@@ -20,12 +20,13 @@ import base64
 import binascii
 import re
 from dataclasses import replace
-from typing import Annotated, Final, Literal, TypeVar
+from typing import Annotated, Final, TypeVar
 
 import msgspec
 from aiohttp import web
 
 from objstore.iam.principal import Mirror, Principal
+from objstore.meta.schema import CHECKSUMS
 from objstore.objects import multipart, replicas, writes
 from objstore.objects.multipart import Claimed
 from objstore.objects.placing import STORAGE_CLASS
@@ -77,7 +78,7 @@ class Page(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Upload(msgspec.Struct, frozen=True):
-    algorithm: Literal["", "CRC32", "CRC32C", "CRC64NVME", "SHA1", "SHA256"] = ""
+    algorithm: Annotated[str, msgspec.Meta(pattern=rf"\A({'|'.join(CHECKSUMS)})?\Z")] = ""
     type: str = ""
 
 
