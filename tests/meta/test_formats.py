@@ -14,15 +14,18 @@ from objstore.meta import schema
 from objstore.meta.kv import counter, counter_value
 from objstore.meta.schema import (
     AccessKeyRecord,
+    AccountRecord,
     AuthorityRecord,
     BucketRecord,
     ChangeRecord,
     Checksum,
+    ClassTerms,
     DiskRecord,
     DoomedRecord,
     ExtentPage,
     Extra,
     JoinRecord,
+    Limits,
     MemberRecord,
     Multipart,
     ObjectRecord,
@@ -32,13 +35,16 @@ from objstore.meta.schema import (
     ReplicaRecord,
     ReplicationProgress,
     ReplicationRecord,
+    ReservationRecord,
     TenantRecord,
+    TitleRecord,
     UploadRecord,
     UserRecord,
     decode,
     encode,
 )
 from objstore.objects.layout import LAYOUT_KEY, PLACED_KEY, LayoutRecord, MachinePlace, Plan
+from objstore.rental.meters import DELTA, meter_prefix
 from objstore.upkeep.claims import ClaimRecord
 
 ID = bytes(range(16))
@@ -79,6 +85,13 @@ KEYS = [
     (schema.setting_key("lost"), "53" + b"lost".hex()),
     (LAYOUT_KEY, "53" + b"layout".hex()),
     (PLACED_KEY, "4e" + b"placed".hex()),
+    (schema.bucket_billed_key(258), "63 0000000000000102 62"),
+    (schema.account_key("acme"), "61" + b"acme".hex()),
+    (schema.tenant_use_key("acme"), "5174" + b"acme\0".hex()),
+    (schema.project_use_key("acme", "web"), "5170" + b"acme\0web\0".hex()),
+    (schema.reservation_key(ID), "45" + ID.hex()),
+    (schema.title_key(258), "77 0000000000000102"),
+    (meter_prefix(472_222, 258, "COLD") + DELTA, "4d 0007349e 0000000000000102" + b"COLD\0d".hex()),
     (schema.tenant_key("acme"), "74" + b"acme".hex()),
     (schema.user_key("alice"), "75" + b"alice".hex()),
     (schema.access_key_key("OSABC"), "6b" + b"OSABC".hex()),
@@ -174,6 +187,22 @@ RECORDS: list[tuple[msgspec.Struct, str]] = [
     ),
     (JoinRecord(member=ID, key=b"\7", expires_s=2), "94 01 c410" + ID.hex() + "c40107 02"),
     (AuthorityRecord(bundle=b"{}"), "92 01 c402" + b"{}".hex()),
+    (
+        AccountRecord(
+            state="trial",
+            limits=Limits(bytes_max=1),
+            projects={"p": Limits()},
+            classes={"": ClassTerms(bytes_min=2, seconds_min=3)},
+            sites=["s"],
+        ),
+        "96 01 a5" + b"trial".hex() + "96 01 c0c0c0c0c0 81 a170 96 c0c0c0c0c0c0 81 a0 92 02 03 91 a173",
+    ),
+    (
+        ReservationRecord(tenant="t", project="p", bucket=1, size=2, expires_us=3),
+        "96 01 a174 a170 01 02 03",
+    ),
+    (TitleRecord(tenant="t", project="", name="b", created_us=2), "96 01 a174 a0 a162 02 00"),
+    (Extra(padding=5), "81 a162 05"),
     (TenantRecord(name="t", created_us=2), "94 01 a174 02 c2"),
     (UserRecord(tenant="t", name="u", created_us=2, root=True), "97 01 a174 a175 02 c2 c3 a0"),
     (AccessKeyRecord(user="u", secret=b"\7", created_us=2, comment="c"), "96 01 a175 c40107 02 c2 a163"),
