@@ -245,7 +245,7 @@ class App:
                 if not admitted:
                     raise slow_down()
                 response = await self._serve(request)
-                if type(response) is web.Response and not response.prepared and not request.waits_for_100:
+                if isinstance(response, web.Response) and not response.prepared and not request.waits_for_100:
                     await self.outbox.answer(request, response)
                 else:
                     await response.prepare(request)
@@ -445,8 +445,8 @@ class App:
                 method=message.method,
                 operation=request.operation,
                 status=status,
-                duration_ms=round((ended - began) * 1000, 3),
-                ttfb_ms=round((first - began) * 1000, 3) if first else 0.0,
+                duration_ms=_milliseconds(ended - began),
+                ttfb_ms=_milliseconds(first - began) if first else 0.0,
                 bucket=request.bucket,
                 key=request.key,
                 query=redact(path.partition("?")[2]) if "?" in path else "",
@@ -464,12 +464,17 @@ class App:
         self.hash_pool.shutdown(wait=True, cancel_futures=True)
 
 
+def _milliseconds(seconds: float) -> float:
+    """With three digits after the point. `round` takes three times as long."""
+    return int(seconds * 1e6 + 0.5) / 1000
+
+
 def _sent(request: EdgeRequest, response: web.StreamResponse | None) -> int:
     """Bytes of an answer's body that were sent."""
     output = request._payload_writer.output_size
     if not output or response is None or response._must_be_empty_body:
         return 0
-    if type(response) is web.Response:
+    if isinstance(response, web.Response):
         body = response._body
         return len(body) if isinstance(body, (bytes, bytearray)) else 0
     left = request._payload_writer.length

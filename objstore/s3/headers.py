@@ -16,6 +16,7 @@ from time import gmtime
 from typing import Final
 from urllib.parse import unquote_to_bytes
 
+from aiohttp import hdrs
 from multidict import CIMultiDict, CIMultiDictProxy
 
 from objstore.errors import MetadataTooLarge
@@ -306,12 +307,18 @@ def check_expected_owner(headers: Headers, who: Principal) -> None:
 # --- Conditions and ranges -----------------------------------------------------------------------
 
 
+_READ_CONDITIONS: Final = [
+    hdrs.IF_MATCH,
+    hdrs.IF_NONE_MATCH,
+    hdrs.IF_MODIFIED_SINCE,
+    hdrs.IF_UNMODIFIED_SINCE,
+]
+
+
 def read_conditions(headers: Headers, prefix: str = "") -> Conditions:
     """If-Match and friends of a read, or of a copy's source with `prefix` "x-amz-copy-source-"."""
-    match = headers.get(prefix + "if-match")
-    none_match = headers.get(prefix + "if-none-match")
-    modified = headers.get(prefix + "if-modified-since")
-    unmodified = headers.get(prefix + "if-unmodified-since")
+    names = [prefix + name for name in _READ_CONDITIONS] if prefix else _READ_CONDITIONS
+    match, none_match, modified, unmodified = [headers.get(name) for name in names]
     if match is None and none_match is None and modified is None and unmodified is None:
         return NO_CONDITIONS
     return Conditions(
@@ -522,13 +529,13 @@ def object_headers(found: Found) -> CIMultiDict[str]:
     record = found.record
     extra = record.extra
     headers: CIMultiDict[str] = CIMultiDict()
-    headers["Last-Modified"] = http_date(record.order // 1_000_000)
-    headers["ETag"] = f'"{found.etag}"'
-    headers["Accept-Ranges"] = "bytes"
+    headers[hdrs.LAST_MODIFIED] = http_date(record.order // 1_000_000)
+    headers[hdrs.ETAG] = f'"{found.etag}"'
+    headers[hdrs.ACCEPT_RANGES] = "bytes"
     if extra is None:
-        headers["Content-Type"] = DEFAULT_CONTENT_TYPE
+        headers[hdrs.CONTENT_TYPE] = DEFAULT_CONTENT_TYPE
         return headers
-    headers["Content-Type"] = extra.content_type or DEFAULT_CONTENT_TYPE
+    headers[hdrs.CONTENT_TYPE] = extra.content_type or DEFAULT_CONTENT_TYPE
     for name, value in extra.headers.items():
         headers[_SHOWN.get(name, name)] = value
     for name, value in extra.metadata.items():

@@ -5,8 +5,8 @@ The hot path is here: `get_object` and `put_object` do nothing for a feature tha
 
 import asyncio
 
-from aiohttp import web
-from multidict import CIMultiDict
+from aiohttp import hdrs, web
+from multidict import CIMultiDict, istr
 
 from objstore.errors import StoreError, TooLarge
 from objstore.meta.schema import Checksum
@@ -46,7 +46,13 @@ from objstore.s3.headers import (
     write_conditions,
 )
 from objstore.s3.limits import DOCUMENT_SIZE_MAX
+from objstore.s3.outbox import Answer
 from objstore.s3.xml import XMLNS, Element, checksum_element, parse, timestamp
+
+# Looked for in every request; an istr need not be put into lower case again.
+_EXPECTED_OWNER = istr("x-amz-expected-bucket-owner")
+_CUSTOMER_KEY = istr("x-amz-server-side-encryption-customer-algorithm")
+_CHECKSUM_MODE = istr("x-amz-checksum-mode")
 
 PUT_SIZE_MAX = 5 * 1024**3  # Bytes of one PutObject, UploadPart or CopyObject.
 DELETES_MAX = 1000
@@ -66,16 +72,16 @@ async def _find(call: Call) -> tuple[Found, bool]:
     """The version, and whether the client asked for a range or a part."""
     headers = call.headers
     query = call.query
-    wanted = byte_range(headers) if "range" in headers else None
+    wanted = byte_range(headers) if hdrs.RANGE in headers else None
     version = part = None
     if query:
         version = version_id(query)
         part = part_number(query)
         if part is not None and "range" in headers:
             raise invalid_request("Cannot specify both Range header and partNumber query parameter")
-    if "x-amz-expected-bucket-owner" in headers:
+    if _EXPECTED_OWNER in headers:
         check_expected_owner(headers, call.who)
-    if "x-amz-server-side-encryption-customer-algorithm" in headers:
+    if _CUSTOMER_KEY in headers:
         raise invalid_request("The encryption parameters are not applicable to this object.")
     found = await reads.find_object(
         call.store,
@@ -105,7 +111,7 @@ def _headers(call: Call, found: Found) -> tuple[int, CIMultiDict[str]]:
             headers["x-amz-version-id"] = "null"
         if "partNumber" in query and found.part_count:
             headers["x-amz-mp-parts-count"] = str(found.part_count)
-    if "x-amz-checksum-mode" in call.headers and checksum_mode(call):
+    if _CHECKSUM_MODE in call.headers and checksum_mode(call):
         if "partNumber" in query and found.part_count:
             # The part's own digest, and the type of the object's checksum.
             add_checksum(headers, found.part_checksum, typed=False)
@@ -121,21 +127,19 @@ async def get_object(call: Call) -> web.StreamResponse:
     found, _ = await _find(call)
     status, headers = _headers(call, found)
     if found.length == 0:
-        return web.Response(status=status, headers=headers)
+        return Answer(headers, status=status)
     small = await reads.read_small(call.store, found)
     if small is not None:
         assert len(small) == found.length
-        return web.Response(
-            body=small if isinstance(small, bytes) else bytes(small), status=status, headers=headers
-        )
+        return Answer(headers, small if isinstance(small, bytes) else bytes(small), status)
     return await stream(call, status, headers, reads.read(call.store, found), found.length)
 
 
 async def head_object(call: Call) -> web.Response:
     found, _ = await _find(call)
     status, headers = _headers(call, found)
-    headers["Content-Length"] = str(found.length)
-    return web.Response(status=status, headers=headers)
+    headers[hdrs.CONTENT_LENGTH] = str(found.length)
+    return Answer(headers, status=status)
 
 
 async def get_acl(call: Call) -> web.Response:
@@ -206,7 +210,7 @@ async def put_object(call: Call) -> web.Response:
         call.body,
         write_conditions(headers),
     )
-    return web.Response(headers=written_headers(written))
+    return Answer(written_headers(written))
 
 
 async def delete_object(call: Call) -> web.Response:

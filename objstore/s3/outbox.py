@@ -5,30 +5,38 @@ memory needs none of it: its head is made in one step (by aiohttp's own serializ
 and what the requests of one turn have to say is written when they have all been served. A client on the same
 machine is then woken once for many answers, not once for each: a wake-up costs as much as a small request.
 
-Order: a connection serves one request at a time, and the burst is scheduled before the request's task ends,
-so it leaves before anything that the connection does next (its next answer, its close). From Python 3.12 on
-aiohttp's tasks run at once, and what a connection does next may be of the same turn: there the answer waits
-for the burst.
+Order: a connection serves one request at a time. Before it does anything but wait for the next head (another
+request has come with the last one, it is to be closed), it asks for what waits here to be sent.
 
 Concurrency: one Outbox per App, used by its event loop only. At most one answer a
 connection waits.
 """
 
 import asyncio
-import sys
 import time
 from email.utils import formatdate
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from aiohttp import hdrs, web
 from aiohttp.helpers import must_be_empty_body, should_remove_content_length
 from aiohttp.http import HttpVersion11
 from aiohttp.http_writer import _serialize_headers
+from multidict import CIMultiDict
 
 if TYPE_CHECKING:
     from objstore.s3.app import EdgeRequest
 
-_TASKS_START_AT_ONCE: Final = sys.version_info >= (3, 12)  # aiohttp's, for each request.
+
+class Answer(web.Response):
+    """A whole answer of which nothing is copied and nothing is left to be found out.
+
+    Args:
+        headers: the answer's own from here on.
+    """
+
+    def __init__(self, headers: CIMultiDict[str], body: bytes | None = None, status: int = 200) -> None:
+        web.StreamResponse.__init__(self, status=status, _real_headers=headers)
+        self._body = body
 
 
 class Outbox:
@@ -90,10 +98,8 @@ class Outbox:
         response._eof_sent = True  # aiohttp's own prepare and write_eof have nothing left to do.
         request.first_byte_at = time.monotonic()
         if not self._waiting:
-            asyncio.get_running_loop().call_soon(self._send)
+            asyncio.get_running_loop().call_soon(self.send)
         self._waiting.append((transport, data))
-        if _TASKS_START_AT_ONCE:
-            await asyncio.sleep(0)  # The burst was scheduled before what wakes us.
 
     def _date_line(self) -> bytes:
         now = int(time.time())
@@ -101,7 +107,8 @@ class Outbox:
             self._date = (now, f"Date: {formatdate(now, usegmt=True)}\r\n".encode())
         return self._date[1]
 
-    def _send(self) -> None:
+    def send(self) -> None:
+        """Write what waits, now."""
         waiting, self._waiting = self._waiting, []
         for transport, data in waiting:
             if not transport.is_closing():

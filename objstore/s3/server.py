@@ -15,12 +15,13 @@ counts bytes as they come, and one sweep a second looks at all connections.
 
 Over TLS a connection counts from its accept (node/handshakes.py).
 
-Concurrency: all of it runs on one event loop. A connection's request runs as aiohttp's own task; the sweep
-only ends waits, it never awaits.
+Concurrency: all of it runs on one event loop. A connection is one task, which serves its requests in turn;
+the sweep only ends waits, it never awaits.
 """
 
 import array
 import asyncio
+import contextlib
 import fcntl
 import logging
 import socket
@@ -34,9 +35,15 @@ from itertools import islice
 from typing import Any, Protocol, cast
 
 from aiohttp import StreamReader, web
-from aiohttp.abc import AbstractStreamWriter
-from aiohttp.http_parser import HttpRequestParser, RawRequestMessage
-from aiohttp.web_protocol import RequestHandler, RequestPayloadError
+from aiohttp.http_parser import HttpRequestParser
+from aiohttp.http_writer import StreamWriter
+from aiohttp.web_protocol import (
+    _PAYLOAD_ACCESS_ERROR,
+    ERROR,
+    RequestHandler,
+    RequestPayloadError,
+    _ErrInfo,
+)
 
 from objstore.node.handshakes import BACKLOG, Handshake, TlsListener
 from objstore.s3.app import SERVER, App, EdgeRequest
@@ -139,6 +146,7 @@ class EdgeProtocol(Handler):
 
     def eof_received(self) -> bool | None:  # type: ignore[override]
         """The client sends no more. It still gets the answer to what it has sent (not over TLS)."""
+        self.app.outbox.send()
         if self.ended >= self._request_count or self.ssl_context is not None:
             return None  # Nothing is under way: close.
         self.half_closed = True
@@ -173,6 +181,84 @@ class EdgeProtocol(Handler):
     def _end_payload(request: web.BaseRequest) -> None:
         if not request._payload.is_eof():
             request._payload.set_exception(RequestPayloadError("the client stopped sending"))
+
+    # --- One request after the other -------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Serve the connection's requests in turn, in its own task: aiohttp would make one more for each."""
+        while not self._force_close:
+            if self._messages:
+                await asyncio.sleep(0)  # Sent together with the last one: first the others have their turn.
+            else:
+                self._waiter = self._loop.create_future()
+                try:
+                    await self._waiter
+                finally:
+                    self._waiter = None
+            if self._force_close or not await self._serve_next():
+                break
+            self._next_keepalive_close_time = close_time = self._loop.time() + self._keepalive_timeout
+            if self._keepalive_handle is None:
+                self._keepalive_handle = self._loop.call_at(close_time, self._process_keepalive)
+        if not self._force_close:
+            self._task_handler = None
+            if self.transport is not None:
+                self.transport.close()
+
+    async def _serve_next(self) -> bool:
+        """Serve the request that came first; whether the connection may have another."""
+        message, payload = self._messages.popleft()
+        if self._parser is not None:
+            self._parser.message_consumed()
+        if self._buffer_paused and len(self._messages) <= self._msg_queue_resume_size:
+            self._resume_reading_if_drained()
+        handler: Any = self._request_handler
+        if isinstance(message, _ErrInfo):
+            handler, message = self._make_error_handler(message), ERROR
+        task = cast("asyncio.Task[None]", self._task_handler or asyncio.current_task())
+        request = EdgeRequest(message, payload, self, StreamWriter(self, self._loop), task, self._loop)
+        try:
+            try:
+                response, cut = await self._handle_request(request, None, handler)
+            except ConnectionError:
+                cut = True
+            if cut:
+                return False
+            self._keepalive = bool(response.keep_alive)
+            has_rest = not payload.is_eof()
+            if self._messages or has_rest or self._close or not self._keepalive:
+                # What comes next may write to the connection, or close it: the answer goes first.
+                self.app.outbox.send()
+            if has_rest:
+                await self._drop_rest(payload)
+            payload.set_exception(_PAYLOAD_ACCESS_ERROR)
+        except Exception as failure:
+            self.log_exception("Unhandled exception", exc_info=failure)
+            self.force_close()
+        except BaseException:
+            self.force_close()
+            raise
+        finally:
+            request._task = None  # type: ignore[assignment] # The cycle of a failure's traceback.
+        return self._keepalive and not self._close and not self._force_close
+
+    async def _drop_rest(self, payload: StreamReader) -> None:
+        """Read away what still comes of a body that nobody wants, for a while; else close."""
+        if self._lingering_time and not self._force_close:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._lingering_time):
+                    while not payload.is_eof():
+                        await payload.readany()
+        if not payload.is_eof() and not self._force_close:
+            self.close()
+
+    async def finish_response(
+        self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
+    ) -> tuple[web.StreamResponse, bool]:
+        """App.handle has sent it already. What is left is the end of an upgrade that was not taken."""
+        if self._upgraded or not resp._eof_sent:
+            return await super().finish_response(request, resp, start_time)
+        return resp, False
 
     # --- Errors, in S3's words and without tracebacks --------------------------------------------------
 
@@ -293,7 +379,7 @@ class EdgeServer(web.Server):
     """The factory of connections, and their list."""
 
     def __init__(self, app: App) -> None:
-        super().__init__(app.handle, request_factory=self._new_request)  # type: ignore[arg-type]
+        super().__init__(app.handle)  # type: ignore[arg-type]
         self.app = app
         self.lingering: set[asyncio.Transport] = set()
         self.handshakes: dict[asyncio.BaseProtocol, Handshake] = {}  # Connections to be: they count.
@@ -312,16 +398,6 @@ class EdgeServer(web.Server):
 
     def __call__(self) -> RequestHandler:
         return EdgeProtocol(self, **self._settings)
-
-    def _new_request(
-        self,
-        message: RawRequestMessage,
-        payload: StreamReader,
-        protocol: RequestHandler,
-        writer: AbstractStreamWriter,
-        task: "asyncio.Task[None]",
-    ) -> EdgeRequest:
-        return EdgeRequest(message, payload, protocol, writer, task, self._loop)
 
     def is_full(self) -> bool:
         return len(self._connections) + len(self.handshakes) >= self.app.limits.connections
@@ -401,6 +477,7 @@ class Runner:
         deadline = self._loop.time() + drain_seconds
         while True:
             busy = False
+            self.app.outbox.send()  # A request whose answer still waits there counts as ended.
             for connection in self.server.connections:
                 if connection._current_request is None and not connection._messages:
                     connection.force_close()

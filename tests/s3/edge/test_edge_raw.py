@@ -8,11 +8,9 @@ import contextlib
 import os
 import random
 import socket
-import types
 import xml.etree.ElementTree as ET
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
-from typing import Any
 
 import pytest
 from aiohttp import web
@@ -189,61 +187,30 @@ async def test_pipelined_requests_are_answered_in_order(edge: Edge) -> None:
     writer.close()
 
 
-def starting_at_once(loop: asyncio.AbstractEventLoop) -> Callable[..., Any]:
-    """`create_task` as aiohttp's requests meet it from Python 3.12 on: the task's first step is done here."""
-
-    @types.coroutine
-    def rest(coroutine: Coroutine[Any, Any, Any], waits_for: Any) -> Generator[Any, Any, Any]:
-        while True:
-            sent = yield waits_for
-            try:
-                waits_for = coroutine.send(sent)
-            except StopIteration as end:
-                return end.value
-
-    async def go_on(coroutine: Coroutine[Any, Any, Any], waits_for: Any) -> Any:
-        return await rest(coroutine, waits_for)
-
-    create_task = loop.create_task
-
-    def create(coroutine: Coroutine[Any, Any, Any], **named: Any) -> "asyncio.Future[Any]":
-        if getattr(coroutine, "__name__", "") != "_handle_request":
-            return create_task(coroutine, **named)
-        try:
-            waits_for = coroutine.send(None)
-        except StopIteration as end:
-            done = loop.create_future()
-            done.set_result(end.value)
-            return done
-        return create_task(go_on(coroutine, waits_for))
-
-    return create
-
-
-async def test_answers_leave_in_order_and_before_the_end_also_where_tasks_start_at_once(
-    start_edge: Start, monkeypatch: pytest.MonkeyPatch
+async def test_pipelined_answers_of_every_kind_come_in_order_and_the_last_one_before_the_close(
+    start_edge: Start,
 ) -> None:
     async def handle(call: Call) -> web.StreamResponse:
-        if call.key != "long":
+        if not call.key.endswith("streamed"):
             return web.Response(body=call.key.encode())
-        response = web.StreamResponse()
-        response.content_length = 4
+        response = web.StreamResponse(headers={"Content-Length": str(len(call.key))})
         await response.prepare(call.request)
-        await response.write(b"long")
+        await response.write(call.key.encode())
+        await response.write_eof()
         return response
 
     edge = await start_edge(handle)
-    loop = asyncio.get_running_loop()
-    monkeypatch.setattr(loop, "create_task", starting_at_once(loop))
-    monkeypatch.setattr("objstore.s3.outbox._TASKS_START_AT_ONCE", True)
     reader, writer = await edge.connect()
-    keys = ["a", "long", "b", "long", "last"]
-    wires = [sign("GET", f"/bucket/{key}").wire() for key in keys]
-    wires[-1] = wires[-1].replace(b"\r\n", b"\r\nConnection: close\r\n", 1)
-    writer.write(b"".join(wires))
-    for key in keys:
-        answer = await asyncio.wait_for(read_answer(reader), WITHIN_S)
-        assert (answer.status, answer.body) == (200, key.encode())
+    unsigned = b"GET /b/k HTTP/1.1\r\nHost: h\r\n\r\n"
+    rounds = [sign("GET", f"/b/{n}").wire() + sign("GET", f"/b/{n}-streamed").wire() for n in range(8)]
+    last = sign("GET", "/b/last").wire().replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")
+    writer.write(b"".join(pair + unsigned for pair in rounds) + last)
+    for number in range(len(rounds)):
+        for body in (str(number), f"{number}-streamed"):
+            answer = await asyncio.wait_for(read_answer(reader), WITHIN_S)
+            assert (answer.status, answer.body) == (200, body.encode())
+        is_s3_error(await asyncio.wait_for(read_answer(reader), WITHIN_S))
+    assert (await asyncio.wait_for(read_answer(reader), WITHIN_S)).body == b"last"
     assert await asyncio.wait_for(reader.read(), WITHIN_S) == b""
     writer.close()
 
