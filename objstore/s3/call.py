@@ -8,6 +8,7 @@ answer. They raise S3Fault (s3/errors.py) or a StoreError; app.py turns both int
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
+import msgspec
 from aiohttp import web
 from multidict import CIMultiDictProxy
 
@@ -16,8 +17,7 @@ from objstore.objects.store import Store
 from objstore.objects.values import Body, Principal
 
 
-@dataclass(slots=True)
-class Call:
+class Call(msgspec.Struct, frozen=True, kw_only=True):
     request: web.BaseRequest
     store: Store
     who: Principal

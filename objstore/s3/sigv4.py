@@ -29,6 +29,7 @@ from itertools import pairwise
 from operator import itemgetter
 from typing import Any, Protocol
 
+import msgspec
 from multidict import CIMultiDictProxy, MultiMapping
 
 from objstore.clock import utc_text
@@ -42,6 +43,7 @@ UNSIGNED = "UNSIGNED-PAYLOAD"
 STREAMING_SIGNED = "STREAMING-AWS4-HMAC-SHA256-PAYLOAD"
 STREAMING_SIGNED_TRAILER = "STREAMING-AWS4-HMAC-SHA256-PAYLOAD-TRAILER"
 STREAMING_UNSIGNED_TRAILER = "STREAMING-UNSIGNED-PAYLOAD-TRAILER"
+EMPTY_SHA256 = sha256().hexdigest()  # Of most reads.
 PAYLOAD_WORDS = frozenset({UNSIGNED, STREAMING_SIGNED, STREAMING_SIGNED_TRAILER, STREAMING_UNSIGNED_TRAILER})
 
 _REMEMBERED_MAX = 4096  # Parsed heads, about 1 KiB each: clients times header sets of a day.
@@ -141,30 +143,17 @@ def hmac_begun(key: bytes) -> tuple[Any, Any]:
     return sha256(bytes(byte ^ 0x36 for byte in block)), sha256(bytes(byte ^ 0x5C for byte in block))
 
 
-class Verified:
+class Verified(msgspec.Struct, frozen=True, gc=False):
     """A proven request: who sent it and what its body may be checked against."""
 
-    __slots__ = ("amz_date", "headers", "key", "payload", "presigned", "scope", "signature", "who")
-
-    def __init__(
-        self,
-        who: Principal,
-        payload: str,
-        presigned: bool,
-        key: bytes,
-        amz_date: str,
-        scope: str,
-        signature: str,
-        headers: dict[str, str],
-    ) -> None:
-        self.who = who
-        self.payload = payload  # x-amz-content-sha256: 64 hex digits or one of PAYLOAD_WORDS.
-        self.presigned = presigned
-        self.key = key  # Signing key: of chunks, too.
-        self.amz_date = amz_date
-        self.scope = scope
-        self.signature = signature  # The seed of chunk signatures.
-        self.headers = headers  # All of the request's, by lower-case name, duplicates joined.
+    who: Principal
+    payload: str  # x-amz-content-sha256: 64 hex digits or one of PAYLOAD_WORDS.
+    presigned: bool
+    key: bytes  # Signing key: of chunks, too.
+    amz_date: str
+    scope: str
+    signature: str  # The seed of chunk signatures.
+    headers: dict[str, str]  # All of the request's, by lower-case name, duplicates joined.
 
 
 def signing_key(secret: str, date: str, region: str, service: str = "s3") -> bytes:
@@ -421,8 +410,7 @@ class Verifier:
         credential = await self.directory.credential(scope.access_key_id)
         scope.unlock(_DUMMY_SECRET if credential is None else credential.secret, self.region)
         wanted = scope.sign(to_sign.encode())
-        # compare_digest raises on non-ASCII text: the pattern comes first.
-        matches = _HEX64(signature) is not None and hmac.compare_digest(wanted, signature)
+        matches = signature.isascii() and hmac.compare_digest(wanted, signature)  # It raises on other text.
         if credential is None or credential.disabled:
             raise S3Fault(
                 "InvalidAccessKeyId",
@@ -466,7 +454,7 @@ class Verifier:
 
 def check_payload_word(payload: str) -> None:
     """x-amz-content-sha256 must be exactly a known word or 64 hex digits. Raises: S3Fault."""
-    if payload not in PAYLOAD_WORDS and _HEX64(payload) is None:
+    if payload != EMPTY_SHA256 and payload not in PAYLOAD_WORDS and _HEX64(payload) is None:
         raise invalid_argument(
             "x-amz-content-sha256 must be UNSIGNED-PAYLOAD, STREAMING-UNSIGNED-PAYLOAD-TRAILER, "
             "STREAMING-AWS4-HMAC-SHA256-PAYLOAD, STREAMING-AWS4-HMAC-SHA256-PAYLOAD-TRAILER or a valid "

@@ -11,6 +11,8 @@ Pure functions; it may not know: aiohttp, the store.
 import re
 from urllib.parse import quote, unquote_to_bytes
 
+import msgspec
+
 from objstore.errors import KeyTooLong
 from objstore.s3.errors import S3Fault, bad_http, fault_of, invalid_uri
 
@@ -29,20 +31,15 @@ _KEY_SIZE_MAX = 1024
 Pairs = list[tuple[str, str]]
 
 
-class Target:
+class Target(msgspec.Struct, frozen=True, gc=False):
     """A request target, split and decoded. `canonical_path` is SigV4's: encoded once, never normalised."""
 
-    __slots__ = ("bucket", "canonical_path", "key", "pairs", "query", "raw_query")
-
-    def __init__(
-        self, bucket: str, key: str, canonical_path: str, raw_query: str, pairs: Pairs, query: dict[str, str]
-    ) -> None:
-        self.bucket = bucket
-        self.key = key
-        self.canonical_path = canonical_path
-        self.raw_query = raw_query
-        self.pairs = pairs  # Decoded, in order, duplicates kept.
-        self.query = query  # The first value of each.
+    bucket: str
+    key: str
+    canonical_path: str
+    raw_query: str
+    pairs: Pairs  # Decoded, in order, duplicates kept.
+    query: dict[str, str]  # The first value of each.
 
 
 def decode(text: str) -> str:
