@@ -238,6 +238,11 @@ class MetaClient:
         reader = self.reader
         return reader.serial, reader.version()
 
+    def get_at(self, key: bytes, version: tuple[int, int]) -> tuple[bool, bytes | None]:
+        """As `Versioned.get_at`."""
+        reader = self.reader
+        return reader.get_at(key, version[1]) if reader.serial == version[0] else (False, None)
+
     async def get(self, key: bytes) -> bytes | None:
         return self.reader.get(key)
 

@@ -83,6 +83,13 @@ class Versioned(Protocol):
         """Equal to an earlier one only if no commit became visible in between. Raises: MetaUnavailable."""
         ...
 
+    def get_at(self, key: bytes, version: tuple[int, int]) -> tuple[bool, bytes | None]:
+        """(True, the value) from a view of just this version, or (False, None): something was committed.
+
+        So whatever was read at that version and this value are one consistent view. Raises: as `Kv.get`.
+        """
+        ...
+
 
 def counter(value: bytes | None) -> int:
     """Decode a counter's value; an absent counter is zero."""

@@ -280,6 +280,20 @@ class LmdbReader(_View):
             raise _translated(failure) from failure
         return number
 
+    def get_at(self, key: bytes, version: int) -> tuple[bool, bytes | None]:
+        """(True, the value) if `version` still is the newest, else (False, None). Raises: as `get`."""
+        try:
+            with self._begin(self._data) as transaction:
+                if transaction.id() != version:
+                    return False, None
+                stored = transaction.get(key) if len(key) <= HEAD_SIZE else self._tree.get(transaction, key)
+        except lmdb.Error as failure:
+            raise self._damage(failure, [key]) from failure
+        except Corrupt as failure:
+            self._damage(failure, [key])
+            raise
+        return True, None if stored is None else self._unsealed(key, stored)
+
     def readers(self) -> list[tuple[int, int | None]]:
         """The reader table, for `objstore doctor`: (process, transactions behind; None: idle) per slot."""
         last = self._environment.info()["last_txnid"]

@@ -41,7 +41,7 @@ from objstore.objects.changes import check_removable
 from objstore.objects.doomed import abort_all
 from objstore.objects.layout import LAYOUT_KEY, PLACED_KEY, read_layout
 from objstore.objects.placing import PLACEMENT, policy_of_bucket
-from objstore.objects.store import Store
+from objstore.objects.store import KnownBucket, Store
 from objstore.objects.values import Principal
 from objstore.rental.terms import quota_of
 
@@ -72,12 +72,12 @@ def check_bucket_name(name: str) -> None:
 def remember(store: Store, name: str, value: bytes) -> BucketRecord:
     """Decode a bucket's record, through the cache of those already decoded."""
     cached = store.buckets.get(name)
-    if cached is not None and cached[0] == value:
-        return cached[1]
+    if cached is not None and cached.value == value:
+        return cached.record
     record = decode(value, BucketRecord)
     if len(store.buckets) >= CACHED_BUCKETS_MAX:
         store.buckets.clear()
-    store.buckets[name] = (value, record)
+    store.buckets[name] = KnownBucket(value, record)
     return record
 
 

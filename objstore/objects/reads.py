@@ -33,7 +33,7 @@ from objstore.objects.buckets import read_bucket
 from objstore.objects.carrying import is_carried
 from objstore.objects.commits import key_bytes
 from objstore.objects.conditions import check_read
-from objstore.objects.store import Store
+from objstore.objects.store import KnownBucket, Store
 from objstore.objects.values import NO_CONDITIONS, ByteRange, Conditions, Found, Principal, etag_text
 from objstore.objects.writes import check_version
 
@@ -52,17 +52,21 @@ async def read_record(
     Raises: BadName, NoSuchBucket, Denied, KeyTooLong.
     """
     raw = key_bytes(key)
-    guess = store.buckets.get(bucket)
-    if guess is not None:
-        seen, record = guess
-        if record.tenant != who.tenant:
-            guess = None
-        else:
-            bucket_value, value = await store.kv.get_many(
-                (b"b" + bucket.encode(), object_key(record.id, raw))
-            )
-            if bucket_value == seen:
+    known = store.buckets.get(bucket)
+    if known is not None and known.record.tenant == who.tenant:
+        record = known.record
+        name = object_key(record.id, raw)
+        versioned = store.versioned
+        if versioned is not None and known.version is not None:
+            unchanged, value = versioned.get_at(name, known.version)
+            if unchanged:  # Nothing at all was committed since the bucket's record was read.
                 return record, None if value is None else decode(value, ObjectRecord)
+        # Asked for before the record is read, which may be newer than that, never older.
+        version = None if versioned is None else versioned.version()
+        bucket_value, value = await store.kv.get_many((b"b" + bucket.encode(), name))
+        if bucket_value == known.value:
+            store.buckets[bucket] = KnownBucket(known.value, record, version)
+            return record, None if value is None else decode(value, ObjectRecord)
     record = (await read_bucket(store, who, bucket))[1]
     value = await store.kv.get(object_key(record.id, raw))
     return record, None if value is None else decode(value, ObjectRecord)

@@ -31,6 +31,9 @@ class VersionedKv(CountingKv):
     def version(self) -> tuple[int, int]:
         return 1, self.commits
 
+    def get_at(self, key: bytes, version: tuple[int, int]) -> tuple[bool, bytes | None]:
+        raise AssertionError("no credential is read so")
+
     async def commit(self, transaction: Transaction) -> None:
         await super().commit(transaction)
         self.commits += 1

@@ -106,6 +106,24 @@ async def test_an_engine_with_a_version_shows_another_one_after_every_commit(kv:
     assert len(set(seen)) == 21
 
 
+async def test_a_read_at_a_version_is_refused_after_any_commit(kv: Kv) -> None:
+    if not isinstance(kv, Versioned):
+        assert isinstance(kv, DictKv | PostgresKv)
+        return
+    long = b"a" * 1_000  # Beyond what the engine keeps in one key.
+    before = kv.version()
+    await kv.commit(Transaction(put={b"a": b"1", long: b"2"}))
+    for key in (b"a", long, b"never"):
+        assert kv.get_at(key, before) == (False, None)
+        assert kv.get_at(key, kv.version()) == (True, await kv.get(key))
+    now = kv.version()
+    await kv.commit(Transaction(delete=[b"a"]))
+    assert kv.get_at(long, now) == (False, None), "it is the same, and yet another view"
+    assert kv.get_at(b"a", kv.version()) == (True, None)
+    serial, number = kv.version()
+    assert kv.get_at(long, (serial + 1, number)) == (False, None), "another state"
+
+
 async def test_the_last_put_wins(kv: Kv) -> None:
     await put(kv, a=b"old")
     await put(kv, a=b"new")

@@ -300,6 +300,31 @@ class HookedKv(DictKv):
             raise
 
 
+class VersionedKv(HookedKv):
+    """An engine that tells whether anything has changed, and how it was read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.reads: list[str] = []
+
+    def version(self) -> tuple[int, int]:
+        return 1, self.commits
+
+    def get_at(self, key: bytes, version: tuple[int, int]) -> tuple[bool, bytes | None]:
+        if version != self.version():
+            return False, None
+        self.reads.append("get_at")
+        return True, self._values.get(key)
+
+    async def get(self, key: bytes) -> bytes | None:
+        self.reads.append("get")
+        return await super().get(key)
+
+    async def get_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        self.reads.append("get_many")
+        return await super().get_many(keys)
+
+
 class BatchingKv(DictKv):
     """Commits as the committer does: what has arrived is one batch, applied in order, answered together."""
 

@@ -11,6 +11,7 @@ from objstore.errors import (
     BucketOwnedByCaller,
     Denied,
     NoSuchBucket,
+    NoSuchKey,
 )
 from objstore.objects import multipart
 from objstore.objects.buckets import create_bucket, delete_bucket, find_bucket, list_buckets
@@ -21,7 +22,14 @@ from objstore.objects.reads import find_object
 from objstore.objects.values import About
 from objstore.objects.writes import Doomed, delete_object, delete_objects, put_object
 from tests.objects.audit import audit
-from tests.objects.fakes import MemoryBody, memory_store, principal
+from tests.objects.fakes import (
+    MemoryBody,
+    VersionedKv,
+    another_process,
+    memory_store,
+    principal,
+    read_all,
+)
 
 WHO = principal()
 OTHER = principal("other", "olaf")
@@ -120,6 +128,42 @@ async def test_a_bucket_is_deleted_with_its_uploads_but_not_with_its_objects() -
     assert (await audit(store))[b"d"] == 130
     assert await sweep(store, grace_us=0) == 130
     assert set(await audit(store)) <= {b"N", b"V", b"G", b"L", b"M", b"Q", b"w"}
+
+
+async def test_a_bucket_is_read_once_for_many_reads_and_again_after_any_commit() -> None:
+    kv = VersionedKv()
+    store = memory_store(kv=kv)
+    await create_bucket(store, WHO, "bucket", region="")
+    await put_object(store, WHO, "bucket", "key", About(), MemoryBody(b"one"))
+    for body, reads in (
+        (b"one", ["get_many", "get_at", "get_at"]),
+        (b"two", ["get_many", "get_at", "get_at"]),
+    ):
+        await put_object(store, WHO, "bucket", "key", About(), MemoryBody(body))
+        kv.reads.clear()
+        for _ in range(3):
+            assert await read_all(store, await find_object(store, WHO, "bucket", "key")) == body
+        assert kv.reads == reads
+    with pytest.raises(Denied):
+        await find_object(store, OTHER, "bucket", "key")
+
+
+async def test_what_another_process_does_to_a_bucket_holds_from_the_next_read_on() -> None:
+    store = memory_store(kv=VersionedKv())
+    await create_bucket(store, WHO, "bucket", region="")
+    await put_object(store, WHO, "bucket", "key", About(), MemoryBody(b"x"))
+    for _ in range(3):
+        await find_object(store, WHO, "bucket", "key")
+    other = another_process(store)
+    await delete_object(other, WHO, "bucket", "key")
+    await delete_bucket(other, WHO, "bucket")
+    with pytest.raises(NoSuchBucket):
+        await find_object(store, WHO, "bucket", "key")
+    await create_bucket(other, WHO, "bucket", region="")
+    with pytest.raises(NoSuchKey):
+        await find_object(store, WHO, "bucket", "key")
+    await put_object(other, WHO, "bucket", "key", About(), MemoryBody(b"y"))
+    assert await read_all(store, await find_object(store, WHO, "bucket", "key")) == b"y"
 
 
 async def test_buckets_are_listed_by_tenant_in_pages() -> None:
