@@ -8,12 +8,23 @@
     Y o <offer>                               OfferRecord: a lease that tenants may order
     Y S <sla>                                 ServiceLevelRecord
     Y e <event id>                            CapacityEventRecord
+    Y j <tenant> 00 <project>                 ProjectRecord
+    Y k <parent> 00 <tenant>                  empty: the customers of a reseller
     Y i <document id>                         InvoiceRecord: an invoice or a credit note, draft or final
-    Y n <seller> 00 <year 4> <type>           SeriesRecord: the last number given, and the last hash
-    Y N <number>                              the id of the document that has this number
+    Y i <document id> 00 <page 2>             LinesPage: its lines
+    Y d <document id>                         empty: it is a draft
+    Y D <tenant> 00 <period begin 8>          PeriodRecord: the invoice of this period
+    Y D <tenant> 00 <period begin 8> 00 <page 2>   LinesPage: its lines as they were corrected last
+    Y A <tenant> 00 <id>                      CarriedRecord: a line that waits for the tenant's next invoice
+    Y n <seller> 00 <year 4> <type 1>         SeriesRecord: the last number given, and the last hash
+    Y N <seller> 00 <year 4> <type 1> <number 8>   the id of the document that has this number
     Y I <tenant> 00 <document id>             empty: the documents of a tenant, in order of making
+    Y C <document id> 00 <credit note id>     empty: the credit notes of an invoice
+    Y O <tenant> 00 <due 8> <document id>     empty: a final invoice that is not paid in full
     Y P <payment id>                          PaymentRecord
+    Y q <tenant> 00 <payment id>              empty: the payments of a tenant, in order of making
     Y W <tenant>                              WalletRecord: what was paid in advance
+    Y w <tenant> 00 <sequence 8>              WalletEntryRecord: a change of it
     y <bucket id 8> <class> 00                HeldRecord: what a bucket held when the open hours began
     h <tenant> 00 <hour 4> <bucket id 8> <class> 00 <meter 1>   UsageRecord: sealed
     f <slot 4> <tenant>                       counters of five minutes: requests, failures (service levels)
@@ -48,6 +59,11 @@ class SellerRecord(Record, frozen=True, array_like=True, kw_only=True):
     logo: bytes = b""  # SVG or PNG, at most 4 KiB.
     invoice_prefix: str = "FA"
     credit_prefix: str = "AV"
+    collection_hours: int = 48  # A draft stays open that long after its period: late usage comes in.
+    past_due_days: int = 1  # Days behind the due date after which a customer is past due,
+    read_only_days: int = 15  # may store no more,
+    suspended_days: int = 45  # and is served no more.
+    reversibility_days: int = 30  # How long one that leaves can take its data along.
 
 
 class CustomerRecord(Record, frozen=True, array_like=True, kw_only=True):
@@ -76,6 +92,19 @@ class CustomerRecord(Record, frozen=True, array_like=True, kw_only=True):
     trial_ends_us: int = 0
     next_plan: str = ""  # From the next month on.
     next_plan_version: int = 0
+    reseller: bool = False  # It may have customers of its own:
+    customers: int = 0  # so many have it as their parent.
+    state_reason: str = ""  # Why the account is in its state: dunning | trial | in an operator's words.
+    purge_after_us: int = 0  # Of one that leaves: until then it can take its data along.
+
+
+class ProjectRecord(Record, frozen=True, array_like=True, kw_only=True):
+    """A part of what a tenant stores. Its limits are in the AccountRecord."""
+
+    name: str
+    created_us: int
+    tags: dict[str, str] = {}
+    cost_centre: str = ""
 
 
 class UsageRecord(Record, frozen=True, array_like=True, kw_only=True):
@@ -117,6 +146,8 @@ class Line(Record, frozen=True, array_like=True, kw_only=True):
     plan_version: int = 0
     lease: str = ""
     consumed: str = ""  # Byte-level quantity, exact: byte-seconds, bytes, requests.
+    tax: int = 0  # Which of the document's tax lines it counts in, from 1; 0: not known yet.
+    corrects: int = 0  # On a credit note: the line of the invoice that it gives back, from 1.
 
 
 class TaxLine(Record, frozen=True, array_like=True, kw_only=True):
@@ -160,3 +191,155 @@ class InvoiceRecord(Record, frozen=True, array_like=True, kw_only=True):
     previous: bytes = b""  # SHA-256 of the document issued before it in its series,
     digest: bytes = b""  # and of this one: over all fields above `prepaid` and all lines.
     pdf_digest: bytes = b""
+    carried: list[
+        tuple[str, int]
+    ] = []  # Of CarriedRecords: id, and the amount of it that is on this invoice.
+    credited: int = 0  # The sum of its credit notes, as a positive amount,
+    returned: int = 0  # and what of that had been paid already and went to the wallet.
+    revision: int = 0  # Grows with every change of a draft.
+
+
+class LinesPage(Record, frozen=True, array_like=True, kw_only=True):
+    lines: list[Line]
+
+
+class PeriodRecord(Record, frozen=True, array_like=True, kw_only=True):
+    """The invoice of a tenant's period: there is one at most."""
+
+    invoice: str  # Document id.
+    pages: int = 0  # Of the lines as they were billed last, corrections among them; 0: the invoice's own.
+    corrections: int = 0  # Times that it was corrected.
+
+
+class CarriedRecord(Record, frozen=True, array_like=True, kw_only=True):
+    """A line that waits for the tenant's next invoice: a correction, a credit, a fee."""
+
+    line: Line
+    left: int  # What of its `net` no final invoice has taken yet.
+    source: str = ""  # Where it comes from, for people: an invoice's number, a lease.
+    made_us: int = 0
+
+
+class SeriesRecord(Record, frozen=True, array_like=True, kw_only=True):
+    number: int  # The last that was given.
+    digest: bytes  # Of that document.
+    issued_us: int
+
+
+class Allocation(Record, frozen=True, array_like=True, kw_only=True):
+    invoice: str  # Document id.
+    amount: int
+
+
+class PaymentRecord(Record, frozen=True, array_like=True, kw_only=True):
+    id: str
+    tenant: str
+    method: str  # rental/payments.py, METHODS.
+    currency: str
+    amount: int
+    reference: str = ""  # A cheque's number, a transfer's, a receipt's.
+    received_us: int = 0  # When the money came,
+    made_us: int = 0  # and when that was written down.
+    allocations: list[Allocation] = []
+    to_wallet: int = 0  # What no invoice took.
+    state: str = "received"  # received | reversed (a cheque that bounced)
+    reversed_us: int = 0
+    reason: str = ""  # Why it was reversed.
+    fx: str = ""  # "rate source date", frozen, if it came in another currency:
+    foreign: str = ""  # "amount currency" as it came.
+
+
+class WalletRecord(Record, frozen=True, array_like=True, kw_only=True):
+    currency: str
+    balance: int  # Below zero: what was spent and then bounced.
+    entries: int = 0  # The sequence of the newest one;
+    digest: bytes = b""  # its SHA-256.
+
+
+class WalletEntryRecord(Record, frozen=True, array_like=True, kw_only=True):
+    """A change of a wallet: never altered, never removed."""
+
+    amount: int
+    balance: int  # Behind it.
+    kind: str  # payment | credit_note | invoice | reversal
+    document: str  # The id of the payment, credit note or invoice.
+    at_us: int
+    digest: bytes = b""  # SHA-256 over the digest before it and the fields above.
+
+
+def seller_key(seller: str) -> bytes:
+    return b"Yl" + seller.encode()
+
+
+def customer_key(tenant: str) -> bytes:
+    return b"Yc" + tenant.encode()
+
+
+def reseller_customer_key(parent: str, tenant: str) -> bytes:
+    return b"Yk" + parent.encode() + b"\0" + tenant.encode()
+
+
+def project_key(tenant: str, project: str) -> bytes:
+    return b"Yj" + tenant.encode() + b"\0" + project.encode()
+
+
+def document_key(document: str) -> bytes:
+    """Of an invoice or a credit note. Its key stands in front of its pages' keys."""
+    return b"Yi" + document.encode()
+
+
+def lines_key(document: str, page: int) -> bytes:
+    return document_key(document) + b"\0" + page.to_bytes(2, "big")
+
+
+def draft_key(document: str) -> bytes:
+    return b"Yd" + document.encode()
+
+
+def period_key(tenant: str, begin_us: int) -> bytes:
+    return b"YD" + tenant.encode() + b"\0" + begin_us.to_bytes(8, "big")
+
+
+def period_lines_key(tenant: str, begin_us: int, page: int) -> bytes:
+    return period_key(tenant, begin_us) + b"\0" + page.to_bytes(2, "big")
+
+
+def carried_key(tenant: str, carried: str) -> bytes:
+    return b"YA" + tenant.encode() + b"\0" + carried.encode()
+
+
+def series_key(seller: str, year: int, letter: bytes) -> bytes:
+    """letter: i for invoices, c for credit notes."""
+    return b"Yn" + seller.encode() + b"\0" + year.to_bytes(4, "big") + letter
+
+
+def number_key(seller: str, year: int, letter: bytes, number: int) -> bytes:
+    return b"YN" + series_key(seller, year, letter)[2:] + number.to_bytes(8, "big")
+
+
+def tenant_document_key(tenant: str, document: str) -> bytes:
+    return b"YI" + tenant.encode() + b"\0" + document.encode()
+
+
+def credit_key(invoice: str, credit_note: str) -> bytes:
+    return b"YC" + invoice.encode() + b"\0" + credit_note.encode()
+
+
+def open_key(tenant: str, due_us: int, document: str) -> bytes:
+    return b"YO" + tenant.encode() + b"\0" + due_us.to_bytes(8, "big") + document.encode()
+
+
+def payment_key(payment: str) -> bytes:
+    return b"YP" + payment.encode()
+
+
+def tenant_payment_key(tenant: str, payment: str) -> bytes:
+    return b"Yq" + tenant.encode() + b"\0" + payment.encode()
+
+
+def wallet_key(tenant: str) -> bytes:
+    return b"YW" + tenant.encode()
+
+
+def wallet_entry_key(tenant: str, sequence: int) -> bytes:
+    return b"Yw" + tenant.encode() + b"\0" + sequence.to_bytes(8, "big")
