@@ -576,7 +576,7 @@ class Journal:
         """Which of them hold copies: as many as there should be, on as many machines as can be.
 
         Args:
-            preferred: the least first, among those that are not slow.
+            preferred: the least first; slow disks come behind all others.
         """
         ranked = sorted(usable, key=lambda disk: (self.is_slow(disk), preferred(disk), disk.number))
         return spread(ranked, self.copies, self.machine)
