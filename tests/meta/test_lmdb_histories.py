@@ -38,10 +38,11 @@ async def test_registers_are_linearizable_while_committers_and_clients_are_kille
         ]
         # By what they have done, not by time: a quick machine is done before a slow one has begun.
         to_do = (clients - 1) * count * HISTORY_BYTES
+        due = [to_do * (number + rng.random()) / (KILLS + 1) for number in range(KILLS)]
         kills = 0
         while any(process.returncode is None for process in running):
             done = sum(path.stat().st_size for path in outputs[1:])
-            if kills < KILLS and done >= to_do * (kills + rng.random()) / (KILLS + 1):
+            if kills < KILLS and done >= due[kills]:
                 kills += 1
                 await committer.kill()
                 if kills == 1:
