@@ -3,8 +3,10 @@
 import asyncio
 import logging
 import signal
+from collections.abc import Callable, Collection
 from functools import partial
 from pathlib import Path
+from typing import Final
 
 import uvloop
 
@@ -15,6 +17,7 @@ from objstore.metrics import Family, Registry, counter, gauge
 from objstore.processes.control import serve_metrics
 from objstore.processes.link import Link
 from objstore.processes.spec import (
+    Opener,
     Spec,
     StoreDisk,
     disk_options,
@@ -29,6 +32,8 @@ log = logging.getLogger(__name__)
 # Pages that cannot be read, or in which LMDB finds what cannot be: the next start would die of them again.
 MAPPING_DEATHS = ("SIGBUS", "SIGSEGV", "SIGABRT")
 SERVED_NAME = "newest-epoch"  # In the data directory.
+NODES_WAIT_S: Final = 600.0  # For storage nodes to come back: a machine with many disks boots for minutes.
+LOOK_SECONDS: Final = 0.5
 
 
 def run(link: Link, died: str, spec: Spec, *, forget: bool = False) -> None:
@@ -70,6 +75,8 @@ async def _serve(link: Link, died: str, spec: Spec, forget: bool) -> None:
 
     try:
         await opener.look()
+        if spec.cluster.term and not await until_most_answer(opener, disks, link.progress, stop):
+            return
         await run_committer(
             socket_path=spec.committer_socket,
             disks=list(disks.values()),
@@ -106,6 +113,26 @@ async def _serve(link: Link, died: str, spec: Spec, forget: bool) -> None:
         for disk in disks.values():
             disk.close()
         opener.close()
+
+
+async def until_most_answer(
+    opener: Opener, disks: Collection[int], progress: Callable[[str], None], stop: asyncio.Event
+) -> bool:
+    """Wait until more than half of all disks can be reached, as recovery wants it; False if asked to stop.
+
+    After a power cut machines come back in any order. After NODES_WAIT_S recovery says what is missing.
+    """
+    loop = asyncio.get_running_loop()
+    limit, told = loop.time() + NODES_WAIT_S, -1
+    while not stop.is_set() and loop.time() < limit:
+        there = sum(not opener.is_away(number) for number in disks)
+        if 2 * there > len(disks):
+            break
+        if there != told:
+            progress(f"waiting for storage nodes: {there} of {len(disks)} disks can be reached")
+            told = there
+        await asyncio.sleep(LOOK_SECONDS)
+    return not stop.is_set()
 
 
 def may_hold_metadata(sites: list[str], site: str | None) -> bool:

@@ -75,6 +75,11 @@ class Process:
         """0 if it does not run."""
         return self.running.pid if self.running is not None and self.running.poll() is None else 0
 
+    @property
+    def joined(self) -> bool:
+        """Whether it is a member of a cluster."""
+        return (self.data / "tls" / "identity.pem").exists()
+
     def children(self) -> list[int]:
         """Process ids of its children, by what its supervisor last wrote."""
         try:
@@ -178,9 +183,13 @@ class LocalCluster:
     def start(self) -> None:
         """Found it if need be, start everything, wait until it takes objects. Raises: CannotStart."""
         self.found()
+        joined = [node for node in self.members if node.joined]
+        for node in joined:  # They hold the gateway's metadata.
+            self.start_node(node)
         self.start_gateway()
         for node in self.members:
-            self.start_node(node)
+            if node not in joined:
+                self.start_node(node)
         self.wait_for_disks(self.nodes * self.disks)
         for gateway in self.gateways[1:]:
             self.start_gateway(gateway=gateway)
@@ -232,7 +241,7 @@ class LocalCluster:
             member: the name or id of the node that it is to be again, without its credentials.
         """
         arguments: list[str] = []
-        if not (node.data / "tls" / "identity.pem").exists():
+        if not node.joined:
             arguments.append(f"--join={self._token('node', member)}")
         self._run(node, arguments)
 
