@@ -8,7 +8,7 @@ the same answer to the same records.
 from collections.abc import Awaitable, Callable
 from typing import Final, TypeVar
 
-from objstore.errors import BadArgument, Conflict, Overloaded
+from objstore.errors import BadArgument, Conflict, Overloaded, Rejected
 from objstore.meta.kv import VALUE_SIZE_MAX, Kv, Transaction
 from objstore.meta.schema import Record, decode, encode
 
@@ -64,6 +64,11 @@ class Change:
     def delete(self, key: bytes) -> None:
         self._new[key] = None
 
+    async def still_holds(self) -> bool:
+        """Whether all that was read is so at one moment: a refusal of anything else is not believed."""
+        keys = list(self._expect)
+        return await self.kv.get_many(keys) == [self._expect[key] for key in keys]
+
     def transaction(self) -> Transaction | None:
         """None if nothing changes."""
         new = {key: value for key, value in self._new.items() if self._expect.get(key, b"\0") != value}
@@ -83,7 +88,12 @@ async def commit_change(kv: Kv, decide: Callable[[Change], Awaitable[T]], *, wha
     """
     for _ in range(ATTEMPTS_MAX):
         change = Change(kv)
-        decided = await decide(change)
+        try:
+            decided = await decide(change)
+        except Rejected:
+            if await change.still_holds():
+                raise
+            continue
         transaction = change.transaction()
         if transaction is None:
             return decided
