@@ -2,6 +2,10 @@
 
 from dataclasses import dataclass
 
+from objstore.iam.conditions import Network
+from objstore.iam.policy import Policy
+from objstore.meta.schema import Limits
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mirror:
@@ -13,6 +17,15 @@ class Mirror:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Bounds:
+    """What holds of a request beside its tenant's right: everything in here must allow it."""
+
+    policies: tuple[Policy, ...] = ()  # Of the user's role, and of the key.
+    networks: tuple[Network, ...] = ()  # From where it may come; none: from anywhere.
+    expires_us: int = 0  # 0: never.
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Principal:
     """Who asks. Anonymous requests never get this far yet."""
 
@@ -21,3 +34,6 @@ class Principal:
     access_key_id: str
     root: bool = False
     mirror: Mirror | None = None  # Of a request that a bucket's source sends.
+    project: str = ""  # Of the key: nothing outside of it is there. Empty: all of the tenant's.
+    bounds: Bounds | None = None  # None: whatever the tenant may.
+    limits: Limits | None = None  # The key's own; None: it has none.

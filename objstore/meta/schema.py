@@ -44,6 +44,7 @@ the end, with a default, so that every later release reads every earlier record.
     t <tenant>                              TenantRecord
     u <user>                                UserRecord
     k <access key id>                       AccessKeyRecord
+    l <access key id>                       LastUseRecord
 
 One home: bytes are live if the record whose key their stripe's directory names (o... or p...)
 holds their address, itself or in its x pages, and for no other reason.
@@ -91,6 +92,7 @@ class ReplicationRecord(Record, frozen=True, array_like=True, kw_only=True):
     site: str = ""  # Where the target's bytes lie, as the operator declares it.
     generation: int = 0  # Of the replica, as its store gave it to this source.
     since_us: int = 0
+    sealed_under: str = ""  # As in AccessKeyRecord.
 
 
 class ReplicaRecord(Record, frozen=True, array_like=True, kw_only=True):
@@ -320,6 +322,7 @@ class UserRecord(Record, frozen=True, array_like=True, kw_only=True):
     disabled: bool = False
     root: bool = False
     email: str = ""
+    role: str = "owner"  # iam/roles.py: what the user may do at most.
 
 
 class AccessKeyRecord(Record, frozen=True, array_like=True, kw_only=True):
@@ -328,6 +331,18 @@ class AccessKeyRecord(Record, frozen=True, array_like=True, kw_only=True):
     created_us: int
     disabled: bool = False
     comment: str = ""
+    project: str = ""  # It sees and makes buckets of this project only; empty: all of the tenant's.
+    policy: str = ""  # JSON (iam/policy.py); empty: whatever its user may.
+    expires_us: int = 0  # 0: never.
+    networks: list[str] = []  # From where it may be used, as CIDR; none: from anywhere.
+    limits: Limits = Limits()  # Its own quotas and rates.
+    sealed_under: str = ""  # Id of the master key that opens its secret; empty: one of before rotation.
+
+
+class LastUseRecord(Record, frozen=True, array_like=True, kw_only=True):
+    """Apart from the key's record: requests must not change what every request compares."""
+
+    hour: int  # Hours since 1970.
 
 
 class Checksum(msgspec.Struct, frozen=True, gc=False):
@@ -548,3 +563,7 @@ def user_key(user: str) -> bytes:
 
 def access_key_key(access_key_id: str) -> bytes:
     return b"k" + access_key_id.encode()
+
+
+def last_use_key(access_key_id: str) -> bytes:
+    return b"l" + access_key_id.encode()

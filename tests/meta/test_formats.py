@@ -25,6 +25,7 @@ from objstore.meta.schema import (
     ExtentPage,
     Extra,
     JoinRecord,
+    LastUseRecord,
     Limits,
     MemberRecord,
     Multipart,
@@ -143,7 +144,7 @@ RECORDS: list[tuple[msgspec.Struct, str]] = [
             generation=5,
             since_us=6,
         ),
-        "99 01 a165 a162 a16b c40173 a172 a174 05 06",
+        "9a 01 a165 a162 a16b c40173 a172 a174 05 06 a0",
     ),
     (
         ReplicaRecord(
@@ -204,8 +205,12 @@ RECORDS: list[tuple[msgspec.Struct, str]] = [
     (TitleRecord(tenant="t", project="", name="b", created_us=2), "96 01 a174 a0 a162 02 00"),
     (Extra(padding=5), "81 a162 05"),
     (TenantRecord(name="t", created_us=2), "94 01 a174 02 c2"),
-    (UserRecord(tenant="t", name="u", created_us=2, root=True), "97 01 a174 a175 02 c2 c3 a0"),
-    (AccessKeyRecord(user="u", secret=b"\7", created_us=2, comment="c"), "96 01 a175 c40107 02 c2 a163"),
+    (UserRecord(tenant="t", name="u", created_us=2, root=True), "98 01 a174 a175 02 c2 c3 a0 a56f776e6572"),
+    (
+        AccessKeyRecord(user="u", secret=b"\7", created_us=2, comment="c"),
+        "9c 01 a175 c40107 02 c2 a163 a0 a0 00 90 96c0c0c0c0c0c0 a0",
+    ),
+    (LastUseRecord(hour=500_000), "92 01 ce0007a120"),
     (
         VolumeRecord(id=7, k=2, m=1, disks=[1, 2, 3], state=1, lane=1, writer=ID, length=64, retired_us=5),
         "9c 01 07 02 01 93010203 01 01 c410" + ID.hex() + "a0 00 40 05",
