@@ -1,0 +1,236 @@
+"""Leases as they are rated: what was promised to be paid, what is used above it, what of it lies idle.
+
+    charge    = capacity x price x (active seconds / the month's seconds), along the ramp
+    overage   average         max(0, byte-seconds stored - byte-seconds leased)
+              instantaneous   the same, hour by hour: sealed records know no finer moment
+              peak_daily      the highest day's average above the capacity, for all of the time
+
+Leases of one storage class count together: what is stored beyond the sum of their capacities is overage under
+the terms of the one that began last. An hour that a lease touches is one of the lease, with its largest
+capacity; the usage of all other hours is the plan's.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from decimal import Decimal
+from fractions import Fraction
+from typing import Final, Literal, NamedTuple
+
+from objstore.errors import BadArgument
+from objstore.rental.meters import HOUR_S
+from objstore.rental.months import DAY_HOURS, Month
+from objstore.rental.plans import BYTES, PRICE_MAX
+
+Mode = Literal["average", "instantaneous", "peak_daily"]
+MODES: Final = ("average", "instantaneous", "peak_daily")
+STEPS_MAX: Final = 120
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Step:
+    from_s: int  # Seconds since 1970.
+    size: int  # Bytes leased from then on.
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Overage:
+    mode: Mode
+    unit_price: Decimal  # A unit and month, in the lease's unit.
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Commitment:
+    """What of a lease is rated."""
+
+    lease: str
+    storage_class: str = ""  # Empty: STANDARD.
+    steps: tuple[Step, ...]  # The ramp, in order; the first holds from the beginning.
+    begin_s: int
+    end_s: int  # The first second that is no longer in it; an early termination moves it.
+    unit_price: Decimal  # A unit and month.
+    unit: str = "TB"
+    billing: Literal["advance", "arrears"] = "arrears"
+    billed_until_s: int = 0  # Its charge stands on invoices up to here; 0: on none.
+    overage: Overage | None = None  # None: what is stored is not rated, as on dedicated nodes.
+    product: str = "storage"
+
+    def __post_init__(self) -> None:
+        _require(self.unit in BYTES, "unit", f"one of {', '.join(BYTES)}", self.unit)
+        _require(self.begin_s < self.end_s, "end", "after the beginning", self.end_s)
+        _require(1 <= len(self.steps) <= STEPS_MAX, "ramp", f"1 to {STEPS_MAX} steps", len(self.steps))
+        moments = [step.from_s for step in self.steps]
+        _require(moments[0] <= self.begin_s, "ramp", "known from the beginning on", moments[0])
+        _require(moments == sorted(set(moments)), "ramp", "in order, one step at a time", moments)
+        _require(min(step.size for step in self.steps) >= 0, "ramp", "0 bytes or more", self.steps)
+        prices = [self.unit_price] if self.overage is None else [self.unit_price, self.overage.unit_price]
+        for price in prices:
+            _require(0 <= price < PRICE_MAX, "price", "0 or more, below 1e15", price)
+
+    def byte_seconds(self, begin_s: int, end_s: int) -> int:
+        """Leased in [begin, end), exactly."""
+        return sum(
+            size * max(0, min(until_s, end_s) - max(from_s, begin_s))
+            for from_s, until_s, size in self.spans()
+        )
+
+    def spans(self) -> list[tuple[int, int, int]]:
+        """First second, first second after it, bytes: the ramp within the lease."""
+        ends = [step.from_s for step in self.steps[1:]] + [self.end_s]
+        clipped = [
+            (max(step.from_s, self.begin_s), min(end, self.end_s), step.size)
+            for step, end in zip(self.steps, ends, strict=True)
+        ]
+        return [span for span in clipped if span[0] < span[1]]
+
+
+class Charge(NamedTuple):
+    """What of a commitment one invoice asks for."""
+
+    month: Month
+    begin_s: int
+    end_s: int
+    byte_seconds: int  # Negative: given back, since it was billed in advance and the lease ended.
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CommitmentUse:
+    """What became of a lease's capacity in a month. All in byte-seconds."""
+
+    lease: str
+    storage_class: str
+    committed: int
+    used: int  # Stored within the capacity, hour by hour.
+
+    @property
+    def unused(self) -> int:
+        return self.committed - self.used
+
+
+def charges(commitment: Commitment, month: Month) -> list[Charge]:
+    """What the invoice of that month asks for, by the month that it is for.
+
+    In arrears: all until the month's end that is not billed yet. In advance: until the end of the next one.
+    So a lease that was signed after last month's invoice is caught up with. What was billed beyond an end
+    that came early is given back.
+    """
+    last = month.following() if commitment.billing == "advance" else month
+    begin_s = max(commitment.begin_s, commitment.billed_until_s)
+    end_s = min(commitment.end_s, last.end_s)
+    if commitment.billed_until_s > commitment.end_s:
+        billed = replace(commitment, end_s=commitment.billed_until_s)
+        return [
+            charge._replace(byte_seconds=-charge.byte_seconds)
+            for charge in _by_month(billed, commitment.end_s, billed.end_s)
+        ]
+    return _by_month(commitment, begin_s, end_s)
+
+
+def _by_month(commitment: Commitment, begin_s: int, end_s: int) -> list[Charge]:
+    found: list[Charge] = []
+    while begin_s < end_s:
+        month = Month.containing(begin_s)
+        until_s = min(month.end_s, end_s)
+        found.append(Charge(month, begin_s, until_s, commitment.byte_seconds(begin_s, until_s)))
+        begin_s = until_s
+    return found
+
+
+# What is stored, against what is leased. Lists have an element for each hour of a month.
+
+
+class Pool:
+    """The leases of one storage class, in one month, and what was stored in it."""
+
+    def __init__(self, commitments: Sequence[Commitment], month: Month, stored: Sequence[int]) -> None:
+        """
+        Args:
+            commitments: of that class; those that do not touch the month count for nothing.
+            stored: byte-seconds of each hour of the month; none at all: nothing was stored.
+        """
+        self._month = month
+        self._stored = stored or [0] * month.hours
+        assert len(self._stored) == month.hours
+        self._leases = sorted(
+            (one for one in commitments if one.begin_s < month.end_s and one.end_s > month.begin_s),
+            key=lambda one: (one.begin_s, one.lease),
+        )
+        self._capacities = [_capacities(one, month) for one in self._leases]
+        self._covered = [
+            any(size is not None for size in sizes) for sizes in zip(*self._capacities, strict=True)
+        ]
+        if not self._leases:
+            self._covered = [False] * month.hours
+
+    @property
+    def terms(self) -> Commitment | None:
+        """The lease under whose terms the overage is: the one that began last; None: there is no lease."""
+        return self._leases[-1] if self._leases else None
+
+    def beside(self) -> int:
+        """Byte-seconds of the hours that no lease touches: the plan's."""
+        return sum(stored for stored, covered in zip(self._stored, self._covered, strict=True) if not covered)
+
+    def stored(self) -> int:
+        """Byte-seconds of the whole month."""
+        return sum(self._stored)
+
+    def overage(self, mode: Mode) -> Fraction:
+        """Byte-seconds that are billed above the capacity."""
+        excess = self._excess()
+        if mode == "average":
+            return Fraction(max(0, sum(excess.values())))
+        if mode == "instantaneous":
+            return Fraction(sum(max(0, one) for one in excess.values()))
+        days: dict[int, list[int]] = {}
+        for hour, one in excess.items():
+            days.setdefault(hour // DAY_HOURS, []).append(one)
+        peak = max((Fraction(sum(day), len(day)) for day in days.values()), default=Fraction(0))
+        return max(Fraction(0), peak) * len(excess)
+
+    def uses(self) -> list[CommitmentUse]:
+        """Of each lease: those that began first are filled first."""
+        left = list(self._stored)
+        found: list[CommitmentUse] = []
+        for lease, capacities in zip(self._leases, self._capacities, strict=True):
+            used = 0
+            for hour, size in enumerate(capacities):
+                taken = min(left[hour], (size or 0) * HOUR_S)
+                left[hour] -= taken
+                used += taken
+            committed = lease.byte_seconds(self._month.begin_s, self._month.end_s)
+            found.append(
+                CommitmentUse(
+                    lease=lease.lease,
+                    storage_class=lease.storage_class,
+                    committed=committed,
+                    used=min(used, committed),  # An hour that is touched in part counts whole above.
+                )
+            )
+        return found
+
+    def _excess(self) -> dict[int, int]:
+        """Of each hour that a lease touches: byte-seconds stored less those leased; may be negative."""
+        excess: dict[int, int] = {}
+        for hour, covered in enumerate(self._covered):
+            if covered:
+                size = sum(capacities[hour] or 0 for capacities in self._capacities)
+                excess[hour] = self._stored[hour] - size * HOUR_S
+        return excess
+
+
+def _capacities(commitment: Commitment, month: Month) -> list[int | None]:
+    """Bytes leased in each hour of the month: the most if it changes within; None: outside the lease."""
+    sizes: list[int | None] = [None] * month.hours
+    for from_s, until_s, size in commitment.spans():
+        first = max(0, from_s // HOUR_S - month.first_hour)
+        last = min(month.hours, -(-until_s // HOUR_S) - month.first_hour)
+        for hour in range(first, last):
+            sizes[hour] = max(sizes[hour] or 0, size)
+    return sizes
+
+
+def _require(fits: bool, name: str, rule: str, value: object) -> None:
+    if not fits:
+        raise BadArgument(
+            f"a lease's {name} must be {rule}: {str(value)[:100]}", name=name, value=str(value)[:100]
+        )

@@ -1,0 +1,70 @@
+"""What tests of rating share: rates and plans in short, and usage records as they are sealed."""
+
+from collections.abc import Iterable
+from decimal import Decimal
+from typing import Any
+
+from objstore.meta.schema import encode
+from objstore.rental.months import Month
+from objstore.rental.plans import Plan, Rate, Tier, check_plan
+from objstore.rental.records import UsageRecord
+from objstore.rental.tally import STORED, Usage, UsageKey
+
+MARCH = Month(2026, 3)
+NOVEMBER = Month(2026, 11)  # 30 days.
+DAY_S = 86_400
+GB, TB, GIB, TIB = 10**9, 10**12, 2**30, 2**40
+
+
+def tiers(*rows: tuple[str | None, str]) -> tuple[Tier, ...]:
+    """Each: up to, price."""
+    return tuple(
+        Tier(up_to=None if up_to is None else Decimal(up_to), unit_price=Decimal(price))
+        for up_to, price in rows
+    )
+
+
+def rate(price: str = "1", **given: Any) -> Rate:
+    fields = {"meter": "storage", "model": "per_unit", "unit": "GB", "tiers": tiers((None, price)), **given}
+    return Rate(**fields)
+
+
+def plan(*items: Rate, currency: str = "USD", **given: Any) -> Plan:
+    return check_plan(Plan(code="test", version=1, currency=currency, items=items, **given))
+
+
+def used(quantity: int, meter: str = "storage", storage_class: str = "", **given: Any) -> Usage:
+    """One bucket's use, without its hours."""
+    return Usage({UsageKey("", "photos", storage_class, meter, **given): quantity})
+
+
+def stored(size: int, month: Month, storage_class: str = "") -> Usage:
+    """So many bytes, all month."""
+    return stored_hours([size] * month.hours, storage_class)
+
+
+def stored_hours(sizes: Iterable[int], storage_class: str = "") -> Usage:
+    """Bytes in each hour of the month."""
+    hours = [size * 3_600 for size in sizes]
+    key = UsageKey("", "photos", storage_class, "storage")
+    return Usage({key: sum(hours)}, {storage_class: hours})
+
+
+def usage_key(tenant: str, hour: int, bucket: int, storage_class: str = "", meter: bytes = STORED) -> bytes:
+    return (
+        b"h" + tenant.encode() + b"\0" + hour.to_bytes(4, "big") + bucket.to_bytes(8, "big")
+        + storage_class.encode() + b"\0" + meter
+    )  # fmt: skip
+
+
+def usage_value(quantity: int, project: str = "", bucket: str = "photos") -> bytes:
+    return encode(
+        UsageRecord(
+            quantity=quantity,
+            project=project,
+            bucket=bucket,
+            sealed_us=1,
+            previous=bytes(32),
+            digest=bytes(32),
+        )
+    )
