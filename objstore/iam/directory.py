@@ -6,27 +6,34 @@ next request on, in every process.
 """
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
 from objstore.clock import Clock, SystemClock
 from objstore.errors import BadArgument
 from objstore.iam import keys, tenants, users
-from objstore.iam.principal import Principal
+from objstore.iam.principal import NO_ACCOUNT, Principal
 from objstore.iam.secrets import SecretBox
 from objstore.ids import Randomness
 from objstore.meta.kv import Kv, Versioned
 from objstore.meta.schema import (
     AccessKeyRecord,
+    AccountRecord,
+    Limits,
     TenantRecord,
     UserRecord,
     access_key_key,
+    account_key,
     decode,
     tenant_key,
     user_key,
 )
 
 CACHED_CREDENTIALS_MAX: Final = 10_000
+CACHED_POLICIES_MAX: Final = (
+    2 * 1024 * 1024
+)  # Bytes of policies of those credentials; compiled, ten times that.
 ID_SIZE_MAX: Final = 128  # Characters: a longer id is nobody's, and is not looked up.
 
 
@@ -55,6 +62,29 @@ class _Cached:
     version: tuple[int, int] | None = None  # The engine's, when the records were last seen unchanged.
 
 
+def bounds_of(user: UserRecord, key: AccessKeyRecord) -> Bounds | None:
+    """What the user's role and the key's own terms leave; None: whatever the tenant may.
+
+    What cannot be read, since a later release wrote it, allows nothing.
+    """
+    policies: list[Policy] = []
+    role = None if user.root else objects_policy(user.role)
+    if role is not None:
+        policies.append(role)
+    if key.policy:
+        try:
+            policies.append(compile_policy(key.policy))
+        except BadArgument:
+            policies.append(NOTHING)
+    networks = [parse_network(text) for text in key.networks]
+    if None in networks:
+        policies.append(NOTHING)
+    if not policies and not networks and not key.expires_us:
+        return None
+    known = tuple(network for network in networks if network is not None)
+    return Bounds(policies=tuple(policies), networks=known, expires_us=key.expires_us)
+
+
 class Directory:
     def __init__(
         self,
@@ -70,6 +100,7 @@ class Directory:
         self._randomness = randomness
         self._version = kv.version if isinstance(kv, Versioned) else None
         self._cache: dict[str, _Cached] = {}
+        self._cached_policies = 0  # Bytes.
 
     async def credential(self, access_key_id: str) -> Credential | None:
         """The credential behind an access key's id; None if there is no such key.
@@ -106,20 +137,29 @@ class Directory:
         if tenant_value is None:
             return None
         tenant = decode(tenant_value, TenantRecord)
+        account_name = account_key(user.tenant)
+        account_value = await self._kv.get(account_name)
         credential = Credential(
             secret=self._box.open(access_key_id, key.secret),
             principal=Principal(
-                tenant=tenant.name, user=user.name, access_key_id=access_key_id, root=user.root
+                tenant=tenant.name,
+                user=user.name,
+                access_key_id=access_key_id,
+                root=user.root,
+                limits=key.limits if key.limits != Limits() else None,
+                account=NO_ACCOUNT if account_value is None else decode(account_value, AccountRecord),
             ),
             key_disabled=key.disabled,
             user_disabled=user.disabled,
             tenant_disabled=tenant.disabled,
         )
-        if len(self._cache) >= CACHED_CREDENTIALS_MAX:
+        self._cached_policies += len(key.policy)
+        if len(self._cache) >= CACHED_CREDENTIALS_MAX or self._cached_policies > CACHED_POLICIES_MAX:
             self._cache.clear()
+            self._cached_policies = len(key.policy)
         self._cache[access_key_id] = _Cached(
-            names=(key_name, user_name, tenant_name),
-            values=[key_value, user_value, tenant_value],
+            names=(key_name, user_name, tenant_name, account_name),
+            values=[key_value, user_value, tenant_value, account_value],
             credential=credential,
         )
         return credential
@@ -166,11 +206,17 @@ class Directory:
         return await tenants.set_tenant_disabled(self._kv, name, disabled)
 
     async def create_user(
-        self, name: str, *, tenant: str = tenants.DEFAULT_TENANT, email: str = ""
+        self, name: str, *, tenant: str = tenants.DEFAULT_TENANT, email: str = "", role: str = DEFAULT_ROLE
     ) -> UserRecord:
         return await users.create_user(
-            self._kv, name, tenant=tenant, now_us=self._clock.now_us(), email=email
+            self._kv, name, tenant=tenant, now_us=self._clock.now_us(), email=email, role=role
         )
+
+    async def find_user(self, name: str) -> UserRecord:
+        return await users.find_user(self._kv, name)
+
+    async def set_role(self, name: str, role: str) -> UserRecord:
+        return await users.set_role(self._kv, name, role)
 
     async def list_users(
         self, *, tenant: str | None = None, after: str = "", limit: int = 1_000
@@ -187,6 +233,7 @@ class Directory:
         access_key_id: str | None = None,
         secret: str | None = None,
         comment: str = "",
+        terms: KeyTerms = keys.NO_TERMS,
     ) -> tuple[str, str]:
         return await keys.create_key(
             self._kv,
@@ -197,7 +244,21 @@ class Directory:
             access_key_id=access_key_id,
             secret=secret,
             comment=comment,
+            terms=terms,
         )
+
+    async def find_key(self, access_key_id: str) -> AccessKeyRecord:
+        return await keys.find_key(self._kv, access_key_id)
+
+    async def set_terms(self, access_key_id: str, terms: KeyTerms) -> AccessKeyRecord:
+        return await keys.set_terms(self._kv, access_key_id, terms, now_us=self._clock.now_us())
+
+    async def remove_key(self, access_key_id: str) -> None:
+        await keys.remove_key(self._kv, access_key_id)
+
+    async def last_used(self, access_key_ids: Sequence[str]) -> list[int | None]:
+        """Seconds since 1970, to the hour; None: never, as far as is known."""
+        return await last_use.last_used(self._kv, access_key_ids)
 
     async def list_keys(
         self, *, user: str | None = None, after: str = "", limit: int = 1_000

@@ -4,7 +4,9 @@ from dataclasses import dataclass
 
 from objstore.iam.conditions import Network
 from objstore.iam.policy import Policy
-from objstore.meta.schema import Limits
+from objstore.meta.schema import AccountRecord, Limits
+
+NO_ACCOUNT = AccountRecord()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,3 +39,4 @@ class Principal:
     project: str = ""  # Of the key: nothing outside of it is there. Empty: all of the tenant's.
     bounds: Bounds | None = None  # None: whatever the tenant may.
     limits: Limits | None = None  # The key's own; None: it has none.
+    account: AccountRecord = NO_ACCOUNT  # The tenant's, as it was when the request began.

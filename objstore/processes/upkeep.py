@@ -18,7 +18,7 @@ from objstore.admin import server as admin_server
 from objstore.admin.snippets import SNIPPETS
 from objstore.iam.directory import Directory
 from objstore.metrics import Registry
-from objstore.objects import carrying, doomed
+from objstore.objects import carrying, doomed, reservations
 from objstore.processes.admin_port import AdminPort
 from objstore.processes.control import serve_metrics
 from objstore.processes.disks import DiskSet
@@ -153,6 +153,7 @@ def _service(parts: Parts) -> Service:
         alive=alive_of(parts),
         sweep_doomed=lambda kv: doomed.sweep(replace(store, kv=kv)),
         pack_carried=lambda kv: carrying.pack_left_behind(replace(store, kv=kv)),
+        release_reserved=lambda kv: reservations.release_expired(replace(store, kv=kv)),
         periods=Periods(scrub_round_s=config.scrub_days * 86_400).scaled(config.period_factor),
         compaction_rules=CompactionRules(garbage_share=config.garbage_percent / 100),
         trash_rules=TrashRules(grace_s=grace_s, grace_least_s=min(grace_s, 86_400)),

@@ -9,6 +9,7 @@
     scrub       all the time        one volume after the other, a round within its period
     doomed      every minute        what dropped uploads left behind (objects/doomed.py, given as a callable)
     carried     every minute        bodies that dead workers left in metadata (objects/carrying.py, so too)
+    reserved    every minute        room that dead uploads had reserved (objects/reservations.py, so too)
     sweep       every day           the audit of live bytes
 
 Concurrency: one asyncio task per service, at most one run of each at a time; those that could disturb each
@@ -74,6 +75,7 @@ class Periods(msgspec.Struct, frozen=True, kw_only=True):
     scrub_round_s: float = scrub.PERIOD_S  # From the end of one round to the start of the next: half of it.
     doomed_s: float = 60.0
     carried_s: float = 60.0
+    reserved_s: float = 60.0
     sweep_s: float = 86_400.0
 
     def scaled(self, factor: float) -> "Periods":
@@ -87,6 +89,7 @@ class Periods(msgspec.Struct, frozen=True, kw_only=True):
             "compaction_s",
             "doomed_s",
             "carried_s",
+            "reserved_s",
             "sweep_s",
         )
         return msgspec.structs.replace(self, **{name: getattr(self, name) * factor for name in names})
@@ -103,6 +106,7 @@ class Service:
         alive: Alive,
         sweep_doomed: Callable[[Kv], Awaitable[int]] | None = None,
         pack_carried: Callable[[Kv], Awaitable[int]] | None = None,
+        release_reserved: Callable[[Kv], Awaitable[int]] | None = None,
         periods: Periods | None = None,
         compaction_rules: compaction.CompactionRules = compaction.DEFAULT_RULES,
         trash_rules: trash.TrashRules = trash.DEFAULT_RULES,
@@ -116,12 +120,14 @@ class Service:
             alive: whether a writer (16 bytes) may still write. Must never call a living one dead.
             sweep_doomed: objects.doomed.sweep with its store bound but for the `Kv` to commit through.
             pack_carried: objects.carrying.pack_left_behind, in the same way.
+            release_reserved: objects.reservations.release_expired, in the same way.
         """
         self._claim = Claim(ctx.kv, "upkeep", holder, ctx.clock)
         self._ctx = ctx = ctx.under(self._claim)
         self._alive = alive
         self._sweep_doomed = sweep_doomed
         self._pack_carried = pack_carried
+        self._release_reserved = release_reserved
         self._periods = periods if periods is not None else Periods()
         self._compaction_rules = compaction_rules
         self._trash_rules = trash_rules
@@ -161,6 +167,8 @@ class Service:
             loops["doomed"] = (self.doomed, periods.doomed_s)
         if self._pack_carried is not None:
             loops["carried"] = (self.carried, periods.carried_s)
+        if self._release_reserved is not None:
+            loops["reserved"] = (self.reserved, periods.reserved_s)
         create = asyncio.get_running_loop().create_task
         self._tasks.append(create(self._keep_claim(), name="upkeep claim"))
         for name, (run, period_s) in loops.items():
@@ -332,6 +340,10 @@ class Service:
     async def carried(self) -> str:
         assert self._pack_carried is not None
         return f"{await self._pack_carried(self._ctx.kv)} bodies packed"
+
+    async def reserved(self) -> str:
+        assert self._release_reserved is not None
+        return f"{await self._release_reserved(self._ctx.kv)} reservations released"
 
     async def sweep(self) -> str:
         whole = await self._sweep.run()

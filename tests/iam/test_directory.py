@@ -6,7 +6,15 @@ from objstore.errors import BadArgument, Corrupt, Denied
 from objstore.iam.directory import Directory
 from objstore.iam.names import new_access_key_id, new_secret
 from objstore.meta.kv import DictKv, Kv, Transaction
-from objstore.meta.schema import AccessKeyRecord, access_key_key, decode
+from objstore.meta.schema import (
+    AccessKeyRecord,
+    AccountRecord,
+    Limits,
+    access_key_key,
+    account_key,
+    decode,
+    encode,
+)
 
 MASTER = bytes(range(32))
 
@@ -223,3 +231,20 @@ def test_made_ids_and_secrets_use_every_letter_evenly_and_only_theirs() -> None:
     assert secrets.isalnum()
     assert secrets.isascii()
     assert len(set(secrets)) == 62
+
+
+async def test_a_credential_knows_its_tenants_account_and_a_change_of_it_holds_at_once() -> None:
+    kv = VersionedKv()
+    directory, one, _ = await ready(kv)
+    credential = await directory.credential(one)
+    assert credential is not None
+    assert credential.principal.account == AccountRecord()
+    account = AccountRecord(state="suspended", limits=Limits(requests_per_s=5))
+    await kv.commit(Transaction(put={account_key("default"): encode(account)}))
+    credential = await directory.credential(one)
+    assert credential is not None
+    assert credential.principal.account == account
+    kv.calls = 0
+    assert await directory.credential(one) is credential  # Seen at another version now, and no more then.
+    assert await directory.credential(one) is credential
+    assert kv.calls <= 1
