@@ -44,6 +44,9 @@ the end, with a default, so that every later release reads every earlier record.
     t <tenant>                              TenantRecord
     u <user>                                UserRecord
     k <access key id>                       AccessKeyRecord
+    K <token id>                            TokenRecord: the admin API's bearer tokens of users
+    I <SHA-256 32>                          RepeatRecord: a request of the admin API with an Idempotency-Key
+    T <sequence 8>                          audit.records.AuditRecord: an administrative act; hash-chained
     l <access key id>                       LastUseRecord
 
 One home: bytes are live if the record whose key their stripe's directory names (o... or p...)
@@ -339,6 +342,27 @@ class AccessKeyRecord(Record, frozen=True, array_like=True, kw_only=True):
     sealed_under: str = ""  # Id of the master key that opens its secret; empty: one of before rotation.
 
 
+class TokenRecord(Record, frozen=True, array_like=True, kw_only=True):
+    """A bearer token of a user: what its user may, until it expires."""
+
+    user: str
+    digest_of_secret: bytes  # SHA-256: 40 random letters need no slow hash.
+    created_us: int
+    expires_us: int
+    comment: str = ""
+
+
+class RepeatRecord(Record, frozen=True, array_like=True, kw_only=True):
+    """What became of a request that may be sent again. Its key: of who asks and the key that they chose."""
+
+    digest: bytes  # SHA-256 of method, path and body: the same key with another request is refused.
+    since_us: int
+    state: str = "begun"  # begun | committed | answered
+    attempt: bytes = b""  # Random: a repeat that takes over shuts out the one before.
+    status: int = 0
+    answer: bytes = b""  # JSON, without what is shown only once; empty: it does not fit a record.
+
+
 class LastUseRecord(Record, frozen=True, array_like=True, kw_only=True):
     """Apart from the key's record: requests must not change what every request compares."""
 
@@ -567,3 +591,11 @@ def access_key_key(access_key_id: str) -> bytes:
 
 def last_use_key(access_key_id: str) -> bytes:
     return b"l" + access_key_id.encode()
+
+
+def token_key(token: str) -> bytes:
+    return b"K" + token.encode()
+
+
+def repeat_key(digest: bytes) -> bytes:
+    return b"I" + digest

@@ -7,6 +7,7 @@ bytes, see the upgrade rule.
 import msgspec
 import pytest
 
+from objstore.audit.records import HEAD_KEY, AuditHead, AuditRecord, Changed, audit_key
 from objstore.blobs.topology import Policy
 from objstore.blobs.volumes import VolumeRecord
 from objstore.extents import Extent
@@ -96,6 +97,10 @@ KEYS = [
     (schema.tenant_key("acme"), "74" + b"acme".hex()),
     (schema.user_key("alice"), "75" + b"alice".hex()),
     (schema.access_key_key("OSABC"), "6b" + b"OSABC".hex()),
+    (schema.token_key("OTABC"), "4b" + b"OTABC".hex()),
+    (schema.repeat_key(ID + ID), "49" + ID.hex() + ID.hex()),
+    (audit_key(258), "54 0000000000000102"),
+    (HEAD_KEY, "53" + b"audit".hex()),
 ]
 
 RECORDS: list[tuple[msgspec.Struct, str]] = [
@@ -211,6 +216,27 @@ RECORDS: list[tuple[msgspec.Struct, str]] = [
         "9c 01 a175 c40107 02 c2 a163 a0 a0 00 90 96c0c0c0c0c0c0 a0",
     ),
     (LastUseRecord(hour=500_000), "92 01 ce0007a120"),
+    (
+        schema.TokenRecord(user="u", digest_of_secret=b"\7", created_us=2, expires_us=3, comment="c"),
+        "96 01 a175 c40107 02 03 a163",
+    ),
+    (
+        schema.RepeatRecord(digest=b"\7", since_us=2, state="s", attempt=b"\1", status=200, answer=b"{}"),
+        "97 01 c40107 02 a173 c40101 ccc8 c4027b7d",
+    ),
+    (
+        AuditRecord(
+            at_us=2,
+            who="w",
+            action="a",
+            target="t",
+            outcome="o",
+            changes=[Changed("c", "", "{}")],
+            previous=b"\7",
+        ),
+        "9c 01 02 a177 a161 a174 a16f a0 a0 a0 a0 91 93 a163 a0 a27b7d c40107",
+    ),
+    (AuditHead(sequence=3, digest=b"\7", at_us=2), "94 01 03 c40107 02"),
     (
         VolumeRecord(id=7, k=2, m=1, disks=[1, 2, 3], state=1, lane=1, writer=ID, length=64, retired_us=5),
         "9c 01 07 02 01 93010203 01 01 c410" + ID.hex() + "a0 00 40 05",
