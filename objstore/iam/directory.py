@@ -12,15 +12,18 @@ from typing import Final
 
 from objstore.clock import Clock, SystemClock
 from objstore.errors import BadArgument
-from objstore.iam import keys, tenants, users
-from objstore.iam.principal import NO_ACCOUNT, Principal
+from objstore.iam import keys, last_use, tenants, users
+from objstore.iam.conditions import parse_network
+from objstore.iam.keys import KeyTerms
+from objstore.iam.policy import Policy, compile_policy
+from objstore.iam.principal import NO_ACCOUNT, Bounds, Principal
+from objstore.iam.roles import DEFAULT_ROLE, NOTHING, objects_policy
 from objstore.iam.secrets import SecretBox
 from objstore.ids import Randomness
 from objstore.meta.kv import Kv, Versioned
 from objstore.meta.schema import (
     AccessKeyRecord,
     AccountRecord,
-    Limits,
     TenantRecord,
     UserRecord,
     access_key_key,
@@ -31,9 +34,7 @@ from objstore.meta.schema import (
 )
 
 CACHED_CREDENTIALS_MAX: Final = 10_000
-CACHED_POLICIES_MAX: Final = (
-    2 * 1024 * 1024
-)  # Bytes of policies of those credentials; compiled, ten times that.
+CACHED_POLICIES_MAX: Final = 2 * 1024 * 1024  # Bytes of their policies as text; compiled, ten times that.
 ID_SIZE_MAX: Final = 128  # Characters: a longer id is nobody's, and is not looked up.
 
 
@@ -146,7 +147,9 @@ class Directory:
                 user=user.name,
                 access_key_id=access_key_id,
                 root=user.root,
-                limits=key.limits if key.limits != Limits() else None,
+                project=key.project,
+                bounds=bounds_of(user, key),
+                limits=None if key.limits == keys.NO_LIMITS else key.limits,
                 account=NO_ACCOUNT if account_value is None else decode(account_value, AccountRecord),
             ),
             key_disabled=key.disabled,

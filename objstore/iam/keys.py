@@ -1,19 +1,72 @@
-"""Access keys of users."""
+"""Access keys of users: their secrets, and the terms on which each may be used."""
 
+from dataclasses import dataclass, replace
 from typing import Final
 
 import msgspec
 
 from objstore.errors import BadArgument, Conflict, Overloaded
 from objstore.iam.changes import ATTEMPTS_MAX, change_record
+from objstore.iam.conditions import parse_network
 from objstore.iam.names import check_access_key_id, check_secret, new_access_key_id, new_secret
+from objstore.iam.policy import check_policy
 from objstore.iam.secrets import SecretBox
 from objstore.iam.users import no_such_user
 from objstore.ids import Randomness
 from objstore.meta.kv import Kv, Transaction, prefix_end
-from objstore.meta.schema import AccessKeyRecord, access_key_key, decode, encode, user_key
+from objstore.meta.schema import (
+    AccessKeyRecord,
+    AccountRecord,
+    Limits,
+    UserRecord,
+    access_key_key,
+    account_key,
+    decode,
+    encode,
+    last_use_key,
+    user_key,
+)
 
 COMMENT_SIZE_MAX: Final = 256  # Characters.
+NETWORKS_MAX: Final = 32
+NO_LIMITS: Final = Limits()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeyTerms:
+    """On which terms a key may be used. Limits are the caller's to check (rental/terms.py)."""
+
+    project: str = ""  # One of its tenant's; empty: all of the tenant's buckets.
+    policy: str = ""  # JSON in AWS's policy language; empty: whatever its user may.
+    expires_us: int = 0  # 0: never.
+    networks: tuple[str, ...] = ()  # Addresses and networks (CIDR); none: from anywhere.
+    limits: Limits = NO_LIMITS
+
+
+NO_TERMS: Final = KeyTerms()
+
+
+def check_terms(terms: KeyTerms, *, now_us: int) -> KeyTerms:
+    """As they are kept: the policy without spaces. Raises: BadArgument."""
+    if terms.expires_us and terms.expires_us <= now_us:
+        raise BadArgument("an access key expires in the future", name="expires")
+    if len(terms.networks) > NETWORKS_MAX:
+        raise BadArgument(f"an access key has at most {NETWORKS_MAX} networks", name="networks")
+    for network in terms.networks:
+        if parse_network(network) is None:
+            raise BadArgument(f"{network!r} is no address and no network", name="networks", value=network)
+    return replace(terms, policy=check_policy(terms.policy) if terms.policy else "")
+
+
+async def _known_project(kv: Kv, owner: bytes, project: str) -> dict[bytes, bytes | None]:
+    """What a commit that names a project of a user's tenant expects. Raises: BadArgument (there is none)."""
+    if not project:
+        return {}
+    tenant = decode(owner, UserRecord).tenant
+    value = await kv.get(account_key(tenant))
+    if value is None or project not in decode(value, AccountRecord).projects:
+        raise BadArgument(f"tenant {tenant!r} has no project {project!r}", name="project", value=project)
+    return {account_key(tenant): value}
 
 
 def no_such_key(access_key_id: str) -> BadArgument:
@@ -30,11 +83,14 @@ async def create_key(
     access_key_id: str | None = None,
     secret: str | None = None,
     comment: str = "",
+    terms: KeyTerms = NO_TERMS,
 ) -> tuple[str, str]:
     """Returns the access key's id and its secret, given or made. The secret is not shown again.
 
-    Raises: BadArgument (not an id or a secret, the id exists, or there is no such user).
+    Raises: BadArgument (not an id or a secret, terms that cannot be, the id exists, there is no such user or
+    project).
     """
+    terms = check_terms(terms, now_us=now_us)
     if len(comment) > COMMENT_SIZE_MAX:
         raise BadArgument(f"a comment has at most {COMMENT_SIZE_MAX} characters", name="comment")
     owner = user_key(user)
@@ -44,16 +100,78 @@ async def create_key(
         owner_value = await kv.get(owner)
         if owner_value is None:
             raise no_such_user(user)
-        record = AccessKeyRecord(user=user, secret=box.seal(one, words), created_us=now_us, comment=comment)
+        known = await _known_project(kv, owner_value, terms.project)
+        record = _on_terms(
+            AccessKeyRecord(user=user, secret=box.seal(one, words), created_us=now_us, comment=comment), terms
+        )
         key = access_key_key(one)
+        expect = {key: None, owner: owner_value, **known}
         try:
-            await kv.commit(Transaction(expect={key: None, owner: owner_value}, put={key: encode(record)}))
+            await kv.commit(Transaction(expect=expect, put={key: encode(record)}))
         except Conflict as conflict:
             if conflict.key == key and access_key_id is not None:
                 raise BadArgument(f"access key {one!r} exists", name="access key", value=one) from conflict
             continue
         return one, words
     raise Overloaded(f"user {user!r} kept changing")
+
+
+def _on_terms(record: AccessKeyRecord, terms: KeyTerms) -> AccessKeyRecord:
+    return msgspec.structs.replace(
+        record,
+        project=terms.project,
+        policy=terms.policy,
+        expires_us=terms.expires_us,
+        networks=list(terms.networks),
+        limits=terms.limits,
+    )
+
+
+async def find_key(kv: Kv, access_key_id: str) -> AccessKeyRecord:
+    """Its secret is sealed. Raises: BadArgument (no such key)."""
+    value = await kv.get(access_key_key(access_key_id))
+    if value is None:
+        raise no_such_key(access_key_id)
+    return decode(value, AccessKeyRecord)
+
+
+async def set_terms(kv: Kv, access_key_id: str, terms: KeyTerms, *, now_us: int) -> AccessKeyRecord:
+    """Other terms for a key, from the next request on.
+
+    Raises: BadArgument (terms that cannot be, there is no such key or project), Overloaded.
+    """
+    terms = check_terms(terms, now_us=now_us)
+    key = access_key_key(access_key_id)
+    for _ in range(ATTEMPTS_MAX):
+        value = await kv.get(key)
+        if value is None:
+            raise no_such_key(access_key_id)
+        record = _on_terms(decode(value, AccessKeyRecord), terms)
+        owner = await kv.get(user_key(record.user))
+        if owner is None:
+            raise no_such_user(record.user)
+        known = await _known_project(kv, owner, terms.project)
+        try:
+            await kv.commit(Transaction(expect={key: value, **known}, put={key: encode(record)}))
+        except Conflict:
+            continue
+        return record
+    raise Overloaded(f"access key {access_key_id!r} kept changing")
+
+
+async def remove_key(kv: Kv, access_key_id: str) -> None:
+    """For good: its secret is gone with it. Raises: BadArgument (no such key), Overloaded."""
+    key = access_key_key(access_key_id)
+    for _ in range(ATTEMPTS_MAX):
+        value = await kv.get(key)
+        if value is None:
+            raise no_such_key(access_key_id)
+        try:
+            await kv.commit(Transaction(expect={key: value}, delete=[key, last_use_key(access_key_id)]))
+        except Conflict:
+            continue
+        return
+    raise Overloaded(f"access key {access_key_id!r} kept changing")
 
 
 async def list_keys(
@@ -91,7 +209,7 @@ async def give_key(
     check_secret(secret)
     for _ in range(ATTEMPTS_MAX):
         value = await kv.get(key)
-        created_us, comment = now_us, ""
+        record = AccessKeyRecord(user=user, secret=b"", created_us=now_us)
         if value is not None:
             record = decode(value, AccessKeyRecord)
             if record.user != user:
@@ -100,12 +218,9 @@ async def give_key(
                 )
             if not record.disabled and box.open(access_key_id, record.secret) == secret:
                 return False
-            created_us, comment = record.created_us, record.comment
-        record = AccessKeyRecord(
-            user=user, secret=box.seal(access_key_id, secret), created_us=created_us, comment=comment
-        )
+        given = msgspec.structs.replace(record, secret=box.seal(access_key_id, secret), disabled=False)
         try:
-            await kv.commit(Transaction(expect={key: value}, put={key: encode(record)}))
+            await kv.commit(Transaction(expect={key: value}, put={key: encode(given)}))
         except Conflict:
             continue
         return True

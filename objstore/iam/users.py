@@ -7,6 +7,7 @@ import msgspec
 from objstore.errors import BadArgument, Conflict, Denied, Overloaded
 from objstore.iam.changes import ATTEMPTS_MAX, change_record
 from objstore.iam.names import check_email, check_user
+from objstore.iam.roles import DEFAULT_ROLE, check_role
 from objstore.iam.tenants import no_such_tenant
 from objstore.meta.kv import Kv, Transaction, prefix_end
 from objstore.meta.schema import UserRecord, decode, encode, tenant_key, user_key
@@ -19,11 +20,23 @@ def no_such_user(name: str) -> BadArgument:
 
 
 async def create_user(
-    kv: Kv, name: str, *, tenant: str, now_us: int, email: str = "", root: bool = False
+    kv: Kv,
+    name: str,
+    *,
+    tenant: str,
+    now_us: int,
+    email: str = "",
+    root: bool = False,
+    role: str = DEFAULT_ROLE,
 ) -> UserRecord:
-    """Raises: BadArgument (not a name, it exists, or there is no such tenant)."""
+    """Raises: BadArgument (not a name, not a role, it exists, or there is no such tenant)."""
     record = UserRecord(
-        tenant=tenant, name=check_user(name), created_us=now_us, root=root, email=check_email(email)
+        tenant=tenant,
+        name=check_user(name),
+        created_us=now_us,
+        root=root,
+        email=check_email(email),
+        role=check_role(role),
     )
     key, owner = user_key(name), tenant_key(tenant)
     for _ in range(ATTEMPTS_MAX):
@@ -51,6 +64,26 @@ async def list_users(
         found += [record for record in records if tenant is None or record.tenant == tenant]
         start = pairs[-1][0] + b"\0"
     return found[:limit]
+
+
+async def find_user(kv: Kv, name: str) -> UserRecord:
+    """Raises: BadArgument (no such user)."""
+    value = await kv.get(user_key(name))
+    if value is None:
+        raise no_such_user(name)
+    return decode(value, UserRecord)
+
+
+async def set_role(kv: Kv, name: str, role: str) -> UserRecord:
+    """It holds from the next request on. Raises: BadArgument (no such user or role), Denied (root)."""
+    check_role(role)
+
+    def switch(record: UserRecord) -> UserRecord:
+        if record.root and role != DEFAULT_ROLE:
+            raise Denied("the root user may do everything: its role cannot be changed")
+        return msgspec.structs.replace(record, role=role)
+
+    return await change_record(kv, user_key(name), UserRecord, switch, absent=no_such_user(name))
 
 
 async def set_user_disabled(kv: Kv, name: str, disabled: bool) -> UserRecord:

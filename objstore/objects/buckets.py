@@ -43,11 +43,13 @@ from objstore.objects.layout import LAYOUT_KEY, PLACED_KEY, read_layout
 from objstore.objects.placing import PLACEMENT, policy_of_bucket
 from objstore.objects.store import KnownBucket, Store
 from objstore.objects.values import Principal
-from objstore.rental.terms import quota_of
+from objstore.rental.terms import PROJECT, quota_of
 
 ATTEMPTS_MAX: Final = 64  # Of a conditional commit; every lost round means that someone else won one.
 CACHED_BUCKETS_MAX: Final = 16_384
 BUCKET_SERIAL: Final = "buckets"
+LISTED_PAGE: Final = 1_000  # Buckets looked at in one call where only a project's are wanted,
+LISTED_PAGES_MAX: Final = 10  # and so many calls for one page of them.
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]", re.ASCII)
 _IP_ADDRESS = re.compile(r"[0-9]+\.[0-9]+\.[0-9]+\.[0-9]+", re.ASCII)
@@ -91,9 +93,15 @@ async def read_bucket(store: Store, who: Principal, name: str) -> tuple[bytes, B
         check_bucket_name(name)
         raise NoSuchBucket(name)
     record = remember(store, name, value)
-    if record.tenant != who.tenant:
-        raise Denied(f"bucket {name!r} belongs to another tenant")
+    if not is_within_reach(record, who):
+        scope = "tenant" if record.tenant != who.tenant else "project"
+        raise Denied(f"bucket {name!r} belongs to another {scope}")
     return value, record
+
+
+def is_within_reach(record: BucketRecord, who: Principal) -> bool:
+    """Whether a bucket is there for them: it is their tenant's, and their key's project's if it has one."""
+    return record.tenant == who.tenant and (not who.project or project_of(record) == who.project)
 
 
 async def create_bucket(
@@ -113,7 +121,7 @@ async def create_bucket(
         known = await _known_policy(store, policy)
         existing, newest = await store.kv.get_many([key, serial])
         if existing is not None:
-            if decode(existing, BucketRecord).tenant == who.tenant:
+            if is_within_reach(decode(existing, BucketRecord), who):
                 raise BucketOwnedByCaller(name)
             raise BucketExists(name)
         account = await open_account(store, who.tenant)
@@ -122,13 +130,16 @@ async def create_bucket(
         add = {account.buckets_key: Add(1, account.record.limits.buckets_max)}
         if policy:
             add[PLACED_KEY] = Add(1)
+        settings = {PLACEMENT: policy.encode()} if policy else {}
+        if who.project:
+            settings[PROJECT] = who.project.encode()
         record = BucketRecord(
             id=number,
             tenant=who.tenant,
             owner=who.user,
             created_us=store.clock.now_us(),
             region=region,
-            settings={PLACEMENT: policy.encode()} if policy else None,
+            settings=settings or None,
         )
         try:
             await store.kv.commit(
@@ -262,9 +273,33 @@ async def delete_bucket(store: Store, who: Principal, name: str) -> None:
 
 
 async def list_buckets(
-    store: Store, tenant: str, *, prefix: str, after: str, limit: int
-) -> tuple[list[tuple[str, BucketRecord]], bool]:
-    """A tenant's buckets: names > after, in order, and whether there are more."""
+    store: Store, tenant: str, *, prefix: str, after: str, limit: int, project: str = ""
+) -> tuple[list[tuple[str, BucketRecord]], str]:
+    """A tenant's buckets: names > after, in order, and the name to go on after; empty: there are no more.
+
+    Args:
+        project: only this one's; empty: all. Among many others' buckets a page may hold few, or none.
+    """
+    if not project:
+        return await _some_buckets(store, tenant, prefix, after, limit)
+    chosen: list[tuple[str, BucketRecord]] = []
+    for _ in range(LISTED_PAGES_MAX):
+        found, follows = await _some_buckets(store, tenant, prefix, after, LISTED_PAGE)
+        for name, record in found:
+            if project_of(record) != project:
+                continue
+            if len(chosen) == limit:
+                return chosen, chosen[-1][0] if chosen else ""
+            chosen.append((name, record))
+        after = follows
+        if not follows:
+            break
+    return chosen, after
+
+
+async def _some_buckets(
+    store: Store, tenant: str, prefix: str, after: str, limit: int
+) -> tuple[list[tuple[str, BucketRecord]], str]:
     assert limit >= 0
     start = tenant_bucket_key(tenant, prefix)
     end = prefix_end(start)
@@ -272,7 +307,7 @@ async def list_buckets(
         start = max(start, tenant_bucket_key(tenant, after) + b"\0")
     name_begin = len(tenant_bucket_key(tenant, ""))
     if start >= end or limit == 0:
-        return [], False
+        return [], ""
     pairs = await store.kv.scan(start, end, limit + 1)
     names = [key[name_begin:].decode() for key, _ in pairs[:limit]]
     values = await store.kv.get_many([bucket_key(name) for name in names])
@@ -281,4 +316,4 @@ async def list_buckets(
         for name, value in zip(names, values, strict=True)
         if value is not None  # Deleted since the scan.
     ]
-    return found, len(pairs) > limit
+    return found, names[-1] if len(pairs) > limit else ""

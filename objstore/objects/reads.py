@@ -29,7 +29,7 @@ from objstore.meta.schema import (
     part_key,
     parts_page_key,
 )
-from objstore.objects.buckets import read_bucket
+from objstore.objects.buckets import is_within_reach, read_bucket
 from objstore.objects.carrying import is_carried
 from objstore.objects.commits import key_bytes
 from objstore.objects.conditions import check_read
@@ -53,7 +53,7 @@ async def read_record(
     """
     raw = key_bytes(key)
     known = store.buckets.get(bucket)
-    if known is not None and known.record.tenant == who.tenant:
+    if known is not None and is_within_reach(known.record, who):
         record = known.record
         name = object_key(record.id, raw)
         versioned = store.versioned

@@ -3,7 +3,8 @@
     aiohttp's parser -> EdgeProtocol (server.py) -> App.handle -> target -> sigv4 -> route -> body -> handler
 
 No router, no middleware, no Application: one handler on a low-level `web.Server`. Default deny stands in
-`_serve`: the signature is verified before a route is even chosen, and there is no second way to a handler.
+`_serve`: the signature is verified before a route is even chosen, then the route's actions must be allowed to
+who asks (access.py), and there is no second way to a handler.
 
 What may be relied on:
 - a request gets exactly one answer, in S3's XML when it is an error (none on HEAD), with x-amz-request-id;
@@ -30,14 +31,17 @@ from aiohttp.http import HttpVersion10, HttpVersion11
 from aiohttp.http_exceptions import BadHttpMethod, InvalidURLError, LineTooLong
 from multidict import istr
 
-from objstore.errors import StoreError
+from objstore.errors import NoSuchKey, NoSuchVersion, StoreError
+from objstore.iam.principal import Bounds
 from objstore.objects.store import Store
 from objstore.objects.values import Principal
+from objstore.s3.access import Access
 from objstore.s3.access_log import AccessLog, Line, redact
 from objstore.s3.body import NoBody, RequestBody, open_body
 from objstore.s3.call import Call, Route
 from objstore.s3.errors import (
     S3Fault,
+    access_denied,
     bad_http,
     fault_of,
     internal_error,
@@ -49,8 +53,8 @@ from objstore.s3.errors import (
 )
 from objstore.s3.limits import Admission, Limits, document_weight, weight
 from objstore.s3.outbox import Outbox
-from objstore.s3.sigv4 import Directory, Verifier
-from objstore.s3.target import parse_target
+from objstore.s3.sigv4 import Directory, Verified, Verifier
+from objstore.s3.target import Target, parse_target
 
 _log = logging.getLogger("objstore.s3")
 
@@ -193,6 +197,8 @@ class App:
         for route in routes:
             if route.rule not in RULES:
                 raise ValueError(f"route {route.operation} has no authorisation rule ({route.rule!r})")
+            if route.handler is not None and not route.actions:
+                raise ValueError(f"route {route.operation} has no action that policies could allow")
         self.store = store
         self.verifier = Verifier(directory, region, now)
         self.choose = choose
@@ -293,11 +299,17 @@ class App:
         if not self.admission.claim(who.tenant, request.body_weight):
             raise slow_down()
         request.claimed = who.tenant
+        access = None
+        if who.bounds is not None:
+            access = self._access(request, who.bounds, verified, target)
+            access.check_use()
 
         route = self.choose(method, target.bucket, target.key, target.query, verified.headers)
         request.operation = operation = route.operation
         if route.handler is None:
             raise not_implemented(operation)
+        if access is not None:
+            access.check(route)
         if method not in _READS and self.no_writes():
             raise service_unavailable()  # Before the body is received: nothing could be committed for it.
         body = request.body = open_body(
@@ -315,22 +327,42 @@ class App:
             # expectation was answered without 100 (it keeps the status line), and waits for the close.
             request.send_continue()
         scheme = "https" if request._transport_sslcontext is not None else "http"
-        return await route.handler(
-            Call(
-                request=request,
-                store=self.store,
-                who=verified.who,
-                operation=operation,
-                method=method,
-                bucket=target.bucket,
-                key=target.key,
-                query=target.query,
-                headers=message.headers,
-                request_id=request.request_id,
-                body=body,
-                presigned=verified.presigned,
-                base_url=f"{scheme}://{host}",
-            )
+        call = Call(
+            request=request,
+            store=self.store,
+            who=verified.who,
+            operation=operation,
+            method=method,
+            bucket=target.bucket,
+            key=target.key,
+            query=target.query,
+            headers=message.headers,
+            request_id=request.request_id,
+            body=body,
+            presigned=verified.presigned,
+            base_url=f"{scheme}://{host}",
+            access=access,
+        )
+        if access is None:
+            return await route.handler(call)
+        try:
+            return await route.handler(call)
+        except (NoSuchKey, NoSuchVersion):
+            if access.may_miss(route):
+                raise
+            raise access_denied() from None
+
+    def _access(self, request: EdgeRequest, bounds: Bounds, verified: Verified, target: Target) -> Access:
+        peer = request._transport_peername
+        return Access(
+            bounds,
+            verified,
+            target,
+            request._message.headers,
+            peer=peer[0] if isinstance(peer, (list, tuple)) else "",
+            secure=request._transport_sslcontext is not None,
+            now=self.now(),
+            region=self.verifier.region,
         )
 
     @staticmethod

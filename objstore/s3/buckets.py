@@ -32,17 +32,17 @@ async def list_buckets(call: Call) -> web.Response:
     region = query.get("bucket-region")
     after = continue_after(query.get("continuation-token", ""))
     page: list[tuple[str, BucketRecord]] = []
-    more = False
+    follows = ""
     if region is None or region == call.store.region:  # Every bucket lies in the store's own region.
-        page, more = await buckets.list_buckets(
-            call.store, call.who.tenant, prefix=prefix, after=after, limit=limit
+        page, follows = await buckets.list_buckets(
+            call.store, call.who.tenant, prefix=prefix, after=after, limit=limit, project=call.who.project
         )
     rows = "".join(
         f"<Bucket><Name>{name}</Name><CreationDate>{timestamp(record.created_us)}</CreationDate>"
         f"<BucketRegion>{escape(record.region or call.store.region)}</BucketRegion></Bucket>"
         for name, record in page
     )
-    tail = f"<ContinuationToken>{continuation(page[-1][0])}</ContinuationToken>" if more else ""
+    tail = f"<ContinuationToken>{continuation(follows)}</ContinuationToken>" if follows else ""
     if "prefix" in query:
         tail += f"<Prefix>{escape(prefix)}</Prefix>"
     return document(

@@ -7,6 +7,7 @@ answer. They raise S3Fault (s3/errors.py) or a StoreError; app.py turns both int
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import msgspec
 from aiohttp import web
@@ -15,6 +16,9 @@ from multidict import CIMultiDictProxy
 from objstore.errors import TooLarge
 from objstore.objects.store import Store
 from objstore.objects.values import Body, Principal
+
+if TYPE_CHECKING:
+    from objstore.s3.access import Access
 
 
 class Call(msgspec.Struct, frozen=True, kw_only=True):
@@ -31,6 +35,7 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
     body: Body  # Signature, chunk framing, Content-MD5 and checksums are its business.
     presigned: bool
     base_url: str  # "http://host:port" as the client sees it; for Location.
+    access: "Access | None" = None  # What bounds who asks; None: nothing does.
 
     async def read_document(self, size_max: int = 1024 * 1024) -> bytes:
         """A small body (XML), whole and verified. Raises: S3Fault (too large, bad digest, ...)."""
@@ -52,7 +57,7 @@ Handler = Callable[[Call], Awaitable[web.StreamResponse]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Route:
-    """One row of the route table (s3/routes.py). A route without an authorisation rule does not start."""
+    """One row of the route table (s3/routes.py). One without a rule, or without an action, does not start."""
 
     operation: str
     method: str
@@ -61,3 +66,7 @@ class Route:
     header: str | None = None  # A header that selects it, e.g. "x-amz-copy-source".
     handler: Handler | None = None  # None: known to S3, not yet to us: 501 NotImplemented.
     rule: str = ""  # Who may: "tenant" (the bucket's tenant), "any-user" (any verified user).
+    actions: tuple[str, ...] = ()  # What policies must allow of it, by AWS's names (actions.py).
+    each_key: bool = (
+        False  # Its body names what it is done to: its handler asks for each (Access.may_delete).
+    )

@@ -8,7 +8,7 @@ import asyncio
 from aiohttp import hdrs, web
 from multidict import CIMultiDict, istr
 
-from objstore.errors import StoreError, TooLarge
+from objstore.errors import Denied, StoreError, TooLarge
 from objstore.meta.schema import Checksum
 from objstore.objects import copies, reads, writes
 from objstore.objects.placing import STORAGE_CLASS
@@ -280,7 +280,7 @@ async def delete_objects(call: Call) -> web.Response:
         doomed, quiet = parse_deletes(body)
     else:
         doomed, quiet = await asyncio.to_thread(parse_deletes, body)
-    outcomes = await writes.delete_objects(call.store, call.who, call.bucket, doomed)
+    outcomes = await _delete_allowed(call, doomed)
     rows = []
     for one, outcome in zip(doomed, outcomes, strict=True):
         version = f"<VersionId>{escape(one.version[:_ECHO_MAX])}</VersionId>" if one.version else ""
@@ -289,6 +289,18 @@ async def delete_objects(call: Call) -> web.Response:
         elif not quiet:
             rows.append(f"<Deleted><Key>{escape(one.key)}</Key>{version}</Deleted>")
     return document(f"<DeleteResult{XMLNS}>{''.join(rows)}</DeleteResult>")
+
+
+async def _delete_allowed(call: Call, doomed: list[Doomed]) -> list[StoreError | None]:
+    """Delete those that policies allow; the others are refused one by one."""
+    access = call.access
+    if access is None:
+        return await writes.delete_objects(call.store, call.who, call.bucket, doomed)
+    allowed = [access.may_delete(one.key, one.version) for one in doomed]
+    chosen = [one for one, may in zip(doomed, allowed, strict=True) if may]
+    outcomes = iter(await writes.delete_objects(call.store, call.who, call.bucket, chosen) if chosen else ())
+    denied = Denied("no policy allows the deletion of this key")
+    return [next(outcomes) if may else denied for may in allowed]
 
 
 def _delete_error(one: Doomed, version: str, outcome: StoreError) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from objstore.s3 import attributes, buckets, listing, multipart, objects, replica
+from objstore.s3.actions import ACTIONS
 from objstore.s3.call import Handler, Route
 from objstore.s3.errors import S3Fault, invalid_argument, method_not_allowed, not_implemented
 from objstore.s3.xml import XMLNS
@@ -22,6 +23,7 @@ def _row(
     header: str | None = None,
     handler: Handler | None = None,
     rule: str = "tenant",
+    each_key: bool = False,
 ) -> Route:
     return Route(
         operation=operation,
@@ -31,6 +33,8 @@ def _row(
         header=header,
         handler=handler,
         rule=rule,
+        actions=ACTIONS.get(operation, ()),
+        each_key=each_key,
     )
 
 
@@ -175,7 +179,7 @@ ROUTES: Final[list[Route]] = [
     _row("ListObjectVersions", "GET", "bucket", "versions", handler=listing.list_object_versions),
     _row("ListMultipartUploads", "GET", "bucket", "uploads", handler=multipart.list_uploads),
     # --- Objects
-    _row("DeleteObjects", "POST", "bucket", "delete", handler=objects.delete_objects),
+    _row("DeleteObjects", "POST", "bucket", "delete", handler=objects.delete_objects, each_key=True),
     _row("GetObject", "GET", "object", handler=objects.get_object),
     _row("HeadObject", "HEAD", "object", handler=objects.head_object),
     _row("PutObject", "PUT", "object", handler=objects.put_object),

@@ -1,6 +1,7 @@
 """Buckets: names, owners, listing by tenant, and who may not."""
 
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 
 import pytest
 
@@ -13,12 +14,13 @@ from objstore.errors import (
     NoSuchBucket,
     NoSuchKey,
 )
-from objstore.objects import multipart
+from objstore.objects import buckets, multipart
+from objstore.objects.accounting import project_of
 from objstore.objects.buckets import create_bucket, delete_bucket, find_bucket, list_buckets
 from objstore.objects.copies import Source, copy_object, copy_part
 from objstore.objects.doomed import sweep
 from objstore.objects.listing import list_objects
-from objstore.objects.reads import find_object
+from objstore.objects.reads import find_object, read_record
 from objstore.objects.values import About
 from objstore.objects.writes import Doomed, delete_object, delete_objects, put_object
 from tests.objects.audit import audit
@@ -174,14 +176,75 @@ async def test_buckets_are_listed_by_tenant_in_pages() -> None:
     await create_bucket(store, principal("defaul", "x"), "aaa-1", region="")
     await create_bucket(store, principal("default2", "x"), "zzz", region="")
 
-    async def listed(prefix: str = "", after: str = "", limit: int = 10) -> tuple[list[str], bool]:
-        found, more = await list_buckets(store, WHO.tenant, prefix=prefix, after=after, limit=limit)
-        return [name for name, _ in found], more
+    async def listed(prefix: str = "", after: str = "", limit: int = 10) -> tuple[list[str], str]:
+        found, follows = await list_buckets(store, WHO.tenant, prefix=prefix, after=after, limit=limit)
+        return [name for name, _ in found], follows
 
-    assert await listed() == (["aaa", "bbb", "bbb-2", "ccc"], False)
-    assert await listed(limit=2) == (["aaa", "bbb"], True)
-    assert await listed(after="bbb", limit=2) == (["bbb-2", "ccc"], False)
-    assert await listed(prefix="bbb") == (["bbb", "bbb-2"], False)
-    assert await listed(prefix="bbb", after="bbb") == (["bbb-2"], False)
-    assert await listed(prefix="bbb", after="zzz") == ([], False)
-    assert await listed(limit=0) == ([], False)
+    assert await listed() == (["aaa", "bbb", "bbb-2", "ccc"], "")
+    assert await listed(limit=2) == (["aaa", "bbb"], "bbb")
+    assert await listed(after="bbb", limit=2) == (["bbb-2", "ccc"], "")
+    assert await listed(prefix="bbb") == (["bbb", "bbb-2"], "")
+    assert await listed(prefix="bbb", after="bbb") == (["bbb-2"], "")
+    assert await listed(prefix="bbb", after="zzz") == ([], "")
+    assert await listed(limit=0) == ([], "")
+
+
+async def test_a_key_of_a_project_makes_and_finds_buckets_of_that_project_only() -> None:
+    store = memory_store()
+    photos = replace(WHO, project="photos")
+    await create_bucket(store, WHO, "of-nobody", region="")
+    await create_bucket(store, photos, "of-photos", region="")
+    await create_bucket(store, replace(WHO, project="films"), "of-films", region="")
+
+    assert project_of(await find_bucket(store, photos, "of-photos")) == "photos"
+    assert project_of(await find_bucket(store, WHO, "of-photos")) == "photos"
+    for name in ("of-nobody", "of-films"):
+        with pytest.raises(Denied, match="another project"):
+            await find_bucket(store, photos, name)
+        with pytest.raises(Denied):
+            await delete_bucket(store, photos, name)
+        with pytest.raises(BucketExists):
+            await create_bucket(store, photos, name, region="")
+    with pytest.raises(BucketOwnedByCaller):
+        await create_bucket(store, photos, "of-photos", region="")
+    with pytest.raises(Denied):
+        await find_bucket(store, replace(OTHER, project="photos"), "of-photos")
+
+
+async def test_a_read_of_another_projects_bucket_is_refused_although_its_record_is_remembered() -> None:
+    store = memory_store()
+    await create_bucket(store, replace(WHO, project="films"), "of-films", region="")
+    assert (await read_record(store, WHO, "of-films", "key"))[1] is None
+    with pytest.raises(Denied, match="another project"):
+        await read_record(store, replace(WHO, project="photos"), "of-films", "key")
+
+
+async def test_a_projects_buckets_are_listed_in_pages_however_many_others_lie_between(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(buckets, "LISTED_PAGE", 3)
+    store = memory_store()
+    wanted = []
+    for number in range(40):
+        project = "photos" if number % 7 == 0 else ""
+        name = f"bucket-{number:02}"
+        await create_bucket(store, replace(WHO, project=project), name, region="")
+        wanted += [name] if project else []
+
+    for limit in (1, 2, 5, 6, 7):
+        names: list[str] = []
+        follows = ""
+        for _ in range(40):
+            page, follows = await list_buckets(
+                store, WHO.tenant, prefix="", after=follows, limit=limit, project="photos"
+            )
+            assert len(page) <= limit
+            names += [name for name, _ in page]
+            if not follows:
+                break
+        assert names == wanted, limit
+        assert not follows
+    assert (await list_buckets(store, WHO.tenant, prefix="", after="", limit=9, project="none")) == (
+        [],
+        "bucket-29",
+    )
