@@ -103,16 +103,18 @@ class Rules:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Domain:
-    """A failure domain of a pool: a node, mostly."""
+class Node:
+    """A storage node: what it brings, and to which failure domain."""
 
-    name: str
-    raw: int  # Bytes of its disks that are well and stay.
+    id: str
+    domain: str  # The failure domain in which it stands: often itself.
+    disks: Sequence[int]  # Bytes of each that is well and stays.
+    pool: str = ""
     until: int | None = None  # From this moment on it is somebody's own; None: it stays.
 
 
 class RawEvent(NamedTuple):
-    """Raw bytes that come (or go, if negative) at a moment and are not among the domains yet (or still)."""
+    """Raw bytes that come (or go, if negative) at a moment and are not those of the nodes yet (or still)."""
 
     moment: int
     raw: int
@@ -130,21 +132,20 @@ def usable_size(raws: Collection[int], rules: Rules, extra: int = 0) -> int:
     return max(0, int(raw * rules.fill_max * Fraction(rules.k, rules.k + rules.m)))
 
 
-def usable_curve(domains: Collection[Domain], events: Iterable[RawEvent], rules: Rules) -> Curve:
+def usable_curve(nodes: Collection[Node], events: Iterable[RawEvent], rules: Rules) -> Curve:
     """Usable bytes over time."""
     later = sorted(events)
     moments = sorted(
-        {event.moment for event in later} | {domain.until for domain in domains if domain.until is not None}
+        {event.moment for event in later} | {node.until for node in nodes if node.until is not None}
     )
 
     def value(moment: int | None) -> int:
-        there = [
-            domain.raw
-            for domain in domains
-            if domain.until is None or moment is None or moment < domain.until
-        ]
+        raws: Counter[str] = Counter()
+        for node in nodes:
+            if node.until is None or moment is None or moment < node.until:
+                raws[node.domain] += sum(node.disks)
         extra = sum(event.raw for event in later if moment is not None and event.moment <= moment)
-        return usable_size(there, rules, extra)
+        return usable_size(raws.values(), rules, extra)
 
     return Curve(value(None), [(moment, value(moment)) for moment in moments])
 
@@ -242,15 +243,6 @@ def at_risk(
 
 
 # Nodes of one's own.
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Node:
-    """A storage node, as a dedicated lease would take it."""
-
-    id: str
-    domain: str  # The failure domain in which it stands.
-    disks: Sequence[int]  # Bytes of each that is well and stays.
 
 
 def check_dedicated(nodes: Sequence[Node], rules: Rules, size: int, *, taken: Collection[str] = ()) -> int:

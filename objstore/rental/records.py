@@ -8,6 +8,9 @@
     Y o <offer>                               OfferRecord: a lease that tenants may order
     Y S <sla>                                 ServiceLevelRecord
     Y e <event id>                            CapacityEventRecord
+    Y V                                       SalesRecord: changes whenever something is sold or given back
+    Y x <tenant> 00 <lease id>                empty: the leases of a tenant, in order of making
+    Y u <pool> 00 <day 4>                     CapacityDayRecord: what a pool held on a day (days since 1970)
     Y j <tenant> 00 <project>                 ProjectRecord
     Y k <parent> 00 <tenant>                  empty: the customers of a reseller
     Y i <document id>                         InvoiceRecord: an invoice or a credit note, draft or final
@@ -343,3 +346,128 @@ def wallet_key(tenant: str) -> bytes:
 
 def wallet_entry_key(tenant: str, sequence: int) -> bytes:
     return b"Yw" + tenant.encode() + b"\0" + sequence.to_bytes(8, "big")
+
+
+class LeaseRecord(Record, frozen=True, array_like=True, kw_only=True):
+    """Capacity for a term. Signed, it is among what is sold of its pool (rental/leases.py)."""
+
+    id: str
+    tenant: str
+    kind: str  # guaranteed | best_effort | dedicated
+    state: str  # quote | draft | signed | active | ended | terminated | withdrawn
+    capacity: int  # Bytes; along a ramp: the most.
+    begin_us: int  # In whole seconds.
+    end_us: int  # The first moment that is no longer in it.
+    term_months: int
+    ramp: list[tuple[int, int]] = []  # (From when, bytes); none: all of it from the beginning.
+    pool: str = ""  # From which it is sold; of dedicated nodes: where they were before.
+    nodes: list[str] = []  # Of a dedicated lease: member ids in hex.
+    storage_class: str = ""  # Empty: STANDARD.
+    product: str = "storage"  # For tax rules.
+    currency: str = "DZD"
+    unit: str = "TB"
+    unit_price: str = "0"  # Decimal text: a unit and month.
+    billing: str = "arrears"  # arrears | advance
+    billed_until_us: int = 0  # Its charge stands on invoices up to here; 0: on none.
+    overage_mode: str = ""  # average | instantaneous | peak_daily; empty: nothing may be stored above it.
+    overage_price: str = "0"  # Decimal text: a unit and month.
+    overage_max: int | None = None  # Bytes that may be stored above it; None: as the account's limits say.
+    renews: bool = False  # For the same term again, unless notice was given.
+    notice_days: int = 30
+    notice_us: int = 0  # When notice was given; 0: it was not.
+    fee_share: str = "1"  # An early end costs that share (decimal text) of the charges that remain,
+    fee_months: int = 0  # of so many months at the most; 0: of all.
+    sla: str = ""
+    offer: str = ""  # Of which it is an order.
+    purchase_order: str = ""
+    valid_until_us: int = 0  # A quote's; 0: until it is withdrawn.
+    made_us: int = 0
+    signed_us: int = 0
+    active_us: int = 0
+    ended_us: int = 0
+    renewals: int = 0
+    reason: str = ""  # Of its end, or why it was not renewed.
+
+
+class OfferRecord(Record, frozen=True, array_like=True, kw_only=True):
+    """A lease that tenants may order by themselves. Orders keep the terms that were in force."""
+
+    name: str
+    kind: str = "guaranteed"  # guaranteed | best_effort: nodes of one's own are not ordered unseen.
+    title: str = ""
+    open: bool = True
+    customer_kinds: list[str] = []  # Who may order; none: everybody.
+    least: int = 0  # Bytes of one order,
+    most: int = 0
+    step: int = 1  # of which it is a multiple.
+    terms_months: list[int] = []  # Among which a tenant chooses.
+    begin_days_max: int = 90  # An order begins within so many days.
+    pool: str = ""
+    storage_class: str = ""
+    product: str = "storage"
+    currency: str = "DZD"
+    unit: str = "TB"
+    unit_price: str = "0"
+    billing: str = "arrears"
+    overage_mode: str = ""
+    overage_price: str = "0"
+    overage_max: int | None = None
+    renews: bool = False
+    notice_days: int = 30
+    fee_share: str = "1"
+    fee_months: int = 0
+    sla: str = ""
+    made_us: int = 0
+
+
+class CapacityEventRecord(Record, frozen=True, array_like=True, kw_only=True):
+    """Raw bytes that come or go."""
+
+    id: str
+    at_us: int
+    raw: int  # Bytes; negative: they leave.
+    state: str = "planned"  # planned | delivered (it is certain) | done (the disks say it) | cancelled
+    pool: str = ""
+    words: str = ""
+    made_us: int = 0
+
+
+class SalesRecord(Record, frozen=True, array_like=True, kw_only=True):
+    """By what rules capacity is sold. Every sale changes it: so no two oversell together."""
+
+    version: int = 0
+    fill_max: str = "0.85"  # Decimal text: of the disks' bytes.
+    spare_domains: int = 1  # The largest failure domains are kept free, to rebuild in.
+    oversubscription: str = "1.5"  # Of best effort capacity.
+    alert: str = "0.85"  # The share of usable bytes in use by which more should have come.
+    lead_days: int = 365  # From an order of disks to their use.
+    include_planned: bool = False  # Count events that are only planned, too.
+
+
+class CapacityDayRecord(Record, frozen=True, array_like=True, kw_only=True):
+    usable: int  # Bytes.
+    used: int  # Bytes of objects.
+    sold: int  # Guaranteed.
+
+
+SALES_KEY: Final = b"YV"
+
+
+def lease_key(lease: str) -> bytes:
+    return b"YL" + lease.encode()
+
+
+def tenant_lease_key(tenant: str, lease: str) -> bytes:
+    return b"Yx" + tenant.encode() + b"\0" + lease.encode()
+
+
+def offer_key(offer: str) -> bytes:
+    return b"Yo" + offer.encode()
+
+
+def capacity_event_key(event: str) -> bytes:
+    return b"Ye" + event.encode()
+
+
+def capacity_day_key(pool: str, day: int) -> bytes:
+    return b"Yu" + pool.encode() + b"\0" + day.to_bytes(4, "big")

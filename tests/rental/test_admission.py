@@ -10,7 +10,6 @@ import pytest
 from objstore.errors import BadArgument
 from objstore.rental.admission import (
     Curve,
-    Domain,
     Node,
     RawEvent,
     Rules,
@@ -110,8 +109,8 @@ def test_a_ramp_is_judged_step_by_step() -> None:
 
 def test_capacity_that_comes_or_goes_counts_from_its_moment_on() -> None:
     rules = Rules(k=1, m=1, fill_max=Fraction(1), spare_domains=1)
-    domains = [Domain(name=str(n), raw=100) for n in range(3)]
-    usable = usable_curve(domains, [RawEvent(10, 40), RawEvent(20, -100)], rules)
+    three = [Node(id=str(n), domain=str(n), disks=[100]) for n in range(3)]
+    usable = usable_curve(three, [RawEvent(10, 40), RawEvent(20, -100)], rules)
     assert [usable.at(moment) for moment in (0, 9, 10, 19, 20, 99)] == [100, 100, 120, 120, 70, 70]
     assert sales(usable).shortage_with([Span(0, 21, 100)]) == Shortage(20, 30)
     assert sales(usable).shortage_with([Span(0, 20, 100)]) is None
@@ -119,8 +118,9 @@ def test_capacity_that_comes_or_goes_counts_from_its_moment_on() -> None:
 
 def test_nodes_promised_to_somebody_leave_the_pool_when_their_lease_begins_and_not_before() -> None:
     rules = Rules(k=1, m=1, fill_max=Fraction(1), spare_domains=1)
-    domains = [Domain(name="a", raw=300, until=10), Domain(name="b", raw=100), Domain(name="c", raw=100)]
-    usable = usable_curve(domains, [], rules)
+    leaves = Node(id="1", domain="a", disks=[200, 100], until=10)
+    stay = [Node(id=str(n), domain=domain, disks=[50]) for n, domain in enumerate("bbcc", 2)]
+    usable = usable_curve([leaves, *stay], [], rules)
     assert usable.at(9) == 100  # The largest is spare.
     assert usable.at(10) == 50  # The largest of those that stay is.
 
@@ -142,7 +142,7 @@ def test_leases_at_risk_are_those_signed_last_without_which_the_rest_fits() -> N
     assert at_risk(signed, lambda moment: 59, [10]) == set()
 
 
-def nodes(count: int, *, domains: int = 0, disks: int = 4) -> list[Node]:
+def rack(count: int, *, domains: int = 0, disks: int = 4) -> list[Node]:
     return [
         Node(id=f"n{at}", domain=f"d{at % (domains or count)}", disks=[TB] * disks) for at in range(count)
     ]
@@ -150,24 +150,24 @@ def nodes(count: int, *, domains: int = 0, disks: int = 4) -> list[Node]:
 
 def test_dedicated_nodes_need_as_many_failure_domains_as_keep_a_volume_when_one_is_lost() -> None:
     rules = Rules(k=4, m=2)
-    assert check_dedicated(nodes(6), rules, 11 * TB) == 11_333_333_333_333
-    assert check_dedicated(nodes(3), rules, 4 * TB) == 4_533_333_333_333  # Two fragments in each.
+    assert check_dedicated(rack(6), rules, 11 * TB) == 11_333_333_333_333
+    assert check_dedicated(rack(3), rules, 4 * TB) == 4_533_333_333_333  # Two fragments in each.
     with pytest.raises(BadArgument, match="2 failure domains hold 4 of 6 fragments"):
-        check_dedicated(nodes(2), rules, TB)
+        check_dedicated(rack(2), rules, TB)
     with pytest.raises(BadArgument, match="2 failure domains"):
-        check_dedicated(nodes(8, domains=2), rules, TB)
+        check_dedicated(rack(8, domains=2), rules, TB)
     with pytest.raises(BadArgument, match="3 failure domains hold 3 of 6"):
-        check_dedicated(nodes(3, disks=1), rules, 1)
+        check_dedicated(rack(3, disks=1), rules, 1)
 
 
 def test_dedicated_nodes_are_nobody_elses_and_promise_no_more_than_they_give() -> None:
     rules = Rules(k=4, m=2)
     with pytest.raises(BadArgument, match="node n3 is in another lease"):
-        check_dedicated(nodes(6), rules, TB, taken={"n3"})
+        check_dedicated(rack(6), rules, TB, taken={"n3"})
     with pytest.raises(BadArgument, match="named twice"):
-        check_dedicated([*nodes(6), nodes(1)[0]], rules, TB)
+        check_dedicated([*rack(6), rack(1)[0]], rules, TB)
     with pytest.raises(BadArgument, match="11333333333333 usable bytes"):
-        check_dedicated(nodes(6), rules, 12 * TB)
+        check_dedicated(rack(6), rules, 12 * TB)
 
 
 def test_admission_never_exceeds_what_is_usable_in_any_history() -> None:
@@ -191,14 +191,14 @@ def _play(chance: random.Random, seed: int) -> None:
         RawEvent(chance.randrange(HORIZON), chance.randint(-100, 200)) for _ in range(chance.randint(0, 2))
     ]
     for now in range(chance.randint(5, 15)):
-        domains = [Domain(name=str(n), raw=raw) for n, raw in enumerate(raws) if n not in lost]
-        there = [domain.raw for domain in domains]
+        there = [raw for n, raw in enumerate(raws) if n not in lost]
+        nodes = [Node(id=str(n), domain=str(n), disks=[raw]) for n, raw in enumerate(there)]
         usable = [
             usable_size(there, rules, sum(event.raw for event in events if event.moment <= t))
             for t in range(HORIZON)
         ]
         sold = Sales(
-            usable=usable_curve(domains, events, rules),
+            usable=usable_curve(nodes, events, rules),
             rules=rules,
             guaranteed=[span for spans in leases.values() for span in spans],
         )
