@@ -1,7 +1,7 @@
 """What a worker does beside serving: it follows the verdicts on disks, judges which are slow, and passes on
-the damage it saw.
+the damage it saw and the access keys that were used.
 
-Concurrency: four tasks on the worker's event loop, ended with it. A failure is tried again at the next turn.
+Concurrency: five tasks on the worker's event loop, ended with it. A failure is tried again at the next turn.
 """
 
 import asyncio
@@ -9,6 +9,7 @@ import logging
 
 from objstore.blobs.volumes import Intent
 from objstore.errors import StoreError
+from objstore.iam.last_use import UsedKeys
 from objstore.node.disk import DiskState
 from objstore.processes.parts import Parts
 from objstore.processes.spec import StoreDisk
@@ -18,6 +19,7 @@ log = logging.getLogger(__name__)
 
 LOOK_SECONDS = 5.0
 JUDGE_SECONDS = 2.0
+TELL_SECONDS = 60.0
 INTENTS_AT_ONCE = 100  # New intents a turn: a disk with much rot must not flood metadata.
 UNWELL = (DiskState.SUSPECT, DiskState.READ_ONLY, DiskState.FAILED)
 
@@ -138,3 +140,13 @@ async def report_damage(parts: Parts) -> None:
                     noted.add(intent)
             except StoreError as failure:
                 log.warning("damage not noted", extra={"volume": intent.volume, "failure": str(failure)})
+
+
+async def tell_used_keys(parts: Parts, used: UsedKeys) -> None:
+    """Metadata learns which access keys this worker saw used, each once an hour."""
+    while True:
+        await asyncio.sleep(TELL_SECONDS)
+        try:
+            await used.tell(parts.kv, parts.store.clock.now_us())
+        except StoreError as failure:
+            log.info("used access keys are told later", extra={"failure": str(failure)})

@@ -13,11 +13,12 @@ from pathlib import Path
 
 import uvloop
 
+from objstore.iam.last_use import UsedKeys
 from objstore.metrics import Registry, RequestMetrics
 from objstore.processes.control import serve_metrics
 from objstore.processes.link import Link
 from objstore.processes.memory import return_memory
-from objstore.processes.minding import follow_disks, judge_slowness, mind_disks, report_damage
+from objstore.processes.minding import follow_disks, judge_slowness, mind_disks, report_damage, tell_used_keys
 from objstore.processes.parts import directory_of, introduce, open_parts, until_stopped
 from objstore.processes.spec import Spec
 from objstore.s3.access_log import AccessLog
@@ -46,6 +47,7 @@ async def _serve(link: Link, spec: Spec, name: str, sockets: Sequence[socket.soc
     await introduce(parts, link)
     access_log = _access_log(spec, name)
     limits = Limits.from_config(config.limits)
+    used = UsedKeys()
     app = App(
         store=parts.store,
         directory=directory_of(parts),
@@ -57,9 +59,11 @@ async def _serve(link: Link, spec: Spec, name: str, sockets: Sequence[socket.soc
         access_log=access_log,
         observer=RequestMetrics(registry, name.removeprefix("worker-")),
         no_writes=lambda: parts.kv.away,
+        used=used.add,
     )
     minded = (mind_disks, follow_disks, judge_slowness, report_damage)
     tasks = [loop.create_task(mind(parts)) for mind in minded]
+    tasks.append(loop.create_task(tell_used_keys(parts, used)))
     tasks.append(loop.create_task(return_memory()))
     context: ssl.SSLContext | None = None
     if config.tls.certificate:

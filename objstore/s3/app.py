@@ -173,6 +173,7 @@ class App:
         now: wall clock in seconds, for signatures.
         hash_pool: threads that hash large bodies; made here if not given.
         no_writes: whether no change could be committed now: then its request is refused, its body unread.
+        used: told the access key's id of every verified request.
 
     Raises: ValueError for a route without a rule that we know.
     """
@@ -193,6 +194,7 @@ class App:
         hash_pool: Executor | None = None,
         randomness: random.Random | None = None,
         no_writes: Callable[[], bool] = lambda: False,
+        used: Callable[[str], None] = lambda _: None,
     ) -> None:
         for route in routes:
             if route.rule not in RULES:
@@ -210,6 +212,7 @@ class App:
         self.now = now
         self.hash_pool = hash_pool or ThreadPoolExecutor(_HASH_THREADS, "hash")
         self.no_writes = no_writes
+        self.used = used
         self.draining = False
         self._random = randomness or random.Random(os.urandom(16))  # noqa: S311 # Names requests, guards nothing.
         self._id_prefix = self._random.randbytes(4).hex().upper()
@@ -303,6 +306,7 @@ class App:
         if who.bounds is not None:
             access = self._access(request, who.bounds, verified, target)
             access.check_use()
+        self.used(who.access_key_id)
 
         route = self.choose(method, target.bucket, target.key, target.query, verified.headers)
         request.operation = operation = route.operation
