@@ -40,6 +40,7 @@ the end, with a default, so that every later release reads every earlier record.
     E <reservation id 16>                   ReservationRecord: bytes that an upload under way may still store
     M <hour 4> <bucket id 8> <class> 00 <meter 1>
                                             counters of an hour that is not sealed yet (rental/meters.py)
+    y, h, H                                 sealed hours of meters (rental/records.py)
     w <bucket id 8>                         TitleRecord: whose a bucket is or was; it outlives the bucket
     t <tenant>                              TenantRecord
     u <user>                                UserRecord

@@ -23,6 +23,7 @@ SENT_INTERNET: Final = b"o"  # Bytes of bodies handed to the socket.
 SENT_INTERNAL: Final = b"i"
 SENT_REPLICATION: Final = b"r"
 EARLY: Final = b"e"  # Byte-seconds of versions that went before their class's least age.
+STORED: Final = b"s"  # Only of sealed hours: the byte-seconds that DELTA and MOMENT came to.
 METERS: Final = (DELTA, MOMENT, REQUESTS_A, REQUESTS_B, SENT_INTERNET, SENT_INTERNAL, SENT_REPLICATION, EARLY)
 
 

@@ -30,6 +30,10 @@
     Y w <tenant> 00 <sequence 8>              WalletEntryRecord: a change of it
     y <bucket id 8> <class> 00                HeldRecord: what a bucket held when the open hours began
     h <tenant> 00 <hour 4> <bucket id 8> <class> 00 <meter 1>   UsageRecord: sealed
+    h <tenant> 01 <hour 4> <bucket id 8> <class> 00 <meter 1> <revision 4>
+                                              UsageRecord: as it was before it was corrected
+    H <tenant>                                ChainRecord: where the chain of a tenant's UsageRecords ends
+    H <tenant> 00 <page 4>                    RetiredRecord: what is left of UsageRecords that were removed
     f <slot 4> <tenant>                       counters of five minutes: requests, failures (service levels)
     T <sequence 8>                            AuditRecord: an administrative act, hash-chained
 
@@ -119,7 +123,7 @@ class UsageRecord(Record, frozen=True, array_like=True, kw_only=True):
     revision: int = 1
     sealed_us: int = 0
     previous: bytes = b""  # SHA-256 of the tenant's record sealed before this one,
-    digest: bytes = b""  # and of this one: over its key, the fields above and `previous`.
+    digest: bytes = b""  # and of this one: over its key and all other fields.
     unsettled: int = 0  # Of `quantity`: what came after the hour was sealed first.
 
 
@@ -346,6 +350,32 @@ def wallet_key(tenant: str) -> bytes:
 
 def wallet_entry_key(tenant: str, sequence: int) -> bytes:
     return b"Yw" + tenant.encode() + b"\0" + sequence.to_bytes(8, "big")
+
+
+class ChainRecord(Record, frozen=True, array_like=True, kw_only=True):
+    """The end of the chain of a tenant's usage records."""
+
+    count: int  # Records that were ever sealed, corrections among them.
+    digest: bytes  # Of the newest one.
+    pages: int = 0  # RetiredRecords.
+
+
+class RetiredRecord(Record, frozen=True, array_like=True, kw_only=True):
+    """Usage records that were kept long enough and removed: the chain goes on through here."""
+
+    first_hour: int
+    last_hour: int
+    count: int
+    runs: list[
+        tuple[bytes, bytes]
+    ]  # Unbroken pieces of the chain: `previous` of the first, digest of the last.
+    digest: bytes  # SHA-256 over the digest so far and every removed record's, in the order of their keys.
+
+
+class SealedRecord(Record, frozen=True, array_like=True, kw_only=True):
+    """At S metering: how far hours are sealed."""
+
+    hour: int  # The first that is not.
 
 
 class LeaseRecord(Record, frozen=True, array_like=True, kw_only=True):

@@ -26,6 +26,7 @@ from objstore.objects.accounting import metered_class, project_of
 from objstore.objects.carrying import is_carried
 from objstore.objects.store import Store
 from objstore.rental.meters import DELTA, split_meter
+from objstore.rental.records import HeldRecord
 from objstore.rental.terms import billed_bytes
 
 
@@ -186,6 +187,9 @@ def _check_use(
             _, number, storage_class, meter = split_meter(key)
             if meter == DELTA:
                 metered[number, storage_class] += counter(value)
+        elif key[:1] == b"y":  # Of the hours that are sealed.
+            held_there = decode(value, HeldRecord)
+            metered[int.from_bytes(key[1:9], "big"), key[9:-1].decode()] += held_there.size
     assert {of: size for of, size in metered.items() if size} == {
         of: size for of, size in billed.items() if size
     }

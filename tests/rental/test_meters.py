@@ -1,12 +1,16 @@
-"""Stored byte-seconds: what the meters say is the sum of size times lifetime, to the byte-second."""
+"""Stored byte-seconds: what is sealed is the sum of size times lifetime, to the byte-second, hour by hour."""
 
+import os
 import random
 from collections import Counter
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import pytest
 
-from objstore.meta.kv import Transaction, counter, prefix_end
+from objstore.errors import MetaUnavailable
+from objstore.meta.kv import Kv, Transaction, counter, prefix_end
 from objstore.meta.schema import AccountRecord, ClassTerms, account_key, encode
 from objstore.objects import multipart
 from objstore.objects.buckets import create_bucket
@@ -16,12 +20,15 @@ from objstore.objects.reads import find_object
 from objstore.objects.store import Store
 from objstore.objects.values import About
 from objstore.objects.writes import delete_object, put_object
-from objstore.rental.meters import DELTA, EARLY, HOUR_S, MOMENT, REQUESTS_A, byte_seconds, split_meter
+from objstore.rental.meters import DELTA, EARLY, HOUR_S, MOMENT, REQUESTS_A, STORED, byte_seconds, split_meter
+from objstore.rental.usage import sealed_until, usage_pages, usage_row, verify_usage
+from objstore.upkeep.metering import SETTLE_S, Metering
 from tests.objects.fakes import FakeClock, MemoryBody, another_process, memory_store, principal
 from tests.seed import SEED
 
 WHO = principal()
 SECOND = 1_000_000
+LONG = bool(os.environ.get("OBJSTORE_LONG"))
 
 
 async def hours(store: Store) -> dict[tuple[int, bytes], int]:
@@ -47,86 +54,149 @@ async def integral(store: Store, end_hour: int) -> int:
 @dataclass
 class Version:
     billed: int
-    born_s: int
+    order: int
 
 
-@pytest.mark.parametrize("seed", range(SEED, SEED + 20))
-async def test_the_meters_are_the_sum_of_size_times_lifetime_whatever_the_clock_does(seed: int) -> None:
+class History:
+    """What versions and parts were there, from when to when: what the meters must come to."""
+
+    def __init__(self) -> None:
+        self.there: dict[str, Version] = {}
+        self.hours: Counter[int] = Counter()  # Byte-seconds by hour.
+        self.requests = 0
+
+    def lived(self, billed: int, born_s: int, end_s: int) -> None:
+        assert born_s <= end_s
+        for hour in range(born_s // HOUR_S, end_s // HOUR_S + 1):
+            begin, end = hour * HOUR_S, (hour + 1) * HOUR_S
+            self.hours[hour] += billed * max(0, min(end, end_s) - max(begin, born_s))
+
+    def gone(self, key: str, order: int) -> None:
+        version = self.there.pop(key)
+        self.lived(version.billed, version.order // SECOND, order // SECOND)
+
+    def comes(self, key: str, billed: int, order: int) -> None:
+        if key in self.there:
+            self.gone(key, order)
+        self.there[key] = Version(billed, order)
+
+
+async def random_step(rng: random.Random, clock: FakeClock, store: Store, history: History) -> None:
+    """One change of a random key by one of the verbs."""
+    key = rng.choice("abcdef")
+    size = rng.choice([0, 1, 99, 101, 500])
+    about = About(metadata={"colour": "rot"} if rng.random() < 0.3 else {})
+    extra = len("colour") + len("rot") if about.metadata else 0
+    kind = rng.randrange(6)
+    if kind <= 2:
+        written = await put_object(store, WHO, "bucket", key, about, MemoryBody(bytes(size)))
+    elif kind == 3:
+        if key in history.there:
+            history.gone(key, max(clock.now, history.there[key].order + 1))
+        await delete_object(store, WHO, "bucket", key)
+        return
+    elif kind == 4:
+        other = rng.choice("abcdef")
+        if other not in history.there or other == key:
+            return
+        source = Source(bucket="bucket", key=other)
+        written = await copy_object(store, WHO, source, "bucket", key, about=about)
+        size = history.there[other].billed - len(other) - await metadata_of(store, other)
+    else:
+        upload, _ = await multipart.create_upload(
+            store, WHO, "bucket", key, about, checksum_algorithm="", checksum_type=""
+        )
+        history.requests += 1
+        born = {}
+        for number in range(1, rng.randrange(1, 4)):
+            part = await multipart.put_part(
+                store, WHO, "bucket", key, upload, number, MemoryBody(bytes(size))
+            )
+            history.requests += 1
+            born[number] = (part.order // SECOND, part.etag)
+            clock.now += rng.randrange(HOUR_S * SECOND)
+        if not born or rng.random() < 0.3:
+            await multipart.abort_upload(store, WHO, "bucket", key, upload)
+            for at, _ in born.values():
+                history.lived(size, at, clock.now // SECOND)
+            return
+        claims = [multipart.Claimed(number=1, etag=born[1][1])]
+        written = await multipart.complete_upload(store, WHO, "bucket", key, upload, claims)
+        for at, _ in born.values():
+            history.lived(size, at, written.order // SECOND)
+    history.requests += 1
+    history.comes(key, size + len(key) + extra, written.order)
+
+
+@pytest.mark.parametrize("seed", range(SEED, SEED + (300 if LONG else 20)))
+async def test_sealed_usage_is_size_times_lifetime_whatever_clocks_do_and_whoever_dies(seed: int) -> None:
     print(f"seed {seed}")
     rng = random.Random(seed)
-    clock = FakeClock()
+    clock, upkeep_clock = FakeClock(), FakeClock()
     first = memory_store(clock=clock, small_size_max=100, stripe_size=64)
     await create_bucket(first, WHO, "bucket", region="")
     processes = [first, another_process(first)]
-    there: dict[str, tuple[Version, int]] = {}  # Key -> version, order.
-    total = requests = 0
-    newest_s = 0
-
-    def gone(key: str, order: int) -> None:
-        nonlocal total
-        version, _ = there.pop(key)
-        total += version.billed * (order // SECOND - version.born_s)
-
+    history = History()
+    dying = DyingKv(first.kv, rng)
+    highest = 0
     for _ in range(60):
         clock.now += rng.choice([0, 1, rng.randrange(SECOND), rng.randrange(4 * HOUR_S * SECOND)])
         if rng.random() < 0.1:
             clock.now -= rng.randrange(3 * HOUR_S * SECOND)  # Stepped back.
-        store = rng.choice(processes)
-        key = rng.choice("abcdef")
-        size = rng.choice([0, 1, 99, 101, 500])
-        about = About(metadata={"colour": "rot"} if rng.random() < 0.3 else {})
-        extra = len("colour") + len("rot") if about.metadata else 0
-        kind = rng.randrange(6)
-        if kind <= 2:
-            written = await put_object(store, WHO, "bucket", key, about, MemoryBody(bytes(size)))
-        elif kind == 3:
-            if key in there:
-                _, order = there[key]
-                gone(key, max(clock.now, order + 1))
-            await delete_object(store, WHO, "bucket", key)
-            continue
-        elif kind == 4:
-            other = rng.choice("abcdef")
-            if other not in there or other == key:
-                continue
-            source = Source(bucket="bucket", key=other)
-            written = await copy_object(store, WHO, source, "bucket", key, about=about)
-            size = there[other][0].billed - len(other)
-            size -= await metadata_of(store, other)
-        else:
-            upload, _ = await multipart.create_upload(
-                store, WHO, "bucket", key, about, checksum_algorithm="", checksum_type=""
-            )
-            requests += 1
-            born = {}
-            for number in range(1, rng.randrange(1, 4)):
-                part = await multipart.put_part(
-                    store, WHO, "bucket", key, upload, number, MemoryBody(bytes(size))
-                )
-                requests += 1
-                born[number] = (part.order // SECOND, part.etag)
-                clock.now += rng.randrange(HOUR_S * SECOND)
-            if not born or rng.random() < 0.3:
-                await multipart.abort_upload(store, WHO, "bucket", key, upload)
-                total += sum(size * (clock.now // SECOND - at) for at, _ in born.values())
-                newest_s = max(newest_s, clock.now // SECOND)
-                continue
-            claims = [multipart.Claimed(number=1, etag=born[1][1])]
-            written = await multipart.complete_upload(store, WHO, "bucket", key, upload, claims)
-            total += sum(size * (written.order // SECOND - at) for at, _ in born.values())
-        requests += 1
-        if key in there:
-            gone(key, written.order)
-        version = Version(size + len(key) + extra, written.order // SECOND)
-        there[key] = (version, written.order)
-        newest_s = max(newest_s, written.order // SECOND)
+        await random_step(rng, clock, rng.choice(processes), history)
+        highest = max(highest, clock.now)
+        if rng.random() < 0.3:  # Its clock may be hours ahead: much comes late then.
+            upkeep_clock.now = clock.now + rng.choice([0, rng.randrange(5 * HOUR_S * SECOND)])
+            with suppress(MetaUnavailable):
+                await Metering(dying, upkeep_clock).run()
 
-    newest_s = max(newest_s, clock.now // SECOND)
-    end_hour = newest_s // HOUR_S + 2
-    for key in list(there):
-        gone(key, end_hour * HOUR_S * SECOND)
-    assert await integral(first, end_hour) - total == 0
-    assert sum(n for (_, meter), n in (await hours(first)).items() if meter == REQUESTS_A) == requests
+    end_hour = highest // SECOND // HOUR_S + 2
+    for key in list(history.there):
+        history.gone(key, end_hour * HOUR_S * SECOND)
+    upkeep_clock.now = max(upkeep_clock.now, (end_hour * HOUR_S + SETTLE_S) * SECOND)
+    await Metering(first.kv, upkeep_clock).run()
+    stored: Counter[int] = Counter()
+    requests = 0
+    async for page in usage_pages(first.kv, WHO.tenant, 0, end_hour):
+        for name, value in page:
+            row = usage_row(name, value)
+            if row.meter == STORED:
+                stored[row.hour] += row.record.quantity
+            elif row.meter == REQUESTS_A:
+                requests += row.record.quantity
+    assert +stored == +history.hours
+    assert not -stored
+    assert requests == history.requests
+    mark = await sealed_until(first.kv)
+    assert all(hour >= mark for hour, _ in await hours(first)), "a counter was left behind"
+    verdict = await verify_usage(first.kv, WHO.tenant)
+    assert verdict.wrong == ()
+
+
+class DyingKv(Kv):
+    """Metadata of a process that may die at each of its commits: just before it, or just after."""
+
+    def __init__(self, kv: Kv, rng: random.Random) -> None:
+        self._kv, self._rng = kv, rng
+
+    async def get(self, key: bytes) -> bytes | None:
+        return await self._kv.get(key)
+
+    async def get_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        return await self._kv.get_many(keys)
+
+    async def scan(
+        self, start: bytes, end: bytes, limit: int, *, reverse: bool = False
+    ) -> list[tuple[bytes, bytes]]:
+        return await self._kv.scan(start, end, limit, reverse=reverse)
+
+    async def commit(self, transaction: Transaction) -> None:
+        fate = self._rng.random()
+        if fate < 0.1:
+            raise MetaUnavailable("killed before the commit")
+        await self._kv.commit(transaction)
+        if fate < 0.2:
+            raise MetaUnavailable("killed after it")
 
 
 async def metadata_of(store: Store, key: str) -> int:
