@@ -37,6 +37,7 @@ the end, with a default, so that every later release reads every earlier record.
     Q t <tenant> 00 o|s|b                   counters: a tenant's objects, billed bytes (reservations among
                                             them), buckets
     Q p <tenant> 00 <project> 00 o|s        the same of a project
+    Q k <access key id> 00 o|s              what an access key has stored while it had limits
     E <reservation id 16>                   ReservationRecord: bytes that an upload under way may still store
     M <hour 4> <bucket id 8> <class> 00 <meter 1>
                                             counters of an hour that is not sealed yet (rental/meters.py)
@@ -153,6 +154,7 @@ class Extra(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     pages: int = msgspec.field(default=0, name="n")  # Count of x pages.
     salvaged: bool = msgspec.field(default=False, name="s")  # Rebuilt from fragments: may be doubtful.
     padding: int = msgspec.field(default=0, name="b")  # Bytes billed beyond its own, as its class demanded.
+    access_key: str = msgspec.field(default="", name="k")  # The key with limits that it counts for.
 
 
 class ObjectRecord(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -303,6 +305,8 @@ class ReservationRecord(Record, frozen=True, array_like=True, kw_only=True):
     bucket: int
     size: int  # Billed bytes, counted as used by all three.
     expires_us: int
+    access_key: str = ""  # The key with limits that stores them,
+    key_size: int = 0  # and the bytes counted as used by it.
 
 
 class TitleRecord(Record, frozen=True, array_like=True, kw_only=True):
@@ -568,6 +572,11 @@ def tenant_use_key(tenant: str) -> bytes:
 def project_use_key(tenant: str, project: str) -> bytes:
     """Of two counters: + b"o" objects, + b"s" billed bytes."""
     return b"Qp" + tenant.encode() + b"\0" + project.encode() + b"\0"
+
+
+def key_use_key(access_key: str) -> bytes:
+    """Of two counters: + b"o" objects, + b"s" billed bytes."""
+    return b"Qk" + access_key.encode() + b"\0"
 
 
 def reservation_key(one: bytes) -> bytes:

@@ -10,10 +10,27 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from objstore.meta.kv import Add
-from objstore.meta.schema import BucketRecord, Extra, Limits, ObjectRecord, account_key, decode
+from objstore.meta.schema import (
+    BucketRecord,
+    Extra,
+    Limits,
+    ObjectRecord,
+    access_key_key,
+    account_key,
+    decode,
+)
 from objstore.objects.placing import storage_class_of
 from objstore.rental.meters import count
-from objstore.rental.terms import PROJECT, QUOTA, UNLIMITED, Account, add_use, billed_bytes
+from objstore.rental.terms import (
+    PROJECT,
+    QUOTA,
+    UNLIMITED,
+    Account,
+    KeyAccount,
+    add_key_use,
+    add_use,
+    billed_bytes,
+)
 
 if TYPE_CHECKING:
     from objstore.objects.store import Store
@@ -38,6 +55,23 @@ def remember_account(store: "Store", tenant: str, value: bytes | None) -> Accoun
         store.accounts.clear()
     store.accounts[tenant] = account
     return account
+
+
+async def open_key(store: "Store", access_key: str) -> KeyAccount:
+    """An access key with limits, as metadata has it now. Raises: MetaUnavailable."""
+    return KeyAccount(access_key, await store.kv.get(access_key_key(access_key)))
+
+
+def key_of(extra: Extra | None) -> str:
+    """The access key with limits that a version counts for; empty: none."""
+    return "" if extra is None else extra.access_key
+
+
+def marked(extra: Extra | None, key: KeyAccount | None) -> Extra | None:
+    """The extra of what this key stores."""
+    if key is None:
+        return extra
+    return msgspec.structs.replace(extra or Extra(), access_key=key.access_key)
 
 
 def project_of(bucket: BucketRecord) -> str:
@@ -83,6 +117,8 @@ def charge(
     parts: int = 0,
     reserved: int = 0,
     requests: int = 0,
+    key: KeyAccount | None = None,
+    key_reserved: int = 0,
 ) -> None:
     """Count one version taking another's place.
 
@@ -92,6 +128,8 @@ def charge(
         parts: bytes of parts of the new version's class that it takes over: they were counted as parts.
         reserved: billed bytes that were reserved for the change, and are settled with it.
         requests: of class A that the change answers.
+        key: the access key with limits that the new version counts for.
+        key_reserved: what of `reserved` counts for it.
     """
     at_s = at_us // SECOND_US
     came = went = 0
@@ -114,6 +152,11 @@ def charge(
     else:
         count(add, bucket.id, came_class, at_s, stored=came, requests=requests)
     use(add, account, bucket, size=came - went - reserved, objects=(new is not None) - (old is not None))
+    if old is not None and old.extra is not None and old.extra.access_key:
+        add_key_use(add, old.extra.access_key, UNLIMITED, size=-went, objects=-1)
+    if key is not None:
+        size, objects = (came, 1) if new is not None else (0, 0)
+        add_key_use(add, key.access_key, key.limits, size=size - key_reserved, objects=objects)
 
 
 def use(

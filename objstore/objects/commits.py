@@ -15,6 +15,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
+import msgspec
+
 from objstore.errors import (
     BadArgument,
     Conflict,
@@ -41,7 +43,7 @@ from objstore.meta.schema import (
     encode,
     object_key,
 )
-from objstore.objects.accounting import charge, open_account, padded
+from objstore.objects.accounting import charge, key_of, marked, open_account, open_key, padded
 from objstore.objects.bodies import Kept
 from objstore.objects.buckets import read_bucket
 from objstore.objects.carrying import is_carried
@@ -51,7 +53,7 @@ from objstore.objects.placing import STORAGE_CLASS, policy_for, policy_of_bucket
 from objstore.objects.reservations import Hold, is_limited, let_go, reserve
 from objstore.objects.store import Store
 from objstore.objects.values import Principal
-from objstore.rental.terms import Account, billed_bytes, quota_of
+from objstore.rental.terms import Account, KeyAccount, billed_bytes, quota_of
 
 KEY_SIZE_MAX: Final = 1_024  # Bytes of UTF-8.
 ATTEMPTS_MAX: Final = 64  # Decisions for one change; every lost round means that another commit won.
@@ -85,6 +87,7 @@ class Place:
     policy: str = ""  # Under which its bytes are to lie.
     storage_class: str = ""
     hold: Hold | None = None  # Room that was reserved for the change.
+    charged: KeyAccount | None = None  # The access key with limits that what is stored counts for.
 
 
 async def open_place(store: Store, who: Principal, bucket: str, key: str, *, stores: bool = False) -> Place:
@@ -106,7 +109,10 @@ async def open_place(store: Store, who: Principal, bucket: str, key: str, *, sto
     if stores:
         account.check_stores()
     home = object_key(record.id, raw)
-    return Place(bucket, key, raw, bucket_key(bucket), value, record, home, account, policy)
+    place = Place(bucket, key, raw, bucket_key(bucket), value, record, home, account, policy)
+    if stores and who.limits is not None:
+        place.charged = await open_key(store, who.access_key_id)
+    return place
 
 
 def choose_class(store: Store, place: Place, extra: Extra | None) -> None:
@@ -121,13 +127,18 @@ async def reserve_room(store: Store, place: Place, size: int | None, extra: Extr
 
     Raises: QuotaExceeded, MetaUnavailable.
     """
-    if size is None or not is_limited(place.account, place.bucket):
+    if size is None or not is_limited(place.account, place.bucket, place.charged):
         return  # Without a length the commit alone decides.
     value = await store.kv.get(place.home)
-    growth = billed_bytes(size, place.raw_key, extra)
+    key_growth = growth = billed_bytes(size, place.raw_key, extra)
+    replaces_own = False  # A version that counts for the same access key.
     if value is not None:
         old = decode(value, ObjectRecord)
-        growth -= billed_bytes(old.size, place.raw_key, old.extra)
+        went = billed_bytes(old.size, place.raw_key, old.extra)
+        growth -= went
+        replaces_own = place.charged is not None and key_of(old.extra) == place.charged.access_key
+        if replaces_own:
+            key_growth -= went
     place.hold = await reserve(
         store,
         place.account,
@@ -135,17 +146,29 @@ async def reserve_room(store: Store, place: Place, size: int | None, extra: Extr
         growth,
         objects=value is None,
         large=size > store.small_size_max,
+        key=place.charged,
+        key_growth=key_growth,
+        key_objects=not replaces_own,
     )
 
 
 async def reserve_part(store: Store, place: Place, home: bytes, size: int | None) -> None:
     """The same for the part at this p key. Raises: QuotaExceeded, MetaUnavailable."""
-    if size is None or not is_limited(place.account, place.bucket):
+    if size is None or not is_limited(place.account, place.bucket, place.charged):
         return
     value = await store.kv.get(home)
     growth = size if value is None else size - decode(value, PartRecord).size
     large = size > store.small_size_max
-    place.hold = await reserve(store, place.account, place.bucket, growth, objects=0, large=large)
+    place.hold = await reserve(
+        store,
+        place.account,
+        place.bucket,
+        growth,
+        objects=0,
+        large=large,
+        key=place.charged,
+        key_growth=growth,
+    )
 
 
 async def leave_room(store: Store, place: Place) -> None:
@@ -259,7 +282,10 @@ async def change_object(
         change = build(old, order)
         record, kept = change.record, change.kept
         account = place.account
+        key = place.charged
         if record is not None:
+            if key is not None:
+                record = msgspec.structs.replace(record, extra=marked(record.extra, key))
             record = padded(record, place.raw_key, account)
 
         expect: dict[bytes, bytes | None] = {place.bucket_key: place.bucket_value, home: value}
@@ -270,6 +296,8 @@ async def change_object(
             new_value = put[home] = encode(record)
             bytes_delta += record.size - change.parts
             expect[account.key] = account.value
+            if key is not None:
+                expect[key.key] = key.value
         else:
             delete.append(home)
         if kept is not None and kept.carried:
@@ -292,9 +320,9 @@ async def change_object(
         if bytes_delta:
             add[bucket_bytes_key(place.bucket.id)] = Add(bytes_delta)
         hold = place.hold
-        reserved = 0
+        reserved = key_reserved = 0
         if hold is not None and not hold.settled:
-            reserved = hold.record.size
+            reserved, key_reserved = hold.record.size, hold.record.key_size
             expect[hold.key] = hold.value
             delete.append(hold.key)
         charge(
@@ -309,6 +337,8 @@ async def change_object(
             parts=change.parts,
             reserved=reserved,
             requests=change.requests,
+            key=key,
+            key_reserved=key_reserved,
         )
         settings = place.bucket.settings
         if settings is not None and REPLICATION in settings:
@@ -332,6 +362,8 @@ async def change_object(
             elif conflict.key == account.key:
                 place.account = await open_account(store, place.bucket.tenant)
                 place.account.check_stores()
+            elif key is not None and conflict.key == key.key:
+                place.charged = await open_key(store, key.access_key)
             elif conflict.key == home:
                 seen = seen or value is None  # Something was there when the expectation of nothing failed.
             elif conflict.key[:1] == b"V" and kept is not None:

@@ -30,10 +30,11 @@ from objstore.meta.schema import (
     upload_bytes_key,
     upload_generation_key,
 )
-from objstore.objects.accounting import SECOND_US, metered_class, open_account, use
+from objstore.objects.accounting import SECOND_US, key_of, metered_class, open_account, use
 from objstore.objects.ledger import live_adds
 from objstore.objects.store import Store
 from objstore.rental.meters import count
+from objstore.rental.terms import UNLIMITED, add_key_use
 
 ATTEMPTS_MAX: Final = 64
 STEP_KEYS: Final = 100  # Records removed by one commit.
@@ -57,8 +58,10 @@ async def abort(store: Store, name: str, bucket_value: bytes, bucket: BucketReco
             add[bucket_bytes_key(bucket.id)] = Add(-freed)
             use(add, await open_account(store, bucket.tenant), bucket, size=-freed)
             at_s = store.clock.now_us() // SECOND_US
-            storage_class = metered_class(decode(record, UploadRecord).extra)
-            count(add, bucket.id, storage_class, at_s, stored=-freed)
+            extra = decode(record, UploadRecord).extra
+            count(add, bucket.id, metered_class(extra), at_s, stored=-freed)
+            if access_key := key_of(extra):
+                add_key_use(add, access_key, UNLIMITED, size=-freed)
         transaction = Transaction(
             expect={bucket_key(name): bucket_value, key: record, generation: parts, size: part_bytes},
             put={doomed_key(upload): encode(DoomedRecord(since_us=store.clock.now_us()))} if parts else {},

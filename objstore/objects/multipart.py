@@ -59,7 +59,15 @@ from objstore.meta.schema import (
     upload_key,
 )
 from objstore.objects import checksums, doomed
-from objstore.objects.accounting import SECOND_US, metered_class, open_account, use
+from objstore.objects.accounting import (
+    SECOND_US,
+    key_of,
+    marked,
+    metered_class,
+    open_account,
+    open_key,
+    use,
+)
 from objstore.objects.bodies import OBJECT_SIZE_MAX, Kept, keep_body, keep_small
 from objstore.objects.buckets import find_bucket
 from objstore.objects.commits import (
@@ -89,7 +97,7 @@ from objstore.objects.values import (
 )
 from objstore.objects.writes import extra_of, owner_of
 from objstore.rental.meters import count
-from objstore.rental.terms import quota_of
+from objstore.rental.terms import add_key_use, quota_of
 
 PART_NUMBER_MAX: Final = 10_000
 PART_SIZE_MIN: Final = 5 * 1024 * 1024  # Bytes, of all parts but the last.
@@ -128,7 +136,15 @@ async def open_upload(
         raise NoSuchUpload(upload)
     record = decode(value, UploadRecord)
     choose_class(store, place, record.extra)
+    if stores:
+        await _open_key(store, place, record)
     return place, name, value, record
+
+
+async def _open_key(store: Store, place: Place, record: UploadRecord) -> None:
+    """An upload counts for the access key that began it, whoever sends its parts or completes it."""
+    access_key = key_of(record.extra)
+    place.charged = await open_key(store, access_key) if access_key else None
 
 
 async def create_upload(
@@ -143,7 +159,7 @@ async def create_upload(
 ) -> tuple[str, UploadRecord]:
     """Returns the upload id (32 hex digits) and the record. The edge has validated the combination."""
     place = await open_place(store, who, bucket, key, stores=True)
-    extra = extra_of(about)
+    extra = marked(extra_of(about), place.charged)
     choose_class(store, place, extra)
     for _ in range(ATTEMPTS_MAX):
         present = await store.kv.get(place.home)
@@ -281,6 +297,7 @@ async def publish_part(
         expect[place.account.key] = place.account.value
         expect[name] = value
         expect[home] = old_value
+        key = place.charged
         put[home] = encode(part)
         put.update(kept.pages or {})
         delta = kept.size
@@ -294,12 +311,15 @@ async def publish_part(
             add[bucket_bytes_key(place.bucket.id)] = Add(delta)
         hold = place.hold
         delete: tuple[bytes, ...] = ()
-        held = 0
+        held = key_held = 0
         if hold is not None and not hold.settled:
-            held = hold.record.size
+            held, key_held = hold.record.size, hold.record.key_size
             expect[hold.key] = hold.value
             delete = (hold.key,)
         use(add, place.account, place.bucket, size=delta - held)
+        if key is not None:
+            expect[key.key] = key.value
+            add_key_use(add, key.access_key, key.limits, size=delta - key_held)
         storage_class = metered_class(record.extra)
         count(add, place.bucket.id, storage_class, order // SECOND_US, stored=delta, requests=1)
         try:
@@ -313,6 +333,8 @@ async def publish_part(
             elif conflict.key == place.account.key:
                 place.account = await open_account(store, place.bucket.tenant)
                 place.account.check_stores()
+            elif key is not None and conflict.key == key.key:
+                place.charged = await open_key(store, key.access_key)
             elif conflict.key == name:
                 raise NoSuchUpload(upload.hex()) from conflict  # Its record only ever goes away.
             elif conflict.key[:1] == b"V":
@@ -372,6 +394,7 @@ async def complete_upload(
             return await _completed_before(store, place, upload, parts)
         record = decode(value, UploadRecord)
         choose_class(store, place, record.extra)
+        await _open_key(store, place, record)
         if checksum_type and record.checksum_type and checksum_type != record.checksum_type:
             raise BadRequest(
                 f"The upload was created using the {record.checksum_type} checksum mode. "

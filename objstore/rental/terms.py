@@ -6,14 +6,17 @@ from typing import Final
 from objstore.errors import AccountClosed, BadArgument, LimitReached, QuotaExceeded
 from objstore.meta.kv import Add
 from objstore.meta.schema import (
+    AccessKeyRecord,
     AccountRecord,
     ClassTerms,
     Extra,
     Limits,
+    access_key_key,
     account_key,
     bucket_billed_key,
     bucket_objects_key,
     decode,
+    key_use_key,
     project_use_key,
     tenant_use_key,
 )
@@ -51,6 +54,19 @@ class Account:
 
     def terms(self, storage_class: str) -> ClassTerms:
         return self.record.classes.get(storage_class, NO_TERMS)
+
+
+class KeyAccount:
+    """An access key that what is stored counts for, with its record as it was read."""
+
+    __slots__ = ("access_key", "key", "limits", "use_key", "value")
+
+    def __init__(self, access_key: str, value: bytes | None) -> None:
+        self.access_key = access_key
+        self.key = access_key_key(access_key)
+        self.value = value  # As a commit expects it; None: it was removed, and nothing limits it any more.
+        self.limits = UNLIMITED if value is None else decode(value, AccessKeyRecord).limits
+        self.use_key = key_use_key(access_key)
 
 
 def text_size(texts: dict[str, str]) -> int:
@@ -103,6 +119,20 @@ def add_use(
             add[key + b"s"] = Add(size, its.bytes_max)
         if objects:
             add[key + b"o"] = Add(objects, its.objects_max)
+
+
+def add_key_use(
+    add: dict[bytes, Add], access_key: str, limits: Limits, *, size: int, objects: int = 0
+) -> None:
+    """Count what a commit adds to (or takes from) an access key, beside what it has counted there already."""
+    use_key = key_use_key(access_key)
+    for name, delta, at_most in (
+        (use_key + b"s", size, limits.bytes_max),
+        (use_key + b"o", objects, limits.objects_max),
+    ):
+        if delta:
+            there = add.get(name, Add(0))
+            add[name] = Add(there.delta + delta, at_most if there.at_most is None else there.at_most)
 
 
 def quota_of(failure: LimitReached) -> QuotaExceeded:

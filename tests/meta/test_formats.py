@@ -204,11 +204,14 @@ RECORDS: list[tuple[msgspec.Struct, str]] = [
         "96 01 a5" + b"trial".hex() + "96 01 c0c0c0c0c0 81 a170 96 c0c0c0c0c0c0 81 a0 92 02 03 91 a173",
     ),
     (
-        ReservationRecord(tenant="t", project="p", bucket=1, size=2, expires_us=3),
-        "96 01 a174 a170 01 02 03",
+        ReservationRecord(
+            tenant="t", project="p", bucket=1, size=2, expires_us=3, access_key="k", key_size=4
+        ),
+        "98 01 a174 a170 01 02 03 a16b 04",
     ),
     (TitleRecord(tenant="t", project="", name="b", created_us=2), "96 01 a174 a0 a162 02 00"),
     (Extra(padding=5), "81 a162 05"),
+    (Extra(access_key="k"), "81 a16b a16b"),
     (TenantRecord(name="t", created_us=2), "94 01 a174 02 c2"),
     (UserRecord(tenant="t", name="u", created_us=2, root=True), "98 01 a174 a175 02 c2 c3 a0 a56f776e6572"),
     (

@@ -18,11 +18,12 @@ from objstore.meta.schema import (
     UploadRecord,
     body_key,
     decode,
+    key_use_key,
     project_use_key,
     tenant_use_key,
     unescape,
 )
-from objstore.objects.accounting import metered_class, project_of
+from objstore.objects.accounting import key_of, metered_class, project_of
 from objstore.objects.carrying import is_carried
 from objstore.objects.store import Store
 from objstore.rental.meters import DELTA, split_meter
@@ -58,6 +59,7 @@ async def audit(store: Store) -> Counter[bytes]:
 
     doomed = {key[1:]: decode(value, DoomedRecord) for key, value in all_of(b"d").items()}
     billed: Counter[tuple[int, str]] = Counter()  # By bucket and storage class.
+    of_keys: Counter[bytes] = Counter()  # What access keys with limits hold, by counter.
     live: Counter[int] = Counter()
     objects: Counter[int] = Counter()
     sizes: Counter[int] = Counter()
@@ -78,6 +80,9 @@ async def audit(store: Store) -> Counter[bytes]:
         objects[bucket] += 1
         sizes[bucket] += record.size
         billed[bucket, metered_class(record.extra)] += billed_bytes(record.size, key[9:], record.extra)
+        if access_key := key_of(record.extra):
+            of_keys[key_use_key(access_key) + b"s"] += billed_bytes(record.size, key[9:], record.extra)
+            of_keys[key_use_key(access_key) + b"o"] += 1
         inline = count(record.extents)
         extra = record.extra
         if extra is not None and extra.multipart is not None:
@@ -96,12 +101,15 @@ async def audit(store: Store) -> Counter[bytes]:
 
     open_uploads: dict[bytes, bytes] = {}
     classes: dict[bytes, str] = {}
+    keys: dict[bytes, str] = {}
     for key, value in all_of(b"m").items():
         bucket = int.from_bytes(key[1:9], "big")
         assert bucket in buckets, f"an upload of no bucket: {key!r}"
         _, upload = unescape(key[9:])
         open_uploads[upload] = key
-        classes[upload] = metered_class(decode(value, UploadRecord).extra)
+        uploads_extra = decode(value, UploadRecord).extra
+        classes[upload] = metered_class(uploads_extra)
+        keys[upload] = key_of(uploads_extra)
         uploads[bucket] += 1
 
     parts: Counter[bytes] = Counter()
@@ -123,6 +131,8 @@ async def audit(store: Store) -> Counter[bytes]:
         assert counter(records.get(b"g" + upload + b"n")) >= parts[upload]
         sizes[int.from_bytes(key[1:9], "big")] += part_bytes[upload]
         billed[int.from_bytes(key[1:9], "big"), classes[upload]] += part_bytes[upload]
+        if keys[upload]:
+            of_keys[key_use_key(keys[upload]) + b"s"] += part_bytes[upload]
     for key in all_of(b"g"):
         assert key[1:17] in open_uploads, "a generation of no upload"
 
@@ -152,7 +162,7 @@ async def audit(store: Store) -> Counter[bytes]:
         assert counter(records.get(name + b"b")) == sum(
             size for (one, _), size in billed.items() if one == bucket
         )
-    _check_use(records, buckets, billed, objects)
+    _check_use(records, buckets, billed, objects, of_keys)
     for key in all_of(b"c"):
         assert int.from_bytes(key[1:9], "big") in buckets, "a counter of no bucket"
     counted = {int.from_bytes(key[1:], "big"): counter(value) for key, value in all_of(b"G").items()}
@@ -167,9 +177,10 @@ def _check_use(
     buckets: dict[int, BucketRecord],
     billed: Counter[tuple[int, str]],
     objects: Counter[int],
+    of_keys: Counter[bytes],
 ) -> None:
     """What tenants and projects hold, and what the meters say that buckets hold."""
-    used: Counter[bytes] = Counter()
+    used: Counter[bytes] = Counter(of_keys)
     for number, bucket in buckets.items():
         size = sum(size for (one, _), size in billed.items() if one == number)
         scopes = [tenant_use_key(bucket.tenant)]

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import random
+from collections import Counter
 from collections.abc import AsyncIterator
 
 import msgspec
@@ -11,13 +12,16 @@ import pytest
 from objstore.errors import AccountClosed, QuotaExceeded, StoreError
 from objstore.meta.kv import DictKv, Transaction, counter
 from objstore.meta.schema import (
+    AccessKeyRecord,
     AccountRecord,
     BucketRecord,
     Limits,
+    access_key_key,
     account_key,
     bucket_key,
     decode,
     encode,
+    key_use_key,
     tenant_use_key,
 )
 from objstore.objects import multipart
@@ -25,7 +29,7 @@ from objstore.objects.buckets import create_bucket, delete_bucket
 from objstore.objects.copies import Source, copy_object
 from objstore.objects.reservations import HELD_US, release_expired
 from objstore.objects.store import Store
-from objstore.objects.values import About, Buffer
+from objstore.objects.values import About, Buffer, Principal
 from objstore.objects.writes import delete_object, put_object
 from tests.objects.audit import audit
 from tests.objects.fakes import FakeClock, MemoryBody, another_process, memory_store, principal
@@ -33,6 +37,10 @@ from tests.seed import SEED
 
 RUNS = 100 if os.environ.get("OBJSTORE_LONG") else 4
 WHO = principal()
+LIMITED = Principal(
+    tenant="default", user="root", access_key_id="OSLIMITEDAAAAAAAAAAA", limits=Limits(bytes_max=0)
+)  # What holds is its record.
+USED_BY_KEY = key_use_key(LIMITED.access_key_id) + b"s"
 USED = tenant_use_key("default") + b"s"
 
 
@@ -40,70 +48,75 @@ async def limited(store: Store, record: AccountRecord) -> None:
     await store.kv.commit(Transaction(put={account_key("default"): encode(record)}))
 
 
+async def give_key(store: Store, limits: Limits) -> None:
+    record = AccessKeyRecord(user="root", secret=b"", created_us=1, limits=limits)
+    await store.kv.commit(Transaction(put={access_key_key(LIMITED.access_key_id): encode(record)}))
+
+
 async def used(store: Store) -> int:
     return counter(await store.kv.get(USED))
 
 
 class WatchedKv(DictKv):
-    """Looks at a counter after every commit."""
+    """Looks at counters after every commit."""
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limits: dict[bytes, int]) -> None:
         super().__init__()
-        self.limit = limit
-        self.highest = 0
+        self.limits = limits
 
     async def commit(self, transaction: Transaction) -> None:
         await asyncio.sleep(0)
         await super().commit(transaction)
-        now = counter(await self.get(USED))
-        assert 0 <= now <= self.limit, f"{now} of {self.limit}"
-        self.highest = max(self.highest, now)
+        for key, limit in self.limits.items():
+            now = counter(await self.get(key))
+            assert 0 <= now <= limit, f"{key!r}: {now} of {limit}"
 
 
 @pytest.mark.parametrize("seed", range(SEED, SEED + RUNS))
 async def test_many_gateways_fill_one_quota_and_no_commit_crosses_it(seed: int) -> None:
     rng = random.Random(seed)
-    limit = 6_000
-    kv = WatchedKv(limit)
+    limit = 4_000
+    kv = WatchedKv({USED: limit, USED_BY_KEY: 1_000})
     first = memory_store(kv=kv, clock=FakeClock(), small_size_max=200, stripe_size=64)
     await limited(first, AccountRecord(limits=Limits(bytes_max=limit)))
     await create_bucket(first, WHO, "bucket", region="")
+    await give_key(first, Limits(bytes_max=1_000))
     gateways = [first, *(another_process(first) for _ in range(7))]
-    refused = 0
+    refused: Counter[str] = Counter()
 
     async def client(store: Store, number: int) -> None:
-        nonlocal refused
-        for _ in range(30):
+        who = LIMITED if number % 2 else WHO
+        for _ in range(40):
             key = f"{number % 3}-{rng.randrange(12)}"
             size = rng.choice([0, 1, 150, 199, 201, 700, 1_500])
             kind = rng.randrange(8)
             try:
                 if kind < 4:
-                    await put_object(store, WHO, "bucket", key, About(), MemoryBody(rng.randbytes(size)))
+                    await put_object(store, who, "bucket", key, About(), MemoryBody(rng.randbytes(size)))
                 elif kind == 4:
-                    await delete_object(store, WHO, "bucket", key)
+                    await delete_object(store, who, "bucket", key)
                 elif kind == 5:
                     source = Source(bucket="bucket", key=f"{rng.randrange(3)}-{rng.randrange(12)}")
-                    await copy_object(store, WHO, source, "bucket", key, about=None)
+                    await copy_object(store, who, source, "bucket", key, about=None)
                 else:
                     upload, _ = await multipart.create_upload(
-                        store, WHO, "bucket", key, About(), checksum_algorithm="", checksum_type=""
+                        store, who, "bucket", key, About(), checksum_algorithm="", checksum_type=""
                     )
                     try:
                         part = MemoryBody(rng.randbytes(size))
-                        written = await multipart.put_part(store, WHO, "bucket", key, upload, 1, part)
+                        written = await multipart.put_part(store, who, "bucket", key, upload, 1, part)
                         claims = [multipart.Claimed(number=1, etag=written.etag)]
-                        await multipart.complete_upload(store, WHO, "bucket", key, upload, claims)
+                        await multipart.complete_upload(store, who, "bucket", key, upload, claims)
                     except QuotaExceeded:
-                        await multipart.abort_upload(store, WHO, "bucket", key, upload)
+                        await multipart.abort_upload(store, who, "bucket", key, upload)
                         raise
-            except QuotaExceeded:
-                refused += 1
+            except QuotaExceeded as failure:
+                refused[failure.scope] += 1
             except StoreError:
                 pass  # A source that is not there, a copy onto itself.
 
     await asyncio.gather(*(client(store, number) for number, store in enumerate(gateways)))
-    assert refused, "the quota was never reached"
+    assert refused, "no quota was ever reached"
     counts = await audit(first)
     assert not counts[b"E"], "a reservation was left"
     # The last free byte can still be used, and not one more.
@@ -276,3 +289,55 @@ async def test_a_state_of_the_account_says_whether_more_may_be_stored(state: str
             await put_object(store, WHO, "bucket", "key", About(), MemoryBody(b"x"))
         with pytest.raises(AccountClosed):
             await create_bucket(store, WHO, "another", region="")
+
+
+async def test_what_a_key_with_limits_stores_counts_for_it_until_it_goes_whoever_takes_it_away() -> None:
+    store = memory_store(small_size_max=200, clock=FakeClock())
+    await create_bucket(store, WHO, "bucket", region="")
+    await give_key(store, Limits(bytes_max=1_000, objects_max=2))
+
+    async def used_by_key() -> int:
+        return counter(await store.kv.get(USED_BY_KEY))
+
+    await put_object(store, WHO, "bucket", "a", About(), MemoryBody(bytes(5_000)))
+    assert await used_by_key() == 0
+    await put_object(store, LIMITED, "bucket", "b", About(metadata={"x": "y"}), MemoryBody(bytes(500)))
+    assert await used_by_key() == 503
+    source = Source(bucket="bucket", key="a")
+    with pytest.raises(QuotaExceeded) as refused:
+        await copy_object(store, LIMITED, source, "bucket", "c", about=None)
+    assert refused.value.scope == "access key"
+    await put_object(store, LIMITED, "bucket", "c", About(), MemoryBody(b""))
+    with pytest.raises(QuotaExceeded) as refused:
+        await put_object(store, LIMITED, "bucket", "d", About(), MemoryBody(b""))
+    assert (refused.value.scope, refused.value.unit) == ("access key", "objects")
+    await put_object(store, WHO, "bucket", "b", About(), MemoryBody(bytes(2_000)))
+    assert await used_by_key() == 1, "another key's version has taken its place"
+    await delete_object(store, WHO, "bucket", "c")
+    assert await used_by_key() == 0
+    await audit(store)
+
+
+async def test_an_upload_counts_for_the_key_that_began_it_until_it_is_aborted_or_its_object_goes() -> None:
+    store = memory_store(small_size_max=200, clock=FakeClock())
+    await create_bucket(store, WHO, "bucket", region="")
+    await give_key(store, Limits(bytes_max=1_000))
+    uploads = []
+    for _ in range(2):
+        upload, _ = await multipart.create_upload(
+            store, LIMITED, "bucket", "key", About(), checksum_algorithm="", checksum_type=""
+        )
+        uploads.append(upload)
+        with pytest.raises(QuotaExceeded):
+            await multipart.put_part(store, WHO, "bucket", "key", upload, 1, MemoryBody(bytes(1_001)))
+        written = await multipart.put_part(store, WHO, "bucket", "key", upload, 1, MemoryBody(bytes(400)))
+    assert counter(await store.kv.get(USED_BY_KEY)) == 800
+    await audit(store)
+    await multipart.abort_upload(store, WHO, "bucket", "key", uploads[0])
+    claims = [multipart.Claimed(number=1, etag=written.etag)]
+    await multipart.complete_upload(store, WHO, "bucket", "key", uploads[1], claims)
+    assert counter(await store.kv.get(USED_BY_KEY)) == 403
+    await audit(store)
+    await delete_object(store, WHO, "bucket", "key")
+    assert counter(await store.kv.get(USED_BY_KEY)) == 0
+    await audit(store)
