@@ -14,12 +14,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from fractions import Fraction
-from typing import Final, Literal, NamedTuple
+from typing import Final, Literal, NamedTuple, cast
 
 from objstore.errors import BadArgument
 from objstore.rental.meters import HOUR_S
-from objstore.rental.months import DAY_HOURS, Month
+from objstore.rental.money import parse_decimal
+from objstore.rental.months import DAY_HOURS, SECOND_US, Month
 from objstore.rental.plans import BYTES, PRICE_MAX
+from objstore.rental.records import LeaseRecord
 
 Mode = Literal["average", "instantaneous", "peak_daily"]
 MODES: Final = ("average", "instantaneous", "peak_daily")
@@ -56,7 +58,7 @@ class Commitment:
 
     def __post_init__(self) -> None:
         _require(self.unit in BYTES, "unit", f"one of {', '.join(BYTES)}", self.unit)
-        _require(self.begin_s < self.end_s, "end", "after the beginning", self.end_s)
+        _require(self.begin_s <= self.end_s, "end", "not before the beginning", self.end_s)
         _require(1 <= len(self.steps) <= STEPS_MAX, "ramp", f"1 to {STEPS_MAX} steps", len(self.steps))
         moments = [step.from_s for step in self.steps]
         _require(moments[0] <= self.begin_s, "ramp", "known from the beginning on", moments[0])
@@ -72,6 +74,9 @@ class Commitment:
             size * max(0, min(until_s, end_s) - max(from_s, begin_s))
             for from_s, until_s, size in self.spans()
         )
+
+    def touches(self, month: Month) -> bool:
+        return max(self.begin_s, month.begin_s) < min(self.end_s, month.end_s)
 
     def spans(self) -> list[tuple[int, int, int]]:
         """First second, first second after it, bytes: the ramp within the lease."""
@@ -104,6 +109,34 @@ class CommitmentUse:
     @property
     def unused(self) -> int:
         return self.committed - self.used
+
+
+def commitment_of(lease: LeaseRecord) -> Commitment:
+    """What of a lease's record is rated; one that was ended early is so until that moment."""
+    end_us = min(lease.end_us, lease.ended_us) if lease.ended_us else lease.end_us
+    begin_s = lease.begin_us // SECOND_US
+    steps = [Step(from_us // SECOND_US, size) for from_us, size in lease.ramp]
+    if not steps:
+        steps = [Step(begin_s, lease.capacity)]
+    elif steps[0].from_s > begin_s:
+        steps = [Step(begin_s, 0), *steps]
+    overage = None
+    if lease.overage_mode:
+        _require(lease.overage_mode in MODES, "overage", f"one of {', '.join(MODES)}", lease.overage_mode)
+        overage = Overage(mode=cast(Mode, lease.overage_mode), unit_price=parse_decimal(lease.overage_price))
+    return Commitment(
+        lease=lease.id,
+        storage_class=lease.storage_class,
+        steps=tuple(steps),
+        begin_s=begin_s,
+        end_s=max(begin_s, end_us // SECOND_US),
+        unit_price=parse_decimal(lease.unit_price),
+        unit=lease.unit,
+        billing="advance" if lease.billing == "advance" else "arrears",
+        billed_until_s=lease.billed_until_us // SECOND_US,
+        overage=overage,
+        product=lease.product,
+    )
 
 
 def charges(commitment: Commitment, month: Month) -> list[Charge]:
@@ -151,7 +184,7 @@ class Pool:
         self._stored = stored or [0] * month.hours
         assert len(self._stored) == month.hours
         self._leases = sorted(
-            (one for one in commitments if one.begin_s < month.end_s and one.end_s > month.begin_s),
+            (one for one in commitments if one.touches(month)),
             key=lambda one: (one.begin_s, one.lease),
         )
         self._capacities = [_capacities(one, month) for one in self._leases]

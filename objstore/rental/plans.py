@@ -61,8 +61,11 @@ _ZERO: Final = Decimal(0)
 V = TypeVar("V")
 
 
-class Value(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """What operators write: a misspelt name is an error, and what is not said is not kept."""
+class Value(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What operators write, and metadata keeps as a map: what was not said is not there.
+
+    An unknown name is an error in what is written (`parse_value`), but not in what a later release kept.
+    """
 
 
 class Tier(Value, frozen=True, kw_only=True):
@@ -180,9 +183,24 @@ def parse_value(text: str, form: Literal["toml", "json"], kind: type[V], name: s
             data: Any = tomllib.loads(text, parse_float=Decimal)
         else:
             data = json.loads(text, parse_float=Decimal, parse_constant=_no_number)
-        return msgspec.convert(data, kind)
+        value = msgspec.convert(data, kind)
+        _check_names(data, value, "")
     except (ValueError, RecursionError) as failure:  # Both parsers' errors and msgspec's are ValueErrors.
         raise BadArgument(f"not a {name}: {failure}", name=name) from failure
+    return value
+
+
+def _check_names(data: Any, value: Any, where: str) -> None:
+    """Raises: ValueError, if what was written says more than was understood."""
+    if isinstance(value, tuple):
+        for index, (one, understood) in enumerate(zip(data, value, strict=True)):
+            _check_names(one, understood, f"{where}[{index}]")
+    elif isinstance(value, Value):
+        for name, one in data.items():
+            at = f"{where}.{name}" if where else name
+            if name not in value.__struct_fields__:
+                raise ValueError(f"unknown field {at}")
+            _check_names(one, getattr(value, name), at)
 
 
 def _no_number(text: str) -> Decimal:

@@ -203,6 +203,8 @@ class _Clerk:
 
     def commitment(self, commitment: Commitment) -> None:
         for charge in charges(commitment, self._month):
+            if not charge.byte_seconds:
+                continue
             self._lease_line(
                 "commitment",
                 commitment,
@@ -473,12 +475,29 @@ def corrections(billed: Iterable[Line], rated: Iterable[Line], language: str = "
             quantity="",
             unit_price="",
             tier=0,
+            tax=0,
             net=net,
             consumed=whole_text(consumed),
         )
         for line, net, consumed in found.values()
         if net
     ]
+
+
+def billed_until(lines: Iterable[Line]) -> dict[str, int]:
+    """Up to which second each lease's charge was billed, for Commitment.billed_until_s.
+
+    Args:
+        lines: of the tenant's earlier invoices, in their order.
+    """
+    until: dict[str, int] = {}
+    for line in lines:
+        if line.kind == "commitment":
+            if line.quantity.startswith("-"):  # Given back.
+                until[line.lease] = min(until.get(line.lease, 0), line.begin_us // SECOND_US)
+            else:
+                until[line.lease] = max(until.get(line.lease, 0), line.end_us // SECOND_US)
+    return until
 
 
 def _correction_caption(line: Line, language: str) -> str:

@@ -5,16 +5,26 @@ from decimal import Decimal
 from fractions import Fraction
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from objstore.errors import BadArgument
-from objstore.rental.commitments import MODES, Commitment, Mode, Overage, Pool, Step, charges
+from objstore.rental.commitments import (
+    MODES,
+    Commitment,
+    Mode,
+    Overage,
+    Pool,
+    Step,
+    charges,
+    commitment_of,
+)
 from objstore.rental.months import Month
 from objstore.rental.plans import Discount
-from objstore.rental.rating import rate_month
-from objstore.rental.records import Line
+from objstore.rental.rating import billed_until, rate_month
+from objstore.rental.records import LeaseRecord, Line
 from objstore.rental.tally import Usage
 from tests.rental.rates import DAY_S, NOVEMBER, TB, plan, rate, stored, stored_hours
 
@@ -136,6 +146,22 @@ def test_month_after_month_everything_is_asked_for_once() -> None:
         assert total == one.byte_seconds(one.begin_s, one.end_s)
 
 
+@pytest.mark.parametrize("billing", ["advance", "arrears"])
+def test_invoices_themselves_say_up_to_where_a_lease_is_billed(billing: str) -> None:
+    one = lease(billing=billing, begin_s=BEGIN + 5 * DAY_S, end_s=Month(2027, 6).begin_s + 3 * DAY_S)
+    lines: list[Line] = []
+    month = Month(2026, 9)
+    for _ in range(15):
+        if month == Month(2027, 2):
+            one = replace(one, end_s=month.begin_s + 7 * DAY_S)  # Ended early.
+        known = replace(one, billed_until_s=billed_until(lines).get("L1", 0))
+        lines += rate_month(PLAN, Usage(), month, commitments=[known]).lines
+        month = month.following()
+    assert sum(Fraction(line.consumed) for line in lines) == one.byte_seconds(one.begin_s, one.end_s)
+    assert billed_until(lines) == {"L1": one.end_s}
+    assert any(line.net < 0 for line in lines) == (billing == "advance")
+
+
 def test_what_was_paid_in_advance_beyond_an_early_end_is_given_back() -> None:
     ended = lease(billing="advance", billed_until_s=DECEMBER.end_s, end_s=DECEMBER.begin_s + 10 * DAY_S)
     [back] = rate_month(PLAN, Usage(), DECEMBER, commitments=[ended]).lines
@@ -200,7 +226,7 @@ def test_an_hour_that_a_lease_begins_in_is_the_leases() -> None:
     ("given", "name"),
     [
         ({"unit": "XB"}, "unit"),
-        ({"end_s": BEGIN}, "end"),
+        ({"end_s": BEGIN - 1}, "end"),
         ({"steps": ()}, "ramp"),
         ({"steps": (Step(BEGIN + 1, 1),)}, "ramp"),
         ({"steps": (Step(BEGIN, 1), Step(BEGIN, 2))}, "ramp"),
@@ -211,6 +237,36 @@ def test_an_hour_that_a_lease_begins_in_is_the_leases() -> None:
 def test_a_lease_that_makes_no_sense_is_refused(given: dict[str, Any], name: str) -> None:
     with pytest.raises(BadArgument, match=name):
         lease(**given)
+
+
+def test_a_leases_record_is_rated_as_it_is_kept() -> None:
+    record = LeaseRecord(
+        id="L1",
+        tenant="acme",
+        kind="guaranteed",
+        state="active",
+        capacity=100 * TB,
+        begin_us=BEGIN * 10**6,
+        end_us=Month(2029, 11).begin_s * 10**6,
+        term_months=36,
+        unit_price="5.90",
+        overage_mode="average",
+        overage_price="7.99",
+    )
+    assert commitment_of(record) == lease()
+    climbs = msgspec.structs.replace(record, ramp=[((BEGIN + 9) * 10**6, TB)], overage_mode="")
+    assert commitment_of(climbs) == lease(steps=(Step(BEGIN, 0), Step(BEGIN + 9, TB)), mode=None)
+    ended = msgspec.structs.replace(
+        record, billing="advance", ended_us=(BEGIN + 7) * 10**6, billed_until_us=DECEMBER.end_s * 10**6
+    )
+    assert commitment_of(ended) == lease(billing="advance", end_s=BEGIN + 7, billed_until_s=DECEMBER.end_s)
+    with pytest.raises(BadArgument, match="overage must be one of average"):
+        commitment_of(msgspec.structs.replace(record, overage_mode="sometimes"))
+
+
+def test_a_lease_that_was_ended_before_it_began_gives_back_all_that_was_billed_in_advance() -> None:
+    before = lease(end_s=BEGIN, billing="advance", billed_until_s=NOVEMBER.end_s)
+    assert rated(stored(TB, NOVEMBER), before) == [("usage", "1/1", 10_00), ("commitment", "-100/1", -590_00)]
 
 
 def test_lines_name_their_lease_and_the_time_they_are_for() -> None:

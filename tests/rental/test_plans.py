@@ -81,6 +81,16 @@ def test_a_card_is_offered_from_its_first_day_to_the_day_before_its_end() -> Non
     assert [card.offered(day) for day in days] == [False, True, True, False]
 
 
+def test_what_a_later_release_kept_beside_is_left_alone() -> None:
+    card = plan(rate())
+    later = msgspec.to_builtins(card) | {"colour": "green"}
+    assert decode(msgspec.msgpack.encode([1, later, 5, "who", "more"]), PlanRecord) == PlanRecord(
+        plan=card, made_us=5, made_by="who"
+    )
+    with pytest.raises(BadArgument, match="unknown field colour"):
+        parse_plan(json.dumps(later), "json")
+
+
 def test_versions_of_a_card_lie_side_by_side_in_order() -> None:
     assert plan_key("small", 258) == b"Ypsmall\0\0\0\1\2"
     assert plan_key("small", 2) < plan_key("small", 10) < plan_key("small-2", 1)
@@ -105,7 +115,7 @@ def test_versions_of_a_card_lie_side_by_side_in_order() -> None:
         ("0.140", "inf", "unit_price must be"),
         ("0.140", "1e15", "unit_price must be"),
         ("0.140", "true", "Expected"),
-        ("unit_price", "unit_prize", "unknown field `unit_prize`"),
+        ("unit_price", "unit_prize", r"unknown field items\[0\].tiers\[0\].unit_prize"),
         ('rate = "0.05"', 'rate = "1.05"', r"discounts\[0\].rate must be above 0"),
         ('rate = "0.05"', 'rate = "0.05"\nmeters = ["x"]', r"discounts\[0\].meters must be one of"),
         ("version = 3", "version = ", "not a plan"),
