@@ -363,7 +363,8 @@ async def move_to(change: Change, tenant: str, state: str, *, reason: str, now_u
 async def _check_move(change: Change, record: CustomerRecord, state: str, now_us: int) -> CustomerRecord:
     """What each state demands, and what comes with it. Raises: BadArgument."""
     if state == "active":
-        check_complete(record)
+        if record.state_reason != DUNNING:  # It was active before.
+            check_complete(record)
         return msgspec.structs.replace(record, trial_ends_us=0, purge_after_us=0)
     if state == "terminating":
         if record.customers:

@@ -18,7 +18,8 @@
     Y d <document id>                         empty: it is a draft
     Y D <tenant> 00 <period begin 8>          PeriodRecord: the invoice of this period
     Y D <tenant> 00 <period begin 8> 00 <page 2>   LinesPage: its lines as they were corrected last
-    Y A <tenant> 00 <id>                      CarriedRecord: a line that waits for the tenant's next invoice
+    Y A <tenant> 00 <name>                    CarriedRecord: a line that waits for the tenant's next invoice
+    Y a <tenant> 00 <name>                    CarriedRecord: one that final invoices have taken whole
     Y n <seller> 00 <year 4> <type 1>         SeriesRecord: the last number given, and the last hash
     Y N <seller> 00 <year 4> <type 1> <number 8>   the id of the document that has this number
     Y I <tenant> 00 <document id>             empty: the documents of a tenant, in order of making
@@ -196,7 +197,7 @@ class InvoiceRecord(Record, frozen=True, array_like=True, kw_only=True):
     paid: int = 0
     paid_us: int = 0
     previous: bytes = b""  # SHA-256 of the document issued before it in its series,
-    digest: bytes = b""  # and of this one: over all fields above `prepaid` and all lines.
+    digest: bytes = b""  # and of this one (rental/series.py, digest_of).
     pdf_digest: bytes = b""
     carried: list[
         tuple[str, int]
@@ -311,8 +312,12 @@ def period_lines_key(tenant: str, begin_us: int, page: int) -> bytes:
     return period_key(tenant, begin_us) + b"\0" + page.to_bytes(2, "big")
 
 
-def carried_key(tenant: str, carried: str) -> bytes:
-    return b"YA" + tenant.encode() + b"\0" + carried.encode()
+def carried_key(tenant: str, name: str) -> bytes:
+    return b"YA" + tenant.encode() + b"\0" + name.encode()
+
+
+def taken_key(tenant: str, name: str) -> bytes:
+    return b"Ya" + tenant.encode() + b"\0" + name.encode()
 
 
 def series_key(seller: str, year: int, letter: bytes) -> bytes:

@@ -1,0 +1,262 @@
+"""Payments: what came in, on which invoices it was counted, and what of it bounced.
+
+A payment is written down in one commit with all that it changes: each invoice that it pays, the wallet that
+takes what no invoice took. One that is reversed opens its invoices again and takes back what went to the
+wallet, also where that was spent: the wallet is below zero then, and what comes next fills it.
+"""
+
+from collections.abc import Sequence
+from fractions import Fraction
+from typing import Final
+
+import msgspec
+
+from objstore.errors import BadArgument
+from objstore.meta.kv import Kv, prefix_end
+from objstore.meta.schema import decode
+from objstore.rental import wallets
+from objstore.rental.changes import Change, commit_change
+from objstore.rental.customers import no_such_customer
+from objstore.rental.drafts import ExchangeRate
+from objstore.rental.money import Money
+from objstore.rental.names import check_text
+from objstore.rental.records import (
+    Allocation,
+    CustomerRecord,
+    InvoiceRecord,
+    PaymentRecord,
+    customer_key,
+    document_key,
+    open_key,
+    payment_key,
+    tenant_payment_key,
+)
+from objstore.rental.settlement import find_final, no_such_document, open_amount, put_settled
+
+PREPAID: Final = "prepaid"  # Out of the wallet.
+CASH: Final = "especes"
+MANDATE: Final = "mandat_administratif"
+METHODS: Final = ("virement", "cheque", "cib_edahabia", "carte", CASH, MANDATE, PREPAID)
+REFERENCED: Final = frozenset({"virement", "cheque", MANDATE})  # Without a reference nobody finds them again.
+ALLOCATIONS_MAX: Final = 60  # Invoices of one payment: a commit of some 200 keys.
+RECEIVED: Final = "received"
+REVERSED: Final = "reversed"
+
+
+def no_such_payment(payment: str) -> BadArgument:
+    return BadArgument(f"there is no payment {payment!r}", name="payment", value=payment)
+
+
+def new_payment(
+    payment: str,
+    tenant: str,
+    method: str,
+    amount: Money,
+    *,
+    received_us: int,
+    reference: str = "",
+    fx: ExchangeRate | None = None,
+) -> PaymentRecord:
+    """What came in, checked.
+
+    Args:
+        payment: its id, a ULID; the same again is the same payment, written down once.
+        amount: as it came; where `fx` is given, it is counted in the currency that the rate leads to.
+
+    Raises: BadArgument.
+    """
+    if method not in METHODS:
+        raise BadArgument(f"a method is one of {', '.join(METHODS)}", name="method", value=method)
+    if method in REFERENCED and not reference:
+        raise BadArgument(f"a payment by {method} has a reference", name="reference")
+    if amount.minor <= 0:
+        raise BadArgument(f"a payment is above zero: {amount}", name="amount", value=str(amount))
+    counted = amount if fx is None else Money.of(amount.exact * Fraction(fx.rate), fx.into)
+    if counted.minor <= 0:
+        raise BadArgument(f"{amount} {amount.currency} come to nothing", name="amount", value=str(amount))
+    return PaymentRecord(
+        id=payment,
+        tenant=tenant,
+        method=method,
+        currency=counted.currency,
+        amount=counted.minor,
+        reference=check_text(reference, "reference", size_max=100),
+        received_us=received_us,
+        fx="" if fx is None else str(fx),
+        foreign="" if fx is None else f"{amount} {amount.currency}",
+    )
+
+
+async def receive_payment(
+    kv: Kv, payment: PaymentRecord, invoices: Sequence[tuple[str, int]] | None, *, now_us: int
+) -> PaymentRecord:
+    """Write a payment down and count it on invoices; what none of them takes goes to the wallet.
+
+    Args:
+        invoices: ids and amounts; an invoice takes at most what is open of it. None: all that are open, those
+            that are due first before the others. Empty: all of it to the wallet.
+
+    Raises: BadArgument (another customer's invoice, another currency, more than is there), Overloaded.
+    """
+
+    async def decide(change: Change) -> PaymentRecord:
+        there = await change.record(payment_key(payment.id), PaymentRecord)
+        if there is not None:
+            _check_same(there, payment)
+            return there
+        return await _receive(change, payment, invoices, now_us)
+
+    return await commit_change(kv, decide, what=f"payment {payment.id}")
+
+
+def _check_same(there: PaymentRecord, payment: PaymentRecord) -> None:
+    """Raises: BadArgument."""
+    for name in ("tenant", "method", "currency", "amount", "reference"):
+        if getattr(there, name) != getattr(payment, name):
+            raise BadArgument(f"payment {payment.id} has another {name}", name=name)
+
+
+async def _receive(
+    change: Change, payment: PaymentRecord, invoices: Sequence[tuple[str, int]] | None, now_us: int
+) -> PaymentRecord:
+    tenant = payment.tenant
+    customer = await change.found(customer_key(tenant), CustomerRecord, no_such_customer(tenant))
+    if payment.method == MANDATE and customer.kind != "administration":
+        raise BadArgument(f"{tenant!r} is no administration", name="method", value=payment.method)
+    if invoices is None:
+        chosen = await _open_invoices(change, payment)
+    else:
+        chosen = [Allocation(invoice=invoice, amount=amount) for invoice, amount in invoices]
+        await _check_chosen(change, payment, chosen)
+    rest = payment.amount - sum(one.amount for one in chosen)
+    if payment.method == PREPAID:
+        await _check_prepaid(change, payment, rest)
+    payment = msgspec.structs.replace(payment, made_us=now_us, allocations=chosen, to_wallet=rest)
+    for one in chosen:
+        record = await find_final(change, one.invoice)
+        put_settled(change, record, now_us=payment.received_us, paid=record.paid + one.amount)
+    moved = -payment.amount if payment.method == PREPAID else rest
+    await _move(change, payment, moved, wallets.PAYMENT, now_us)
+    change.put(payment_key(payment.id), payment)
+    change.put_value(tenant_payment_key(tenant, payment.id), b"")
+    return payment
+
+
+async def _check_prepaid(change: Change, payment: PaymentRecord, rest: int) -> None:
+    """Raises: BadArgument."""
+    wallet = await wallets.wallet_of(change, payment.tenant, payment.currency)
+    if wallet.balance < payment.amount:
+        raise BadArgument(
+            f"the wallet of {payment.tenant!r} has {Money(wallet.balance, payment.currency)}",
+            name="amount",
+            value=str(payment.amount),
+        )
+    if rest:
+        raise BadArgument(
+            f"no invoice takes {Money(rest, payment.currency)} of it: it stays in the wallet",
+            name="amount",
+            value=str(payment.amount),
+        )
+
+
+async def _move(change: Change, payment: PaymentRecord, amount: int, kind: str, at_us: int) -> None:
+    money = Money(amount, payment.currency)
+    await wallets.move(change, payment.tenant, money, kind=kind, document=payment.id, at_us=at_us)
+
+
+async def _open_invoices(change: Change, payment: PaymentRecord) -> list[Allocation]:
+    """Those that are due first, as many as it pays; what is issued meanwhile waits for the next one."""
+    chosen: list[Allocation] = []
+    left = payment.amount
+    for document in await list_open(change.kv, payment.tenant, limit=ALLOCATIONS_MAX):
+        record = await change.found(document_key(document), InvoiceRecord, no_such_document(document))
+        amount = min(left, open_amount(record))
+        if amount and record.currency == payment.currency:
+            chosen.append(Allocation(invoice=document, amount=amount))
+            left -= amount
+        if not left:
+            break
+    return chosen
+
+
+async def _check_chosen(change: Change, payment: PaymentRecord, chosen: Sequence[Allocation]) -> None:
+    """Raises: BadArgument."""
+    if len(chosen) > ALLOCATIONS_MAX or len({one.invoice for one in chosen}) < len(chosen):
+        raise BadArgument(f"at most {ALLOCATIONS_MAX} invoices, each once", name="invoices")
+    if sum(one.amount for one in chosen) > payment.amount:
+        raise BadArgument("more is counted on invoices than came in", name="invoices")
+    for one in chosen:
+        record = await find_final(change, one.invoice)
+        if record.tenant != payment.tenant or record.currency != payment.currency:
+            raise BadArgument(
+                f"{record.number} is an invoice of {record.tenant!r} in {record.currency}",
+                name="invoice",
+                value=one.invoice,
+            )
+        if not 0 < one.amount <= open_amount(record):
+            left = Money(open_amount(record), record.currency)
+            raise BadArgument(f"{record.number} has {left} open", name="amount", value=str(one.amount))
+
+
+async def reverse_payment(kv: Kv, payment: str, *, reason: str, now_us: int) -> PaymentRecord:
+    """A cheque bounced, a transfer was called back: its invoices are open again.
+
+    The same again changes nothing.
+
+    Raises: BadArgument (no such payment, or cash or the wallet's own: they do not bounce), Overloaded.
+    """
+    check_text(reason, "reason")
+
+    async def decide(change: Change) -> PaymentRecord:
+        record = await change.found(payment_key(payment), PaymentRecord, no_such_payment(payment))
+        if record.state == REVERSED:
+            return record
+        if record.method in (CASH, PREPAID):
+            raise BadArgument(f"what was paid by {record.method} does not bounce", name="payment")
+        return await _reverse(change, record, reason, now_us)
+
+    return await commit_change(kv, decide, what=f"payment {payment}")
+
+
+async def _reverse(change: Change, record: PaymentRecord, reason: str, now_us: int) -> PaymentRecord:
+    back = record.to_wallet
+    for one in record.allocations:
+        invoice = await find_final(change, one.invoice)
+        # What a credit note gave back because this had been paid: it was not, so nothing was to be given.
+        undone = min(one.amount, invoice.returned)
+        put_settled(
+            change,
+            invoice,
+            now_us=now_us,
+            paid=invoice.paid - one.amount,
+            returned=invoice.returned - undone,
+        )
+        back += undone
+    await _move(change, record, -back, wallets.REVERSED, now_us)
+    record = msgspec.structs.replace(record, state=REVERSED, reversed_us=now_us, reason=reason)
+    change.put(payment_key(record.id), record)
+    return record
+
+
+async def find_payment(kv: Kv, payment: str) -> PaymentRecord:
+    """Raises: BadArgument (no such payment)."""
+    value = await kv.get(payment_key(payment))
+    if value is None:
+        raise no_such_payment(payment)
+    return decode(value, PaymentRecord)
+
+
+async def list_payments(kv: Kv, tenant: str, *, after: str = "", limit: int = 1_000) -> list[PaymentRecord]:
+    """A tenant's, with ids > after, in order of making."""
+    prefix = tenant_payment_key(tenant, "")
+    start = prefix + after.encode() + b"\0" if after else prefix
+    pairs = await kv.scan(start, prefix_end(prefix), limit)
+    values = await kv.get_many([payment_key(key[len(prefix) :].decode()) for key, _ in pairs])
+    return [decode(value, PaymentRecord) for value in values if value is not None]
+
+
+async def list_open(kv: Kv, tenant: str, *, limit: int = 1_000) -> list[str]:
+    """The ids of a tenant's invoices that are not paid in full, in the order in which they are due."""
+    prefix = open_key(tenant, 0, "")[:-8]
+    pairs = await kv.scan(prefix, prefix_end(prefix), limit)
+    return [key[len(prefix) + 8 :].decode() for key, _ in pairs]
