@@ -27,13 +27,14 @@ if __package__ in (None, ""):  # Run as `bench/billing.py`.
 
 from objstore.meta.schema import encode
 from objstore.rental.commitments import Commitment, Overage, Step
-from objstore.rental.meters import HOUR_S, REQUESTS_A, REQUESTS_B, SENT_INTERNET
+from objstore.rental.meters import HOUR_S, REQUESTS_A, REQUESTS_B, SENT_INTERNET, STORED
 from objstore.rental.months import Month
 from objstore.rental.plans import Plan, parse_plan
 from objstore.rental.rating import rate_month
 from objstore.rental.records import Line, UsageRecord
-from objstore.rental.tally import BATCH, STORED, Tally
+from objstore.rental.tally import BATCH, Tally
 from objstore.rental.taxes import Case, TaxRule, parse_rules, tax_lines, totals
+from objstore.rental.usage import usage_prefix
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 TB: Final = 10**12
@@ -61,7 +62,6 @@ class Outcome:
 def make_records(tenant: str, month: Month, size: int, rng: random.Random) -> Records:
     """A tenant's month, in the order of keys, as the service that seals hours writes it."""
     found: Records = []
-    prefix = b"h" + tenant.encode() + b"\0"
     bucket = rng.randrange(1, 2**32).to_bytes(8, "big") + b"\0"
     digests = [rng.randbytes(32) for _ in range(8)]
     for hour in range(month.first_hour, month.first_hour + month.hours):
@@ -81,7 +81,7 @@ def make_records(tenant: str, month: Month, size: int, rng: random.Random) -> Re
                 previous=digests[hour % 8],
                 digest=digests[(hour + 1) % 8],
             )
-            found.append((prefix + hour.to_bytes(4, "big") + bucket + meter, encode(record)))
+            found.append((usage_prefix(tenant, hour) + bucket + meter, encode(record)))
     return found
 
 

@@ -18,11 +18,12 @@ from objstore.rental.meters import (
     SENT_INTERNAL,
     SENT_INTERNET,
     SENT_REPLICATION,
+    STORED,
 )
 from objstore.rental.months import Month
 from objstore.rental.plans import EARLY_DELETE, EGRESS, REQUESTS, STORAGE
+from objstore.rental.usage import usage_prefix
 
-STORED: Final = b"s"  # Byte-seconds of an hour: what DELTA and MOMENT came to when it was sealed.
 NAMES: Final = {
     STORED: STORAGE,
     EARLY: EARLY_DELETE,
@@ -70,7 +71,7 @@ _decode_heads = msgspec.msgpack.Decoder(list[_Head]).decode
 
 
 class Tally:
-    """Adds up one tenant's records of one month. They come in the order of their keys, each once.
+    """Adds up one tenant's records of one month, as `usage_pages` reads them: in order, each once.
 
     Costs about a microsecond a record, on the caller's thread: hand over a batch at a time.
     """
@@ -88,7 +89,8 @@ class Tally:
             regions: of buckets, by name, where a plan has prices by region.
             progress: told of how many records were added, after each batch.
         """
-        self._prefix = b"h" + tenant.encode() + b"\0"
+        self._first = usage_prefix(tenant, month.first_hour)
+        self._end = usage_prefix(tenant, month.first_hour + month.hours)
         self._month = month
         self._regions = regions or {}
         self._progress = progress
@@ -106,13 +108,12 @@ class Tally:
             b"\xdd" + len(records).to_bytes(4, "big") + b"".join([value for _, value in records])
         )
         sums = self._sums
-        begin = len(self._prefix)
-        suffix = begin + 4
+        suffix = len(self._first)
         for key, head in zip(keys, heads, strict=True):
             place = (key[suffix:], head.project, head.bucket)
             sums[place] = sums.get(place, 0) + head.quantity
             if key[-1:] == STORED:
-                self._add_hour(key, begin, head.quantity)
+                self._add_hour(key, suffix, head.quantity)
         self._last = keys[-1]
         if self._progress is not None:
             self._progress(len(records))
@@ -126,19 +127,17 @@ class Tally:
             totals[key] = totals.get(key, 0) + quantity  # A bucket of that name may have been made again.
         return Usage(totals, {name.decode(): hours for name, hours in self._hours.items()})
 
-    def _add_hour(self, key: bytes, begin: int, quantity: int) -> None:
-        storage_class = key[begin + 12 : -2]
+    def _add_hour(self, key: bytes, suffix: int, quantity: int) -> None:
+        storage_class = key[suffix + 8 : -2]
         hours = self._hours.get(storage_class)
         if hours is None:
             hours = self._hours[storage_class] = [0] * self._month.hours
-        hours[int.from_bytes(key[begin : begin + 4], "big") - self._month.first_hour] += quantity
+        hours[int.from_bytes(key[suffix - 4 : suffix], "big") - self._month.first_hour] += quantity
 
     def _check(self, keys: Sequence[bytes]) -> None:
         """Keys of one tenant are in the order of hours: the first and the last tell of all."""
-        first = self._month.first_hour.to_bytes(4, "big")
-        end = (self._month.first_hour + self._month.hours).to_bytes(4, "big")
-        assert self._prefix + first <= keys[0], "a record of an earlier month, or of another tenant"
-        assert keys[-1] < self._prefix + end, "a record of a later month, or of another tenant"
+        assert self._first <= keys[0], "a record of an earlier month, or of another tenant"
+        assert keys[-1] < self._end, "a record of a later month, or of another tenant"
         assert self._last < keys[0], "a record that was added already"
 
 

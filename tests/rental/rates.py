@@ -5,10 +5,12 @@ from decimal import Decimal
 from typing import Any
 
 from objstore.meta.schema import encode
+from objstore.rental.meters import STORED
 from objstore.rental.months import Month
 from objstore.rental.plans import Plan, Rate, Tier, check_plan
 from objstore.rental.records import UsageRecord
-from objstore.rental.tally import STORED, Usage, UsageKey
+from objstore.rental.tally import Usage, UsageKey
+from objstore.rental.usage import usage_prefix
 
 MARCH = Month(2026, 3)
 NOVEMBER = Month(2026, 11)  # 30 days.
@@ -51,10 +53,8 @@ def stored_hours(sizes: Iterable[int], storage_class: str = "") -> Usage:
 
 
 def usage_key(tenant: str, hour: int, bucket: int, storage_class: str = "", meter: bytes = STORED) -> bytes:
-    return (
-        b"h" + tenant.encode() + b"\0" + hour.to_bytes(4, "big") + bucket.to_bytes(8, "big")
-        + storage_class.encode() + b"\0" + meter
-    )  # fmt: skip
+    stream = bucket.to_bytes(8, "big") + storage_class.encode() + b"\0"
+    return usage_prefix(tenant, hour) + stream + meter
 
 
 def usage_value(quantity: int, project: str = "", bucket: str = "photos") -> bytes:
