@@ -13,6 +13,7 @@ StoreError
 │   ├── BadArgument, BadRequest, BadName, BadStorageClass, KeyTooLong, TooLarge, MetadataTooLarge
 │   ├── CopyToSelf
 │   ├── QuotaExceeded, AccountClosed
+│   ├── NotEnoughCapacity       a lease would sell more than what is usable
 │   ├── BucketReplicates        its changes go to another site: first it must stop
 │   ├── BucketIsReplica         only its source may change it
 │   ├── ReplicaTakenOver, ReplicaSessionOver  a source may no longer change its replica
@@ -231,6 +232,15 @@ class AccountClosed(Rejected):
     def __init__(self, state: str) -> None:
         super().__init__(f"the account is {state.replace('_', ' ')}")
         self.state = state
+
+
+class NotEnoughCapacity(Rejected):
+    """At some moment of a lease more would be sold than what is usable."""
+
+    def __init__(self, text: str, *, missing: int, moment_us: int) -> None:
+        super().__init__(text)
+        self.missing = missing  # Bytes, at the worst moment,
+        self.moment_us = moment_us  # which is this one.
 
 
 class BucketReplicates(Rejected):

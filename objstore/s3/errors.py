@@ -315,6 +315,7 @@ ROWS: dict[type[errors.StoreError], Callable[..., S3Fault]] = {
         403,
         f"The account of this tenant is {e.state.replace('_', ' ')} and does not allow the request",
     ),
+    errors.NotEnoughCapacity: lambda e: S3Fault("InsufficientCapacity", 409, str(e)),
     errors.BucketReplicates: lambda e: S3Fault("InvalidBucketState", 409, str(e)),
     errors.BucketIsReplica: lambda e: access_denied(str(e)),
     errors.ReplicaTakenOver: lambda e: S3Fault("ReplicaTakenOver", 409, str(e)),
