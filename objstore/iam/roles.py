@@ -50,6 +50,8 @@ PRESETS: Final[dict[str, str]] = {
 }  # fmt: skip
 ROLES: Final = tuple(PRESETS)
 _ALL_OF_S3: Final = frozenset({"owner", "admin"})  # Nothing need be decided for these.
+_NONE_OF_S3: Final = frozenset({"billing"})
+_ADMIN_ACTIONS: Final = tuple(f"{area}:{verb}" for area in AREAS for verb in (READ, WRITE))
 
 
 def check_role(role: str) -> str:
@@ -76,6 +78,15 @@ def may(role: str, action: str) -> bool:
     if role not in PRESETS:
         return False
     return role_policy(role).decide(action, "*", lambda _: None) is Decision.ALLOW
+
+
+def may_grant(role: str, other: str) -> bool:
+    """Whether one of this role may give another role to somebody: never more than they may themselves."""
+    if role not in PRESETS or other not in PRESETS:
+        return False
+    if not all(may(role, action) for action in _ADMIN_ACTIONS if may(other, action)):
+        return False
+    return role in _ALL_OF_S3 or role == other or other in _NONE_OF_S3
 
 
 NOTHING: Final = Policy(())
