@@ -4,6 +4,9 @@ A test that fails here means that a store of an earlier release may no longer be
 bytes, see the upgrade rule.
 """
 
+from datetime import date
+from decimal import Decimal
+
 import msgspec
 import pytest
 
@@ -47,6 +50,15 @@ from objstore.meta.schema import (
 )
 from objstore.objects.layout import LAYOUT_KEY, PLACED_KEY, LayoutRecord, MachinePlace, Plan
 from objstore.rental.meters import DELTA, meter_prefix
+from objstore.rental.plans import Plan as RateCard
+from objstore.rental.plans import PlanRecord, Rate, Tier, plan_key
+from objstore.rental.service_levels import (
+    CreditTier,
+    ServiceLevel,
+    ServiceLevelRecord,
+    service_level_key,
+)
+from objstore.rental.taxes import TaxRule, TaxRuleRecord, tax_rule_key
 from objstore.upkeep.claims import ClaimRecord
 
 ID = bytes(range(16))
@@ -94,6 +106,9 @@ KEYS = [
     (schema.reservation_key(ID), "45" + ID.hex()),
     (schema.title_key(258), "77 0000000000000102"),
     (meter_prefix(472_222, 258, "COLD") + DELTA, "4d 0007349e 0000000000000102" + b"COLD\0d".hex()),
+    (plan_key("small", 258), "5970" + b"small".hex() + "00 00000102"),
+    (tax_rule_key("dz"), "5974" + b"dz".hex()),
+    (service_level_key("gold"), "5953" + b"gold".hex()),
     (schema.tenant_key("acme"), "74" + b"acme".hex()),
     (schema.user_key("alice"), "75" + b"alice".hex()),
     (schema.access_key_key("OSABC"), "6b" + b"OSABC".hex()),
@@ -273,6 +288,47 @@ RECORDS: list[tuple[msgspec.Struct, str]] = [
         + "a143 81 a6"
         + b"drains".hex()
         + "91a23030 c0 04",
+    ),
+    (
+        PlanRecord(
+            plan=RateCard(
+                code="p",
+                version=1,
+                currency="EUR",
+                items=(
+                    Rate(
+                        meter="storage",
+                        model="per_unit",
+                        unit="GB",
+                        tiers=(Tier(unit_price=Decimal("0.10")),),
+                    ),
+                ),
+                valid_from=date(2026, 1, 2),
+            ),
+            made_us=2,
+            made_by="w",
+        ),
+        "94 01 85 "
+        + (b"\xa4code\xa1p" + b"\xa7version\1" + b"\xa8currency\xa3EUR" + b"\xa5items\x91\x84").hex()
+        + (b"\xa5meter\xa7storage" + b"\xa5model\xa8per_unit" + b"\xa4unit\xa2GB").hex()
+        + (b"\xa5tiers\x91\x81" + b"\xaaunit_price\xa40.10").hex()
+        + (b"\xaavalid_from\xaa2026-01-02").hex()
+        + "02 a177",
+    ),
+    (
+        TaxRuleRecord(rule=TaxRule(id="d", country="DZ", rate=Decimal("0.190"), label="TVA"), made_us=2),
+        "93 01 84 "
+        + (b"\xa2id\xa1d" + b"\xa7country\xa2DZ" + b"\xa4rate\xa50.190" + b"\xa5label\xa3TVA").hex()
+        + "02",
+    ),
+    (
+        ServiceLevelRecord(
+            level=ServiceLevel(id="g", tiers=(CreditTier(below=Decimal("0.999"), credit=Decimal("0.10")),)),
+            made_us=2,
+        ),
+        "93 01 82 "
+        + (b"\xa2id\xa1g" + b"\xa5tiers\x91\x82" + b"\xa5below\xa50.999" + b"\xa6credit\xa40.10").hex()
+        + "02",
     ),
 ]
 
