@@ -13,6 +13,7 @@ import textwrap
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Any, Final, get_args, get_origin, get_type_hints
 
@@ -418,6 +419,20 @@ class Replication(Section, frozen=True, kw_only=True):
     ] = ""
 
 
+class Metering(Section, frozen=True, kw_only=True):
+    """What is counted for bills. Bytes of answers are counted by where they go: to the address that the
+    connection comes from (behind a proxy that is the proxy's)."""
+
+    internal_networks: Annotated[
+        list[str],
+        Meta(description='Networks whose transfer counts as internal, such as ["10.0.0.0/8", "fd00::/8"].'),
+    ] = []
+    replication_networks: Annotated[
+        list[str],
+        Meta(description="Networks of other stores: transfer to them counts as replication."),
+    ] = []
+
+
 class Root(Section, frozen=True, kw_only=True):
     """The first user's key. Without one the first start makes and prints it. Better given by
     OBJSTORE_ROOT_ACCESS_KEY and OBJSTORE_ROOT_SECRET_KEY, or their _FILE forms, than in a file."""
@@ -467,6 +482,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     log: Log = Log()
     upkeep: Upkeep = Upkeep()
     replication: Replication = Replication()
+    metering: Metering = Metering()
     root: Root = Root()
     security: Security = Security()
 
@@ -483,6 +499,9 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             if value:
                 host_and_port(value, name)
         host_and_port(self.node.listen, "node.listen")
+        for name in ("internal_networks", "replication_networks"):
+            for network in getattr(self.metering, name):
+                check_network(network, f"metering.{name}")
         require(self.server.data != "", "server.data must name a directory")
         require(
             len(set(self.disks.paths)) == len(self.disks.paths), "disks.paths names the same directory twice"
@@ -503,6 +522,14 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     def codec(self) -> tuple[int, int]:
         """(k, m)."""
         return parse_codec(self.blobs.codec)
+
+
+def check_network(text: str, name: str) -> None:
+    """Raises: ConfigError unless it is a network in CIDR notation."""
+    try:
+        ip_network(text)
+    except ValueError as failure:
+        raise ConfigError(f"{name}: {failure}") from failure
 
 
 def parse_codec(text: str) -> tuple[int, int]:

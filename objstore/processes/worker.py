@@ -26,6 +26,7 @@ from objstore.s3.app import App
 from objstore.s3.limits import Limits
 from objstore.s3.routes import ROUTES, choose
 from objstore.s3.server import serve_s3
+from objstore.s3.traffic import Scopes, Traffic
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +49,8 @@ async def _serve(link: Link, spec: Spec, name: str, sockets: Sequence[socket.soc
     access_log = _access_log(spec, name)
     limits = Limits.from_config(config.limits)
     used = UsedKeys()
+    metering = config.metering
+    traffic = Traffic(parts.store.buckets, Scopes(metering.internal_networks, metering.replication_networks))
     app = App(
         store=parts.store,
         directory=directory_of(parts),
@@ -59,12 +62,14 @@ async def _serve(link: Link, spec: Spec, name: str, sockets: Sequence[socket.soc
         access_log=access_log,
         observer=RequestMetrics(registry, name.removeprefix("worker-")),
         no_writes=lambda: parts.kv.away,
+        traffic=traffic,
         used=used.add,
     )
     minded = (mind_disks, follow_disks, judge_slowness, report_damage)
     tasks = [loop.create_task(mind(parts)) for mind in minded]
     tasks.append(loop.create_task(tell_used_keys(parts, used)))
     tasks.append(loop.create_task(return_memory()))
+    tasks.append(loop.create_task(traffic.keep(parts.kv, parts.store.clock, lambda: parts.kv.away)))
     context: ssl.SSLContext | None = None
     if config.tls.certificate:
         from objstore.s3.tls import Certificate  # Loads x509: a tenth of a second that plain HTTP saves.
@@ -86,6 +91,7 @@ async def _serve(link: Link, spec: Spec, name: str, sockets: Sequence[socket.soc
     for task in tasks:
         task.cancel()
     await runner.stop(config.server.drain_seconds)
+    await traffic.commit(parts.kv, parts.store.clock.now_us() // 1_000_000)
     metrics.close()
     await parts.close()
 

@@ -55,6 +55,7 @@ from objstore.s3.limits import Admission, Limits, document_weight, weight
 from objstore.s3.outbox import Outbox
 from objstore.s3.sigv4 import Directory, Verified, Verifier
 from objstore.s3.target import Target, parse_target
+from objstore.s3.traffic import Traffic
 
 _log = logging.getLogger("objstore.s3")
 
@@ -173,6 +174,7 @@ class App:
         now: wall clock in seconds, for signatures.
         hash_pool: threads that hash large bodies; made here if not given.
         no_writes: whether no change could be committed now: then its request is refused, its body unread.
+        traffic: counts what is billed of requests that commit nothing, and of bytes sent.
         used: told the access key's id of every verified request.
 
     Raises: ValueError for a route without a rule that we know.
@@ -194,6 +196,7 @@ class App:
         hash_pool: Executor | None = None,
         randomness: random.Random | None = None,
         no_writes: Callable[[], bool] = lambda: False,
+        traffic: Traffic | None = None,
         used: Callable[[str], None] = lambda _: None,
     ) -> None:
         for route in routes:
@@ -212,6 +215,7 @@ class App:
         self.now = now
         self.hash_pool = hash_pool or ThreadPoolExecutor(_HASH_THREADS, "hash")
         self.no_writes = no_writes
+        self.traffic = traffic
         self.used = used
         self.draining = False
         self._random = randomness or random.Random(os.urandom(16))  # noqa: S311 # Names requests, guards nothing.
@@ -465,19 +469,22 @@ class App:
             code,
             first - began if first else None,
         )
-        log = self.access_log
-        if log is None:
-            return
+        log, traffic = self.access_log, self.traffic
         who = request.who
         message = request._message
+        peer = request._transport_peername
+        remote = peer[0] if isinstance(peer, (list, tuple)) else ""
+        if traffic is not None:
+            traffic.note(who, request.bucket, request.operation, message.method, status, sent, remote)
+        if log is None:
+            return
         path = message.path
         agent = message.headers.get(hdrs.USER_AGENT, "") if message.headers else ""
-        peer = request._transport_peername
         log.add(
             Line(
                 time=self.now(),
                 request_id=request.request_id,
-                remote=peer[0] if isinstance(peer, (list, tuple)) else "",
+                remote=remote,
                 method=message.method,
                 operation=request.operation,
                 status=status,
