@@ -24,7 +24,8 @@ from objstore.rental.admission import (
 from tests.seed import SEED
 
 TB = 10**12
-HISTORIES = 100_000 if os.environ.get("OBJSTORE_LONG") else 2_000
+LONG = bool(os.environ.get("OBJSTORE_LONG"))
+HISTORIES = 100_000 if LONG else 2_000
 HORIZON = 24  # Moments of a history.
 
 
@@ -170,6 +171,7 @@ def test_dedicated_nodes_are_nobody_elses_and_promise_no_more_than_they_give() -
         check_dedicated(rack(6), rules, 12 * TB)
 
 
+@pytest.mark.timeout(7_200 if LONG else 300)
 def test_admission_never_exceeds_what_is_usable_in_any_history() -> None:
     """Leases come, grow, end early; nodes are lost and come back; the model adds up at every moment."""
     for history in range(HISTORIES):
