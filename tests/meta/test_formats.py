@@ -52,6 +52,7 @@ from objstore.objects.layout import LAYOUT_KEY, PLACED_KEY, LayoutRecord, Machin
 from objstore.rental.meters import DELTA, meter_prefix
 from objstore.rental.plans import Plan as RateCard
 from objstore.rental.plans import PlanRecord, Rate, Tier, plan_key
+from objstore.rental.rates import DemandRecord
 from objstore.rental.service_levels import (
     CreditTier,
     ServiceLevel,
@@ -225,6 +226,7 @@ RECORDS: list[tuple[msgspec.Struct, str]] = [
         "98 01 a174 a170 01 02 03 a16b 04",
     ),
     (TitleRecord(tenant="t", project="", name="b", created_us=2), "96 01 a174 a0 a162 02 00"),
+    (DemandRecord(count=2, demands={"t a": [3, 4]}), "93 01 02 81 a3742061 920304"),
     (Extra(padding=5), "81 a162 05"),
     (Extra(access_key="k"), "81 a16b a16b"),
     (TenantRecord(name="t", created_us=2), "94 01 a174 02 c2"),
