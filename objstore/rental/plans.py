@@ -166,6 +166,11 @@ class PlanRecord(Record, frozen=True, array_like=True, kw_only=True):
 
 
 def plan_key(code: str, version: int) -> bytes:
+    """Raises: BadArgument, for what no plan is called."""
+    if not _CODE.fullmatch(code):
+        _refuse("code", "1 to 48 of a-z, 0-9, _ and -", code)
+    if not 0 <= version < 2**32:
+        _refuse("version", "1 to 4294967295", version)
     return b"Yp" + code.encode() + b"\0" + version.to_bytes(4, "big")
 
 

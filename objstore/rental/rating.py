@@ -257,7 +257,6 @@ class _Clerk:
                     ),
                     tuple(member for index in indexes for member in self.members[index]),
                 )
-                self._left[-1] = 0
 
     def _groups(self, usage: Usage) -> dict[Rate, list[Member]]:
         groups: dict[Rate, list[Member]] = {}

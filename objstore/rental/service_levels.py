@@ -137,13 +137,15 @@ class Assessment:
 
 
 def service_level_key(level: str) -> bytes:
+    """Raises: BadArgument, for what no service level is called."""
+    if not _ID.fullmatch(level):
+        raise BadArgument("a service level's id is 1 to 48 of a-z, 0-9, _ and -", name="id", value=level)
     return b"YS" + level.encode()
 
 
 def check_level(level: ServiceLevel) -> ServiceLevel:
     """Raises: BadArgument."""
-    if not _ID.fullmatch(level.id):
-        raise BadArgument("a service level's id is 1 to 48 of a-z, 0-9, _ and -", name="id", value=level.id)
+    service_level_key(level.id)
     if not 1 <= len(level.tiers) <= TIERS_MAX:
         raise BadArgument(f"a service level has 1 to {TIERS_MAX} tiers", name="tiers")
     for tier in level.tiers:

@@ -83,6 +83,9 @@ class Totals:
 
 
 def tax_rule_key(rule: str) -> bytes:
+    """Raises: BadArgument, for what no rule is called."""
+    if not _ID.fullmatch(rule):
+        raise BadArgument("a tax rule's id is 1 to 64 of a-z, 0-9, _ and -", name="id", value=rule)
     return b"Yt" + rule.encode()
 
 

@@ -174,6 +174,10 @@ def test_what_is_given_back_is_given_back_less_its_discount() -> None:
     ended = lease(billing="advance", billed_until_s=DECEMBER.end_s, end_s=DECEMBER.begin_s)
     lines = rate_month(PLAN, Usage(), DECEMBER, commitments=[ended], discounts=[tenth]).lines
     assert [line.net for line in lines] == [-590_00, 59_00]
+    other = lease(50 * TB, lease="L2", begin_s=DECEMBER.begin_s, mode=None)
+    lines = rate_month(PLAN, Usage(), DECEMBER, commitments=[ended, other], discounts=[tenth, tenth]).lines
+    # Twice a tenth, of what is charged and of what is given back: each has its own lines.
+    assert [line.net for line in lines] == [-590_00, 295_00, 59_00, -29_50, 53_10, -26_55]
 
 
 def test_what_lies_idle_of_each_lease_is_told() -> None:

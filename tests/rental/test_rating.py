@@ -249,6 +249,9 @@ def test_discounts_follow_each_other_and_never_make_a_line_negative() -> None:
     ten = Discount(description="ten percent", rate=Decimal("0.1"))
     rated = rate_month(plan(rate("0.05"), discounts=(ten,)), stored(GB, MARCH), MARCH, discounts=[ten, ten])
     assert [line.net for line in rated.lines] == [5, -1]  # 0.5 rounds to 1; then 0.4 to 0.
+    half = Discount(description="half", rate=Decimal("0.5"))
+    rated = rate_month(plan(rate("1"), discounts=(half,)), stored(GB, MARCH), MARCH, discounts=[ten])
+    assert [(line.description, line.net) for line in rated.lines[1:]] == [("half", -50), ("ten percent", -5)]
     whole = Discount(description="all of it", rate=Decimal(1))
     rated = rate_month(plan(rate("0.05"), discounts=(ten, whole, whole)), stored(GB, MARCH), MARCH)
     assert [line.net for line in rated.lines] == [5, -1, -4]
