@@ -215,6 +215,17 @@ def test_of_any_month_each_byte_second_is_the_plans_or_within_or_above(
     assert use.committed == capacity * TB * len(days) * DAY_S
 
 
+def test_an_hour_that_a_lease_touches_is_the_leases_with_its_largest_capacity() -> None:
+    steps = (Step(BEGIN, 70 * TB), Step(BEGIN + 1_800, 30 * TB), Step(BEGIN + 2_400, 50 * TB))
+    one = lease(steps=steps, end_s=BEGIN + 3_600 + 1, mode="instantaneous")
+    pool = Pool([one], NOVEMBER, [100 * TB * 3_600] * NOVEMBER.hours)
+    assert pool.beside() == 100 * TB * 3_600 * (NOVEMBER.hours - 2)
+    assert pool.overage("instantaneous") == (30 + 50) * TB * 3_600
+    [use] = pool.uses()  # What is leased is exact: the second hour is leased for one second.
+    assert use.committed == (70 * 1_800 + 30 * 600 + 50 * 1_201) * TB
+    assert use.unused == 0
+
+
 def test_an_hour_that_a_lease_begins_in_is_the_leases() -> None:
     one = lease(begin_s=BEGIN + 1_800)
     pool = Pool([one], NOVEMBER, [100 * TB * 3_600] * NOVEMBER.hours)
