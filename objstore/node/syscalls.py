@@ -71,8 +71,9 @@ class Syscalls(Protocol):
         """Start writing dirty pages; does not wait, makes nothing durable, reports no write error."""
         ...
 
-    def drop_cache(self, fd: int) -> None:
-        """Ask the kernel to forget the file's clean pages, so that the next read is the disk's."""
+    def drop_cache(self, fd: int, position: int, size: int) -> None:
+        """Ask the kernel to forget clean pages of the file, so that their next read is the disk's. Size 0: all
+        from there on."""
         ...
 
     def flock(self, fd: int) -> None:
@@ -106,8 +107,9 @@ class RealSyscalls:
         # WRITE alone does not wait and does not consume a write error: fdatasync still sees it.
         _check(_libc.sync_file_range(fd, position, size, _SYNC_FILE_RANGE_WRITE))
 
-    def drop_cache(self, fd: int) -> None:
-        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+    def drop_cache(self, fd: int, position: int, size: int) -> None:
+        # What is not written yet stays, and so does the memory of a failed write.
+        os.posix_fadvise(fd, position, size, os.POSIX_FADV_DONTNEED)
 
     def flock(self, fd: int) -> None:
         import fcntl

@@ -158,6 +158,21 @@ async def test_bulk_appends_start_their_write_back_and_preallocate_nothing(
     assert sys.calls["preallocate"] == 0
 
 
+async def test_the_page_cache_forgets_bulk_appends_whose_writing_began_a_while_ago(
+    disk: LocalDisk, sys: FaultySyscalls
+) -> None:
+    await disk.create(1, 0)
+    piece = bytes(8 << 20)
+    for number in range(4):
+        await disk.append(1, 0, number * len(piece), [piece], sync=False)
+    await disk.sync(1, 0)
+    ranges = [arguments[1:] for name, arguments in sys.trace if name == "drop_cache"]
+    assert ranges == [(0, 8 << 20), (8 << 20, 8 << 20)]
+    sys.fail("drop_cache", errno.EINVAL, times=1)
+    await disk.append(1, 0, 4 * len(piece), [piece], sync=False)
+    assert disk.state is DiskState.HEALTHY
+
+
 async def test_space_preallocated_ahead_is_given_back_when_the_file_is_sealed(
     disk: LocalDisk, path: Path
 ) -> None:

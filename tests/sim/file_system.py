@@ -362,7 +362,7 @@ class SimFileSystem:
     def write_behind(self, fd: int, position: int, size: int) -> None:
         self._check_on()
 
-    def drop_cache(self, fd: int) -> None:
+    def drop_cache(self, fd: int, position: int, size: int) -> None:
         self._check_on()
 
     def flock(self, fd: int) -> None:
