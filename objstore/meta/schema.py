@@ -298,6 +298,7 @@ class AccountRecord(Record, frozen=True, array_like=True, kw_only=True):
     projects: dict[str, Limits] = {}
     classes: dict[str, ClassTerms] = {}  # By storage class; "" is STANDARD.
     sites: list[str] = []  # Where the tenant's bytes may lie; none: anywhere.
+    placement: str = ""  # The placement policy within which its buckets lie; empty: any.
 
 
 class ReservationRecord(Record, frozen=True, array_like=True, kw_only=True):

@@ -23,6 +23,7 @@ from objstore.errors import (
 )
 from objstore.meta.kv import Add, Transaction, counter, counter_value, prefix_end
 from objstore.meta.schema import (
+    AccountRecord,
     BucketRecord,
     TitleRecord,
     bucket_billed_key,
@@ -40,7 +41,7 @@ from objstore.objects.accounting import open_account, project_of
 from objstore.objects.changes import check_removable
 from objstore.objects.doomed import abort_all
 from objstore.objects.layout import LAYOUT_KEY, PLACED_KEY, read_layout
-from objstore.objects.placing import PLACEMENT, policy_of_bucket
+from objstore.objects.placing import PLACEMENT, is_admitted, is_bound, own_policy, policy_of_bucket
 from objstore.objects.store import KnownBucket, Store
 from objstore.objects.values import Principal
 from objstore.rental.terms import PROJECT, quota_of
@@ -110,15 +111,15 @@ async def create_bucket(
     """Make a bucket.
 
     Args:
-        policy: the name of the placement policy of its objects; empty: the default one.
+        policy: the name of the placement policy of its objects; empty: the tenant's own, if it has one.
 
     Raises: BadName, BucketOwnedByCaller, BucketExists, BadArgument (there is no such policy), AccountClosed,
-    QuotaExceeded.
+    QuotaExceeded, Denied (the tenant's bytes may not lie there).
     """
     check_bucket_name(name)
     key, serial = bucket_key(name), serial_key(BUCKET_SERIAL)
+    wanted = policy
     for _ in range(ATTEMPTS_MAX):
-        known = await _known_policy(store, policy)
         existing, newest = await store.kv.get_many([key, serial])
         if existing is not None:
             if is_within_reach(decode(existing, BucketRecord), who):
@@ -126,6 +127,8 @@ async def create_bucket(
             raise BucketExists(name)
         account = await open_account(store, who.tenant)
         account.check_stores()
+        policy = wanted or own_policy(account.record)
+        known = await known_policy(store, account.record, policy)
         number = counter(newest) + 1
         add = {account.buckets_key: Add(1, account.record.limits.buckets_max)}
         if policy:
@@ -169,13 +172,19 @@ def title_of(name: str, record: BucketRecord) -> TitleRecord:
     )
 
 
-async def _known_policy(store: Store, policy: str) -> dict[bytes, bytes | None]:
-    """What a commit that names a policy expects: the layout in which it is. Raises: BadArgument."""
-    if not policy:
+async def known_policy(store: Store, account: AccountRecord, policy: str) -> dict[bytes, bytes | None]:
+    """What a commit that gives a tenant's bucket a policy expects: the layout by which it may.
+
+    Raises: BadArgument (there is no such policy), Denied (it leads out of what the account allows).
+    """
+    if not policy and not is_bound(account):
         return {}
     value, record = await read_layout(store.kv)
-    if policy not in record.current.policies and policy not in (await store.ledger.layout()).sites:
+    layout = await store.ledger.layout_under(record.current, record.version)
+    if policy and policy not in record.current.policies and not set(policy.split("+")) <= layout.sites:
         raise BadArgument(f"there is no placement policy, and no site, {policy}", name="policy", value=policy)
+    if not is_admitted(account, layout, policy):
+        raise Denied(f"policy {policy or '(default)'} leads out of where the tenant's bytes may lie")
     return {LAYOUT_KEY: value}
 
 
@@ -187,19 +196,21 @@ async def place_bucket(store: Store, name: str, policy: str, *, new_only: bool =
         new_only: objects that are there, and parts of uploads under way, may stay where they are until they
             are written again. Otherwise the bucket must be empty.
 
-    Raises: BadName, NoSuchBucket, BucketNotEmpty, BadArgument (there is no such policy), Overloaded.
+    Raises: BadName, NoSuchBucket, BucketNotEmpty, BadArgument (there is no such policy), Denied (the tenant's
+    bytes may not lie there), Overloaded.
     """
     key = bucket_key(name)
     for _ in range(ATTEMPTS_MAX):
-        known = await _known_policy(store, policy)
         value = await store.kv.get(key)
         if value is None:
             check_bucket_name(name)
             raise NoSuchBucket(name)
         record = decode(value, BucketRecord)
+        account = await open_account(store, record.tenant)
+        known = await known_policy(store, account.record, policy)
         counts = [bucket_objects_key(record.id), bucket_uploads_key(record.id)]
         objects, uploads = await store.kv.get_many(counts)
-        expect: dict[bytes, bytes | None] = {key: value, **known}
+        expect: dict[bytes, bytes | None] = {key: value, account.key: account.value, **known}
         if policy_of_bucket(record) != policy and not new_only:
             if counter(objects) or counter(uploads):
                 raise BucketNotEmpty(name)
@@ -209,7 +220,7 @@ async def place_bucket(store: Store, name: str, policy: str, *, new_only: bool =
             settings[PLACEMENT] = policy.encode()
         changed = msgspec.structs.replace(record, settings=settings or None)
         try:
-            add = {PLACED_KEY: Add(1)} if policy else {}
+            add = {PLACED_KEY: Add(1)}
             await store.kv.commit(Transaction(expect=expect, put={key: encode(changed)}, add=add))
         except Conflict:
             continue

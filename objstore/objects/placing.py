@@ -9,9 +9,9 @@ May not know: disks. What a policy's name means, `blobs.topology.Layout` says.
 
 from typing import TYPE_CHECKING, Final
 
-from objstore.blobs.topology import Layout
+from objstore.blobs.topology import Layout, Policy, policy_of_sites
 from objstore.errors import BadStorageClass
-from objstore.meta.schema import BucketRecord, Extra
+from objstore.meta.schema import AccountRecord, BucketRecord, Extra
 
 if TYPE_CHECKING:
     from objstore.objects.store import Store
@@ -54,6 +54,24 @@ async def sites_open_to_all(store: "Store") -> set[str]:
     layout = await store.ledger.layout()
     sites = {spot.site for spot in layout.spots.values() if spot.site and not spot.pool}
     return {site for site in sites if not layout.policy(site).pool and layout.policy(site).sites == (site,)}
+
+
+def own_policy(account: AccountRecord) -> str:
+    """The policy of a bucket for which its tenant asks for none."""
+    return account.placement or policy_of_sites(account.sites)
+
+
+def is_bound(account: AccountRecord) -> bool:
+    """Whether the tenant's bytes may not lie everywhere."""
+    return bool(account.placement or account.sites)
+
+
+def is_admitted(account: AccountRecord, layout: Layout, policy: str) -> bool:
+    """Whether a bucket of the tenant may have this policy: it admits no site, and no nodes, beyond what the
+    account allows."""
+    chosen = layout.policy(policy)
+    sites = Policy(sites=tuple(account.sites), pool=chosen.pool)
+    return chosen.within(sites) and (not account.placement or chosen.within(layout.policy(account.placement)))
 
 
 def storage_class_of(extra: Extra | None) -> str:

@@ -3,7 +3,7 @@
 import pytest
 
 from objstore.blobs.topology import Policy
-from objstore.errors import BadArgument, BadStorageClass, BucketNotEmpty, CopyToSelf
+from objstore.errors import BadArgument, BadStorageClass, BucketNotEmpty, CopyToSelf, Denied
 from objstore.meta.kv import Transaction
 from objstore.meta.schema import PartRecord, bucket_key, decode
 from objstore.objects.buckets import create_bucket, place_bucket
@@ -13,6 +13,7 @@ from objstore.objects.listing import list_objects
 from objstore.objects.multipart import Claimed, complete_upload, create_upload, put_part
 from objstore.objects.placing import STORAGE_CLASS, sites_open_to_all
 from objstore.objects.reads import find_object
+from objstore.objects.residence import bind_tenant
 from objstore.objects.store import Store
 from objstore.objects.values import About
 from objstore.objects.writes import put_object
@@ -180,3 +181,62 @@ async def test_a_listing_says_the_class_of_every_object_that_is_not_standard(del
     page = await list_objects(store, WHO, "bucket", prefix="", delimiter=delimiter, after="", limit=100)
     found = {page.names[index]: name for index, name in page.classes.items()}
     assert found == {"b": "COLD", "f": "COLD"} | ({} if delimiter else {"c/d": "COLD"})
+
+
+async def test_a_tenants_sites_bind_every_bucket_that_it_makes() -> None:
+    store, _ = await at_two_sites()
+    await bind_tenant(store, WHO.tenant, sites=["a"])
+    await create_bucket(store, WHO, "bucket", region="")
+    await put(store, "key", 3_000_000)
+    assert await disks_of(store, "key") == A
+    await create_bucket(store, WHO, "pinned", region="", policy="here")
+    for policy in ("cold", "b"):
+        with pytest.raises(Denied, match="leads out of where"):
+            await create_bucket(store, WHO, "elsewhere", region="", policy=policy)
+        with pytest.raises(Denied, match="leads out of where"):
+            await place_bucket(store, "bucket", policy, new_only=True)
+    with pytest.raises(Denied, match="default"):
+        await place_bucket(store, "pinned", "")
+    with pytest.raises(BadStorageClass):
+        await put(store, "other", storage_class="COLD")
+
+
+async def test_a_tenant_of_two_sites_may_use_either_and_both_and_no_third() -> None:
+    store, _ = await at_two_sites()
+    await bind_tenant(store, WHO.tenant, sites=["b", "a"])
+    await create_bucket(store, WHO, "both", region="")
+    await create_bucket(store, WHO, "one", region="", policy="b")
+    with pytest.raises(BadArgument, match="no site"):
+        await create_bucket(store, WHO, "third", region="", policy="a+c")
+
+
+async def test_a_tenant_is_bound_only_when_all_of_its_buckets_are_within() -> None:
+    store, _ = await at_two_sites()
+    await create_bucket(store, WHO, "free", region="")
+    await create_bucket(store, WHO, "near", region="", policy="here")
+    with pytest.raises(BadArgument, match="1 buckets lie elsewhere: free"):
+        await bind_tenant(store, WHO.tenant, sites=["a"])
+    with pytest.raises(BadArgument, match="no site nowhere"):
+        await bind_tenant(store, WHO.tenant, sites=["nowhere"])
+    await place_bucket(store, "free", "a")
+    assert (await bind_tenant(store, WHO.tenant, sites=["a"])).sites == ["a"]
+    assert (await bind_tenant(store, WHO.tenant, sites=[])).sites == []
+    await place_bucket(store, "free", "")
+
+
+async def test_a_bucket_placed_elsewhere_while_its_tenant_is_bound_is_one_or_the_other() -> None:
+    store, _ = await at_two_sites()
+    await create_bucket(store, WHO, "bucket", region="", policy="here")
+    real = store.kv.commit
+    moved = False
+
+    async def overtaken(transaction: Transaction) -> None:
+        nonlocal moved
+        if not moved:
+            moved = True
+            await place_bucket(store, "bucket", "")
+        await real(transaction)
+
+    store.kv.commit = overtaken  # type: ignore[method-assign]
+    with pytest.raises(BadArgument, match="lie elsewhere: bucket"):
+        await bind_tenant(store, WHO.tenant, sites=["a"])

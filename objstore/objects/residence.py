@@ -1,0 +1,92 @@
+"""Where a tenant's bytes may lie: sites that bind every one of its buckets, and nodes of its own.
+
+Both stand in the account's record, which the making and the placing of a bucket expect (objects/buckets.py).
+An account is bound only when all of its buckets are within already: what is promised is true from then on.
+"""
+
+from collections.abc import AsyncIterator, Sequence
+from typing import Final
+
+import msgspec
+
+from objstore.errors import BadArgument, Conflict, Overloaded
+from objstore.meta.kv import Transaction, pages, prefix_end
+from objstore.meta.schema import AccountRecord, BucketRecord, bucket_key, decode, encode, tenant_bucket_key
+from objstore.objects.accounting import open_account
+from objstore.objects.layout import LAYOUT_KEY, PLACED_KEY, SITES_MAX, read_layout
+from objstore.objects.placing import is_admitted, policy_of_bucket
+from objstore.objects.store import Store
+
+ATTEMPTS_MAX: Final = 64
+PAGE: Final = 500
+NAMED_MAX: Final = 5  # Buckets in an error.
+
+
+async def bind_tenant(
+    store: Store, tenant: str, *, sites: Sequence[str] | None = None, placement: str | None = None
+) -> AccountRecord:
+    """Say where a tenant's bytes may lie.
+
+    Args:
+        sites: none: everywhere. None: as it is.
+        placement: the policy within which all of its buckets lie; empty: any. None: as it is.
+
+    Raises: BadArgument: there is no such site or policy, or buckets lie elsewhere; Overloaded.
+    """
+    for _ in range(ATTEMPTS_MAX):
+        account = await open_account(store, tenant)
+        after = bound(account.record, sites, placement)
+        value, layout_record = await read_layout(store.kv)
+        layout = await store.ledger.layout_under(layout_record.current, layout_record.version)
+        if missing := set(after.sites) - layout.sites:
+            raise BadArgument(f"there is no site {min(missing)}", name="sites", value=min(missing))
+        if after.placement and after.placement not in layout.policies:
+            raise BadArgument(f"there is no policy {after.placement}", name="policy", value=after.placement)
+        # Before the buckets are looked at: whoever makes or places one from here on is noticed.
+        placed, count = await store.kv.get_many([PLACED_KEY, account.buckets_key])
+        outside = [
+            name
+            async for name, record in buckets_of(store, tenant)
+            if not is_admitted(after, layout, policy_of_bucket(record))
+        ]
+        if outside:
+            names = ", ".join(outside[:NAMED_MAX])
+            raise BadArgument(f"{len(outside)} buckets lie elsewhere: {names}", name="sites", value=names)
+        try:
+            await store.kv.commit(
+                Transaction(
+                    expect={
+                        account.key: account.value,
+                        LAYOUT_KEY: value,
+                        account.buckets_key: count,
+                        PLACED_KEY: placed,
+                    },
+                    put={account.key: encode(after)},
+                )
+            )
+        except Conflict:
+            continue
+        return after
+    raise Overloaded(f"the buckets of {tenant} kept changing")
+
+
+def bound(account: AccountRecord, sites: Sequence[str] | None, placement: str | None) -> AccountRecord:
+    """Raises: BadArgument."""
+    if sites is not None:
+        if len(sites) > SITES_MAX:
+            raise BadArgument(f"more than {SITES_MAX} sites", name="sites")
+        account = msgspec.structs.replace(account, sites=sorted(set(sites)))
+    if placement is not None:
+        account = msgspec.structs.replace(account, placement=placement)
+    return account
+
+
+async def buckets_of(store: Store, tenant: str) -> AsyncIterator[tuple[str, BucketRecord]]:
+    """Every bucket of a tenant, in order of names."""
+    start = tenant_bucket_key(tenant, "")
+    async for pairs in pages(store.kv, start, prefix_end(start), PAGE):
+        names = [key[len(start) :].decode() for key, _ in pairs]
+        values = await store.kv.get_many([bucket_key(name) for name in names])
+        for name, value in zip(names, values, strict=True):
+            if value is not None:
+                yield name, decode(value, BucketRecord)
