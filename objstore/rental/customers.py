@@ -91,7 +91,7 @@ def no_such_customer(tenant: str) -> BadArgument:
     return BadArgument(f"there is no customer {tenant!r}", name="tenant", value=tenant)
 
 
-def new_customer(kind: str, tenant: str, seller: str, **given: object) -> CustomerRecord:
+def new_customer(kind: str, tenant: str, seller: str, /, **given: object) -> CustomerRecord:
     """A customer with the preset of its kind, and what is given instead. Raises: BadArgument."""
     preset = PRESETS.get(kind)
     if preset is None:
@@ -242,7 +242,7 @@ async def _leave(change: Change, record: CustomerRecord) -> None:
     change.delete(reseller_customer_key(parent.tenant, record.tenant))
 
 
-async def change_customer(kv: Kv, tenant: str, **changes: object) -> CustomerRecord:
+async def change_customer(kv: Kv, tenant: str, /, **changes: object) -> CustomerRecord:
     """What invoices and payments go by: from the next document on.
 
     A customer moves under another parent while it has no customers of its own, which keeps the tree's depth

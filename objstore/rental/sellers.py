@@ -80,7 +80,7 @@ async def create_seller(kv: Kv, record: SellerRecord) -> SellerRecord:
     return await commit_change(kv, decide, what=f"seller {record.id!r}")
 
 
-async def change_seller(kv: Kv, name: str, **changes: object) -> SellerRecord:
+async def change_seller(kv: Kv, seller: str, /, **changes: object) -> SellerRecord:
     """From the next document on; what is issued keeps the seller as it was.
 
     Raises: BadArgument. The prefixes stay: a series of numbers has one name.
@@ -91,12 +91,12 @@ async def change_seller(kv: Kv, name: str, **changes: object) -> SellerRecord:
     _check_fields(changes)
 
     async def decide(change: Change) -> SellerRecord:
-        record = await change.found(seller_key(name), SellerRecord, no_such_seller(name))
+        record = await change.found(seller_key(seller), SellerRecord, no_such_seller(seller))
         record = check_seller(msgspec.structs.replace(record, **changes))
-        change.put(seller_key(name), record)
+        change.put(seller_key(seller), record)
         return record
 
-    return await commit_change(kv, decide, what=f"seller {name!r}")
+    return await commit_change(kv, decide, what=f"seller {seller!r}")
 
 
 def _check_fields(changes: dict[str, object]) -> None:
