@@ -250,9 +250,19 @@ def _bare(name: str, workers: int, module: list[str]) -> Iterator[Target]:
 
 @contextlib.contextmanager
 def objstore(
-    scratch: Path, workers: int, log: Path, *, keep: bool = False, options: tuple[str, ...] = ()
+    scratch: Path,
+    workers: int,
+    log: Path,
+    *,
+    keep: bool = False,
+    options: tuple[str, ...] = (),
+    launcher: tuple[str, ...] | None = None,
 ) -> Iterator[Target]:
-    """`objstore serve` on a fresh directory under `scratch`, which goes afterwards."""
+    """`objstore serve` on a fresh directory under `scratch`, which goes afterwards.
+
+    Args:
+        launcher: what is run instead of `objstore`.
+    """
     port, admin_port = free_port(), free_port()
     directory = scratch / f"objstore-{workers}-{secrets.token_hex(3)}"
     directory.mkdir(parents=True)
@@ -262,15 +272,13 @@ def objstore(
         "OBJSTORE_ROOT_ACCESS_KEY": credentials.access_key,
         "OBJSTORE_ROOT_SECRET_KEY": credentials.secret_key,
     }
+    installed = Path(sys.executable).parent / "objstore"
     command = [
-        *(str(ROOT / "cmd" / "objstore"),),
+        *(launcher or (str(installed if installed.exists() else ROOT / "cmd" / "objstore"),)),
         *("serve", "--data", str(directory), "--listen", f"127.0.0.1:{port}"),
         *("--admin-listen", f"127.0.0.1:{admin_port}", "--workers", str(workers)),
         *options,
     ]
-    launcher = Path(sys.executable).parent / "objstore"
-    if launcher.exists():
-        command[0] = str(launcher)
     with open(log, "ab") as output:
         process = subprocess.Popen(
             command, cwd=ROOT, env=environment, stdout=output, stderr=output, stdin=subprocess.DEVNULL

@@ -10,6 +10,7 @@ Of an hour that begins at second S, a bucket and a storage class, with deltas of
 that commits add to, in any order, from any number of gateways.
 """
 
+from functools import lru_cache
 from typing import Final
 
 from objstore.meta.kv import Add
@@ -25,6 +26,9 @@ SENT_REPLICATION: Final = b"r"
 EARLY: Final = b"e"  # Byte-seconds of versions that went before their class's least age.
 STORED: Final = b"s"  # Only of sealed hours: the byte-seconds that DELTA and MOMENT came to.
 METERS: Final = (DELTA, MOMENT, REQUESTS_A, REQUESTS_B, SENT_INTERNET, SENT_INTERNAL, SENT_REPLICATION, EARLY)
+
+
+_ONE: Final = Add(1)
 
 
 def hour_key(hour: int) -> bytes:
@@ -65,21 +69,29 @@ def count(
         requests: of class A.
     """
     hour, second = divmod(at_s, HOUR_S)
-    prefix = meter_prefix(hour, bucket, storage_class)
+    delta_key, moment_key, early_key, requests_key = _counter_keys(hour, bucket, storage_class)
     if stored:
-        _more(add, prefix + DELTA, stored)
+        _more(add, delta_key, stored)
         if second:
-            _more(add, prefix + MOMENT, stored * second)
+            _more(add, moment_key, stored * second)
     if early:
-        _more(add, prefix + EARLY, early)
+        _more(add, early_key, early)
     if requests:
-        _more(add, prefix + REQUESTS_A, requests)
+        _more(add, requests_key, requests)
+
+
+@lru_cache(maxsize=8_192)
+def _counter_keys(hour: int, bucket: int, storage_class: str) -> tuple[bytes, bytes, bytes, bytes]:
+    """Made once an hour: every commit needs them."""
+    prefix = meter_prefix(hour, bucket, storage_class)
+    return prefix + DELTA, prefix + MOMENT, prefix + EARLY, prefix + REQUESTS_A
 
 
 def _more(add: dict[bytes, Add], key: bytes, delta: int) -> None:
     """Two changes of one commit may meet in a counter."""
-    there = add.get(key)
-    add[key] = Add(delta) if there is None else Add(there.delta + delta)
+    if key in add:
+        delta += add[key].delta
+    add[key] = _ONE if delta == 1 else Add(delta)
 
 
 def byte_seconds(before: int, delta: int, moment: int) -> int:

@@ -1,6 +1,7 @@
 """What a tenant's requests are held to: its state, its limits, and what a version is billed for at least."""
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Final
 
 from objstore.errors import AccountClosed, BadArgument, LimitReached, QuotaExceeded
@@ -33,7 +34,9 @@ QUOTA: Final = "quota"  # and its own limits, encoded.
 class Account:
     """A tenant's AccountRecord as it was read, with the keys of its counters."""
 
-    __slots__ = ("buckets_key", "key", "limited", "record", "tenant", "use_key", "value")
+    __slots__ = (
+        "buckets_key", "count_key", "key", "limited", "record", "size_key", "tenant", "use_key", "value",
+    )  # fmt: skip
 
     def __init__(self, tenant: str, value: bytes | None) -> None:
         self.tenant = tenant
@@ -42,6 +45,8 @@ class Account:
         self.record = AccountRecord() if value is None else decode(value, AccountRecord)
         self.use_key = tenant_use_key(tenant)
         self.buckets_key = self.use_key + b"b"
+        self.size_key = self.use_key + b"s"
+        self.count_key = self.use_key + b"o"
         self.limited = any(
             limits.bytes_max is not None or limits.objects_max is not None
             for limits in (self.record.limits, *self.record.projects.values())
@@ -106,12 +111,15 @@ def add_use(
         size: billed bytes.
     """
     own = account.record.limits
+    bucket_size_key, bucket_count_key = _bucket_keys(bucket)
     if size:
-        add[bucket_billed_key(bucket)] = Add(size, limits.bytes_max)
-        add[account.use_key + b"s"] = Add(size, own.bytes_max)
+        more = Add(size)
+        add[bucket_size_key] = more if limits.bytes_max is None else Add(size, limits.bytes_max)
+        add[account.size_key] = more if own.bytes_max is None else Add(size, own.bytes_max)
     if objects:
-        add[bucket_objects_key(bucket)] = Add(objects, limits.objects_max)
-        add[account.use_key + b"o"] = Add(objects, own.objects_max)
+        more = Add(objects)
+        add[bucket_count_key] = more if limits.objects_max is None else Add(objects, limits.objects_max)
+        add[account.count_key] = more if own.objects_max is None else Add(objects, own.objects_max)
     if project:
         its = account.record.projects.get(project, UNLIMITED)
         key = project_use_key(account.tenant, project)
@@ -119,6 +127,12 @@ def add_use(
             add[key + b"s"] = Add(size, its.bytes_max)
         if objects:
             add[key + b"o"] = Add(objects, its.objects_max)
+
+
+@lru_cache(maxsize=8_192)
+def _bucket_keys(bucket: int) -> tuple[bytes, bytes]:
+    """Of its billed bytes and its objects: every commit needs them."""
+    return bucket_billed_key(bucket), bucket_objects_key(bucket)
 
 
 def add_key_use(
