@@ -4,6 +4,8 @@ What documents were made from stays: a version of a plan and a service level nev
 the day of its end. The same once more changes nothing.
 """
 
+from typing import Final
+
 import msgspec
 
 from objstore.errors import BadArgument
@@ -14,7 +16,7 @@ from objstore.rental.plans import Plan, PlanRecord, check_plan, plan_key
 from objstore.rental.service_levels import ServiceLevel, ServiceLevelRecord, check_level, service_level_key
 from objstore.rental.taxes import RULES_MAX, TaxRule, TaxRuleRecord, check_rule, tax_rule_key
 
-NEWEST = 0  # Of a plan's versions.
+NEWEST: Final = 0  # Of a plan's versions.
 
 
 async def publish_plan(kv: Kv, plan: Plan, *, made_us: int, made_by: str = "") -> PlanRecord:

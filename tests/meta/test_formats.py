@@ -41,6 +41,7 @@ from objstore.meta.schema import (
     ReplicationProgress,
     ReplicationRecord,
     ReservationRecord,
+    RotationRecord,
     TenantRecord,
     TitleRecord,
     UploadRecord,
@@ -50,6 +51,8 @@ from objstore.meta.schema import (
 )
 from objstore.objects.layout import LAYOUT_KEY, PLACED_KEY, LayoutRecord, MachinePlace, Plan
 from objstore.rental.meters import DELTA, meter_prefix
+from objstore.rental.months import Month
+from objstore.rental.plan_changes import PlanSinceRecord, since_key
 from objstore.rental.plans import Plan as RateCard
 from objstore.rental.plans import PlanRecord, Rate, Tier, plan_key
 from objstore.rental.rates import DemandRecord
@@ -108,6 +111,7 @@ KEYS = [
     (schema.title_key(258), "77 0000000000000102"),
     (meter_prefix(472_222, 258, "COLD") + DELTA, "4d 0007349e 0000000000000102" + b"COLD\0d".hex()),
     (plan_key("small", 258), "5970" + b"small".hex() + "00 00000102"),
+    (since_key("acme", Month(2026, 3)), "5967" + b"acme".hex() + "00 5efa"),
     (tax_rule_key("dz"), "5974" + b"dz".hex()),
     (service_level_key("gold"), "5953" + b"gold".hex()),
     (schema.tenant_key("acme"), "74" + b"acme".hex()),
@@ -235,6 +239,10 @@ RECORDS: list[tuple[msgspec.Struct, str]] = [
         AccessKeyRecord(user="u", secret=b"\7", created_us=2, comment="c"),
         "9c 01 a175 c40107 02 c2 a163 a0 a0 00 90 96c0c0c0c0c0c0 a0",
     ),
+    (
+        RotationRecord(under="0f", part=1, after="k", done=7, began_us=2),
+        "97 01 a23066 01 a16b 07 02 00",
+    ),
     (LastUseRecord(hour=500_000), "92 01 ce0007a120"),
     (
         schema.TokenRecord(user="u", digest_of_secret=b"\7", created_us=2, expires_us=3, comment="c"),
@@ -317,6 +325,7 @@ RECORDS: list[tuple[msgspec.Struct, str]] = [
         + (b"\xaavalid_from\xaa2026-01-02").hex()
         + "02 a177",
     ),
+    (PlanSinceRecord(plan="p", version=2, made_us=3), "94 01 a170 02 03"),
     (
         TaxRuleRecord(rule=TaxRule(id="d", country="DZ", rate=Decimal("0.190"), label="TVA"), made_us=2),
         "93 01 84 "

@@ -23,7 +23,7 @@ from objstore.rental.catalogue import (
 from objstore.rental.plans import Plan
 from objstore.rental.service_levels import S3_STANDARD
 from objstore.rental.taxes import TaxRule
-from tests.rental.rates import plan, rate
+from tests.rental.cards import SharedKv, plan, rate
 
 
 def version(number: int, price: str = "1", code: str = "test") -> Plan:
@@ -64,7 +64,7 @@ async def test_a_version_never_changes_and_the_same_again_is_no_change() -> None
 
 
 async def test_of_two_who_publish_a_version_at_once_one_is_told_that_it_is_taken() -> None:
-    kv = DictKv()
+    kv = SharedKv()
     ended = await asyncio.gather(
         *(publish_plan(kv, version(1, price), made_us=1) for price in ("1", "2")), return_exceptions=True
     )

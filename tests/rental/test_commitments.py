@@ -26,7 +26,7 @@ from objstore.rental.plans import Discount
 from objstore.rental.rating import billed_until, rate_month
 from objstore.rental.records import LeaseRecord, Line
 from objstore.rental.tally import Usage
-from tests.rental.rates import DAY_S, NOVEMBER, TB, plan, rate, stored, stored_hours
+from tests.rental.cards import DAY_S, NOVEMBER, TB, plan, rate, stored, stored_hours
 
 DECEMBER = NOVEMBER.following()
 BEGIN = NOVEMBER.begin_s

@@ -12,7 +12,7 @@ from objstore.rental.tally import NAMES, Tally, Usage
 from objstore.rental.usage import total_usage, usage_pages
 from objstore.upkeep.metering import SETTLE_S, Metering
 from tests.objects.fakes import FakeClock
-from tests.rental.rates import DAY_S, GB, NOVEMBER, plan, rate
+from tests.rental.cards import DAY_S, GB, NOVEMBER, plan, rate
 from tests.seed import SEED
 
 

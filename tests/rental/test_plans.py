@@ -29,7 +29,7 @@ from objstore.rental.plans import (
     units_of,
 )
 from objstore.rental.records import KINDS
-from tests.rental.rates import plan, rate, tiers
+from tests.rental.cards import plan, rate, tiers
 
 CARDS = Path(__file__).resolve().parents[2] / "config" / "plans"
 

@@ -14,7 +14,7 @@ from objstore.rental.plans import Discount, Rate, Tier, accrued_early
 from objstore.rental.rating import apportion, corrections, parts_of, rate_month, split
 from objstore.rental.records import Line
 from objstore.rental.tally import Tally, Usage, UsageKey, add_usage
-from tests.rental.rates import (
+from tests.rental.cards import (
     DAY_S,
     GB,
     MARCH,

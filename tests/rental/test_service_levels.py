@@ -25,7 +25,7 @@ from objstore.rental.service_levels import (
     credit_lines,
     proof_csv,
 )
-from tests.rental.rates import NOVEMBER
+from tests.rental.cards import NOVEMBER
 
 BEGIN, END = NOVEMBER.begin_s, NOVEMBER.end_s
 FIRST = BEGIN // INTERVAL_S

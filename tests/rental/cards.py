@@ -1,9 +1,11 @@
 """What tests of rating share: rates and plans in short, and usage records as they are sealed."""
 
+import asyncio
 from collections.abc import Iterable
 from decimal import Decimal
 from typing import Any
 
+from objstore.meta.kv import DictKv, Transaction
 from objstore.meta.schema import encode
 from objstore.rental.meters import STORED
 from objstore.rental.months import Month
@@ -16,6 +18,24 @@ MARCH = Month(2026, 3)
 NOVEMBER = Month(2026, 11)  # 30 days.
 DAY_S = 86_400
 GB, TB, GIB, TIB = 10**9, 10**12, 2**30, 2**40
+
+
+class SharedKv(DictKv):
+    """Others get their turn before each call."""
+
+    async def get(self, key: bytes) -> bytes | None:
+        await asyncio.sleep(0)
+        return await super().get(key)
+
+    async def scan(
+        self, start: bytes, end: bytes, limit: int, *, reverse: bool = False
+    ) -> list[tuple[bytes, bytes]]:
+        await asyncio.sleep(0)
+        return await super().scan(start, end, limit, reverse=reverse)
+
+    async def commit(self, transaction: Transaction) -> None:
+        await asyncio.sleep(0)
+        await super().commit(transaction)
 
 
 def tiers(*rows: tuple[str | None, str]) -> tuple[Tier, ...]:
