@@ -44,6 +44,7 @@ from objstore.objects.layout import LAYOUT_KEY, PLACED_KEY, read_layout
 from objstore.objects.placing import PLACEMENT, is_admitted, is_bound, own_policy, policy_of_bucket
 from objstore.objects.store import KnownBucket, Store
 from objstore.objects.values import Principal
+from objstore.rental.records import LeaseRecord, lease_key, lease_of_pool
 from objstore.rental.terms import PROJECT, quota_of
 
 ATTEMPTS_MAX: Final = 64  # Of a conditional commit; every lost round means that someone else won one.
@@ -128,7 +129,7 @@ async def create_bucket(
         account = await open_account(store, who.tenant)
         account.check_stores()
         policy = wanted or own_policy(account.record)
-        known = await known_policy(store, account.record, policy)
+        known = await known_policy(store, who.tenant, account.record, policy)
         number = counter(newest) + 1
         add = {account.buckets_key: Add(1, account.record.limits.buckets_max)}
         if policy:
@@ -172,7 +173,9 @@ def title_of(name: str, record: BucketRecord) -> TitleRecord:
     )
 
 
-async def known_policy(store: Store, account: AccountRecord, policy: str) -> dict[bytes, bytes | None]:
+async def known_policy(
+    store: Store, tenant: str, account: AccountRecord, policy: str
+) -> dict[bytes, bytes | None]:
     """What a commit that gives a tenant's bucket a policy expects: the layout by which it may.
 
     Raises: BadArgument (there is no such policy), Denied (it leads out of what the account allows).
@@ -183,9 +186,17 @@ async def known_policy(store: Store, account: AccountRecord, policy: str) -> dic
     layout = await store.ledger.layout_under(record.current, record.version)
     if policy and policy not in record.current.policies and not set(policy.split("+")) <= layout.sites:
         raise BadArgument(f"there is no placement policy, and no site, {policy}", name="policy", value=policy)
+    lease = lease_of_pool(layout.policy(policy).pool)
+    if lease and not await _is_tenant_of(store, lease, tenant):
+        raise Denied(f"policy {policy} is for another tenant's own nodes")
     if not is_admitted(account, layout, policy):
         raise Denied(f"policy {policy or '(default)'} leads out of where the tenant's bytes may lie")
     return {LAYOUT_KEY: value}
+
+
+async def _is_tenant_of(store: Store, lease: str, tenant: str) -> bool:
+    value = await store.kv.get(lease_key(lease))
+    return value is not None and decode(value, LeaseRecord).tenant == tenant
 
 
 async def place_bucket(store: Store, name: str, policy: str, *, new_only: bool = False) -> int:
@@ -207,7 +218,7 @@ async def place_bucket(store: Store, name: str, policy: str, *, new_only: bool =
             raise NoSuchBucket(name)
         record = decode(value, BucketRecord)
         account = await open_account(store, record.tenant)
-        known = await known_policy(store, account.record, policy)
+        known = await known_policy(store, record.tenant, account.record, policy)
         counts = [bucket_objects_key(record.id), bucket_uploads_key(record.id)]
         objects, uploads = await store.kv.get_many(counts)
         expect: dict[bytes, bytes | None] = {key: value, account.key: account.value, **known}

@@ -38,9 +38,10 @@ from objstore.rental.records import (
     LeaseRecord,
     customer_key,
     lease_key,
+    pool_of_lease,
     tenant_lease_key,
 )
-from objstore.rental.sales import Book, Survey, all_leases, lease_spans, note_sale, open_book, pool_of_lease
+from objstore.rental.sales import Book, Survey, all_leases, lease_spans, note_sale, open_book
 
 KINDS: Final = ("guaranteed", "best_effort", "dedicated")
 OPEN: Final = frozenset({"quote", "draft"})  # States in which terms may still change.
@@ -48,7 +49,7 @@ MAY_LEASE: Final = frozenset({"trial", "active"})  # States of an account.
 SECOND_US: Final = 1_000_000
 DAY_US: Final = 86_400 * SECOND_US
 TERM_MONTHS_MAX: Final = 240
-NODES_MAX: Final = 128  # Of one lease: 32 letters each within a record's 8 KiB.
+NODES_MAX: Final = 64  # Of one lease: the layout has 73 bytes for each, within a record's 8 KiB.
 CAPACITY_MAX: Final = 9 * 10**18  # Bytes: nine exabytes, which MessagePack still has a number for.
 FEE_WORDS: Final = {
     "fr": "Indemnité de résiliation anticipée",

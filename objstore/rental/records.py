@@ -3,6 +3,7 @@
     Y l <seller>                              SellerRecord: a legal entity that sells
     Y c <tenant>                              CustomerRecord: a tenant as a customer
     Y p <plan> 00 <version 4>                 PlanRecord: a version of a rate card
+    Y g <tenant> 00 <month 2>                 PlanSinceRecord: the plan from that month on
     Y t <rule>                                TaxRuleRecord
     Y L <lease id>                            LeaseRecord
     Y o <offer>                               OfferRecord: a lease that tenants may order
@@ -486,10 +487,21 @@ class CapacityDayRecord(Record, frozen=True, array_like=True, kw_only=True):
 
 
 SALES_KEY: Final = b"YV"
+POOL_PREFIX: Final = "lease-"  # Of pools that are nodes of a dedicated lease.
 
 
 def lease_key(lease: str) -> bytes:
     return b"YL" + lease.encode()
+
+
+def pool_of_lease(lease: str) -> str:
+    """The name of the pool, and of the placement policy, of a dedicated lease's nodes."""
+    return POOL_PREFIX + lease.lower()
+
+
+def lease_of_pool(pool: str) -> str:
+    """The lease whose nodes a pool is; empty: nobody's own."""
+    return pool.removeprefix(POOL_PREFIX).upper() if pool.startswith(POOL_PREFIX) else ""
 
 
 def tenant_lease_key(tenant: str, lease: str) -> bytes:

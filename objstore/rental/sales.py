@@ -36,6 +36,7 @@ from objstore.rental.records import (
     SalesRecord,
     capacity_event_key,
     lease_key,
+    pool_of_lease,
 )
 
 SOLD: Final = frozenset({"signed", "active"})  # States of a lease in which its capacity is sold.
@@ -66,11 +67,6 @@ def lease_spans(lease: LeaseRecord) -> list[Span]:
         for (begin, size), end in zip(steps, ends, strict=True)
         if max(begin, lease.begin_us) < min(end, lease.end_us)
     ]
-
-
-def pool_of_lease(lease: str) -> str:
-    """The name of the pool, and of the placement policy, of a dedicated lease's nodes."""
-    return f"lease-{lease.lower()}"
 
 
 class Book:

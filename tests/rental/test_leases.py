@@ -37,8 +37,8 @@ from objstore.rental.leases import (
 )
 from objstore.rental.money import Money
 from objstore.rental.offers import list_offers, order, put_offer
-from objstore.rental.records import CapacityEventRecord, LeaseRecord, OfferRecord
-from objstore.rental.sales import Book, Supply, Survey, pool_of_lease, put_event, put_rules, read_book
+from objstore.rental.records import CapacityEventRecord, LeaseRecord, OfferRecord, pool_of_lease
+from objstore.rental.sales import Book, Supply, Survey, put_event, put_rules, read_book
 from tests.rental.parties import a_market, an_id
 from tests.seed import SEED
 
