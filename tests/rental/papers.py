@@ -103,7 +103,9 @@ def paper(
         currency=currency,
         customer_snapshot=encode(customer),
         seller_snapshot=encode(seller),
-        taxes=[TaxLine(label=f"TVA {Decimal(rate) * 100:f} %", rate=rate, base=net, amount=tax)],
+        taxes=[
+            TaxLine(label=f"TVA {(Decimal(rate) * 100).normalize():f} %", rate=rate, base=net, amount=tax)
+        ],
         total_net=net,
         total_tax=tax,
         total=net + tax,

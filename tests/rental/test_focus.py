@@ -89,7 +89,7 @@ def test_what_stands_in_a_row_is_what_stands_on_the_invoice() -> None:
     assert (requests["SubAccountId"], requests["Tags"]) == ("web", '{"centre": "42"}')
     assert (requests["ConsumedQuantity"], requests["ConsumedUnit"]) == ("10000", "Requests")
     assert (tax["ChargeCategory"], tax["BilledCost"], tax["PricingQuantity"]) == ("Tax", "14887.45", "")
-    assert tax["ChargeDescription"] == "TVA 19.00 %"
+    assert tax["ChargeDescription"] == "TVA 19 %"
     assert (tax["BillingPeriodStart"], tax["BillingPeriodEnd"]) == (
         "2026-03-01T00:00:00Z",
         "2026-04-01T00:00:00Z",

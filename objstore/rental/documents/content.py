@@ -19,13 +19,14 @@ from objstore.errors import BadArgument
 from objstore.meta.schema import decode
 from objstore.rental.documents.formats import Formats
 from objstore.rental.documents.texts import text
+from objstore.rental.lines import LINES_MAX
 from objstore.rental.money import Money
 from objstore.rental.records import CustomerRecord, InvoiceRecord, Line, SellerRecord, TaxLine
 from objstore.rental.words import in_words
 
-LINES_MAX: Final = 5_000  # Of a document: some 200 pages.
 _TEXT_MAX: Final = 500  # Characters of anything that people typed; more is cut, and shown to be.
-_RUN_MAX: Final = 30  # Letters without a space, behind which a line may break.
+_WORD_MAX: Final = 34  # Letters of an IBAN: longer words may be broken, behind every
+_PIECE: Final = 10  # letters.
 _PNG: Final = b"\x89PNG\r\n\x1a\n"
 
 Typed = tuple[str, str]  # A text and its direction: ltr or rtl.
@@ -81,14 +82,16 @@ def clean(typed: str) -> str:
     cut = " ".join(seen.split())
     if len(cut) > _TEXT_MAX:
         cut = cut[: _TEXT_MAX - 1] + "…"
-    return " ".join("\u200b".join(_pieces(word)) for word in cut.split(" "))
+    return " ".join("\u200b".join(_pieces(word)) for word in cut.split(" "))  # Unseen: a line may break.
 
 
 _UNSEEN: Final = frozenset({"Cc", "Cf", "Cs", "Co", "Cn"})  # Cf holds what turns the direction.
 
 
 def _pieces(word: str) -> list[str]:
-    return [word[start : start + _RUN_MAX] for start in range(0, len(word), _RUN_MAX)]
+    if len(word) <= _WORD_MAX:
+        return [word]
+    return [word[start : start + _PIECE] for start in range(0, len(word), _PIECE)]
 
 
 def _typed(typed: str) -> Typed:
