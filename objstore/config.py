@@ -462,6 +462,14 @@ class Security(Section, frozen=True, kw_only=True):
             " every start needs it: OBJSTORE_SECURITY__MASTER_KEY_FILE.",
         ),
     ] = ""
+    other_master_keys: Annotated[
+        list[Annotated[str, Meta(pattern=r"^[0-9a-fA-F]{64}$")]],
+        Meta(
+            description="Other keys that open what they sealed: earlier ones, until objstore doctor says that"
+            " nothing needs them any more, and on several gateways the coming one, before it becomes"
+            " master_key on any of them."
+        ),
+    ] = []
 
     def __repr__(self) -> str:  # A secret never reaches a log or a traceback.
         return "Security(...)"
@@ -538,7 +546,7 @@ def parse_codec(text: str) -> tuple[int, int]:
     return int(k), int(m)
 
 
-SECRET: Final = {"meta.url", "root.secret_key", "security.master_key"}
+SECRET: Final = {"meta.url", "root.secret_key", "security.master_key", "security.other_master_keys"}
 
 
 @dataclass(frozen=True, slots=True)

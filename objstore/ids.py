@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from hashlib import sha256
 
 ID_SIZE = 16  # Bytes: 128 bits cannot be guessed and do not collide.
 _ULID_LETTERS = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
@@ -31,3 +32,8 @@ def ulid(now_us: int, randomness: Randomness = os.urandom) -> str:
     assert 0 <= now_us < 1000 << 48
     number = (now_us // 1000 << 80) | int.from_bytes(randomness(10), "big")
     return "".join(_ULID_LETTERS[number >> shift & 31] for shift in range(125, -1, -5))
+
+
+def master_key_id(master_key: bytes) -> str:
+    """16 hex digits, which say nothing about its 256 random bits."""
+    return sha256(b"objstore master key " + master_key).hexdigest()[:16]

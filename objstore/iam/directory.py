@@ -92,11 +92,12 @@ class Directory:
         kv: Kv,
         master_key: bytes,
         *,
+        other_master_keys: Sequence[bytes] = (),
         clock: Clock | None = None,
         randomness: Randomness = os.urandom,
     ) -> None:
         self._kv = kv
-        self._box = SecretBox(master_key, randomness)
+        self._box = SecretBox(master_key, randomness, other_master_keys)
         self._clock = clock if clock is not None else SystemClock()
         self._randomness = randomness
         self._version = kv.version if isinstance(kv, Versioned) else None
@@ -141,7 +142,7 @@ class Directory:
         account_name = account_key(user.tenant)
         account_value = await self._kv.get(account_name)
         credential = Credential(
-            secret=self._box.open(access_key_id, key.secret),
+            secret=self._box.open(access_key_id, key.secret, key.sealed_under),
             principal=Principal(
                 tenant=tenant.name,
                 user=user.name,

@@ -102,7 +102,14 @@ async def create_key(
             raise no_such_user(user)
         known = await _known_project(kv, owner_value, terms.project)
         record = _on_terms(
-            AccessKeyRecord(user=user, secret=box.seal(one, words), created_us=now_us, comment=comment), terms
+            AccessKeyRecord(
+                user=user,
+                secret=box.seal(one, words),
+                created_us=now_us,
+                comment=comment,
+                sealed_under=box.newest,
+            ),
+            terms,
         )
         key = access_key_key(one)
         expect = {key: None, owner: owner_value, **known}
@@ -216,9 +223,11 @@ async def give_key(
                 raise BadArgument(
                     f"access key {access_key_id!r} is another user's", name="access key", value=access_key_id
                 )
-            if not record.disabled and box.open(access_key_id, record.secret) == secret:
+            if not record.disabled and box.open(access_key_id, record.secret, record.sealed_under) == secret:
                 return False
-        given = msgspec.structs.replace(record, secret=box.seal(access_key_id, secret), disabled=False)
+        given = msgspec.structs.replace(
+            record, secret=box.seal(access_key_id, secret), sealed_under=box.newest, disabled=False
+        )
         try:
             await kv.commit(Transaction(expect={key: value}, put={key: encode(given)}))
         except Conflict:

@@ -156,6 +156,7 @@ class Extra(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     salvaged: bool = msgspec.field(default=False, name="s")  # Rebuilt from fragments: may be doubtful.
     padding: int = msgspec.field(default=0, name="b")  # Bytes billed beyond its own, as its class demanded.
     access_key: str = msgspec.field(default="", name="k")  # The key with limits that it counts for.
+    counted: bool = msgspec.field(default=False, name="c")  # While its bucket is adopted: by its own commit.
 
 
 class ObjectRecord(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -272,6 +273,17 @@ class AuthorityRecord(Record, frozen=True, array_like=True, kw_only=True):
     bundle: bytes  # node/authority.py's; its secrets are encrypted under the master key.
 
 
+class RotationRecord(Record, frozen=True, array_like=True, kw_only=True):
+    """At S master-key: how far what older master keys sealed is sealed anew."""
+
+    under: str  # Id of the newest master key.
+    part: int = 0  # 0: access keys, 1: targets of replication, 2: the authority, 3: all is done.
+    after: str = ""  # The access key or bucket after which it goes on.
+    done: int = 0  # Secrets sealed anew.
+    began_us: int = 0
+    finished_us: int = 0
+
+
 class Limits(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """Quotas and rates of a tenant, a project, a bucket or an access key. None: no limit."""
 
@@ -299,6 +311,13 @@ class AccountRecord(Record, frozen=True, array_like=True, kw_only=True):
     classes: dict[str, ClassTerms] = {}  # By storage class; "" is STANDARD.
     sites: list[str] = []  # Where the tenant's bytes may lie; none: anywhere.
     placement: str = ""  # The placement policy within which its buckets lie; empty: any.
+
+
+class AdoptionRecord(Record, frozen=True, array_like=True, kw_only=True):
+    """In a bucket's settings as "adoption": it is from before there were meters (objects/adoption.py)."""
+
+    begun_us: int = 0  # 0: nothing of it is metered yet.
+    cursor: bytes = b""  # Versions of keys up to this one are.
 
 
 class ReservationRecord(Record, frozen=True, array_like=True, kw_only=True):

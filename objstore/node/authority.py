@@ -13,6 +13,7 @@ Pure but for randomness: it knows no file, no socket, no clock. `tls.py` makes c
 Sources: RFC 5280 (certificates), RFC 5869 (HKDF), RFC 2986 (signing requests).
 """
 
+import contextlib
 import datetime
 import hmac
 import re
@@ -413,9 +414,22 @@ def encode_authority(authority: Authority, master_key: bytes) -> bytes:
     return content
 
 
-def decode_authority(content: bytes, master_key: bytes) -> Authority:
-    """Raises: Corrupt if it is no bundle, or does not open under this master key."""
+def decode_authority(content: bytes, master_key: bytes, others: Sequence[bytes] = ()) -> Authority:
+    """
+    Args:
+        others: master keys that may have sealed it instead.
+
+    Raises: Corrupt if it is no bundle, or opens under none of them.
+    """
     bundle = _decode_bundle(content)
+    keys = (master_key, *others)
+    for key in keys[:-1]:
+        with contextlib.suppress(Corrupt):
+            return _opened(bundle, key)
+    return _opened(bundle, keys[-1])
+
+
+def _opened(bundle: "_Bundle", master_key: bytes) -> Authority:
     cluster = bytes.fromhex(bundle.cluster)
     cipher = _cipher(cluster, master_key)
 

@@ -15,15 +15,14 @@ import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from hashlib import sha256
 from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
 
-from objstore.config import Config, Security, parse_codec
+from objstore.config import Config, parse_codec
 from objstore.errors import Corrupt, DiskFailed, DiskMissing, StoreError
-from objstore.ids import random_id
+from objstore.ids import master_key_id, random_id
 from objstore.node.disk import DiskState
 from objstore.node.identity import (
     Identity,
@@ -91,6 +90,7 @@ class Cluster:
     epoch: int  # Newest journal epoch that any disk of this machine knows of.
     term: int = 0  # See ClusterRecord.
     tls: str = ""  # Directory of this gateway's credentials; empty: no disk is on another machine.
+    other_master_keys: tuple[bytes, ...] = ()  # That open what they sealed.
     # File descriptors, one per disk that is there.
     locks: list[int] = field(repr=False, default_factory=list)
 
@@ -140,7 +140,7 @@ def open_cluster(
     found, identities = _look(record, named)
     good = [identity for identity in identities if identity is not None]
     if good:
-        secrets = StoreSecrets(good[0].cluster_id, good[0].secret, _master_key(record, good, config))
+        secrets = StoreSecrets(good[0].cluster_id, good[0].secret, *_master_keys(record, good, config))
     elif founded is not None and (not found or any(disk.node for disk in found)):
         secrets = founded
     else:
@@ -156,6 +156,7 @@ def open_cluster(
         cluster_id=secrets.cluster_id,
         checksum_secret=secrets.checksum_secret,
         master_key=secrets.master_key,
+        other_master_keys=secrets.other_master_keys,
         disks=found,
         codec=parse_codec(record.codec),
         first_start=first_start,
@@ -185,9 +186,15 @@ def with_kept_master_key(config: Config, data: Path) -> Config:
         raise CannotStart(f"{place} cannot be read: {failure}") from None
     if not re.fullmatch("[0-9a-f]{64}", kept):
         raise CannotStart(f"{place} is damaged: 64 hex digits expected")
-    if config.security.master_key and config.security.master_key.lower() != kept:
-        raise CannotStart(f"security.master_key is not the key in {place}: remove the one that is wrong")
-    return msgspec.structs.replace(config, security=Security(master_key=kept))
+    security = config.security
+    if security.master_key and security.master_key.lower() != kept:
+        if kept in map(str.lower, security.other_master_keys):
+            return config  # It was the key; now another one is.
+        raise CannotStart(
+            f"security.master_key is not the key in {place}: remove the one that is wrong. Or, to begin with"
+            " another key, name the one of the file in security.other_master_keys"
+        )
+    return msgspec.structs.replace(config, security=msgspec.structs.replace(security, master_key=kept))
 
 
 def keep_master_key(data: Path, master_key: bytes) -> None:
@@ -213,6 +220,7 @@ class StoreSecrets(NamedTuple):
     cluster_id: bytes
     checksum_secret: int
     master_key: bytes
+    other_master_keys: tuple[bytes, ...] = ()
 
 
 def store_secrets(config: Config, data: Path) -> StoreSecrets | None:
@@ -227,7 +235,7 @@ def store_secrets(config: Config, data: Path) -> StoreSecrets | None:
     good = [identity for identity in identities if identity is not None]
     if not good:
         raise CannotStart(f"none of the store's {len(found)} disks is there: are they mounted?")
-    return StoreSecrets(good[0].cluster_id, good[0].secret, _master_key(record, good, config))
+    return StoreSecrets(good[0].cluster_id, good[0].secret, *_master_keys(record, good, config))
 
 
 def begin_term(data: Path, cluster: Cluster, term: int) -> Cluster:
@@ -293,25 +301,44 @@ def change_disks(cluster: Cluster, data: Path, text: str) -> tuple[str, bool]:
     return "", before != [disk.number for disk in cluster.disks]
 
 
-def _master_key(record: ClusterRecord, identities: list[Identity], config: Config) -> bytes:
+def _master_keys(
+    record: ClusterRecord, identities: list[Identity], config: Config
+) -> tuple[bytes, tuple[bytes, ...]]:
+    """The newest and the others. A key that was given takes the place of one that is named among the others;
+    the record remembers which it is now. Raises: CannotStart."""
     on_disks = next((identity.master_key for identity in identities if identity.master_key), "")
-    given = config.security.master_key
+    newest, *others = given_master_keys(config)
+    if not newest:
+        if not on_disks or record.master_key not in ("", _fingerprint(on_disks)):
+            raise CannotStart(
+                "this store's master key was given from outside: set OBJSTORE_SECURITY__MASTER_KEY_FILE"
+            )
+        newest = bytes.fromhex(on_disks)
+    known = record.master_key or (_fingerprint(on_disks) if on_disks else "")
+    if known and known != master_key_id(newest):
+        if known not in map(master_key_id, others):
+            raise CannotStart(
+                (
+                    "security.master_key is not the key that this store was made with"
+                    if record.master_key
+                    else "security.master_key is set, but this store keeps its master key on its disks"
+                )
+                + ": to begin with another key, name the one before in security.other_master_keys"
+            )
+        record.master_key = master_key_id(newest)
     if on_disks:
-        if given and given.lower() != on_disks:
-            raise CannotStart("security.master_key is set, but this store keeps its master key on its disks")
-        return bytes.fromhex(on_disks)
-    if not given:
-        raise CannotStart(
-            "this store's master key was given from outside: set OBJSTORE_SECURITY__MASTER_KEY_FILE"
-        )
-    if record.master_key and _fingerprint(given) != record.master_key:
-        raise CannotStart("security.master_key is not the key that this store was made with")
-    return bytes.fromhex(given)
+        others.append(bytes.fromhex(on_disks))
+    return newest, tuple(key for key in dict.fromkeys(others) if key != newest)
+
+
+def given_master_keys(config: Config) -> list[bytes]:
+    """The newest (empty: none is given), then the others."""
+    security = config.security
+    return [bytes.fromhex(key) for key in (security.master_key, *security.other_master_keys)]
 
 
 def _fingerprint(master_key: str) -> str:
-    """Of 256 random bits: says nothing about them."""
-    return sha256(b"objstore master key " + bytes.fromhex(master_key)).hexdigest()[:16]
+    return master_key_id(bytes.fromhex(master_key))
 
 
 def read_record(data: Path) -> ClusterRecord | None:

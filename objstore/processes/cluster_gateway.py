@@ -56,12 +56,13 @@ class ClusterGateway:
             ledger=parts.store.ledger,
             clock=parts.store.clock,
             master_key=spec.cluster.master_key,
+            other_master_keys=spec.cluster.other_master_keys,
             cluster=spec.cluster.cluster_id,
             checksum_secret=spec.cluster.checksum_secret,
             addresses=[address],
             epoch=self._epoch,
             data=data,
-            known=read_authority(data, spec.cluster.master_key),
+            known=read_authority(data, spec.cluster.master_key, spec.cluster.other_master_keys),
             sole=not is_shared(spec),
         )
         self.verdicts = Verdicts(spec.run_directory, parts.store.clock, lasts_s=config.away_seconds)

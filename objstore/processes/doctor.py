@@ -17,6 +17,7 @@ from objstore.meta.kv_lmdb import library_version
 from objstore.meta.schema import MemberRecord
 from objstore.processes.control import Snapshot, ask
 from objstore.processes.parts import Parts
+from objstore.processes.rotation import Rotation
 
 FILES_WANTED = 16_384  # Open files per process: connections, and fragment files of every disk.
 EXPIRY_DAYS = 14.0
@@ -53,11 +54,26 @@ async def examine(
         _codec(parts),
         *(await _engine(parts)),
         *_certificates(parts.spec.config),
+        *(master_keys(await Rotation.of(parts, parts.kv).needs())),
         *machines(await parts.store.ledger.members(), time.time()),
         *(authority(Path(parts.spec.cluster.tls), time.time()) if parts.spec.cluster.tls else ()),
         _open_files(),
         await asyncio.to_thread(_clock),
     ]
+
+
+def master_keys(needs: dict[str, dict[str, int]]) -> list[Finding]:
+    """Args: needs: what each of the other master keys still opens (rotation.py)."""
+    found = []
+    for name, counts in needs.items():
+        words = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
+        if words:
+            text = f"{words} are still sealed under master key {name}"
+            found.append(finding("master key", "warning", text, "objstore key rotate-master"))
+        else:
+            text = f"nothing needs master key {name} any more: take it out of security.other_master_keys"
+            found.append(finding("master key", "ok", text))
+    return found
 
 
 def _processes(state: dict[str, Any]) -> list[Finding]:

@@ -14,6 +14,7 @@ Blocking; used before any process is forked, and by commands.
 
 import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -38,6 +39,7 @@ from objstore.processes.cluster import (
     MASTER_NAME,
     CannotStart,
     StoreSecrets,
+    given_master_keys,
     save,
     store_secrets,
     with_kept_master_key,
@@ -75,7 +77,7 @@ def init(config: Config, data: Path) -> Founded:
     secrets = store_secrets(config, data)
     made_master = False
     if secrets is not None:
-        cluster, checksum_secret, master = secrets
+        cluster, checksum_secret, master, _ = secrets
     else:
         cluster, checksum_secret = random_id(), int.from_bytes(os.urandom(8), "big")
         master = bytes.fromhex(config.security.master_key)
@@ -106,11 +108,17 @@ def first_trust(authority: Authority) -> Trust:
     )
 
 
-def read_authority(data: Path, master_key: bytes) -> Authority | None:
-    """What authority.json holds; None if there is none. Raises: CannotStart."""
+def read_authority(data: Path, master_key: bytes, others: Sequence[bytes] = ()) -> Authority | None:
+    """What authority.json holds; None if there is none.
+
+    Args:
+        others: master keys that may have sealed it instead.
+
+    Raises: CannotStart.
+    """
     place = data / AUTHORITY_NAME
     try:
-        return decode_authority(read_whole(str(place), BUNDLE_SIZE_MAX, OS), master_key)
+        return decode_authority(read_whole(str(place), BUNDLE_SIZE_MAX, OS), master_key, others)
     except FileNotFoundError:
         return None
     except (OSError, Corrupt) as failure:
@@ -122,9 +130,11 @@ def founded_secrets(config: Config, data: Path) -> StoreSecrets | None:
     the disks of a store have the key already. Raises: CannotStart."""
     if not config.security.master_key or not (data / AUTHORITY_NAME).exists():
         return None
-    master = bytes.fromhex(config.security.master_key)
-    authority = read_authority(data, master)
-    return StoreSecrets(authority.cluster, authority.checksum_secret, master) if authority else None
+    master, *others = given_master_keys(config)
+    authority = read_authority(data, master, others)
+    if authority is None:
+        return None
+    return StoreSecrets(authority.cluster, authority.checksum_secret, master, tuple(others))
 
 
 def renew_ended(config: Config, data: Path) -> bool:
@@ -168,12 +178,12 @@ def identity_of(config: Config, data: Path, who: str) -> str:
 
 def _opened(config: Config, data: Path) -> Authority:
     """This gateway's authority, by its file. Raises: CannotStart."""
-    master_key = with_kept_master_key(config, data).security.master_key
+    master_key, *others = given_master_keys(with_kept_master_key(config, data))
     if not master_key:
         raise CannotStart(
             "the master key is needed, to sign a certificate: set OBJSTORE_SECURITY__MASTER_KEY_FILE"
         )
-    authority = read_authority(data, bytes.fromhex(master_key))
+    authority = read_authority(data, master_key, others)
     if authority is None:
         raise CannotStart(f"{data} is no gateway of a cluster: there is no {AUTHORITY_NAME}")
     return authority

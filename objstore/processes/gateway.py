@@ -46,6 +46,7 @@ from objstore.processes.cluster import (
     CannotStart,
     ClusterRecord,
     KnownDisk,
+    given_master_keys,
     read_record,
     with_kept_master_key,
     write_record,
@@ -115,7 +116,8 @@ def join_cluster(config: Config, data: Path, token: str) -> None:
         joining.join(token, directory, joining.machine(cluster.name, address, cluster.site, cluster.rack))
     try:
         bundle = asyncio.run(_bundle(config.meta.url))
-        decode_authority(bundle, bytes.fromhex(config.security.master_key))
+        master, *others = given_master_keys(config)
+        decode_authority(bundle, master, others)
     except StoreError as failure:
         raise CannotStart(f"the cluster's authority cannot be read: {failure}") from None
     save_authority(data, bundle)
@@ -169,7 +171,8 @@ def _authority(config: Config, data: Path) -> Authority:
             "the master key is needed: put the lost machine's master.key into the data directory, or set"
             " OBJSTORE_SECURITY__MASTER_KEY_FILE"
         )
-    authority = read_authority(data, bytes.fromhex(with_key.security.master_key))
+    master, *others = given_master_keys(with_key)
+    authority = read_authority(data, master, others)
     if authority is None:
         raise CannotStart(f"put a copy of the lost machine's {AUTHORITY_NAME} into {data}")
     return authority

@@ -115,6 +115,7 @@ class Members:
     epoch: Callable[[], Awaitable[int]]
     data: Path | None = None
     known: Authority | None = None  # The newest authority seen.
+    other_master_keys: tuple[bytes, ...] = ()  # That may have sealed the authority instead.
     # With a journal there is one gateway: who runs is it, and it may be called as the last.
     sole: bool = False
     randomness: Randomness = os.urandom
@@ -140,7 +141,7 @@ class Members:
                 continue
             record = decode(value, AuthorityRecord)
             if self.known is None or self._bundle != value:
-                self.known = decode_authority(record.bundle, self.master_key)
+                self.known = decode_authority(record.bundle, self.master_key, self.other_master_keys)
                 self._bundle = value
                 await self._keep(record.bundle)
             return self.known, value

@@ -17,7 +17,6 @@ from objstore.admin.app import Problem, SitesAdmin
 from objstore.blobs.topology import Layout
 from objstore.clock import utc_text
 from objstore.errors import BadArgument, StoreError
-from objstore.iam.secrets import SecretBox
 from objstore.meta.kv import pages, prefix_end
 from objstore.meta.schema import BucketRecord, ReplicationRecord, bucket_key, decode
 from objstore.metrics import Family, Labels
@@ -26,6 +25,7 @@ from objstore.objects.buckets import check_bucket_name
 from objstore.objects.changes import replica_of, replication_of
 from objstore.objects.placing import policy_of_bucket
 from objstore.processes.parts import Parts
+from objstore.processes.rotation import box_of, secret_context
 from objstore.s3.replica_client import ReplicaClient, check_endpoint
 from objstore.upkeep.replication import Replication, Rules, Sender
 from objstore.upkeep.sending import TargetAway, TargetRefuses
@@ -43,11 +43,6 @@ PAGE: Final = 1_000
 Json = dict[str, Any]
 
 
-def secret_context(bucket: int) -> str:
-    """What binds a target's secret to its bucket's record (iam/secrets.py)."""
-    return f"replication {bucket}"
-
-
 class Sites:
     """Sends, counts and answers. `keep` runs for good; `close` at the end."""
 
@@ -55,7 +50,7 @@ class Sites:
         self._parts = parts
         self._service = service
         self._store = parts.store
-        self._box = SecretBox(parts.spec.cluster.master_key, parts.store.randomness)
+        self._box = box_of(parts)
         config = parts.spec.config.replication
         self._replication = Replication(
             replace(parts.store, kv=service.context.kv),
@@ -101,7 +96,7 @@ class Sites:
         await self._replication.close()
 
     def _connect(self, name: str, record: BucketRecord, config: ReplicationRecord) -> ReplicaClient:
-        secret = self._box.open(secret_context(record.id), config.secret)
+        secret = self._box.open(secret_context(record.id), config.secret, config.sealed_under)
         return ReplicaClient(config, secret, tls=self._trusted())
 
     async def _check_residency(self, record: BucketRecord, config: ReplicationRecord) -> None:
@@ -262,6 +257,7 @@ class Sites:
                 bucket=given["bucket"],
                 access_key=given["access_key"],
                 secret=self._box.seal(secret_context(record.id), given["secret_key"]),
+                sealed_under=self._box.newest,
                 region=given.get("region", "") or self._parts.spec.config.server.region,
                 site=given.get("site", ""),
                 since_us=old.since_us if old is not None and same else self._store.clock.now_us(),
