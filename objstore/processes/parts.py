@@ -18,6 +18,7 @@ from objstore.blobs.writer import DEFAULT_LIMITS, BlobWriter, WriterLimits
 from objstore.config import Config
 from objstore.iam.directory import Directory
 from objstore.ids import random_id
+from objstore.meta.kv import Kv
 from objstore.meta.schema import DiskRecord
 from objstore.metrics import Family, Labels, Registry, counter, gauge
 from objstore.node.fragments import Seal
@@ -245,9 +246,14 @@ def context_of(parts: Parts) -> Context:
     )
 
 
-def directory_of(parts: Parts) -> Directory:
-    """Users and access keys, as this process sees them."""
-    return Directory(parts.kv, parts.spec.cluster.master_key)
+def directory_of(parts: Parts, kv: Kv | None = None) -> Directory:
+    """Users and access keys, as this process sees them; through another `Kv` if one is given."""
+    cluster = parts.spec.cluster
+    return Directory(
+        parts.kv if kv is None else kv,
+        cluster.master_key,
+        other_master_keys=cluster.other_master_keys,
+    )
 
 
 def part_families(parts: Parts) -> list[Family]:
