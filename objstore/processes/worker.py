@@ -14,13 +14,14 @@ from pathlib import Path
 import uvloop
 
 from objstore.iam.last_use import UsedKeys
-from objstore.metrics import Registry, RequestMetrics
+from objstore.metrics import Registry, RequestMetrics, counter
 from objstore.processes.control import serve_metrics
 from objstore.processes.link import Link
 from objstore.processes.memory import return_memory
 from objstore.processes.minding import follow_disks, judge_slowness, mind_disks, report_damage, tell_used_keys
 from objstore.processes.parts import directory_of, introduce, open_parts, until_stopped
 from objstore.processes.spec import Spec
+from objstore.rental.rates import Exchange, Rates
 from objstore.s3.access_log import AccessLog
 from objstore.s3.app import App
 from objstore.s3.limits import Limits
@@ -51,6 +52,9 @@ async def _serve(link: Link, spec: Spec, name: str, sockets: Sequence[socket.soc
     used = UsedKeys()
     metering = config.metering
     traffic = Traffic(parts.store.buckets, Scopes(metering.internal_networks, metering.replication_networks))
+    rates = Rates(parts.store.clock.monotonic)
+    rates.processes = config.server.workers or os.cpu_count() or 1  # Until they have spoken.
+    exchange = Exchange(parts.kv, rates, parts.writer_id, parts.store.clock.monotonic)
     app = App(
         store=parts.store,
         directory=directory_of(parts),
@@ -63,12 +67,21 @@ async def _serve(link: Link, spec: Spec, name: str, sockets: Sequence[socket.soc
         observer=RequestMetrics(registry, name.removeprefix("worker-")),
         no_writes=lambda: parts.kv.away,
         traffic=traffic,
+        rates=rates,
         used=used.add,
+    )
+    registry.include(
+        lambda: [
+            counter("s3_rate_refusals", "Requests refused for a rate of who sent them.", rates.refused),
+            counter("s3_share_refusals", "Requests refused for what is in flight.", app.admission.refused),
+        ]
     )
     minded = (mind_disks, follow_disks, judge_slowness, report_damage)
     tasks = [loop.create_task(mind(parts)) for mind in minded]
     tasks.append(loop.create_task(tell_used_keys(parts, used)))
     tasks.append(loop.create_task(return_memory()))
+    tasks.append(loop.create_task(exchange.keep()))
+    tasks.append(loop.create_task(app.admission.keep_looking(parts.store.clock.monotonic)))
     tasks.append(loop.create_task(traffic.keep(parts.kv, parts.store.clock, lambda: parts.kv.away)))
     context: ssl.SSLContext | None = None
     if config.tls.certificate:
@@ -93,6 +106,7 @@ async def _serve(link: Link, spec: Spec, name: str, sockets: Sequence[socket.soc
     await runner.stop(config.server.drain_seconds)
     await traffic.commit(parts.kv, parts.store.clock.now_us() // 1_000_000)
     metrics.close()
+    await exchange.leave()
     await parts.close()
 
 

@@ -14,6 +14,8 @@ Concurrency: one Rates a process, on its event loop; one task exchanges. Clocks 
 a record that has not changed for a while is one that nobody renews.
 """
 
+import asyncio
+import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final
@@ -21,6 +23,8 @@ from typing import Final
 from objstore.errors import StoreError
 from objstore.meta.kv import Kv, Transaction, prefix_end
 from objstore.meta.schema import Limits, Record, decode, encode
+
+log = logging.getLogger(__name__)
 
 BURST_S: Final = 0.5  # Of a share: what a bucket holds. All together a twentieth of ten seconds.
 FLOOR: Final = 0.02  # Of a limit: divided as if so much more was asked of all processes, equally.
@@ -271,6 +275,8 @@ class Exchange:
         self._rates.take_shares([decode(value, DemandRecord).demands for value in fresh], len(others) + 1)
         demands = self._rates.demands(now - self._looked_at)
         self._looked_at = now
+        if not others:
+            demands = {}  # Nobody reads them.
         dead = [key for key, (_, since) in seen.items() if now - since > ALIVE_S]
         if not demands and self._silent and now - self._said_at < RENEWAL_S and not dead:
             return
@@ -281,9 +287,21 @@ class Exchange:
         self._silent = not demands
         self._said_at = now
 
+    async def keep(self) -> None:
+        """Never ends."""
+        while True:
+            try:
+                await self.turn()
+            except StoreError as failure:
+                log.warning("rates were not divided anew", extra={"failure": str(failure)})
+            await asyncio.sleep(TURN_S)
+
     async def leave(self) -> None:
-        """At the process's end. Raises: MetaUnavailable (then others find out)."""
-        await self._kv.commit(Transaction(delete=[self._key]))
+        """At the process's end."""
+        try:
+            await self._kv.commit(Transaction(delete=[self._key]))
+        except StoreError as failure:
+            log.info("this process's demand stays for a while", extra={"failure": str(failure)})
 
 
 def demand_key(process: bytes) -> bytes:

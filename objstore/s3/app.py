@@ -31,10 +31,12 @@ from aiohttp.http import HttpVersion10, HttpVersion11
 from aiohttp.http_exceptions import BadHttpMethod, InvalidURLError, LineTooLong
 from multidict import istr
 
-from objstore.errors import NoSuchKey, NoSuchVersion, StoreError
+from objstore.errors import AccountClosed, NoSuchKey, NoSuchVersion, StoreError
 from objstore.iam.principal import Bounds
 from objstore.objects.store import Store
 from objstore.objects.values import Principal
+from objstore.rental.rates import Rated, Rates, Scope, retry_after
+from objstore.rental.terms import READS
 from objstore.s3.access import Access
 from objstore.s3.access_log import AccessLog, Line, redact
 from objstore.s3.body import NoBody, RequestBody, open_body
@@ -51,7 +53,7 @@ from objstore.s3.errors import (
     service_unavailable,
     slow_down,
 )
-from objstore.s3.limits import Admission, Limits, document_weight, weight
+from objstore.s3.limits import REFUSAL_S, Admission, Limits, document_weight, scopes_of, weight
 from objstore.s3.outbox import Outbox
 from objstore.s3.sigv4 import Directory, Verified, Verifier
 from objstore.s3.target import Target, parse_target
@@ -115,11 +117,14 @@ class EdgeRequest(web.BaseRequest):
     waits_for_100 = False
     body_weight = 0
     claimed: str | None = None  # The tenant that the request counts against.
+    rated: Rated | None = None  # Of one that is held to a rate.
 
     async def _prepare_hook(self, response: web.StreamResponse) -> None:
         """The last moment before the head is written; aiohttp calls it for every answer that it writes."""
         self.first_byte_at = time.monotonic()
         self.decorate(response)
+        if self.rated is not None and self.method != hdrs.METH_HEAD:
+            self.rated.expect(response.content_length or 0)
 
     def decorate(self, response: web.StreamResponse) -> None:
         """Add what every answer says, and decide whether the connection goes on."""
@@ -174,6 +179,7 @@ class App:
         now: wall clock in seconds, for signatures.
         hash_pool: threads that hash large bodies; made here if not given.
         no_writes: whether no change could be committed now: then its request is refused, its body unread.
+        rates: holds requests to the rates of who sends them; None: there are none.
         traffic: counts what is billed of requests that commit nothing, and of bytes sent.
         used: told the access key's id of every verified request.
 
@@ -197,6 +203,7 @@ class App:
         randomness: random.Random | None = None,
         no_writes: Callable[[], bool] = lambda: False,
         traffic: Traffic | None = None,
+        rates: Rates | None = None,
         used: Callable[[str], None] = lambda _: None,
     ) -> None:
         for route in routes:
@@ -216,6 +223,7 @@ class App:
         self.hash_pool = hash_pool or ThreadPoolExecutor(_HASH_THREADS, "hash")
         self.no_writes = no_writes
         self.traffic = traffic
+        self.rates = rates
         self.used = used
         self.draining = False
         self._random = randomness or random.Random(os.urandom(16))  # noqa: S311 # Names requests, guards nothing.
@@ -304,8 +312,13 @@ class App:
         verified = await self.verifier.verify(method, target, message.headers)
         request.who = who = verified.who
         if not self.admission.claim(who.tenant, request.body_weight):
+            await asyncio.sleep(REFUSAL_S)
             raise slow_down()
         request.claimed = who.tenant
+        if who.account.state not in READS:
+            raise AccountClosed(who.account.state)
+        if self.rates is not None and (scopes := scopes_of(who, self.store.buckets.get(target.bucket))):
+            await self._admit(request, self.rates, scopes)
         access = None
         if who.bounds is not None:
             access = self._access(request, who.bounds, verified, target)
@@ -359,6 +372,16 @@ class App:
             if access.may_miss(route):
                 raise
             raise access_denied() from None
+
+    async def _admit(self, request: EdgeRequest, rates: Rates, scopes: list[Scope]) -> None:
+        """Hold a request to the rates of its tenant, project, bucket and key. Raises: S3Fault."""
+        length = request._message.headers.get(hdrs.CONTENT_LENGTH, "")
+        size = int(length) if length.isascii() and length.isdigit() and len(length) < 20 else 0
+        admitted = rates.admit(scopes, size)
+        if isinstance(admitted, float):
+            await asyncio.sleep(REFUSAL_S)
+            raise slow_down(retry_after=retry_after(admitted))
+        request.rated = admitted
 
     def _access(self, request: EdgeRequest, bounds: Bounds, verified: Verified, target: Target) -> Access:
         peer = request._transport_peername
@@ -474,6 +497,8 @@ class App:
         message = request._message
         peer = request._transport_peername
         remote = peer[0] if isinstance(peer, (list, tuple)) else ""
+        if request.rated is not None:
+            request.rated.settle(received + sent)
         if traffic is not None:
             traffic.note(who, request.bucket, request.operation, message.method, status, sent, remote)
         if log is None:

@@ -147,8 +147,11 @@ def request_timeout() -> S3Fault:
     )
 
 
-def slow_down(message: str = "Please reduce your request rate.") -> S3Fault:
-    return S3Fault("SlowDown", 503, message, headers={"Retry-After": str(RETRY_AFTER_S)})
+def slow_down(
+    message: str = "Please reduce your request rate.", *, retry_after: int = RETRY_AFTER_S
+) -> S3Fault:
+    """retry_after: seconds."""
+    return S3Fault("SlowDown", 503, message, headers={"Retry-After": str(retry_after)})
 
 
 def service_unavailable(message: str = "Service is unable to handle request.") -> S3Fault:

@@ -5,9 +5,17 @@ arithmetic. Past a bound the answer is 503 SlowDown with Retry-After, before the
 at: refusing must cost less than serving.
 """
 
+import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from objstore import config
+from objstore.iam.principal import NO_ACCOUNT, Principal
+from objstore.meta.schema import Limits as Quotas
+from objstore.meta.schema import decode
+from objstore.objects.store import KnownBucket
+from objstore.rental.rates import Scope, has_rates
+from objstore.rental.terms import PROJECT, QUOTA
 
 KIB = 1024
 MIB = 1024 * KIB
@@ -56,6 +64,14 @@ BODY_WEIGHT_MAX = 1 * MIB
 RESERVE_PART = 4  # One part in so many, on top of what a single tenant may hold, is for the others.
 
 
+# Whoever is refused for a rate or a share waits so long for the answer: a client that tries again takes
+# no more than a hundredth of a process with each of its connections. It is below 100 ms all the same.
+REFUSAL_S = 0.05
+LOOK_S = 0.1  # How often the event loop is looked at.
+LATE_S = 0.03  # A turn of the loop that comes later than that: the process has more to do than it can.
+RECENT_LOOKS = 10  # Tenants of the last one or two seconds count as those who share the process.
+SHARE_LEAST = 16  # Requests in flight that a tenant may have however much there is to do.
+
 # A document is held whole: its pieces, the whole that is made of them, and the tree that is made of that.
 DOCUMENT_SIZE_MAX = 8 * MIB  # The largest that any operation takes: 1,000 keys of 1,024 bytes, all entities.
 DOCUMENT_COPIES = 3
@@ -75,21 +91,29 @@ class Admission:
     """Requests and body bytes in flight in this worker. Belongs to the event loop.
 
     A request is counted in before it is proven, and claimed for its tenant afterwards. What one tenant may
-    hold is less than what there is: slow uploads of one never keep out another.
+    hold is less than what there is: slow uploads of one never keep out another. While the event loop is late
+    and more than one tenant is there, it is less and less: whoever has most in flight is refused first, and
+    the others' requests find a loop with a short way around.
     """
 
-    __slots__ = ("_requests_each", "_tenants", "body_bytes", "body_bytes_each", "body_bytes_max", "refused",
-                 "requests", "requests_max")  # fmt: skip
+    __slots__ = (
+        "_before", "_looks", "_recent", "_tenants", "body_bytes", "body_bytes_each", "body_bytes_max",
+        "most_each", "refused", "requests", "requests_each", "requests_max",
+    )  # fmt: skip
 
     def __init__(self, limits: Limits) -> None:
         self.requests = 0
-        self._requests_each = limits.requests
+        self.most_each = limits.requests
+        self.requests_each = limits.requests  # As it is just now.
         self.requests_max = limits.requests + limits.requests // RESERVE_PART
         self.body_bytes = 0
         self.body_bytes_each = limits.body_bytes
         self.body_bytes_max = limits.body_bytes + limits.body_bytes // RESERVE_PART
         self.refused = 0
         self._tenants: dict[str, list[int]] = {}  # Requests and body bytes of each that has any.
+        self._recent: set[str] = set()  # Tenants of the last looks,
+        self._before: set[str] = set()  # and of those before.
+        self._looks = 0
 
     def enter(self, body_weight: int) -> bool:
         """Count a request in, or refuse it. One request alone always fits."""
@@ -107,8 +131,9 @@ class Admission:
         held = self._tenants.get(tenant)
         if held is None:
             self._tenants[tenant] = [1, body_weight]
+            self._recent.add(tenant)
             return True
-        if held[0] >= self._requests_each or (held[1] + body_weight > self.body_bytes_each and held[1]):
+        if held[0] >= self.requests_each or (held[1] + body_weight > self.body_bytes_each and held[1]):
             self.refused += 1
             return False
         held[0] += 1
@@ -127,3 +152,50 @@ class Admission:
                 del self._tenants[tenant]
         assert self.requests >= 0
         assert self.body_bytes >= 0
+
+    def look(self, late_s: float) -> None:
+        """Judge what a tenant may have in flight, by how late the event loop is. Every LOOK_S."""
+        self._looks += 1
+        if self._looks % RECENT_LOOKS == 0:
+            self._before, self._recent = self._recent, set(self._tenants)
+        if late_s > LATE_S and len(self._recent | self._before) > 1:
+            most = max((held[0] for held in self._tenants.values()), default=0)
+            self.requests_each = max(min(SHARE_LEAST, self.most_each), min(self.requests_each, most) // 2)
+        elif self.requests_each < self.most_each:
+            self.requests_each = min(self.most_each, self.requests_each + self.requests_each // 4 + 1)
+
+    async def keep_looking(self, monotonic: Callable[[], float]) -> None:
+        """Never ends."""
+        while True:
+            due = monotonic() + LOOK_S
+            await asyncio.sleep(LOOK_S)
+            self.look(monotonic() - due)
+
+
+def scopes_of(who: Principal, bucket: KnownBucket | None) -> list[Scope]:
+    """The scopes with rates that a request is held to.
+
+    Args:
+        bucket: as last read, if this process has read it: its rates are known from its second request on.
+    """
+    found: list[Scope] = []
+    if bucket is not None and bucket.record.tenant != who.tenant:
+        bucket = None  # It will be refused there; whose it is shall not pay for it.
+    settings = None if bucket is None else bucket.record.settings
+    account = who.account
+    if account is not NO_ACCOUNT:
+        if has_rates(account.limits):
+            found.append((f"t {who.tenant}", account.limits))
+        if account.projects:
+            project = who.project if settings is None else settings.get(PROJECT, b"").decode()
+            its = account.projects.get(project)
+            if its is not None and has_rates(its):
+                found.append((f"p {who.tenant}/{project}", its))
+    if who.limits is not None and has_rates(who.limits):
+        found.append((f"k {who.access_key_id}", who.limits))
+    if settings is not None and QUOTA in settings:
+        its = decode(settings[QUOTA], Quotas)
+        if has_rates(its):
+            assert bucket is not None
+            found.append((f"b {bucket.record.id}", its))
+    return found

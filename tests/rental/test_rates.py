@@ -210,6 +210,7 @@ async def test_there_is_a_bound_on_flows_and_on_a_record_however_many_scopes_the
     kv, clock = DictKv(), Clock()
     rates = Rates(clock)
     exchange = Exchange(kv, rates, bytes(16), clock)
+    await Exchange(kv, Rates(clock), b"o" * 16, clock).turn()  # Someone who reads.
     for number in range(FLOWS_MAX + 50):
         rates.admit([(f"t {number}", Limits(requests_per_s=5))], 0)
     clock.now += 1
