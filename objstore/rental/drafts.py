@@ -178,12 +178,18 @@ async def _draft(
         made_us=now_us if old is None else old.made_us,
         revision=1 if old is None else old.revision,
     )
-    if old is not None and old == record and await _same_pages(change.kv, old, stored):
-        return old
     if old is not None:
+        same = old == record and await _same_pages(change.kv, old, stored)
+        if same and not _is_too_early(old, now_us):
+            return old
         record = msgspec.structs.replace(record, made_us=now_us, revision=old.revision + 1)
     _put_draft(change, record, stored, old)
     return record
+
+
+def _is_too_early(old: InvoiceRecord, now_us: int) -> bool:
+    """Made while its month ran, which is over now: it is made again, and says so, though nothing came."""
+    return old.made_us < old.period_end_us <= now_us
 
 
 async def _same_pages(kv: Kv, old: InvoiceRecord, stored: Sequence[bytes]) -> bool:

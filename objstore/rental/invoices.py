@@ -106,6 +106,10 @@ def _check_final(
     if now_us < record.period_end_us or (now_us < due_us and not early):
         hours = -(-(max(record.period_end_us, 0 if early else due_us) - now_us) // HOUR_US)
         raise BadArgument(f"draft {record.id} stays open for {hours} hours", name="draft", value=record.id)
+    if record.made_us < record.period_end_us:
+        raise BadArgument(
+            f"draft {record.id} was made while its month ran: draft again", name="draft", value=record.id
+        )
     if record.customer_snapshot != customer_snapshot(customer):
         raise BadArgument(f"{record.tenant!r} changed: draft again", name="draft", value=record.id)
     if record.seller_snapshot != seller_snapshot(seller):

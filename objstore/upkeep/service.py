@@ -12,6 +12,7 @@
     reserved    every minute        room that dead uploads had reserved (objects/reservations.py, so too)
     sweep       every day           the audit of live bytes
     metering    every minute        hours that are over become usage records
+    invoices    every hour          drafts become final, and who does not pay is dunned
 
 Concurrency: one asyncio task per service, at most one run of each at a time; those that could disturb each
 other (repair, rebalance, scrub, compaction and trash move or remove files) take turns under one lock. A
@@ -35,6 +36,7 @@ from objstore.upkeep import compaction, scrub, trash
 from objstore.upkeep.claims import Claim
 from objstore.upkeep.context import Context
 from objstore.upkeep.damage import Checks, note_lost
+from objstore.upkeep.invoicing import Invoicing
 from objstore.upkeep.metering import Metering
 from objstore.upkeep.plans import Damage
 from objstore.upkeep.rebalance import DEFAULT_RULES as REBALANCE_RULES
@@ -80,6 +82,7 @@ class Periods(msgspec.Struct, frozen=True, kw_only=True):
     reserved_s: float = 60.0
     sweep_s: float = 86_400.0
     metering_s: float = 60.0
+    invoices_s: float = 3_600.0
 
     def scaled(self, factor: float) -> "Periods":
         """Everything but the scrub, whose pace is a promise of its own, `factor` times as far apart."""
@@ -95,6 +98,7 @@ class Periods(msgspec.Struct, frozen=True, kw_only=True):
             "reserved_s",
             "sweep_s",
             "metering_s",
+            "invoices_s",
         )
         return msgspec.structs.replace(self, **{name: getattr(self, name) * factor for name in names})
 
@@ -142,6 +146,7 @@ class Service:
         self._audit = LiveBytesAudit(ctx)
         self._sweep = Sweep(ctx, [self._audit], sleep=sleep)
         self.metering = Metering(ctx.kv, ctx.clock, ctx.crash_point)
+        self._invoicing = Invoicing(ctx.kv, ctx.clock, ctx.alarms)
         self._files = asyncio.Lock()  # Held by whoever moves or removes fragment files.
         self._tasks: list[asyncio.Task[None]] = []
         self._held = asyncio.Event()
@@ -168,6 +173,7 @@ class Service:
             "scrub": (self.scrub, periods.scrub_s),
             "sweep": (self.sweep, periods.sweep_s),
             "metering": (self.metering.run, periods.metering_s),
+            "invoices": (self._invoicing.run, periods.invoices_s),
         }
         if self._sweep_doomed is not None:
             loops["doomed"] = (self.doomed, periods.doomed_s)

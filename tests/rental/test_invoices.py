@@ -181,6 +181,17 @@ async def test_a_draft_whose_customer_or_seller_changed_is_made_again_before_it_
     assert decode(final.customer_snapshot, CustomerRecord).legal_name == "Acme Algérie SARL"
 
 
+async def test_a_draft_that_was_made_while_its_month_ran_is_made_again_before_it_is_final() -> None:
+    kv = await a_market()
+    end_us = MARCH.end_s * SECOND_US
+    early = await a_draft(kv, "acme", [line(100)], now_us=end_us - 1)
+    with pytest.raises(BadArgument, match="while its month ran"):
+        await finalise(kv, [early.id], now_us=ISSUED_US)
+    again = await a_draft(kv, "acme", [line(100)], now_us=end_us)  # Nothing came since: it says so now.
+    assert (again.id, again.made_us) == (early.id, end_us)
+    assert (await finalise(kv, [early.id], now_us=ISSUED_US))[0].number == "FA-2026-000001"
+
+
 async def test_an_administration_gets_no_invoice_without_its_purchase_order() -> None:
     kv = await a_market("other")
     await a_customer(kv, "town", "administration")
