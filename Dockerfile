@@ -19,8 +19,8 @@ LABEL org.opencontainers.image.title="objstore" \
       org.opencontainers.image.description="An S3-compatible, erasure-coded object store" \
       org.opencontainers.image.licenses="Apache-2.0"
 # tini hands signals on and reaps; libisal2 computes the erasure code 20 to 40 times faster; invoices are printed in
-# DejaVu Sans. The image of Python
-# comes without bytecode, and the store's user may not write any: every start and health check would compile it.
+# DejaVu Sans. The image of Python comes without bytecode, and the store's user may not write any: every start and
+# health check would compile it.
 RUN apt-get update \
  && apt-get install -y --no-install-recommends tini libisal2 fonts-dejavu-core \
  && rm -rf /var/lib/apt/lists/* \

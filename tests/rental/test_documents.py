@@ -5,6 +5,7 @@ import hashlib
 import re
 import shutil
 import subprocess
+import sys
 import threading
 from decimal import Decimal
 from fractions import Fraction
@@ -443,6 +444,15 @@ async def test_a_document_that_fails_fails_alone() -> None:
         assert (await printer.render(document())).startswith(b"%PDF")
     finally:
         printer.close()
+
+
+def test_a_worker_that_prints_nothing_holds_none_of_what_printing_needs() -> None:
+    program = (
+        "import sys, objstore.rental.words, objstore.rental.focus, objstore.rental.documents.pdf;"
+        "print(*sorted({'typst', 'babel', 'num2words', 'pyarrow'} & sys.modules.keys()))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=60, check=True)
+    assert done.stdout.split() == []
 
 
 def test_lines_without_a_price_or_a_project_are_printed_too(typesetter: Typesetter) -> None:
