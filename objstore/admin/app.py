@@ -1,4 +1,4 @@
-"""The admin port: health, metrics and the API that the command line uses.
+"""The admin port: health, metrics, and what operates the store; the rest of the API is `admin/gate.py`'s.
 
 It says who may (the token; health is open, metrics if the operator wants it so) and turns requests into
 calls of what it was given. It knows no process and no socket file: `processes/upkeep.py` hands it functions.
@@ -9,6 +9,7 @@ Concurrency: one event loop, the upkeep process's. Every answer is small; no req
 import hmac
 import json
 import logging
+import os
 import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,10 @@ from typing import Any
 
 from aiohttp import web
 
+from objstore.admin.gate import Gate
+from objstore.admin.problems import Problem as Problem
+from objstore.admin.problems import problem_answer
+from objstore.audit.log import Deed
 from objstore.errors import BadArgument, Rejected, StoreError, Unavailable
 
 log = logging.getLogger(__name__)
@@ -106,27 +111,14 @@ class Admin:
     volume: Callable[[int], Awaitable[Json]]
     check_volumes: Callable[[list[int]], Awaitable[Json]]  # Ids; none: the damaged ones.
     check: Callable[[], Awaitable[Json]]  # The check under way, or the last one.
-    tenants: Callable[[], Awaitable[list[Json]]]
-    tenant: Callable[[str], Awaitable[Json]]  # With its users and buckets.
-    users: Callable[[], Awaitable[list[Json]]]
-    create_user: Callable[[str, str, str], Awaitable[Json]]  # Name, tenant, email.
-    keys: Callable[[], Awaitable[list[Json]]]
-    create_key: Callable[[str, str], Awaitable[Json]]  # User, comment.
-    set_disabled: Callable[[str, str, bool], Awaitable[Json]]  # "tenants", "users" or "keys"; which one.
     clustered: ClusterAdmin | None = None  # None: one machine.
     nodes: NodesAdmin | None = None
     sites: SitesAdmin | None = None
     residency: ResidencyAdmin | None = None
     layout: LayoutAdmin | None = None
-
-
-class Problem(Exception):
-    """An answer that is an error: status and words."""
-
-    def __init__(self, status: int, detail: str) -> None:
-        super().__init__(detail)
-        self.status = status
-        self.detail = detail
+    gate: Gate | None = None  # The versioned API: tenants, users, keys and what is rented.
+    # What is about to be done by a request with the token, or what became of it: for the audit log.
+    note: Callable[[Deed, str], Awaitable[None]] | None = None
 
 
 def handler(admin: Admin) -> Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]:
@@ -137,17 +129,14 @@ def handler(admin: Admin) -> Callable[[web.BaseRequest], Awaitable[web.StreamRes
         try:
             return await _dispatch(admin, routes, request)
         except Problem as problem:
-            return _problem(problem.status, problem.detail)
-        except Rejected as failure:
-            return _problem(400 if isinstance(failure, BadArgument) else 409, str(failure))
-        except Unavailable as failure:
-            return _problem(503, str(failure))
+            return problem_answer(problem.status, problem.detail, problem.errors)
         except StoreError as failure:
-            log.error("admin request failed", extra={"path": request.path, "failure": repr(failure)})
-            return _problem(500, str(failure))
+            if (status := _status_of(failure)) == 500:
+                log.error("admin request failed", extra={"path": request.path, "failure": repr(failure)})
+            return problem_answer(status, str(failure))
         except Exception:
             log.exception("admin request failed", extra={"path": request.path})
-            return _problem(500, "a bug; see the store's log")
+            return problem_answer(500, "a bug; see the store's log")
 
     return handle
 
@@ -198,30 +187,6 @@ def _routes(admin: Admin) -> list[Route]:
 
     async def verify_disk(request: web.BaseRequest, parts: Sequence[str]) -> web.StreamResponse:
         return _json(await admin.verify_disk(int(parts[0])))
-
-    async def tenants(request: web.BaseRequest, parts: Sequence[str]) -> web.StreamResponse:
-        return _json({"tenants": await admin.tenants()})
-
-    async def tenant(request: web.BaseRequest, parts: Sequence[str]) -> web.StreamResponse:
-        return _json(await admin.tenant(parts[0]))
-
-    async def users(request: web.BaseRequest, parts: Sequence[str]) -> web.StreamResponse:
-        return _json({"users": await admin.users()})
-
-    async def create_user(request: web.BaseRequest, parts: Sequence[str]) -> web.StreamResponse:
-        given = await _body(request, required=("name", "tenant"), optional=("email",))
-        return _json(await admin.create_user(given["name"], given["tenant"], given.get("email", "")), 201)
-
-    async def keys(request: web.BaseRequest, parts: Sequence[str]) -> web.StreamResponse:
-        return _json({"keys": await admin.keys()})
-
-    async def create_key(request: web.BaseRequest, parts: Sequence[str]) -> web.StreamResponse:
-        given = await _body(request, required=("user",), optional=("comment",))
-        return _json(await admin.create_key(given["user"], given.get("comment", "")), 201)
-
-    async def set_disabled(request: web.BaseRequest, parts: Sequence[str]) -> web.StreamResponse:
-        kind, which, verb = parts
-        return _json(await admin.set_disabled(kind, which, verb == "disable"))
 
     async def add_disk(request: web.BaseRequest, parts: Sequence[str]) -> web.StreamResponse:
         given = await _body(request, required=("path",), optional=())
@@ -433,17 +398,18 @@ def _routes(admin: Admin) -> list[Route]:
         route("POST", "/api/v1/audit/residency", begin_audit),
         route("GET", "/api/v1/audit/residency", audit),
         route("GET", "/api/v1/audit/residency/volumes", audited_volumes),
-        route("GET", "/api/v1/tenants", tenants),
-        route("GET", f"/api/v1/tenants/{name}", tenant),
-        route("GET", "/api/v1/users", users),
-        route("POST", "/api/v1/users", create_user),
-        route("GET", "/api/v1/keys", keys),
-        route("POST", "/api/v1/keys", create_key),
-        route("POST", f"/api/v1/(tenants|users|keys)/{name}/(disable|enable)", set_disabled),
     ]
 
 
+def _status_of(failure: StoreError) -> int:
+    if isinstance(failure, Rejected):
+        return 400 if isinstance(failure, BadArgument) else 409
+    return 503 if isinstance(failure, Unavailable) else 500
+
+
 async def _dispatch(admin: Admin, routes: Sequence[Route], request: web.BaseRequest) -> web.StreamResponse:
+    if admin.gate is not None and (answer := await admin.gate.answer(request)) is not None:
+        return answer
     found = False
     allowed = _has_token(admin, request)
     for route in routes:
@@ -452,10 +418,48 @@ async def _dispatch(admin: Admin, routes: Sequence[Route], request: web.BaseRequ
             continue
         found = True
         if request.method == route.method or (request.method == "HEAD" and route.method == "GET"):
+            if request.method == "POST":
+                return await _noted(admin, route, request, match.groups())
             return await route.verb(request, match.groups())
     if not found and not allowed:  # Whether the path exists is not for strangers.
-        raise Problem(401, "the admin token is needed: Authorization: Bearer TOKEN (objstore token shows it)")
+        raise Problem(
+            401, "a token is needed: Authorization: Bearer TOKEN (objstore token shows the admin token)"
+        )
     raise Problem(405 if found else 404, f"no {request.method} {request.path} here")
+
+
+async def _noted(
+    admin: Admin, route: Route, request: web.BaseRequest, parts: Sequence[str]
+) -> web.StreamResponse:
+    """An act on machines: in the audit log before it begins and when it has ended.
+
+    What keeps a store alive is not kept from being done by a log that cannot be written: metadata may be the
+    very thing that is to be mended. Then the act is in the process's log only.
+    """
+    deed = Deed(
+        who="operator",
+        action=route.verb.__name__,
+        target=request.path.removeprefix("/api/v1/"),
+        source=request.remote or "",
+        request=os.urandom(8).hex(),
+    )
+    await _note(admin, deed, "begun")
+    try:
+        answer = await route.verb(request, parts)
+    except Exception as failure:
+        await _note(admin, deed, f"failed: {failure}")
+        raise
+    await _note(admin, deed, "done")
+    return answer
+
+
+async def _note(admin: Admin, deed: Deed, outcome: str) -> None:
+    try:
+        if admin.note is not None:
+            await admin.note(deed, outcome)
+    except StoreError as failure:
+        facts = {"action": deed.action, "target": deed.target, "outcome": outcome, "failure": repr(failure)}
+        log.warning("administrative act not recorded", extra=facts)
 
 
 def _has_token(admin: Admin, request: web.BaseRequest) -> bool:
@@ -497,14 +501,4 @@ def _json(content: Json, status: int = 200) -> web.Response:
         status=status,
         body=json.dumps(content, default=str).encode(),
         headers={"Content-Type": "application/json", "Cache-Control": "no-store"},
-    )
-
-
-def _problem(status: int, detail: str) -> web.Response:
-    """RFC 9457."""
-    headers = {"Content-Type": "application/problem+json", "Cache-Control": "no-store"}
-    if status == 401:
-        headers["WWW-Authenticate"] = "Bearer"
-    return web.Response(
-        status=status, body=json.dumps({"status": status, "detail": detail}).encode(), headers=headers
     )

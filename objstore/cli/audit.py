@@ -5,11 +5,12 @@ import sys
 import time
 from collections.abc import Iterator
 from typing import Annotated, Any, Final
+from urllib.parse import urlencode
 
 import typer
 
 from objstore.cli.output import DEGRADED, FAILURE, OK, REFUSED
-from objstore.cli.store import Store, asks, quoted
+from objstore.cli.store import PAGE, Store, asks, quoted
 
 LOOK_S: Final = 0.2
 CODES: Final = {"proven": OK, "incomplete": DEGRADED, "violated": REFUSED}
@@ -18,9 +19,50 @@ FINDING_COLUMNS: Final = ("volume", "index", "disk", "site", "trash", "policy", 
 audit_app = typer.Typer(help="What an auditor is shown.", no_args_is_help=True)
 
 
-@audit_app.callback()
-def _group() -> None:
-    """So that `residency` is a command of a group, and others may come."""
+@audit_app.command("list")
+@asks
+def acts(
+    store: Store,
+    since: Annotated[str, typer.Option(help="A moment, as 2026-11-22T08:00:00Z.", show_default=False)] = "",
+    who: Annotated[str, typer.Option(help="A user's name, or operator.", show_default=False)] = "",
+    what: Annotated[str, typer.Option(help="A part of action or target.", show_default=False)] = "",
+    limit: Annotated[int, typer.Option(help="At most so many, the newest.", min=1)] = 100,
+) -> None:
+    """Administrative acts, newest first: who did what, when, from where, and what became of it."""
+    found: list[dict[str, Any]] = []
+    cursor: str | None = ""
+    while cursor is not None and len(found) < limit:
+        asked = {"since": since, "who": who, "what": what, "cursor": cursor, "limit": min(limit, PAGE)}
+        page = store.get("/api/v1/audit?" + urlencode({name: one for name, one in asked.items() if one}))
+        found += page["items"]
+        cursor = page["next"]
+    columns = ("sequence", "at", "who", "action", "target", "outcome", "source")
+    store.show(found[:limit], *columns)
+
+
+@audit_app.command("verify")
+@asks
+def verify(
+    store: Store,
+    anchor: Annotated[
+        str, typer.Option(help="What an earlier verification printed, kept elsewhere.", show_default=False)
+    ] = "",
+) -> None:
+    """Whether the log of administrative acts is what was written: nothing edited, removed, moved, cut off.
+
+    Prints an anchor: keep it outside the store, and give it to the next verification. Ends with 4 if
+    something is wrong."""
+    upto = ""
+    while True:
+        asked = urlencode({name: one for name, one in (("after", upto), ("anchor", anchor)) if one})
+        found = store.get(f"/api/v1/audit/verify?{asked}")
+        upto = found["upto"]
+        if found["finding"]:
+            store.show([found], "finding", "records", "upto")
+            raise SystemExit(REFUSED)
+        if found["finished"]:
+            break
+    store.tell(f"{found['records']} records, nothing wrong. Anchor to keep: {upto}", found)
 
 
 @audit_app.command("residency")

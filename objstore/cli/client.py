@@ -112,8 +112,15 @@ class AdminClient:
         *,
         token: bool = True,
         accept_errors: bool = False,
+        whole: bool = False,
     ) -> tuple[int, Any]:
-        """Raises: Unreachable, Refused."""
+        """Status and answer, decoded where it is JSON.
+
+        Args:
+            whole: the answer is a file: bytes.
+
+        Raises: Unreachable, Refused.
+        """
         host, port = host_and_port(self._listen, "admin address")
         if host in ("0.0.0.0", "::"):  # noqa: S104  (It listens everywhere; we are one of these places.)
             host = "127.0.0.1" if host == "0.0.0.0" else "::1"  # noqa: S104
@@ -142,6 +149,8 @@ class AdminClient:
             ) from None
         finally:
             connection.close()
+        if whole and response.status < 400:
+            return response.status, answer
         try:
             document = json.loads(answer) if answer else None
         except ValueError:

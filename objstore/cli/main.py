@@ -7,7 +7,7 @@ import typer
 
 from objstore import __version__
 from objstore.cli import health
-from objstore.cli.accounts import key_app, tenant_app, user_app
+from objstore.cli.accounts import key_app, project_app, seller_app, tenant_app, user_app
 from objstore.cli.audit import audit_app
 from objstore.cli.client import ConfigOption, DataOption, Refused, Unreachable, settings
 from objstore.cli.cluster import cluster_app
@@ -109,6 +109,8 @@ for group, name in (
     (cluster_app, "cluster"),
     (config_app, "config"),
     (tenant_app, "tenant"),
+    (seller_app, "seller"),
+    (project_app, "project"),
     (user_app, "user"),
     (key_app, "key"),
     (disk_app, "disk"),

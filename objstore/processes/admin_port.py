@@ -3,6 +3,7 @@
 Concurrency: one event loop; nothing here changes but the last usage and status seen, for the metrics.
 """
 
+import asyncio
 import json
 import logging
 import os
@@ -12,55 +13,31 @@ from pathlib import Path
 from typing import Any, Final
 
 from objstore import __version__
+from objstore.admin import repeats
 from objstore.admin.app import Admin, Problem
+from objstore.admin.gate import Gate
+from objstore.admin.resources import TABLE
+from objstore.admin.routes import Services
+from objstore.audit.log import note
 from objstore.blobs.survey import survey
 from objstore.blobs.topology import DEFAULT_POLICY
-from objstore.clock import utc_text
+from objstore.clock import SystemClock, utc_text
 from objstore.errors import StoreError
-from objstore.iam.directory import Directory
-from objstore.meta.schema import AccessKeyRecord, TenantRecord, UserRecord
 from objstore.metrics import Accumulator, Family, Labels, counter, gauge, render
 from objstore.node.disk import DiskState, Usage
-from objstore.objects.buckets import list_buckets
 from objstore.objects.ledger import DRAINING, GIVEN_UP
 from objstore.processes import doctor, volumes
 from objstore.processes.control import ask, processes, slow_disks
 from objstore.processes.disks import DiskSet
 from objstore.processes.engine import is_shared
-from objstore.processes.parts import Parts
+from objstore.processes.parts import Parts, directory_of
 from objstore.processes.salvage_copies import Copies
 from objstore.processes.stopping import Stopping
 from objstore.upkeep.service import Service
 
 log = logging.getLogger(__name__)
 
-
-LISTED_MAX: Final = 100_000  # Tenants, users, keys or buckets in one answer.
-
-
-def tenant_facts(record: TenantRecord) -> dict[str, Any]:
-    return {"name": record.name, "disabled": record.disabled, "created": utc_text(record.created_us / 1e6)}
-
-
-def user_facts(record: UserRecord) -> dict[str, Any]:
-    return {
-        "name": record.name,
-        "tenant": record.tenant,
-        "root": record.root,
-        "disabled": record.disabled,
-        "created": utc_text(record.created_us / 1e6),
-        "email": record.email,
-    }
-
-
-def key_facts(access_key: str, record: AccessKeyRecord) -> dict[str, Any]:
-    return {
-        "access_key": access_key,
-        "user": record.user,
-        "disabled": record.disabled,
-        "created": utc_text(record.created_us / 1e6),
-        "comment": record.comment,
-    }
+SWEEP_SECONDS: Final = 3_600.0
 
 
 def _rebalance_words(status: dict[str, Any]) -> str:
@@ -71,13 +48,34 @@ def _rebalance_words(status: dict[str, Any]) -> str:
     return "even" if status["even"] else "uneven"
 
 
+def gate_of(parts: Parts) -> Gate:
+    """The versioned API over a process's metadata."""
+    spec = parts.spec
+    services = Services(
+        directory=lambda kv: directory_of(parts, kv),
+        endpoint=spec.endpoint,
+        region=spec.config.server.region,
+        randomness=os.urandom,
+    )
+    return Gate(TABLE, parts.kv, services, token=spec.token, clock=SystemClock())
+
+
+async def sweep_repeats(parts: Parts) -> None:
+    """Once an hour the records of Idempotency-Keys that have expired go. Never returns."""
+    while True:
+        await asyncio.sleep(SWEEP_SECONDS)
+        try:
+            await repeats.sweep(parts.kv, now_us=SystemClock().now_us())
+        except StoreError as failure:
+            log.warning("expired requests were not swept", extra={"failure": repr(failure)})
+
+
 class AdminPort:
     """What the admin port's functions are, over this process's parts."""
 
     def __init__(
         self,
         parts: Parts,
-        directory: Directory,
         service: Service,
         copies: Copies,
         disk_set: DiskSet,
@@ -88,13 +86,14 @@ class AdminPort:
         self._stopping = stopping
         self._service = service
         self._parts = parts
-        self._directory = directory
         self._spec = parts.spec
+        self._gate = gate_of(parts)
         self._totals = Accumulator()
         self._usage: dict[int, Usage] = {}
         self._upkeep: dict[str, Any] = {}  # The services' status, as of the last scrape.
 
     def admin(self) -> Admin:
+        clock = SystemClock()
         return Admin(
             token=self._spec.token,
             metrics_public=self._spec.config.metrics.public,
@@ -116,15 +115,10 @@ class AdminPort:
             volume=self.volume,
             check_volumes=self.check_volumes,
             check=self.check,
-            tenants=self.tenants,
-            tenant=self.tenant,
-            users=self.users,
-            create_user=self.create_user,
-            keys=self.keys,
             upkeep=self._service.status,
             copy_metadata=self.copy_metadata,
-            create_key=self.create_key,
-            set_disabled=self.set_disabled,
+            gate=self._gate,
+            note=lambda deed, outcome: note(self._parts.kv, deed, clock, outcome),
         )
 
     # Health.
@@ -264,67 +258,6 @@ class AdminPort:
     async def copy_metadata(self) -> dict[str, Any]:
         about = await self._copies.take()
         return {"bytes": about.size, "began": utc_text(about.began_us / 1e6)}
-
-    # Tenants, users and keys.
-
-    async def tenants(self) -> list[dict[str, Any]]:
-        return [tenant_facts(record) for record in await self._directory.list_tenants(limit=LISTED_MAX)]
-
-    async def tenant(self, name: str) -> dict[str, Any]:
-        record = await self._directory.find_tenant(name)
-        users = await self._directory.list_users(tenant=name, limit=LISTED_MAX)
-        keys: dict[str, list[bool]] = {user.name: [] for user in users}  # User -> is each key disabled?
-        for _, key in await self._directory.list_keys(limit=LISTED_MAX):
-            if key.user in keys:
-                keys[key.user].append(key.disabled)
-        buckets, _ = await list_buckets(self._parts.store, name, prefix="", after="", limit=LISTED_MAX)
-        return {
-            "facts": tenant_facts(record),
-            "users": [
-                {
-                    "user": user.name,
-                    "disabled": user.disabled,
-                    "keys": len(keys[user.name]),
-                    "disabled_keys": sum(keys[user.name]),
-                }
-                for user in users
-            ],
-            "buckets": [
-                {"bucket": bucket, "created": utc_text(one.created_us / 1e6), "owner": one.owner}
-                for bucket, one in buckets
-            ],
-        }
-
-    async def users(self) -> list[dict[str, Any]]:
-        return [user_facts(record) for record in await self._directory.list_users(limit=LISTED_MAX)]
-
-    async def create_user(self, name: str, tenant: str, email: str) -> dict[str, Any]:
-        if tenant not in {one.name for one in await self._directory.list_tenants(limit=LISTED_MAX)}:
-            await self._directory.create_tenant(tenant)
-        return user_facts(await self._directory.create_user(name, tenant=tenant, email=email))
-
-    async def keys(self) -> list[dict[str, Any]]:
-        found = await self._directory.list_keys(limit=LISTED_MAX)
-        return [key_facts(access_key, record) for access_key, record in found]
-
-    async def create_key(self, user: str, comment: str) -> dict[str, Any]:
-        access_key, secret = await self._directory.create_key(user, comment=comment)
-        return {
-            "access_key": access_key,
-            "secret_key": secret,
-            "user": user,
-            "endpoint": self._spec.endpoint,
-            "region": self._spec.config.server.region,
-        }
-
-    async def set_disabled(self, kind: str, which: str, disabled: bool) -> dict[str, Any]:
-        """Of a tenant, a user or a key; `kind` as in the path."""
-        if kind == "tenants":
-            return tenant_facts(await self._directory.set_tenant_disabled(which, disabled))
-        if kind == "users":
-            return user_facts(await self._directory.set_user_disabled(which, disabled))
-        assert kind == "keys"
-        return key_facts(which, await self._directory.set_key_disabled(which, disabled))
 
     # The whole.
 

@@ -23,6 +23,7 @@ from objstore.meta.schema import DiskRecord
 from objstore.metrics import Family, Labels, Registry, counter, gauge
 from objstore.node.fragments import Seal
 from objstore.node.slowness import Slowness
+from objstore.objects.adoption import note_unmetered
 from objstore.objects.ledger import MetaLedger
 from objstore.objects.store import Store
 from objstore.processes.control import EJECTED
@@ -144,6 +145,7 @@ async def open_parts(spec: Spec, registry: Registry) -> Parts:
         carried_size_max=0 if is_shared(spec) else config.blobs.carried_size_max,
     )
     store.placing.layout = await ledger.layout()
+    await note_unmetered(store)
     parts = Parts(
         spec=spec,
         disks=disks,

@@ -17,9 +17,10 @@ import uvloop
 from objstore.admin import server as admin_server
 from objstore.admin.snippets import SNIPPETS
 from objstore.iam.directory import Directory
+from objstore.meta.kv import Kv
 from objstore.metrics import Registry
-from objstore.objects import carrying, doomed, reservations
-from objstore.processes.admin_port import AdminPort
+from objstore.objects import adoption, carrying, doomed, reservations
+from objstore.processes.admin_port import AdminPort, sweep_repeats
 from objstore.processes.control import serve_metrics
 from objstore.processes.disks import DiskSet
 from objstore.processes.engine import is_shared
@@ -78,7 +79,7 @@ async def _serve(
     copies = Copies(parts)
     disk_set = DiskSet(parts, link)
     stopping = Stopping(parts, service)
-    port = AdminPort(parts, directory, service, copies, disk_set, stopping)
+    port = AdminPort(parts, service, copies, disk_set, stopping)
     registry.include(port.own_families)
     sites = Sites(parts, service)
     registry.include(sites.families)
@@ -87,7 +88,7 @@ async def _serve(
 
     config = spec.config
     tasks: list[asyncio.Task[None]] = [
-        loop.create_task(mind(parts)) for mind in (follow_disks, judge_slowness)
+        loop.create_task(mind(parts)) for mind in (follow_disks, judge_slowness, sweep_repeats)
     ]
     if spec.cluster.term and not is_shared(spec):
         from objstore.processes.founder import follow_nodes, mark_founder
@@ -153,6 +154,7 @@ def _service(parts: Parts) -> Service:
         alive=alive_of(parts),
         sweep_doomed=lambda kv: doomed.sweep(replace(store, kv=kv)),
         pack_carried=lambda kv: carrying.pack_left_behind(replace(store, kv=kv)),
+        adopt=lambda kv: _adopt(parts, kv),
         release_reserved=lambda kv: reservations.release_expired(replace(store, kv=kv)),
         periods=Periods(scrub_round_s=config.scrub_days * 86_400).scaled(config.period_factor),
         compaction_rules=CompactionRules(garbage_share=config.garbage_percent / 100),
@@ -164,6 +166,13 @@ def _service(parts: Parts) -> Service:
             tolerance=config.rebalance_percent / 100,
         ),
     )
+
+
+async def _adopt(parts: Parts, kv: Kv) -> int:
+    """Not while a process of a release without meters may write: what it changes would not be counted."""
+    if parts.writers is not None and not await parts.writers.all_count():
+        return 0
+    return await adoption.adopt(replace(parts.store, kv=kv))
 
 
 async def _bootstrap(link: Link, parts: Parts, directory: Directory) -> None:

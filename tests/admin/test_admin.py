@@ -17,7 +17,7 @@ def test_nothing_but_health_is_told_without_the_token(store_server: Server, path
     for token in (None, "wrong", "é"):
         status, answer = store_server.admin("GET", path, token=token)
         assert status == 401
-        assert "admin token" in answer["detail"]
+        assert "token is needed" in answer["detail"]
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -38,15 +38,16 @@ def test_an_unknown_path_and_a_wrong_method_are_told_apart(store_server: Server)
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (None, "not JSON"),
-        ([], "JSON object"),
-        ({"name": 1, "tenant": "a"}, "JSON object of strings"),
+        (None, "name is missing"),
+        ([], "Expected `object`"),
+        ({"name": 1, "tenant": "a"}, "Expected `str`"),
         ({"tenant": "a"}, "name is missing"),
         ({"name": "x", "tenant": "a", "colour": "red"}, "unknown field colour"),
         ({"name": "../x", "tenant": "a"}, "a user's name"),
         ({"name": "x", "tenant": "A B"}, "a tenant's name"),
         ({"name": "root", "tenant": "default"}, "exists"),
-        ({"name": "x", "tenant": "a", "email": "\ud800"}, "cannot be printed"),
+        ({"name": "x", "tenant": "a", "email": "\ud800"}, "not JSON"),
+        ({"name": "x", "tenant": "a", "email": "\u0007"}, "cannot be printed"),
     ],
 )
 def test_a_bad_request_is_answered_in_words(store_server: Server, content: object, words: str) -> None:
@@ -85,6 +86,17 @@ def test_every_user_that_can_be_made_can_be_disabled(store_server: Server) -> No
     assert store_server.admin("POST", "/api/v1/users", {"name": name, "tenant": "odd"})[0] == 201
     status, user = store_server.admin("POST", f"/api/v1/users/{name}/disable")
     assert (status, user["disabled"]) == (200, True)
+
+
+def test_what_is_done_to_machines_is_in_the_audit_log_before_and_after(store_server: Server) -> None:
+    assert store_server.admin("POST", "/api/v1/meta/copy")[0] == 200
+    assert store_server.admin("POST", "/api/v1/disks/999/verify")[0] == 404
+    acts = store_server.admin("GET", "/api/v1/audit?limit=1000")[1]["items"]
+    outcomes = {(act["action"], act["target"], act["outcome"]) for act in acts}
+    assert {("copy_metadata", "meta/copy", words) for words in ("begun", "done")} <= outcomes
+    assert ("verify_disk", "disks/999/verify", "failed: there is no disk 999") in outcomes
+    verdict = store_server.admin("GET", "/api/v1/audit/verify")[1]
+    assert (verdict["finished"], verdict["finding"]) == (True, "")
 
 
 def test_one_scrape_counts_the_requests_of_all_workers(store_server: Server) -> None:
