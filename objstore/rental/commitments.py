@@ -40,6 +40,15 @@ class Overage:
     unit_price: Decimal  # A unit and month, in the lease's unit.
 
 
+class Charge(NamedTuple):
+    """What of a commitment one invoice asks for."""
+
+    month: Month
+    begin_s: int
+    end_s: int
+    byte_seconds: int  # Negative: given back, since it was billed in advance and the lease ended.
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Commitment:
     """What of a lease is rated."""
@@ -55,6 +64,7 @@ class Commitment:
     billed_until_s: int = 0  # Its charge stands on invoices up to here; 0: on none.
     overage: Overage | None = None  # None: what is stored is not rated, as on dedicated nodes.
     product: str = "storage"
+    charged: tuple[Charge, ...] | None = None  # By the month's own invoice, which is final: as it stands.
 
     def __post_init__(self) -> None:
         _require(self.unit in BYTES, "unit", f"one of {', '.join(BYTES)}", self.unit)
@@ -86,15 +96,6 @@ class Commitment:
             for step, end in zip(self.steps, ends, strict=True)
         ]
         return [span for span in clipped if span[0] < span[1]]
-
-
-class Charge(NamedTuple):
-    """What of a commitment one invoice asks for."""
-
-    month: Month
-    begin_s: int
-    end_s: int
-    byte_seconds: int  # Negative: given back, since it was billed in advance and the lease ended.
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,8 +145,10 @@ def charges(commitment: Commitment, month: Month) -> list[Charge]:
 
     In arrears: all until the month's end that is not billed yet. In advance: until the end of the next one.
     So a lease that was signed after last month's invoice is caught up with. What was billed beyond an end
-    that came early is given back.
+    that came early is given back. What a final invoice has charged is not decided again.
     """
+    if commitment.charged is not None:
+        return list(commitment.charged)
     last = month.following() if commitment.billing == "advance" else month
     begin_s = max(commitment.begin_s, commitment.billed_until_s)
     end_s = min(commitment.end_s, last.end_s)

@@ -138,6 +138,13 @@ def test_a_card_that_makes_no_sense_is_refused_with_the_field_and_the_rule(
         parse_plan(CARD.replace(old, new, 1))
 
 
+def test_tiers_end_one_above_the_other() -> None:
+    for bounds in (("5", "5"), ("5", "4"), ("0", "4")):
+        ladder = tiers(*[(bound, "1") for bound in bounds], (None, "1"))
+        with pytest.raises(BadArgument, match="up_to must be above that of the tier before"):
+            plan(rate(model="graduated", tiers=ladder))
+
+
 def test_two_prices_for_the_same_are_refused() -> None:
     with pytest.raises(BadArgument, match="one price for a meter, class and region"):
         plan(rate(), rate())

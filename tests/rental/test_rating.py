@@ -233,6 +233,12 @@ def test_a_price_that_names_the_class_or_region_goes_before_one_that_does_not() 
         assert [(line.unit_price, line.net) for line in rated.lines] == [(price, int(price) * 100)]
 
 
+def test_of_a_price_for_the_class_and_one_for_the_region_that_for_the_class_holds() -> None:
+    terms = plan(rate("3", region="oran"), rate("2", storage_class="COLD"))
+    usage = used(GB * MARCH.seconds, storage_class="COLD", region="oran")
+    assert [line.unit_price for line in rate_month(terms, usage, MARCH).lines] == ["2"]
+
+
 def test_use_without_a_price_is_not_billed_but_told() -> None:
     rated = rate_month(plan(rate()), used(7, "requests_a"), MARCH)
     assert rated.lines == ()
@@ -439,6 +445,12 @@ def test_a_record_of_another_month_or_tenant_or_twice_is_refused() -> None:
     with pytest.raises(AssertionError, match="already"):
         tally.add([good])
     assert tally.usage().total("storage") == 1
+
+
+def test_a_bucket_that_was_made_again_under_its_name_is_one_on_the_bill() -> None:
+    tally = Tally("acme", MARCH, regions={"photos": "oran"})
+    tally.add([(usage_key("acme", MARCH.first_hour, bucket), usage_value(5)) for bucket in (1, 2)])
+    assert tally.usage().totals == {UsageKey("", "photos", "", "storage", "oran"): 10}
 
 
 def test_months_follow_each_other_without_a_gap_and_know_their_hours() -> None:

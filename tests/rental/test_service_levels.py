@@ -4,6 +4,7 @@ from dataclasses import replace
 from decimal import Decimal
 from fractions import Fraction
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -193,6 +194,7 @@ def test_levels_come_back_from_metadata_and_senseless_ones_are_refused() -> None
         good[::-1],
         (CreditTier(below=Decimal("99.9"), credit=Decimal("0.1")),),
         (good[0], good[0]),
+        (good[0], msgspec.structs.replace(good[1], credit=good[0].credit)),
     ):
         with pytest.raises(BadArgument):
             check_level(ServiceLevel(id="x", tiers=tiers))
