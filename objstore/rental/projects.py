@@ -46,7 +46,7 @@ async def create_project(
         if await change.value(project_key(tenant, name)) is not None:
             raise BadArgument(f"{tenant!r} has a project {name!r}", name="project", value=name)
         change.put(project_key(tenant, name), record)
-        await _limit(change, tenant, name, check_limits(limits or UNLIMITED))
+        await limit_project(change, tenant, name, check_limits(limits or UNLIMITED))
         return record
 
     return await commit_change(kv, decide, what=f"project {name!r} of {tenant!r}")
@@ -72,13 +72,13 @@ async def change_project(
             record = msgspec.structs.replace(record, cost_centre=text)
         change.put(project_key(tenant, name), record)
         if limits is not None:
-            await _limit(change, tenant, name, check_limits(limits))
+            await limit_project(change, tenant, name, check_limits(limits))
         return record
 
     return await commit_change(kv, decide, what=f"project {name!r} of {tenant!r}")
 
 
-async def _limit(change: Change, tenant: str, name: str, limits: Limits) -> None:
+async def limit_project(change: Change, tenant: str, name: str, limits: Limits) -> None:
     """Raises: BadArgument (too many projects have limits)."""
     account = await change.record(account_key(tenant), AccountRecord) or AccountRecord()
     projects = {project: its for project, its in account.projects.items() if project != name}
