@@ -11,12 +11,14 @@ import msgspec
 
 from objstore.meta.kv import Add
 from objstore.meta.schema import (
+    AdoptionRecord,
     BucketRecord,
     Extra,
     Limits,
     ObjectRecord,
     access_key_key,
     account_key,
+    bucket_objects_key,
     decode,
 )
 from objstore.objects.placing import storage_class_of
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
 CACHED_ACCOUNTS_MAX: Final = 16_384
 STANDARD: Final = "STANDARD"
 SECOND_US: Final = 1_000_000
+ADOPTION: Final = "adoption"  # In a bucket's settings.
 
 
 async def open_account(store: "Store", tenant: str) -> Account:
@@ -91,6 +94,34 @@ def metered_class(extra: Extra | None) -> str:
     return "" if name == STANDARD else name
 
 
+def adoption_of(bucket: BucketRecord) -> AdoptionRecord | None:
+    """How far a bucket from before there were meters is adopted; None: all of it is metered."""
+    value = None if bucket.settings is None else bucket.settings.get(ADOPTION)
+    return None if value is None else decode(value, AdoptionRecord)
+
+
+def is_metered(bucket: BucketRecord) -> bool:
+    """Whether what changes in the bucket counts: not in one that waits for its adoption."""
+    adoption = adoption_of(bucket)
+    return adoption is None or adoption.begun_us > 0
+
+
+def is_counted(adoption: AdoptionRecord, raw_key: bytes, record: ObjectRecord) -> bool:
+    """Whether a version of a bucket that is being adopted is metered already."""
+    passed = adoption.begun_us > 0 and raw_key <= adoption.cursor
+    return passed or (record.extra is not None and record.extra.counted)
+
+
+def counted(record: ObjectRecord, bucket: BucketRecord) -> ObjectRecord:
+    """The record with a mark that its own commit counts it, where that is not a matter of course."""
+    adoption = adoption_of(bucket)
+    if adoption is None or not adoption.begun_us:
+        return record
+    return msgspec.structs.replace(
+        record, extra=msgspec.structs.replace(record.extra or Extra(), counted=True)
+    )
+
+
 def padded(record: ObjectRecord, raw_key: bytes, account: Account) -> ObjectRecord:
     """The record with what its class bills beyond its own bytes noted in it."""
     if not account.record.classes:
@@ -132,6 +163,13 @@ def charge(
         key_reserved: what of `reserved` counts for it.
     """
     at_s = at_us // SECOND_US
+    objects = (new is not None) - (old is not None)
+    adoption = adoption_of(bucket) if bucket.settings is not None else None
+    if adoption is not None:
+        if old is not None and not is_counted(adoption, raw_key, old):
+            old = None
+        if not adoption.begun_us:
+            new, key, requests = None, None, 0
     came = went = 0
     came_class = went_class = ""
     if new is not None:
@@ -152,6 +190,10 @@ def charge(
     else:
         count(add, bucket.id, came_class, at_s, stored=came, requests=requests)
     use(add, account, bucket, size=came - went - reserved, objects=(new is not None) - (old is not None))
+    if adoption is not None:  # The bucket's number of objects was right before there were meters.
+        add.pop(bucket_objects_key(bucket.id), None)
+        if objects:
+            add[bucket_objects_key(bucket.id)] = Add(objects, limits_of(bucket).objects_max)
     if old is not None and old.extra is not None and old.extra.access_key:
         add_key_use(add, old.extra.access_key, UNLIMITED, size=-went, objects=-1)
     if key is not None:
@@ -162,8 +204,8 @@ def charge(
 def use(
     add: dict[bytes, Add], account: Account, bucket: BucketRecord, *, size: int, objects: int = 0
 ) -> None:
-    """Count billed bytes and objects towards the limits that hold in a bucket."""
+    """Count billed bytes and objects towards the limits that hold in a bucket, if it is metered."""
     if bucket.settings is None:
         add_use(add, account, bucket.id, "", UNLIMITED, size=size, objects=objects)
-    else:
+    elif is_metered(bucket):
         add_use(add, account, bucket.id, project_of(bucket), limits_of(bucket), size=size, objects=objects)

@@ -43,7 +43,7 @@ from objstore.meta.schema import (
     encode,
     object_key,
 )
-from objstore.objects.accounting import charge, key_of, marked, open_account, open_key, padded
+from objstore.objects.accounting import charge, counted, key_of, marked, open_account, open_key, padded
 from objstore.objects.bodies import Kept
 from objstore.objects.buckets import read_bucket
 from objstore.objects.carrying import is_carried
@@ -287,6 +287,8 @@ async def change_object(
             if key is not None:
                 record = msgspec.structs.replace(record, extra=marked(record.extra, key))
             record = padded(record, place.raw_key, account)
+            if place.bucket.settings is not None:
+                record = counted(record, place.bucket)
 
         expect: dict[bytes, bytes | None] = {place.bucket_key: place.bucket_value, home: value}
         put: dict[bytes, bytes] = {}

@@ -30,7 +30,7 @@ from objstore.meta.schema import (
     upload_bytes_key,
     upload_generation_key,
 )
-from objstore.objects.accounting import SECOND_US, key_of, metered_class, open_account, use
+from objstore.objects.accounting import SECOND_US, is_metered, key_of, metered_class, open_account, use
 from objstore.objects.ledger import live_adds
 from objstore.objects.store import Store
 from objstore.rental.meters import count
@@ -56,6 +56,7 @@ async def abort(store: Store, name: str, bucket_value: bytes, bucket: BucketReco
         freed = counter(part_bytes)
         if freed:
             add[bucket_bytes_key(bucket.id)] = Add(-freed)
+        if freed and is_metered(bucket):
             use(add, await open_account(store, bucket.tenant), bucket, size=-freed)
             at_s = store.clock.now_us() // SECOND_US
             extra = decode(record, UploadRecord).extra

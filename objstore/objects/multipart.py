@@ -61,6 +61,7 @@ from objstore.meta.schema import (
 from objstore.objects import checksums, doomed
 from objstore.objects.accounting import (
     SECOND_US,
+    is_metered,
     key_of,
     marked,
     metered_class,
@@ -175,7 +176,8 @@ async def create_upload(
         )
         name = upload_key(place.bucket.id, place.raw_key, upload)
         add = {bucket_uploads_key(place.bucket.id): Add(1)}
-        count(add, place.bucket.id, metered_class(extra), now_us // SECOND_US, requests=1)
+        if is_metered(place.bucket):
+            count(add, place.bucket.id, metered_class(extra), now_us // SECOND_US, requests=1)
         try:
             await store.kv.commit(
                 Transaction(
@@ -316,12 +318,14 @@ async def publish_part(
             held, key_held = hold.record.size, hold.record.key_size
             expect[hold.key] = hold.value
             delete = (hold.key,)
-        use(add, place.account, place.bucket, size=delta - held)
         if key is not None:
             expect[key.key] = key.value
-            add_key_use(add, key.access_key, key.limits, size=delta - key_held)
-        storage_class = metered_class(record.extra)
-        count(add, place.bucket.id, storage_class, order // SECOND_US, stored=delta, requests=1)
+        if is_metered(place.bucket):
+            use(add, place.account, place.bucket, size=delta - held)
+            if key is not None:
+                add_key_use(add, key.access_key, key.limits, size=delta - key_held)
+            storage_class = metered_class(record.extra)
+            count(add, place.bucket.id, storage_class, order // SECOND_US, stored=delta, requests=1)
         try:
             await store.kv.commit(Transaction(expect, put, delete, add))
         except Conflict as conflict:

@@ -27,7 +27,7 @@ from objstore.meta.schema import (
     reservation_key,
     title_key,
 )
-from objstore.objects.accounting import limits_of, open_account, project_of
+from objstore.objects.accounting import is_metered, limits_of, open_account, project_of
 from objstore.rental.terms import QUOTA, UNLIMITED, Account, KeyAccount, add_key_use, add_use, quota_of
 
 if TYPE_CHECKING:
@@ -52,7 +52,10 @@ class Hold:
 
 def is_limited(account: Account, bucket: BucketRecord, key: KeyAccount | None) -> bool:
     """Whether any limit of what may be stored holds in this bucket, for this key."""
-    return account.limited or key is not None or (bucket.settings is not None and QUOTA in bucket.settings)
+    limited = account.limited or key is not None
+    if bucket.settings is None:
+        return limited
+    return (limited or QUOTA in bucket.settings) and is_metered(bucket)
 
 
 async def reserve(

@@ -4,6 +4,7 @@ import asyncio
 import os
 import resource
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from objstore.errors import StoreError, TooFewDisks, WeakerPromise
 from objstore.meta.client import MetaClient
 from objstore.meta.kv_lmdb import library_version
 from objstore.meta.schema import MemberRecord
+from objstore.objects.adoption import Unadopted, unadopted
 from objstore.processes.control import Snapshot, ask
 from objstore.processes.parts import Parts
 from objstore.processes.rotation import Rotation
@@ -23,6 +25,7 @@ FILES_WANTED = 16_384  # Open files per process: connections, and fragment files
 EXPIRY_DAYS = 14.0
 AUTHORITY_DAYS = 365.0  # Of the root of the machines' certificates, which has ten years.
 MEMBER_DAYS = 20.0  # Of a member's certificate: it is renewed 30 days before its end.
+NAMED_MAX = 10  # Buckets that a finding names.
 READER_LAG_MAX = 100_000  # Transactions. A read lives for one call: microseconds.
 KNOWN_LMDB = "0.9."  # Files of LMDB 1.0 differ.
 
@@ -53,6 +56,7 @@ async def examine(
         _space(disks),
         _codec(parts),
         *(await _engine(parts)),
+        *unmetered(await unadopted(parts.store)),
         *_certificates(parts.spec.config),
         *(master_keys(await Rotation.of(parts, parts.kv).needs())),
         *machines(await parts.store.ledger.members(), time.time()),
@@ -74,6 +78,22 @@ def master_keys(needs: dict[str, dict[str, int]]) -> list[Finding]:
             text = f"nothing needs master key {name} any more: take it out of security.other_master_keys"
             found.append(finding("master key", "ok", text))
     return found
+
+
+def unmetered(buckets: Sequence[Unadopted]) -> list[Finding]:
+    """Buckets from before there were meters: nothing of them is billed, and no quota holds in them."""
+    waiting = [bucket.name for bucket in buckets if not bucket.adoption.begun_us and bucket.uploads]
+    if waiting:
+        text = f"not metered yet, since uploads are under way in them: {', '.join(waiting[:NAMED_MAX])}"
+        remedy = "complete or abort the uploads: aws s3api list-multipart-uploads --bucket NAME"
+        return [finding("meters", "warning", text + _more(waiting), remedy)]
+    if buckets:
+        return [finding("meters", "ok", f"{len(buckets)} buckets from before there were meters are adopted")]
+    return [finding("meters", "ok", "every bucket is metered")]
+
+
+def _more(names: Sequence[str]) -> str:
+    return f" and {len(names) - NAMED_MAX} more" if len(names) > NAMED_MAX else ""
 
 
 def _processes(state: dict[str, Any]) -> list[Finding]:

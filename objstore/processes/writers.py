@@ -40,6 +40,7 @@ class WriterRecord(msgspec.Struct, frozen=True, array_like=True):
     format: int
     machine: bytes  # 16 bytes: one run of one gateway's supervisor.
     count: int  # Renewals.
+    meters: bool = False  # It counts what it changes for quotas and bills; earlier releases did not.
 
 
 class Writers:
@@ -65,7 +66,7 @@ class Writers:
     async def announce(self) -> None:
         """Before the first volume is made: from here on everybody may know us. Raises: StoreError."""
         self._count += 1
-        record = WriterRecord(1, self._machine, self._count)
+        record = WriterRecord(1, self._machine, self._count, meters=True)
         await self._kv.commit(Transaction(put={self._key: msgspec.msgpack.encode(record)}))
 
     async def keep(self, *, looks: bool) -> None:
@@ -105,6 +106,13 @@ class Writers:
         old = [key for key, (_, since) in found.items() if now - since > FORGOTTEN_S]
         if old:
             await self._kv.commit(Transaction(delete=old))
+
+    async def all_count(self) -> bool:
+        """Whether every process that may write counts what it changes. Raises: StoreError."""
+        async for pairs in pages(self._kv, _PREFIX, prefix_end(_PREFIX), PAGE):
+            if not all(msgspec.msgpack.decode(value, type=WriterRecord).meters for _, value in pairs):
+                return False
+        return True
 
     def alive(self, writer: bytes) -> bool:
         """Whether it may still write. In doubt: it may."""

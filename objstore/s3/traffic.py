@@ -20,6 +20,7 @@ from typing import Any, Final
 from objstore.clock import Clock
 from objstore.errors import StoreError
 from objstore.meta.kv import Add, Kv, Transaction
+from objstore.objects.accounting import is_metered
 from objstore.objects.store import KnownBucket
 from objstore.objects.values import Principal
 from objstore.rental.meters import (
@@ -137,6 +138,8 @@ class Traffic:
             return
         record = known.record
         if status == _FORBIDDEN and record.tenant != who.tenant:
+            return
+        if record.settings is not None and not is_metered(record):
             return
         classes = self._classes.get(operation)
         if classes is None:

@@ -12,6 +12,7 @@
     reserved    every minute        room that dead uploads had reserved (objects/reservations.py, so too)
     sweep       every day           the audit of live bytes
     metering    every minute        hours that are over become usage records
+    adoption    every minute        what is from before there were meters (objects/adoption.py, so too)
     invoices    every hour          drafts become final, and who does not pay is dunned
 
 Concurrency: one asyncio task per service, at most one run of each at a time; those that could disturb each
@@ -82,6 +83,7 @@ class Periods(msgspec.Struct, frozen=True, kw_only=True):
     reserved_s: float = 60.0
     sweep_s: float = 86_400.0
     metering_s: float = 60.0
+    adoption_s: float = 60.0
     invoices_s: float = 3_600.0
 
     def scaled(self, factor: float) -> "Periods":
@@ -98,6 +100,7 @@ class Periods(msgspec.Struct, frozen=True, kw_only=True):
             "reserved_s",
             "sweep_s",
             "metering_s",
+            "adoption_s",
             "invoices_s",
         )
         return msgspec.structs.replace(self, **{name: getattr(self, name) * factor for name in names})
@@ -114,6 +117,7 @@ class Service:
         alive: Alive,
         sweep_doomed: Callable[[Kv], Awaitable[int]] | None = None,
         pack_carried: Callable[[Kv], Awaitable[int]] | None = None,
+        adopt: Callable[[Kv], Awaitable[int]] | None = None,
         release_reserved: Callable[[Kv], Awaitable[int]] | None = None,
         periods: Periods | None = None,
         compaction_rules: compaction.CompactionRules = compaction.DEFAULT_RULES,
@@ -129,12 +133,14 @@ class Service:
             sweep_doomed: objects.doomed.sweep with its store bound but for the `Kv` to commit through.
             pack_carried: objects.carrying.pack_left_behind, in the same way.
             release_reserved: objects.reservations.release_expired, in the same way.
+            adopt: objects.adoption.adopt, in the same way.
         """
         self._claim = Claim(ctx.kv, "upkeep", holder, ctx.clock)
         self._ctx = ctx = ctx.under(self._claim)
         self._alive = alive
         self._sweep_doomed = sweep_doomed
         self._pack_carried = pack_carried
+        self._adopt = adopt
         self._release_reserved = release_reserved
         self._periods = periods if periods is not None else Periods()
         self._compaction_rules = compaction_rules
@@ -181,6 +187,8 @@ class Service:
             loops["carried"] = (self.carried, periods.carried_s)
         if self._release_reserved is not None:
             loops["reserved"] = (self.reserved, periods.reserved_s)
+        if self._adopt is not None:
+            loops["adoption"] = (self.adopt, periods.adoption_s)
         create = asyncio.get_running_loop().create_task
         self._tasks.append(create(self._keep_claim(), name="upkeep claim"))
         for name, (run, period_s) in loops.items():
@@ -356,6 +364,10 @@ class Service:
     async def reserved(self) -> str:
         assert self._release_reserved is not None
         return f"{await self._release_reserved(self._ctx.kv)} reservations released"
+
+    async def adopt(self) -> str:
+        assert self._adopt is not None
+        return f"{await self._adopt(self._ctx.kv)} versions adopted"
 
     async def sweep(self) -> str:
         whole = await self._sweep.run()

@@ -23,7 +23,7 @@ from objstore.meta.schema import (
     tenant_use_key,
     unescape,
 )
-from objstore.objects.accounting import key_of, metered_class, project_of
+from objstore.objects.accounting import adoption_of, is_counted, is_metered, key_of, metered_class, project_of
 from objstore.objects.carrying import is_carried
 from objstore.objects.store import Store
 from objstore.rental.meters import DELTA, split_meter
@@ -62,6 +62,7 @@ async def audit(store: Store) -> Counter[bytes]:
     of_keys: Counter[bytes] = Counter()  # What access keys with limits hold, by counter.
     live: Counter[int] = Counter()
     objects: Counter[int] = Counter()
+    counted_objects: Counter[int] = Counter()  # All of them, but in buckets that are being adopted.
     sizes: Counter[int] = Counter()
     uploads: Counter[int] = Counter()
     carried: set[bytes] = set()
@@ -79,8 +80,12 @@ async def audit(store: Store) -> Counter[bytes]:
         record = decode(value, ObjectRecord)
         objects[bucket] += 1
         sizes[bucket] += record.size
-        billed[bucket, metered_class(record.extra)] += billed_bytes(record.size, key[9:], record.extra)
-        if access_key := key_of(record.extra):
+        adoption = adoption_of(buckets[bucket])
+        counts = adoption is None or is_counted(adoption, key[9:], record)
+        if counts:
+            counted_objects[bucket] += 1
+            billed[bucket, metered_class(record.extra)] += billed_bytes(record.size, key[9:], record.extra)
+        if counts and (access_key := key_of(record.extra)):
             of_keys[key_use_key(access_key) + b"s"] += billed_bytes(record.size, key[9:], record.extra)
             of_keys[key_use_key(access_key) + b"o"] += 1
         inline = count(record.extents)
@@ -130,8 +135,9 @@ async def audit(store: Store) -> Counter[bytes]:
         assert part_bytes[upload] == counter(records.get(b"g" + upload + b"s"))
         assert counter(records.get(b"g" + upload + b"n")) >= parts[upload]
         sizes[int.from_bytes(key[1:9], "big")] += part_bytes[upload]
-        billed[int.from_bytes(key[1:9], "big"), classes[upload]] += part_bytes[upload]
-        if keys[upload]:
+        if is_metered(buckets[int.from_bytes(key[1:9], "big")]):
+            billed[int.from_bytes(key[1:9], "big"), classes[upload]] += part_bytes[upload]
+        if keys[upload] and is_metered(buckets[int.from_bytes(key[1:9], "big")]):
             of_keys[key_use_key(keys[upload]) + b"s"] += part_bytes[upload]
     for key in all_of(b"g"):
         assert key[1:17] in open_uploads, "a generation of no upload"
@@ -162,7 +168,7 @@ async def audit(store: Store) -> Counter[bytes]:
         assert counter(records.get(name + b"b")) == sum(
             size for (one, _), size in billed.items() if one == bucket
         )
-    _check_use(records, buckets, billed, objects, of_keys)
+    _check_use(records, buckets, billed, counted_objects, of_keys)
     for key in all_of(b"c"):
         assert int.from_bytes(key[1:9], "big") in buckets, "a counter of no bucket"
     counted = {int.from_bytes(key[1:], "big"): counter(value) for key, value in all_of(b"G").items()}
