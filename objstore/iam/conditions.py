@@ -274,12 +274,16 @@ class Condition:
         found = values(self.key)
         if not found:
             return self._absent
-        if self._all:
-            return all(self._matches(value, values) != self._negated for value in found)
-        return any(self._matches(value, values) != self._negated for value in found)
-
-    def _matches(self, value: str, values: Values) -> bool:
-        return any(test(value, values) for test in self._tests)
+        every = self._all
+        for value in found:  # Loops: generators would cost more than what they run.
+            hit = self._negated
+            for test in self._tests:
+                if test(value, values):
+                    hit = not hit
+                    break
+            if hit != every:
+                return hit
+        return every
 
 
 class Presence:

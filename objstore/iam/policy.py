@@ -80,7 +80,12 @@ class Statement:
         else:
             if not self._not_resources:
                 return False
-        return not self._conditions or all(condition.holds(values) for condition in self._conditions)
+        for condition in self._conditions:
+            if not condition.holds(values):
+                break
+        else:
+            return True
+        return False
 
 
 def _silent(_: str) -> None:

@@ -12,6 +12,7 @@ API Reference, the permissions of each operation.
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
+import msgspec
 from multidict import CIMultiDictProxy
 
 from objstore.clock import utc_text
@@ -42,38 +43,21 @@ _OF_VERSIONS: Final = {
 _WITH_ACL: Final = {"s3:PutObject": "s3:PutObjectAcl", "s3:CreateBucket": "s3:PutBucketAcl"}
 
 
-class Access:
-    """One request, as policies see it.
+class Access(msgspec.Struct, frozen=True, gc=False):
+    """One request, as policies see it."""
 
-    Args:
-        headers: as they came: of one that stands twice, nobody can tell which is meant.
-        peer: the address it comes from; empty: unknown, and then it is from nowhere that a policy names.
-        now: seconds since 1970.
-    """
+    _bounds: Bounds
+    _verified: Verified
+    _target: Target
+    _headers: CIMultiDictProxy[str]  # As they came: of one that stands twice, nobody can tell which is meant.
+    _peer: str  # The address it comes from; empty: unknown, and then it is from nowhere that a policy names.
+    _secure: bool
+    _now: float  # Seconds since 1970.
+    _region: str
 
-    __slots__ = ("_bounds", "_headers", "_now", "_peer", "_region", "_secure", "_target", "_verified", "_who")
-
-    def __init__(
-        self,
-        bounds: Bounds,
-        verified: Verified,
-        target: Target,
-        headers: CIMultiDictProxy[str],
-        *,
-        peer: str,
-        secure: bool,
-        now: float,
-        region: str,
-    ) -> None:
-        self._bounds = bounds
-        self._verified = verified
-        self._who: Principal = verified.who
-        self._target = target
-        self._headers = headers
-        self._peer = peer
-        self._secure = secure
-        self._now = now
-        self._region = region
+    @property
+    def _who(self) -> Principal:
+        return self._verified.who
 
     def check_use(self) -> None:
         """Whether its key may be used at all, now and from there. Raises: S3Fault."""
@@ -101,7 +85,7 @@ class Access:
         versioned = "versionId" in target.query
         for action in route.actions:
             self._require(_OF_VERSIONS.get(action, action) if versioned else action, resource)
-            if action in _WITH_ACL and "x-amz-acl" in self._headers:
+            if action in _WITH_ACL and "x-amz-acl" in self._verified.headers:
                 self._require(_WITH_ACL[action], resource)
         if route.header == COPY_SOURCE:
             bucket, key, version = copy_source(self._headers)

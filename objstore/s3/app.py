@@ -390,10 +390,10 @@ class App:
             verified,
             target,
             request._message.headers,
-            peer=peer[0] if isinstance(peer, (list, tuple)) else "",
-            secure=request._transport_sslcontext is not None,
-            now=self.now(),
-            region=self.verifier.region,
+            peer[0] if isinstance(peer, (list, tuple)) else "",
+            request._transport_sslcontext is not None,
+            self.now(),
+            self.verifier.region,
         )
 
     @staticmethod
