@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 from objstore.blobs.topology import Layout, Policy, policy_of_sites
 from objstore.errors import BadStorageClass
 from objstore.meta.schema import AccountRecord, BucketRecord, Extra
+from objstore.rental.records import lease_of_pool
 
 if TYPE_CHECKING:
     from objstore.objects.store import Store
@@ -99,6 +100,12 @@ def policy_for(store: "Store", record: BucketRecord, storage_class: str) -> str:
         return own
     chosen = store.placing.classes().get(storage_class)
     layout = store.placing.layout
-    if chosen is None or not layout.policy(chosen).within(layout.policy(own)):
+    if chosen is None or not _leads_within(layout.policy(chosen), layout.policy(own)):
         raise BadStorageClass(storage_class)
     return chosen
+
+
+def _leads_within(chosen: Policy, own: Policy) -> bool:
+    """Nodes that are leased take what their own tenant's buckets bring, and nothing else."""
+    leased = bool(lease_of_pool(chosen.pool)) and chosen.pool != own.pool
+    return not leased and chosen.within(own)

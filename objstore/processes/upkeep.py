@@ -76,6 +76,8 @@ async def _serve(
     directory = directory_of(parts)
     await _bootstrap(link, parts, directory)
     service = _service(parts)
+    if service.leasing is not None:
+        registry.include(service.leasing.families)
     copies = Copies(parts)
     disk_set = DiskSet(parts, link)
     stopping = Stopping(parts, service)
@@ -156,6 +158,7 @@ def _service(parts: Parts) -> Service:
         pack_carried=lambda kv: carrying.pack_left_behind(replace(store, kv=kv)),
         adopt=lambda kv: _adopt(parts, kv),
         release_reserved=lambda kv: reservations.release_expired(replace(store, kv=kv)),
+        store=store,
         periods=Periods(scrub_round_s=config.scrub_days * 86_400).scaled(config.period_factor),
         compaction_rules=CompactionRules(garbage_share=config.garbage_percent / 100),
         trash_rules=TrashRules(grace_s=grace_s, grace_least_s=min(grace_s, 86_400)),

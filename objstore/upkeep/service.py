@@ -13,6 +13,7 @@
     sweep       every day           the audit of live bytes
     metering    every minute        hours that are over become usage records
     adoption    every minute        what is from before there were meters (objects/adoption.py, so too)
+    leases      every minute        leases begin, renew and end; what is sold is held against what is there
     invoices    every hour          drafts become final, and who does not pay is dunned
 
 Concurrency: one asyncio task per service, at most one run of each at a time; those that could disturb each
@@ -33,11 +34,13 @@ from objstore.errors import StoreError
 from objstore.meta.kv import Kv
 from objstore.node.disk import DiskState
 from objstore.objects.ledger import BEING_ADDED, DOUBTS
+from objstore.objects.store import Store
 from objstore.upkeep import compaction, scrub, trash
 from objstore.upkeep.claims import Claim
 from objstore.upkeep.context import Context
 from objstore.upkeep.damage import Checks, note_lost
 from objstore.upkeep.invoicing import Invoicing
+from objstore.upkeep.leasing import Leasing
 from objstore.upkeep.metering import Metering
 from objstore.upkeep.plans import Damage
 from objstore.upkeep.rebalance import DEFAULT_RULES as REBALANCE_RULES
@@ -84,6 +87,7 @@ class Periods(msgspec.Struct, frozen=True, kw_only=True):
     sweep_s: float = 86_400.0
     metering_s: float = 60.0
     adoption_s: float = 60.0
+    leases_s: float = 60.0
     invoices_s: float = 3_600.0
 
     def scaled(self, factor: float) -> "Periods":
@@ -101,6 +105,7 @@ class Periods(msgspec.Struct, frozen=True, kw_only=True):
             "sweep_s",
             "metering_s",
             "adoption_s",
+            "leases_s",
             "invoices_s",
         )
         return msgspec.structs.replace(self, **{name: getattr(self, name) * factor for name in names})
@@ -119,6 +124,7 @@ class Service:
         pack_carried: Callable[[Kv], Awaitable[int]] | None = None,
         adopt: Callable[[Kv], Awaitable[int]] | None = None,
         release_reserved: Callable[[Kv], Awaitable[int]] | None = None,
+        store: Store | None = None,
         periods: Periods | None = None,
         compaction_rules: compaction.CompactionRules = compaction.DEFAULT_RULES,
         trash_rules: trash.TrashRules = trash.DEFAULT_RULES,
@@ -134,6 +140,7 @@ class Service:
             pack_carried: objects.carrying.pack_left_behind, in the same way.
             release_reserved: objects.reservations.release_expired, in the same way.
             adopt: objects.adoption.adopt, in the same way.
+            store: the verbs over the same metadata, for leases; None: there are no leases.
         """
         self._claim = Claim(ctx.kv, "upkeep", holder, ctx.clock)
         self._ctx = ctx = ctx.under(self._claim)
@@ -152,6 +159,7 @@ class Service:
         self._audit = LiveBytesAudit(ctx)
         self._sweep = Sweep(ctx, [self._audit], sleep=sleep)
         self.metering = Metering(ctx.kv, ctx.clock, ctx.crash_point)
+        self.leasing = None if store is None else Leasing(ctx, store)
         self._invoicing = Invoicing(ctx.kv, ctx.clock, ctx.alarms)
         self._files = asyncio.Lock()  # Held by whoever moves or removes fragment files.
         self._tasks: list[asyncio.Task[None]] = []
@@ -181,6 +189,8 @@ class Service:
             "metering": (self.metering.run, periods.metering_s),
             "invoices": (self._invoicing.run, periods.invoices_s),
         }
+        if self.leasing is not None:
+            loops["leases"] = (self.leasing.run, periods.leases_s)
         if self._sweep_doomed is not None:
             loops["doomed"] = (self.doomed, periods.doomed_s)
         if self._pack_carried is not None:

@@ -1,0 +1,253 @@
+"""Leases over time: they begin, are renewed and end; what is sold is held against what is there.
+
+    every pass   what nodes have is surveyed; leases move on (rental/leases.py); where more is sold than is
+                 usable an alarm names the leases, and objstore_capacity_oversold_bytes is above zero
+    every day    a point of what each pool holds, for its growth (rental/capacity.py)
+
+A dedicated lease begins when its nodes hold nothing of others: that is looked for on the disks themselves,
+the trash included, whatever metadata says. Files of metadata (journal copies) may stay: they are nobody's
+objects.
+
+Concurrency: one process at a time, under the upkeep's claim; a pass may be cut anywhere.
+"""
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Final
+
+from objstore.blobs.survey import survey
+from objstore.blobs.topology import Layout, Level, Topology
+from objstore.blobs.volumes import VolumeState
+from objstore.errors import Corrupt, Rejected, StoreError
+from objstore.meta.kv import pages, prefix_end
+from objstore.meta.schema import BucketRecord, ReservationRecord, decode
+from objstore.metrics import Family, gauge
+from objstore.node.disk import FragmentFile
+from objstore.objects.dedication import begin, prepare
+from objstore.objects.layout import LAYOUT_KEY, read_layout
+from objstore.objects.placing import policy_of_bucket
+from objstore.objects.store import Store
+from objstore.rental.admission import Node
+from objstore.rental.capacity import Capacity, Holdings, days_of, note_day, report
+from objstore.rental.leases import Pass, advance
+from objstore.rental.records import LeaseRecord, pool_of_lease
+from objstore.rental.sales import Book, Supply, read_book
+from objstore.upkeep.context import Context
+
+log = logging.getLogger(__name__)
+
+ALARM: Final = "oversold capacity"
+NAMED_MAX: Final = 5  # Leases in an alarm.
+PAGE: Final = 1_000
+
+
+class Leasing:
+    """What one process knows of leases and capacity."""
+
+    def __init__(self, ctx: Context, store: Store) -> None:
+        """store: the verbs over the context's metadata."""
+        self._ctx = ctx
+        self._store = replace(store, kv=ctx.kv, ledger=ctx.ledger)
+        self.oversold = 0  # Bytes, as of the last pass.
+        self.at_risk = 0  # Leases.
+
+    async def survey(self) -> Supply:
+        """What nodes have just now: the `Survey` of a sale. Raises: MetaUnavailable."""
+        return (await self._survey())[0]
+
+    async def run(self) -> str:
+        """One pass; what it came to, in words. Raises: StoreError."""
+        now_us = self._ctx.clock.now_us()
+        done = await advance(self._ctx.kv, self.survey, now_us=now_us, ready=self.ready)
+        book = await read_book(self._ctx.kv, await self.survey())
+        self._judge(book, now_us)
+        if await self._is_new_day(now_us):
+            for capacity in await self.report():
+                await note_day(self._ctx.kv, capacity, now_us=now_us)
+        return _words(done)
+
+    def families(self) -> list[Family]:
+        return [
+            gauge("capacity_oversold_bytes", "Guaranteed bytes sold above what is usable.", self.oversold),
+            gauge("leases_at_risk", "Leases for which capacity may be missing.", self.at_risk),
+        ]
+
+    def _judge(self, book: Book, now_us: int) -> None:
+        risky = book.at_risk(now_us)
+        self.oversold, self.at_risk = book.oversold(now_us), len(risky)
+        if not risky:
+            self._ctx.alarms.clear(ALARM)
+            return
+        names = ", ".join(f"{lease.id} of {lease.tenant}" for lease, _ in risky[:NAMED_MAX])
+        more = f" and {len(risky) - NAMED_MAX} more" if len(risky) > NAMED_MAX else ""
+        self._ctx.alarms.set(
+            ALARM, f"{self.oversold} bytes are sold above what is usable; leases at risk: {names}{more}"
+        )
+
+    async def _is_new_day(self, now_us: int) -> bool:
+        return not await days_of(self._ctx.kv, "", now_us=now_us, days=0)
+
+    # Dedicated nodes.
+
+    async def ready(self, lease: LeaseRecord) -> str:
+        """Bring a dedicated lease to its beginning: why that cannot be yet, in words; empty: it is ready."""
+        try:
+            await prepare(self._store, lease, code=(self._ctx.k, self._ctx.m))
+            if words := await self.foreign(lease):
+                return words
+            await begin(self._store, lease)
+        except Rejected as failure:
+            return str(failure)
+        return ""
+
+    async def foreign(self, lease: LeaseRecord) -> str:
+        """What of others lies on a lease's nodes, in words; empty: nothing. Every disk is asked."""
+        layout = await self._ctx.ledger.layout()
+        numbers = [number for number, spot in layout.spots.items() if spot.node in lease.nodes]
+        if not numbers:
+            return "its nodes have no disks"
+        listed = await asyncio.gather(*(self._files_on(number) for number in numbers))
+        silent = [number for number, files in zip(numbers, listed, strict=True) if files is None]
+        if silent:
+            return f"disks {silent} of its nodes do not answer"
+        volumes = Counter(file.volume for files in listed for file in files or ())
+        policy = pool_of_lease(lease.id)
+        others = [volume for volume in volumes if await self._policy_of(volume) != policy]
+        files = sum(volumes[volume] for volume in others)
+        return f"{files} fragment files of {len(others)} volumes of others lie on its nodes" if files else ""
+
+    async def _files_on(self, number: int) -> list[FragmentFile] | None:
+        """None: the disk does not answer."""
+        disk = self._ctx.disks.get(number)
+        if disk is None:
+            return None
+        try:
+            return await disk.fragment_files()
+        except (StoreError, OSError) as failure:
+            log.info("disk %d did not say what is on it: %s", number, failure)
+            return None
+
+    async def _policy_of(self, volume: int) -> str | None:
+        """None: nobody knows the volume."""
+        try:
+            return (await self._ctx.ledger.get(volume)).policy
+        except Corrupt:
+            return None
+
+    # The report.
+
+    async def report(self) -> list[Capacity]:
+        """Every pool's. Reads every volume's record: seconds, with millions of them. Raises: StoreError."""
+        now_us = self._ctx.clock.now_us()
+        supply, layout, topology = await self._survey()
+        book = await read_book(self._ctx.kv, supply)
+        used = await self._used(layout)
+        reserved = await self._reserved(layout)
+        found: list[Capacity] = []
+        for pool in sorted({*book.pools(), *used, *reserved}):
+            points = [(day, point.used) for day, point in await days_of(self._ctx.kv, pool, now_us=now_us)]
+            logical, physical = used.get(pool, (0, 0))
+            holdings = _of_disks(layout, topology, pool)
+            holdings = replace(
+                holdings, used_logical=logical, used_physical=physical, reserved=reserved[pool]
+            )
+            found.append(report(book, pool, holdings, points, now_us=now_us))
+        return found
+
+    async def _survey(self) -> tuple[Supply, Layout, Topology]:
+        ctx = self._ctx
+        value, record = await read_layout(ctx.kv)
+        layout = await ctx.ledger.layout_under(record.current, record.version)
+        topology = await survey(layout, ctx.disks)
+        return supply_of(layout, topology, code=(ctx.k, ctx.m), expect={LAYOUT_KEY: value}), layout, topology
+
+    async def _used(self, layout: Layout) -> dict[str, tuple[int, int]]:
+        """By pool: live bytes, and bytes of fragment files."""
+        ledger = self._ctx.ledger
+        live: Counter[str] = Counter()
+        physical: Counter[str] = Counter()
+        after = 0
+        while records := await ledger.volumes(after, PAGE):
+            after = records[-1].id
+            amounts = await ledger.lengths([record.id for record in records])
+            for record, (length, alive) in zip(records, amounts, strict=True):
+                pool = layout.policy(record.policy).pool
+                # The length of an open volume is not known: it has what lives in it at least.
+                size = max(length, record.length, -(-alive // record.k))
+                physical[pool] += size * record.fragment_count
+                if record.state != VolumeState.RETIRED:
+                    live[pool] += alive
+            await asyncio.sleep(0)
+        return {pool: (live[pool], physical[pool]) for pool in physical.keys() | live.keys()}
+
+    async def _reserved(self, layout: Layout) -> Counter[str]:
+        """Bytes that uploads under way may still store, by pool of their bucket."""
+        sums: Counter[int] = Counter()
+        async for pairs in pages(self._ctx.kv, b"E", prefix_end(b"E"), PAGE):
+            for _, value in pairs:
+                record = decode(value, ReservationRecord)
+                sums[record.bucket] += record.size
+        if not sums:
+            return Counter()
+        found: Counter[str] = Counter()
+        async for pairs in pages(self._ctx.kv, b"b", prefix_end(b"b"), PAGE):
+            for _, value in pairs:
+                bucket = decode(value, BucketRecord)
+                found[layout.policy(policy_of_bucket(bucket)).pool] += sums.pop(bucket.id, 0)
+        return found
+
+
+def supply_of(
+    layout: Layout, topology: Topology, *, code: tuple[int, int], expect: Mapping[bytes, bytes | None]
+) -> Supply:
+    """What nodes bring: disks that are well and stay. Disks of one device count once.
+
+    A pool's code is its policies'; of several the one that needs the most.
+    """
+    disks: dict[tuple[str, str, str], dict[int, int]] = {}
+    for spot in topology.spots.values():
+        if spot.usable and not spot.leaving:
+            domain = spot.node if topology.base is Level.NODE else f"device {spot.device}"
+            disks.setdefault((spot.node, domain, spot.pool), {})[spot.device] = spot.size
+    codes: dict[str, tuple[int, int]] = {}
+    for policy in layout.policies.values():
+        if policy.k:
+            known = codes.get(policy.pool, code if policy.pool == "" else (policy.k, policy.m))
+            codes[policy.pool] = max(known, (policy.k, policy.m), key=lambda one: one[1] / one[0])
+    return Supply(
+        nodes=[
+            Node(id=node, domain=domain, disks=list(sizes.values()), pool=pool)
+            for (node, domain, pool), sizes in disks.items()
+        ],
+        code=code,
+        codes=codes,
+        expect=expect,
+    )
+
+
+def _of_disks(layout: Layout, topology: Topology, pool: str) -> Holdings:
+    raw: dict[tuple[str, int], int] = {}
+    free: dict[tuple[str, int], int] = {}
+    failed = 0
+    for spot in topology.spots.values():
+        if spot.pool != pool:
+            continue
+        if spot.usable and not spot.leaving:
+            raw[spot.node, spot.device] = spot.size
+            free[spot.node, spot.device] = spot.free
+        else:
+            failed += spot.size
+    return Holdings(raw=sum(raw.values()), failed=failed, free=sum(free.values()))
+
+
+def _words(done: Pass) -> str:
+    parts = [
+        f"{len(ids)} {what}"
+        for what, ids in (("begun", done.begun), ("renewed", done.renewed), ("ended", done.ended))
+        if ids
+    ]
+    parts += [f"{lease} waits: {why}" for lease, why in list(done.waiting.items())[:NAMED_MAX]]
+    return "; ".join(parts) or "nothing to do"
