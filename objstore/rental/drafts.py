@@ -170,9 +170,12 @@ async def _draft(
         return None
     made = _make(seller, customer, all_lines, rules, month, fx)
     stored = pack_lines(made.lines)
+    document = ulid(now_us, randomness) if old is None else old.id
+    if old is None and await change.value(document_key(document)) is not None:
+        raise BadArgument(f"there is a document {document}", name="document", value=document)
     record = msgspec.structs.replace(
         made.record,
-        id=ulid(now_us, randomness) if old is None else old.id,
+        id=document,
         pages=len(stored),
         carried=carried,
         made_us=now_us if old is None else old.made_us,

@@ -151,6 +151,20 @@ async def test_without_a_tax_rule_nothing_is_drafted() -> None:
     assert await list_drafts(kv) == []
 
 
+async def test_a_draft_never_takes_the_place_of_another_document() -> None:
+    kv = await a_market("acme", "bolt")
+
+    def always_the_same(size: int) -> bytes:
+        return bytes(size)
+
+    args = {"rules": RULES, "now_us": ISSUED_US, "randomness": always_the_same}
+    first = await draft_invoice(kv, "acme", MARCH, [line(1)], **args)  # type: ignore[arg-type]
+    assert first is not None
+    with pytest.raises(BadArgument, match="there is a document"):
+        await draft_invoice(kv, "bolt", MARCH, [line(2)], **args)  # type: ignore[arg-type]
+    assert await find_document(kv, first.id) == first
+
+
 async def test_a_draft_stays_open_until_late_usage_has_come_in() -> None:
     kv = await a_market()
     draft = await a_draft(kv, "acme", [line(100)])
