@@ -1,5 +1,6 @@
 """Invoices: what a draft comes to, how often it is made, and what makes it final."""
 
+import random
 from decimal import Decimal
 from fractions import Fraction
 
@@ -10,7 +11,7 @@ from objstore.errors import BadArgument
 from objstore.meta.kv import DictKv, prefix_end
 from objstore.meta.schema import decode
 from objstore.rental import wallets
-from objstore.rental.carried import carry, list_carried, termination_fee
+from objstore.rental.carried import carry, list_carried, take_carried, termination_fee
 from objstore.rental.customers import change_customer
 from objstore.rental.drafts import ExchangeRate, draft_invoice
 from objstore.rental.invoices import (
@@ -26,7 +27,7 @@ from objstore.rental.invoices import (
 from objstore.rental.late_usage import correct_month
 from objstore.rental.money import Money
 from objstore.rental.months import SECOND_US, Month
-from objstore.rental.records import CustomerRecord
+from objstore.rental.records import CarriedRecord, CustomerRecord
 from objstore.rental.sellers import change_seller
 from objstore.rental.series import verify_series
 from objstore.rental.service_levels import S3_STANDARD, Interval, assess, credit_lines
@@ -44,6 +45,7 @@ from tests.rental.parties import (
     pay,
     randomness,
 )
+from tests.seed import SEED
 
 APRIL = Month(2026, 4)
 
@@ -414,3 +416,35 @@ async def test_more_lines_than_a_commit_takes_are_refused_and_as_many_as_it_take
     assert max(len(value) for _, value in stored) <= 8_192
     with pytest.raises(BadArgument, match="4000 lines"):
         await a_draft(kv, "acme", [*many, line(1)])
+
+
+@pytest.mark.parametrize("seed", range(SEED, SEED + 30))
+def test_what_waits_is_taken_to_the_unit_over_any_months_and_never_below_what_a_month_charges(
+    seed: int,
+) -> None:
+    print(f"seed {seed}")
+    rng = random.Random(seed)
+    products = ["storage", "reduced"]
+    waiting = {
+        str(number): CarriedRecord(
+            line=line(rng.randrange(-2_000, 500), kind="credit", product=rng.choice(products)), left=0
+        )
+        for number in range(rng.randrange(12))
+    }
+    for name, record in waiting.items():
+        waiting[name] = msgspec.structs.replace(record, left=record.line.net, made_us=rng.randrange(3))
+    whole = sum(record.left for record in waiting.values())
+    taken_in_all = 0
+    for _ in range(6):
+        charged = [line(rng.randrange(900), product=rng.choice(products)) for _ in range(rng.randrange(4))]
+        taken, amounts = take_carried(charged, list(waiting.items()))
+        assert sum(one.net for one in taken) == sum(amount for _, amount in amounts)
+        for product in products:
+            of_it = [one.net for one in [*charged, *taken] if one.product == product]
+            assert sum(of_it) >= 0
+        for name, amount in amounts:
+            waiting[name] = msgspec.structs.replace(waiting[name], left=waiting[name].left - amount)
+            taken_in_all += amount
+            assert amount * waiting[name].line.net > 0
+        waiting = {name: record for name, record in waiting.items() if record.left}
+    assert taken_in_all + sum(record.left for record in waiting.values()) == whole
