@@ -10,11 +10,19 @@ from typing import Final
 import msgspec
 
 from objstore.errors import BadArgument, Conflict, Overloaded
-from objstore.meta.kv import Transaction, pages, prefix_end
-from objstore.meta.schema import AccountRecord, BucketRecord, bucket_key, decode, encode, tenant_bucket_key
+from objstore.meta.kv import Add, Kv, Transaction, pages, prefix_end
+from objstore.meta.schema import (
+    AccountRecord,
+    BucketRecord,
+    account_key,
+    bucket_key,
+    decode,
+    encode,
+    tenant_bucket_key,
+)
 from objstore.objects.accounting import open_account
 from objstore.objects.layout import LAYOUT_KEY, PLACED_KEY, SITES_MAX, read_layout
-from objstore.objects.placing import is_admitted, policy_of_bucket
+from objstore.objects.placing import is_admitted, is_bound, policy_of_bucket
 from objstore.objects.store import Store
 
 ATTEMPTS_MAX: Final = 64
@@ -62,6 +70,7 @@ async def bind_tenant(
                         PLACED_KEY: placed,
                     },
                     put={account.key: encode(after)},
+                    add={PLACED_KEY: Add(1)},  # Whoever applies a layout looks again.
                 )
             )
         except Conflict:
@@ -79,6 +88,16 @@ def bound(account: AccountRecord, sites: Sequence[str] | None, placement: str | 
     if placement is not None:
         account = msgspec.structs.replace(account, placement=placement)
     return account
+
+
+async def bound_accounts(kv: Kv) -> AsyncIterator[tuple[str, AccountRecord]]:
+    """The tenants whose bytes may not lie everywhere."""
+    start = account_key("")
+    async for pairs in pages(kv, start, prefix_end(start), PAGE):
+        for key, value in pairs:
+            account = decode(value, AccountRecord)
+            if is_bound(account):
+                yield key[len(start) :].decode(), account
 
 
 async def buckets_of(store: Store, tenant: str) -> AsyncIterator[tuple[str, BucketRecord]]:

@@ -29,6 +29,7 @@ from objstore.errors import BadArgument, BucketNotEmpty, Conflict
 from objstore.meta.kv import Add, Transaction, pages, prefix_end
 from objstore.meta.schema import BucketRecord, MemberRecord, decode, disk_key, encode, serial_key
 from objstore.objects.buckets import place_bucket
+from objstore.objects.dedication import is_prepared
 from objstore.objects.layout import (
     LAYOUT_KEY,
     NO_PLACE,
@@ -43,13 +44,17 @@ from objstore.objects.layout import (
     stage,
 )
 from objstore.objects.ledger import DRAINING, GIVEN_UP
-from objstore.objects.placing import policy_of_bucket
+from objstore.objects.placing import is_admitted, policy_of_bucket
+from objstore.objects.residence import bound_accounts, buckets_of
 from objstore.processes.parts import Parts
+from objstore.rental.records import pool_of_lease
+from objstore.rental.sales import SOLD, all_leases
 
 Json = dict[str, Any]
 
 ATTEMPTS_MAX: Final = 16
 PAGE: Final = 1_000
+WORDS_MAX: Final = 20  # Of what an apply would break.
 SELF: Final = "self"  # How operators name the machine of a store of one machine.
 _WEIGHT: Final = re.compile(r"[0-9]{1,3}(?:\.[0-9]{1,6})?", re.ASCII)
 _WEAKER: Final = list(Promise)  # Best first.
@@ -218,7 +223,8 @@ class LayoutSet:
                 {"site": site or "-", "bytes": count, "free": _free_at(then[1], site)}
                 for site, count in sorted(facts.incoming.items())
             ],
-            "refused": self._refusals(now, then, record, facts),
+            "refused": self._refusals(now, then, record, facts)
+            + await self._promises_to_tenants(then[0], record),
         }
 
     async def _compare(
@@ -277,6 +283,28 @@ class LayoutSet:
                 )
         return words
 
+    async def _promises_to_tenants(self, then: Layout, record: LayoutRecord) -> list[str]:
+        """Where this would break what tenants were promised: nodes of their own, and sites."""
+        assert record.staged is not None
+        words: list[str] = []
+        pools: dict[str, str] = {}
+        for lease in await all_leases(self._kv):
+            if lease.kind != "dedicated" or lease.state not in SOLD:
+                continue
+            pools[pool_of_lease(lease.id)] = lease.id
+            if is_prepared(record.current, lease) and not is_prepared(record.staged, lease):
+                words.append(
+                    f"the nodes of lease {lease.id} of {lease.tenant} are to be its own until it ends"
+                )
+        for name, policy in record.staged.policies.items():
+            if (lease_id := pools.get(policy.pool)) and name != policy.pool:
+                words.append(f"policy {name} is on the nodes of lease {lease_id}")
+        async for tenant, account in bound_accounts(self._kv):
+            async for bucket, each in buckets_of(self._parts.store, tenant):
+                if not is_admitted(account, then, policy_of_bucket(each)):
+                    words.append(f"bucket {bucket} would lead out of where bytes of {tenant} may lie")
+        return words[:WORDS_MAX]
+
     # Doing it.
 
     async def apply(self, version: int) -> Json:
@@ -288,7 +316,8 @@ class LayoutSet:
             assert record.staged is not None
             now, then = await self._topology(record.current), await self._topology(record.staged)
             facts = await self._compare(now, then, record)
-            if refused := self._refusals(now, then, record, facts):
+            promised_words = await self._promises_to_tenants(then[0], record)
+            if refused := self._refusals(now, then, record, facts) + promised_words:
                 raise Problem(409, "; ".join(refused))
             expect: dict[bytes, bytes | None] = {LAYOUT_KEY: value, PLACED_KEY: placed}
             put = {LAYOUT_KEY: encode(after)}

@@ -3,16 +3,22 @@
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import pytest
 
 from objstore.admin.app import Problem
 from objstore.blobs.topology import Policy
 from objstore.config import Config
 from objstore.errors import BadArgument
+from objstore.meta.kv import Transaction
+from objstore.meta.schema import encode
 from objstore.objects.buckets import create_bucket
+from objstore.objects.dedication import prepare
+from objstore.objects.residence import bind_tenant
 from objstore.objects.store import Store
 from objstore.objects.writes import put_object
 from objstore.processes.layout import LayoutSet
+from objstore.rental.records import LeaseRecord, lease_key, pool_of_lease
 from tests.blobs.rig import Rig
 from tests.blobs.sites import node, two_sites
 from tests.objects.fakes import MemoryBody, principal
@@ -169,3 +175,44 @@ async def test_an_unknown_machine_and_a_weight_that_is_none_are_refused() -> Non
         await layout.machine("n99", {"site": "c"})
     with pytest.raises(BadArgument, match="a weight is a number"):
         await layout.machine("n1", {"weight": "1_0"})
+
+
+async def test_a_policy_is_not_widened_beyond_the_sites_that_bind_a_tenant_of_it() -> None:
+    layout, store, _ = await operated([HERE])
+    await create_bucket(store, WHO, "bucket", region="", policy="here")
+    await bind_tenant(store, WHO.tenant, sites=["a"])
+    staged = await layout.policy("here", {"sites": "a,b"})
+    words = "bucket bucket would lead out of where bytes of default may lie"
+    assert (await layout.plan())["refused"] == [words]
+    with pytest.raises(Problem, match=words):
+        await layout.apply(staged["staged"])
+    await bind_tenant(store, WHO.tenant, sites=[])
+    await layout.apply(staged["staged"])
+
+
+async def test_nodes_of_a_lease_stay_its_own_and_no_other_policy_is_on_them_until_it_ends() -> None:
+    layout, store, rig = await operated([])
+    nodes = [node(number).hex() for number in range(7, 13)]
+    lease = LeaseRecord(
+        id="L1",
+        tenant="acme",
+        kind="dedicated",
+        state="signed",
+        capacity=1,
+        begin_us=1,
+        end_us=2,
+        term_months=1,
+        nodes=nodes,
+    )
+    await rig.kv.commit(Transaction(put={lease_key("L1"): encode(lease)}))
+    await prepare(store, lease, code=(rig.k, rig.m))
+    staged = await layout.machine("n9", {"pool": "-"})
+    with pytest.raises(Problem, match="the nodes of lease L1 are acme's own until it ends"):
+        await layout.apply(staged["staged"])
+    await layout.revert()
+    staged = await layout.policy("mine", {"pool": pool_of_lease("L1"), "class": "MINE"})
+    with pytest.raises(Problem, match="policy mine is on the nodes of lease L1"):
+        await layout.apply(staged["staged"])
+    ended = msgspec.structs.replace(lease, state="ended")
+    await rig.kv.commit(Transaction(put={lease_key("L1"): encode(ended)}))
+    await layout.apply(staged["staged"])
