@@ -294,7 +294,8 @@ class _Rows:
             PricingUnit=line.unit,
             SkuId=sku,
             SkuMeter=(line.meter or line.kind).replace("_", " ").capitalize(),
-            SkuPriceId=f"{source}/{line.kind}/{sku}/{line.tier}",
+            # With the price: a tier's free part, and a region's rate, have their own.
+            SkuPriceId=f"{source}/{line.kind}/{sku}/{line.tier}/{price:f}",
             SkuPriceDetails=_json({"StorageClass": line.storage_class}) if line.storage_class else None,
         )
 
@@ -317,7 +318,7 @@ class _Rows:
             ListCost=billed,
             ChargeCategory="Tax",
             ChargeClass="Correction" if self._corrects else None,
-            ChargeDescription=description,
+            ChargeDescription=description or None,
             ChargeFrequency="One-Time",
             ChargePeriodStart=_time(self._begin_us),
             ChargePeriodEnd=_time(self._end_us),

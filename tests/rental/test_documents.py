@@ -280,6 +280,7 @@ def test_a_logo_is_drawn(typesetter: Typesetter, logo: bytes) -> None:
     "logo",
     [
         b"GIF89a",
+        PIXEL[:16] + (30_000).to_bytes(4, "big") + PIXEL[20:],
         b"\x89PNG\r\n\x1a\nbroken",
         b"<svg",
         b'<?xml version="1.0"?><!DOCTYPE a [<!ENTITY b SYSTEM "file:///etc/passwd">]><svg>&b;</svg>',

@@ -85,7 +85,7 @@ def test_what_stands_in_a_row_is_what_stands_on_the_invoice() -> None:
     )
     assert (storage["ConsumedQuantity"], storage["ConsumedUnit"]) == ("267840000000000000000", "B-Seconds")
     assert storage["ResourceId"] == "arn:aws:s3:::photos-2026"
-    assert storage["SkuPriceId"] == "plan/objets/3/usage/storage/STANDARD/1"
+    assert storage["SkuPriceId"] == "plan/objets/3/usage/storage/STANDARD/1/690.00"
     assert (requests["SubAccountId"], requests["Tags"]) == ("web", '{"centre": "42"}')
     assert (requests["ConsumedQuantity"], requests["ConsumedUnit"]) == ("10000", "Requests")
     assert (tax["ChargeCategory"], tax["BilledCost"], tax["PricingQuantity"]) == ("Tax", "14887.45", "")

@@ -27,12 +27,13 @@ from objstore.rental.words import in_words
 _TEXT_MAX: Final = 500  # Characters of anything that people typed; more is cut, and shown to be.
 _WORD_MAX: Final = 34  # Letters of an IBAN: longer words may be broken, behind every
 _PIECE: Final = 10  # letters.
+_UNSEEN: Final = frozenset({"Cc", "Cf", "Cs", "Co", "Cn"})  # Cf holds what turns the direction.
 _PNG: Final = b"\x89PNG\r\n\x1a\n"
+_LOGO_SIDE_MAX: Final = 2_048  # Pixels: 4 KiB of PNG can be gigabytes of them.
 
 Typed = tuple[str, str]  # A text and its direction: ltr or rtl.
-Fact = tuple[
-    Typed, Typed
-]  # What, and its value: digits beside a label of another direction would change places.
+# What, and its value: apart, since digits beside a label of another direction would change places.
+Fact = tuple[Typed, Typed]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,9 +86,6 @@ def clean(typed: str) -> str:
     return " ".join("\u200b".join(_pieces(word)) for word in cut.split(" "))  # Unseen: a line may break.
 
 
-_UNSEEN: Final = frozenset({"Cc", "Cf", "Cs", "Co", "Cn"})  # Cf holds what turns the direction.
-
-
 def _pieces(word: str) -> list[str]:
     if len(word) <= _WORD_MAX:
         return [word]
@@ -116,7 +114,6 @@ class _Content:
         invoice, seller = self._invoice, self._document.seller
         return {
             "language": self._document.language,
-            "region": seller.country,
             "title": self._text(invoice.type),
             "draft": self._text("draft") if invoice.state == "draft" else "",
             "number": _typed(invoice.number or self._text("no_number")),
@@ -217,7 +214,7 @@ class _Content:
             "description": _typed(line.description),
             "bucket": _typed(line.bucket),
             "quantity": self._formats.quantity(Fraction(line.quantity)) if line.quantity else "",
-            "unit": line.unit,
+            "unit": clean(line.unit),
             "price": self._formats.price(Decimal(line.unit_price)) if line.unit_price else "",
             "tier": str(line.tier) if line.tier else "",
             "net": self._amount(line.net),
@@ -244,7 +241,7 @@ class _Content:
         return [(self._text(name), self._amount(minor)) for name, minor in totals]
 
     def _words(self) -> Typed:
-        """As they were frozen with the invoice; another language, and a draft, gets its own."""
+        """As they were frozen with the document; made anew for another language."""
         invoice = self._invoice
         if invoice.words and self._document.language == self._document.customer.language:
             return _typed(invoice.words)
@@ -274,8 +271,14 @@ def _zone(seller: SellerRecord) -> tzinfo:
 
 
 def _picture_format(logo: bytes) -> str:
-    if not logo or logo.startswith(_PNG):
+    """Raises: BadArgument."""
+    if logo.startswith(_PNG):
+        sides = logo[16:20], logo[20:24]  # Of its first chunk, which PNG wants to be the header.
+        if any(int.from_bytes(side, "big") > _LOGO_SIDE_MAX for side in sides):
+            raise BadArgument(f"a logo has at most {_LOGO_SIDE_MAX} pixels a side", name="logo")
         return "png"
+    if not logo:
+        return ""
     if logo.lstrip(b"\xef\xbb\xbf \t\r\n").startswith((b"<?xml", b"<svg")):
         return "svg"
     raise BadArgument("a logo is a PNG or an SVG", name="logo")
