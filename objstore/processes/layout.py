@@ -293,9 +293,7 @@ class LayoutSet:
                 continue
             pools[pool_of_lease(lease.id)] = lease.id
             if is_prepared(record.current, lease) and not is_prepared(record.staged, lease):
-                words.append(
-                    f"the nodes of lease {lease.id} of {lease.tenant} are to be its own until it ends"
-                )
+                words.append(f"the nodes of lease {lease.id} are {lease.tenant}'s own until it ends")
         for name, policy in record.staged.policies.items():
             if (lease_id := pools.get(policy.pool)) and name != policy.pool:
                 words.append(f"policy {name} is on the nodes of lease {lease_id}")
