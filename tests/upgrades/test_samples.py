@@ -6,13 +6,16 @@ test_rolling.py for clusters.
 
 import re
 import shutil
+import time
 from pathlib import Path
 
 import pytest
 
 from tests.chaos.workload import RESTLESS
-from tests.server import run_command, running_server
+from tests.server import Server, run_command, running_server
 from tests.upgrades.samples import QUIET, Sample, accounts, samples, seen, write_on
+
+METERED_SECONDS = 60.0
 
 
 def exported(data: Path, target: Path) -> int:
@@ -21,6 +24,18 @@ def exported(data: Path, target: Path) -> int:
     found = re.search(r"([\d,]+) records", said)
     assert found, said
     return int(found[1].replace(",", ""))
+
+
+def wait_until_metered(server: Server) -> None:
+    """Until all that is from before there were meters is counted."""
+    limit = time.monotonic() + METERED_SECONDS
+    while True:
+        _, findings = server.admin("GET", "/api/v1/doctor")
+        [found] = [one for one in findings["findings"] if one["check"] == "meters"]
+        if found["finding"] == "every bucket is metered":
+            return
+        assert time.monotonic() < limit, found
+        time.sleep(0.1)
 
 
 @pytest.mark.parametrize("sample", samples(), ids=lambda sample: sample.name)
@@ -42,3 +57,4 @@ def test_a_store_of_every_release_reads_back_byte_for_byte_and_is_exported_and_w
     shutil.rmtree(lmdb)
     with running_server(data.parent, codec="2+1", environment=RESTLESS) as server:
         assert seen(server.boto3()) == kept
+        wait_until_metered(server)
