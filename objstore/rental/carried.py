@@ -23,6 +23,12 @@ from objstore.rental.records import CarriedRecord, CustomerRecord, Line, carried
 
 CARRIED_MAX: Final = 400  # Lines that one invoice takes over: the others wait for the next.
 NAME_SIZE_MAX: Final = 100  # Bytes.
+FORWARD: Final = "carried_forward"  # Of a line, in place of a meter.
+_FORWARD_WORDS: Final = {
+    "fr": ("Report sur la facture suivante", "Report de la facture"),
+    "en": ("Carried to the next invoice", "Brought forward from invoice"),
+    "ar": ("يُرحَّل إلى الفاتورة التالية", "مُرحَّل من الفاتورة"),
+}
 CARRIED_KINDS: Final = frozenset({"credit", "correction", "adjustment"})  # Rating makes none of these.
 
 
@@ -121,6 +127,42 @@ async def settle_carried(change: Change, tenant: str, amounts: Sequence[tuple[st
         else:
             change.delete(key)
             change.put(taken_key(tenant, name), record)
+
+
+def carry_forward(lines: Sequence[Line], language: str) -> list[Line]:
+    """What brings an invoice of these lines up to nothing where they come to less: it waits for the next one.
+
+    That is so where charges in advance are given back, and little else was used.
+    """
+    sums: dict[str, int] = {}
+    for line in lines:
+        sums[line.product] = sums.get(line.product, 0) + line.net
+    return [
+        Line(
+            kind="adjustment",
+            description=_FORWARD_WORDS[language][0],
+            meter=FORWARD,
+            net=-net,
+            product=product,
+        )
+        for product, net in sorted(sums.items())
+        if net < 0
+    ]
+
+
+async def put_forward(
+    change: Change, tenant: str, lines: Sequence[Line], *, month: str, number: str, language: str, now_us: int
+) -> None:
+    """What `carry_forward` added to a draft waits for the next invoice: the draft became final.
+
+    Args:
+        number: of the invoice that it comes from.
+    """
+    for line in lines:
+        if line.meter == FORWARD:
+            words = f"{_FORWARD_WORDS[language][1]} {number}"
+            brought = Line(kind="credit", description=words, net=-line.net, product=line.product)
+            await put_carried(change, tenant, f"forward/{month}/{line.product}", brought, number, now_us)
 
 
 def part_of(line: Line, net: int) -> Line:

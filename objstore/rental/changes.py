@@ -8,7 +8,7 @@ the same answer to the same records.
 from collections.abc import Awaitable, Callable
 from typing import Final, TypeVar
 
-from objstore.errors import BadArgument, Conflict, Overloaded, Rejected
+from objstore.errors import BadArgument, Conflict, Corrupt, Overloaded, Rejected
 from objstore.meta.kv import VALUE_SIZE_MAX, Kv, Transaction
 from objstore.meta.schema import Record, decode, encode
 
@@ -90,7 +90,7 @@ async def commit_change(kv: Kv, decide: Callable[[Change], Awaitable[T]], *, wha
         change = Change(kv)
         try:
             decided = await decide(change)
-        except Rejected:
+        except (Rejected, Corrupt):
             if await change.still_holds():
                 raise
             continue

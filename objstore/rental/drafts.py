@@ -16,10 +16,7 @@ from objstore.errors import BadArgument
 from objstore.ids import Randomness, ulid
 from objstore.meta.kv import Kv
 from objstore.meta.schema import encode
-from objstore.rental.carried import (
-    list_carried,
-    take_carried,
-)
+from objstore.rental.carried import carry_forward, list_carried, take_carried
 from objstore.rental.changes import Change, commit_change
 from objstore.rental.customers import no_such_customer
 from objstore.rental.lines import check_lines, pack_lines
@@ -164,6 +161,7 @@ async def _draft(
             return old
     taken, carried = take_carried(lines, await list_carried(change.kv, tenant))
     all_lines = [*lines, *taken]
+    all_lines += carry_forward(all_lines, customer.language)
     if not all_lines:
         if old is not None:
             _remove_draft(change, old)

@@ -16,15 +16,13 @@ from objstore.errors import BadArgument, Rejected
 from objstore.meta.kv import Kv, pages, prefix_end
 from objstore.meta.schema import decode
 from objstore.rental import wallets
-from objstore.rental.carried import (
-    settle_carried,
-)
+from objstore.rental.carried import put_forward, settle_carried
 from objstore.rental.changes import Change, commit_change
 from objstore.rental.customers import DAY_US, no_such_customer
 from objstore.rental.drafts import customer_snapshot, seller_snapshot
 from objstore.rental.lines import read_document_pages, unpack_lines
 from objstore.rental.money import Money
-from objstore.rental.months import SECOND_US
+from objstore.rental.months import SECOND_US, Month
 from objstore.rental.records import (
     CustomerRecord,
     InvoiceRecord,
@@ -79,6 +77,15 @@ async def _finalise(change: Change, document: str, now_us: int, early: bool) -> 
     terms_us = customer.payment_terms_days * DAY_US
     record = await issue(change, seller, record, stored, now_us=now_us, terms_us=terms_us)
     await settle_carried(change, record.tenant, record.carried)
+    await put_forward(
+        change,
+        record.tenant,
+        unpack_lines(stored),
+        month=str(Month.containing(record.period_begin_us // SECOND_US)),
+        number=record.number,
+        language=customer.language,
+        now_us=now_us,
+    )
     change.delete(draft_key(record.id))
     return put_settled(change, record, now_us=now_us, prepaid=await _prepay(change, record))
 
@@ -116,13 +123,7 @@ def _check_final(
         raise BadArgument(f"{record.seller!r} changed: draft again", name="draft", value=record.id)
     if customer.purchase_order_required and not record.purchase_order:
         raise BadArgument(f"{record.tenant!r} wants a purchase order", name="purchase order")
-    if record.total < 0:
-        raise BadArgument(
-            f"draft {record.id} comes to {Money(record.total, record.currency)}: what is owed to a customer "
-            "is a credit note",
-            name="draft",
-            value=record.id,
-        )
+    assert record.total >= 0, "what is below zero is carried to the next invoice"
 
 
 def final_from(record: InvoiceRecord, seller: SellerRecord) -> int:

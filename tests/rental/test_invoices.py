@@ -270,11 +270,18 @@ async def test_an_invoice_of_nothing_is_paid_at_once() -> None:
     assert (await an_invoice(kv, "acme", [line(0)])).state == "paid"
 
 
-async def test_a_draft_below_zero_is_no_invoice() -> None:
+async def test_what_is_below_zero_is_carried_to_the_next_invoice_and_owed_to_nobody_twice() -> None:
     kv = await a_market()
-    draft = await a_draft(kv, "acme", [line(-100)])
-    with pytest.raises(BadArgument, match="credit note"):
-        await finalise(kv, [draft.id], now_us=ISSUED_US)
+    given_back = [line(-1_000), line(300), line(50, product="reduced")]
+    march = await an_invoice(kv, "acme", given_back)
+    assert (march.total_net, march.total) == (50, 55)  # 50 and 9 %, half up; nothing of the rest.
+    assert [one.net for one in await read_lines(kv, march)] == [-1_000, 300, 50, 700]
+    april = await an_invoice(kv, "acme", [line(500)], month=APRIL)
+    assert (april.total_net, april.state) == (0, "paid")
+    may = await an_invoice(kv, "acme", [line(500)], month=APRIL.following())
+    assert may.total_net == 300
+    assert await correct_month(kv, "acme", MARCH, given_back, now_us=ISSUED_US) == []
+    assert await list_carried(kv, "acme") == []
 
 
 async def test_a_service_level_credit_is_a_line_of_the_next_invoice() -> None:
