@@ -16,14 +16,13 @@ from objstore.ids import Randomness
 from objstore.meta.kv import Kv, Transaction, prefix_end
 from objstore.meta.schema import (
     AccessKeyRecord,
-    AccountRecord,
     Limits,
     UserRecord,
     access_key_key,
-    account_key,
     decode,
     encode,
     last_use_key,
+    project_key,
     user_key,
 )
 
@@ -63,10 +62,11 @@ async def _known_project(kv: Kv, owner: bytes, project: str) -> dict[bytes, byte
     if not project:
         return {}
     tenant = decode(owner, UserRecord).tenant
-    value = await kv.get(account_key(tenant))
-    if value is None or project not in decode(value, AccountRecord).projects:
+    key = project_key(tenant, project)
+    value = await kv.get(key)
+    if value is None:
         raise BadArgument(f"tenant {tenant!r} has no project {project!r}", name="project", value=project)
-    return {account_key(tenant): value}
+    return {key: value}
 
 
 def no_such_key(access_key_id: str) -> BadArgument:

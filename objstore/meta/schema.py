@@ -616,6 +616,11 @@ def user_key(user: str) -> bytes:
     return b"u" + user.encode()
 
 
+def project_key(tenant: str, project: str) -> bytes:
+    """Of a rental/records.py ProjectRecord: there is such a project."""
+    return b"Yj" + tenant.encode() + b"\0" + project.encode()
+
+
 def access_key_key(access_key_id: str) -> bytes:
     return b"k" + access_key_id.encode()
 

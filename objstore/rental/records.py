@@ -47,6 +47,7 @@ currency's smallest unit; prices are decimal text; quantities are "numerator/den
 from typing import Final
 
 from objstore.meta.schema import Record
+from objstore.meta.schema import project_key as project_key
 
 KINDS: Final = (
     "auto_entrepreneur", "tpe_pme", "grande_entreprise", "administration", "wholesale", "internal",
@@ -286,10 +287,6 @@ def customer_key(tenant: str) -> bytes:
 
 def reseller_customer_key(parent: str, tenant: str) -> bytes:
     return b"Yk" + parent.encode() + b"\0" + tenant.encode()
-
-
-def project_key(tenant: str, project: str) -> bytes:
-    return b"Yj" + tenant.encode() + b"\0" + project.encode()
 
 
 def document_key(document: str) -> bytes:

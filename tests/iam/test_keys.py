@@ -13,12 +13,11 @@ from objstore.iam.principal import Principal
 from objstore.meta.kv import DictKv, Transaction
 from objstore.meta.schema import (
     AccessKeyRecord,
-    AccountRecord,
     Limits,
     UserRecord,
     access_key_key,
-    account_key,
     encode,
+    project_key,
     user_key,
 )
 from tests.iam.test_directory import MASTER, CountingKv
@@ -41,9 +40,7 @@ async def ready(kv: DictKv) -> Directory:
     directory = Directory(kv, MASTER, clock=Clock())
     await directory.create_tenant("acme")
     await directory.create_user("ann", tenant="acme")
-    await kv.commit(
-        Transaction(put={account_key("acme"): encode(AccountRecord(projects={"photos": Limits()}))})
-    )
+    await kv.commit(Transaction(put={project_key("acme", "photos"): b"a project's record"}))
     return directory
 
 
