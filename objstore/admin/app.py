@@ -86,6 +86,14 @@ class LayoutAdmin:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RotationAdmin:
+    """Another master key takes over: what older ones sealed is sealed anew."""
+
+    begin: Callable[[], Awaitable[Json]]
+    status: Callable[[], Awaitable[Json]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Admin:
     """What the port is made of."""
 
@@ -116,6 +124,7 @@ class Admin:
     sites: SitesAdmin | None = None
     residency: ResidencyAdmin | None = None
     layout: LayoutAdmin | None = None
+    rotation: RotationAdmin | None = None
     gate: Gate | None = None  # The versioned API: tenants, users, keys and what is rented.
     # What is about to be done by a request with the token, or what became of it: for the audit log.
     note: Callable[[Deed, str], Awaitable[None]] | None = None
@@ -347,6 +356,16 @@ def _routes(admin: Admin) -> list[Route]:
             raise Problem(400, "after: the number of a volume")
         return _json(await residency().rows(int(after)))
 
+    def rotation() -> RotationAdmin:
+        assert admin.rotation is not None
+        return admin.rotation
+
+    async def rotate_master_key(request: web.BaseRequest, parts: Sequence[str]) -> web.StreamResponse:
+        return _json(await rotation().begin(), 202)
+
+    async def master_key(request: web.BaseRequest, parts: Sequence[str]) -> web.StreamResponse:
+        return _json(await rotation().status())
+
     def route(method: str, path: str, verb: Verb, *, open_: bool = False) -> Route:
         return Route(method, re.compile(path, re.ASCII), open_, verb)
 
@@ -395,6 +414,8 @@ def _routes(admin: Admin) -> list[Route]:
         route("POST", "/api/v1/layout/apply", apply_layout),
         route("POST", "/api/v1/layout/revert", revert_layout),
         route("POST", f"/api/v1/buckets/{name}/policy", place_bucket),
+        route("GET", "/api/v1/master-key", master_key),
+        route("POST", "/api/v1/master-key/rotate", rotate_master_key),
         route("POST", "/api/v1/audit/residency", begin_audit),
         route("GET", "/api/v1/audit/residency", audit),
         route("GET", "/api/v1/audit/residency/volumes", audited_volumes),

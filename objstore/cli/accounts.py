@@ -1,10 +1,13 @@
 """`objstore tenant`, `project`, `user`, `token` and `key`: who may use the store, and who pays for it."""
 
+import sys
+import time
 from pathlib import Path
 from typing import Annotated, Any, Final
 
 import typer
 
+from objstore.cli.output import DEGRADED, fail
 from objstore.cli.store import Store, YesOption, asks, changes, quoted
 from objstore.config import ConfigError
 
@@ -13,6 +16,8 @@ seller_app = typer.Typer(help="Sellers: the legal entities on invoices.", no_arg
 project_app = typer.Typer(help="Projects of tenants.", no_args_is_help=True)
 user_app = typer.Typer(help="Users of tenants.", no_args_is_help=True)
 key_app = typer.Typer(help="Access keys of users.", no_args_is_help=True)
+
+LOOK_S: Final = 2.0  # Between two looks at what is waited for.
 
 TenantName = Annotated[str, typer.Argument(help="The tenant's name.")]
 ProjectName = Annotated[str, typer.Argument(help="The project's name.")]
@@ -444,3 +449,31 @@ def key_disable(store: Store, access_key: KeyId, undo: Undo = False) -> None:
 def key_enable(store: Store, access_key: KeyId) -> None:
     """Accept the key again."""
     _switch(store, "keys", access_key, disable=False)
+
+
+@key_app.command("rotate-master")
+@changes
+def key_rotate_master(
+    store: Store,
+    wait: Annotated[
+        float, typer.Option("--wait", help="Seconds to wait for it to be done, showing progress.", min=0)
+    ] = 0.0,
+) -> None:
+    """Seal anew, in the background, what older master keys sealed: secrets of access keys and of replication,
+    the cluster's authority. Cut short, it goes on where it was."""
+    status = store.change("POST", "/api/v1/master-key/rotate")
+    ends = time.monotonic() + wait
+    while status["state"] == "under way" and time.monotonic() < ends:
+        print(f"{status['done']} sealed anew", file=sys.stderr)
+        time.sleep(min(LOOK_S, max(0.0, ends - time.monotonic())))
+        status = store.get("/api/v1/master-key")
+    store.show_facts(status)
+    if wait and status["state"] == "under way":
+        fail(f"not done after {wait:g} s; it goes on: objstore key master", DEGRADED)
+
+
+@key_app.command("master")
+@asks
+def key_master(store: Store) -> None:
+    """The master key by its id, how far the change to it is, and what still needs an older one."""
+    store.show_facts(store.get("/api/v1/master-key"))

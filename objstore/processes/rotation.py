@@ -18,6 +18,7 @@ from typing import Any, Final
 
 import msgspec
 
+from objstore.admin.app import RotationAdmin
 from objstore.clock import Clock, utc_text
 from objstore.errors import BadArgument, Conflict, Corrupt, StoreError
 from objstore.iam.rotation import reseal_keys
@@ -76,6 +77,9 @@ class Rotation:
         return cls(kv, box_of(parts), parts.store.clock, cluster.master_key, cluster.other_master_keys)
 
     # What operators ask.
+
+    def admin(self) -> RotationAdmin:
+        return RotationAdmin(begin=self.begin, status=self.status)
 
     async def begin(self) -> Json:
         """Begin it, or show the one under way. Raises: BadArgument if only one master key is known."""

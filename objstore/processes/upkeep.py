@@ -38,6 +38,7 @@ from objstore.processes.parts import (
 )
 from objstore.processes.replication import Sites
 from objstore.processes.residency import Residency
+from objstore.processes.rotation import Rotation
 from objstore.processes.salvage_copies import Copies
 from objstore.processes.spec import Spec
 from objstore.processes.stopping import Stopping
@@ -76,6 +77,7 @@ async def _serve(
     directory = directory_of(parts)
     await _bootstrap(link, parts, directory)
     service = _service(parts)
+    registry.include(service.families)
     if service.leasing is not None:
         registry.include(service.leasing.families)
     copies = Copies(parts)
@@ -86,6 +88,7 @@ async def _serve(
     sites = Sites(parts, service)
     registry.include(sites.families)
     residency = Residency(parts)
+    rotation = Rotation.of(parts, service.context.kv)
     metrics = await serve_metrics(spec.run_directory, "upkeep", registry)
 
     config = spec.config
@@ -105,7 +108,7 @@ async def _serve(
         context = certificate.context
         tasks.append(loop.create_task(certificate.watch()))
     admin = replace(port.admin(), sites=sites.admin(), residency=residency.admin())
-    admin = replace(admin, layout=LayoutSet(parts).admin())
+    admin = replace(admin, layout=LayoutSet(parts).admin(), rotation=rotation.admin())
     gateway = None
     if cluster_sockets:
         from objstore.processes.cluster_gateway import ClusterGateway  # Loads x509, as above.
@@ -132,6 +135,7 @@ async def _serve(
         service.start()
         tasks.append(loop.create_task(copies.keep()))
         tasks.append(loop.create_task(sites.keep()))
+        tasks.append(loop.create_task(rotation.keep(lambda: service.leads)))
     link.ready()
     await until_stopped()
     for task in tasks:
