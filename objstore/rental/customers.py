@@ -116,6 +116,8 @@ _OURS: Final = frozenset(
     {"format", "tenant", "created_us", "state_since_us", "customers", "state_reason", "purge_after_us"}
 )
 _SET_BY_CREATION: Final = _OURS | {"kind", "seller", "trial_ends_us"}
+# A plan is given from a month on (rental/plan_changes.py), so that months rate alike for ever.
+_SET_LATER: Final = _OURS | {"plan", "plan_version", "next_plan", "next_plan_version"}
 
 
 def _check_fields(given: Mapping[str, object], *, fixed: frozenset[str]) -> None:
@@ -123,7 +125,9 @@ def _check_fields(given: Mapping[str, object], *, fixed: frozenset[str]) -> None
         if name not in CustomerRecord.__struct_fields__:
             raise BadArgument(f"a customer has no {name}", name=name)
         if name in fixed:
-            raise BadArgument(f"{name} is not set like this", name=name)
+            raise BadArgument(
+                f"{name.replace('_', ' ')} is not set with a customer's other fields", name=name
+            )
 
 
 def check_customer(record: CustomerRecord) -> CustomerRecord:
@@ -250,7 +254,7 @@ async def change_customer(kv: Kv, tenant: str, /, **changes: object) -> Customer
 
     Raises: BadArgument, Overloaded.
     """
-    _check_fields(changes, fixed=_OURS)
+    _check_fields(changes, fixed=_SET_LATER)
 
     async def decide(change: Change) -> CustomerRecord:
         record = await change.found(customer_key(tenant), CustomerRecord, no_such_customer(tenant))

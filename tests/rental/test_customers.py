@@ -236,6 +236,13 @@ async def test_a_currency_changes_while_the_wallet_is_empty() -> None:
         await change_customer(kv, "acme", currency="EUR")
 
 
+@pytest.mark.parametrize("name", ["plan", "plan_version", "next_plan", "next_plan_version"])
+async def test_a_plan_is_given_from_a_month_on_and_not_set_beside_it(name: str) -> None:
+    kv = await a_market()
+    with pytest.raises(BadArgument, match="not set with"):
+        await change_customer(kv, "acme", **{name: "x"})
+
+
 async def test_customers_and_sellers_are_listed_page_by_page() -> None:
     kv = await a_market("a", "b", "c")
     assert [one.tenant for one in await list_customers(kv, limit=2)] == ["a", "b"]
