@@ -1,8 +1,18 @@
 """The benchmark of a month's rating: it rates what it says, and its verdicts can fail."""
 
 import random
+from pathlib import Path
 
-from bench.billing import INVOICE_BAR_S, Outcome, make_records, measure, passed, table
+from bench.billing import (
+    INVOICE_BAR_S,
+    Outcome,
+    drafts_row,
+    make_records,
+    measure,
+    measure_drafts,
+    passed,
+    table,
+)
 from objstore.rental.months import Month
 
 FEBRUARY = Month(2026, 2)
@@ -15,6 +25,14 @@ def test_every_hour_and_meter_of_every_tenant_is_rated() -> None:
     assert len(outcome.invoices_s) == 6
     # A subscription, storage, requests beyond the free ones and traffic are on each, a lease on two.
     assert outcome.lines >= 6 * 3 + 2
+
+
+async def test_drafts_are_made_of_every_tenant_from_metadata(tmp_path: Path) -> None:
+    run, _ = await measure_drafts(6, FEBRUARY, 1, tmp_path, lambda text: None)
+    assert (run.tenants, run.drafts, run.problems) == (6, 6, [])
+    assert drafts_row(run, 0.0, 6).count("ok") == 1
+    assert drafts_row(run, 1.0, 6).count("MISSED") == 1  # 0.36 s for six.
+    assert drafts_row(run, 0.0, 7).count("MISSED") == 1  # One has no invoice.
 
 
 def test_records_come_in_the_order_of_their_keys() -> None:

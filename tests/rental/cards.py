@@ -1,6 +1,7 @@
 """What tests of rating share: rates and plans in short, and usage records as they are sealed."""
 
 import asyncio
+import os
 from collections.abc import Iterable
 from decimal import Decimal
 from typing import Any
@@ -14,6 +15,7 @@ from objstore.rental.records import UsageRecord
 from objstore.rental.tally import Usage, UsageKey
 from objstore.rental.usage import usage_prefix
 
+EXAMPLES = 2_000 if os.environ.get("OBJSTORE_LONG") else 50  # Of each property.
 MARCH = Month(2026, 3)
 NOVEMBER = Month(2026, 11)  # 30 days.
 DAY_S = 86_400

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from objstore.errors import BadArgument
@@ -26,7 +26,7 @@ from objstore.rental.plans import Discount
 from objstore.rental.rating import billed_until, rate_month
 from objstore.rental.records import LeaseRecord, Line
 from objstore.rental.tally import Usage
-from tests.rental.cards import DAY_S, NOVEMBER, TB, plan, rate, stored, stored_hours
+from tests.rental.cards import DAY_S, EXAMPLES, NOVEMBER, TB, plan, rate, stored, stored_hours
 
 DECEMBER = NOVEMBER.following()
 BEGIN = NOVEMBER.begin_s
@@ -189,6 +189,7 @@ def test_what_lies_idle_of_each_lease_is_told() -> None:
     ]
 
 
+@settings(max_examples=EXAMPLES)
 @given(
     sizes=st.lists(st.integers(0, 200), min_size=30, max_size=30),
     first=st.integers(0, 29),

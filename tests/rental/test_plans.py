@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from objstore.errors import BadArgument
@@ -29,7 +29,7 @@ from objstore.rental.plans import (
     units_of,
 )
 from objstore.rental.records import KINDS
-from tests.rental.cards import plan, rate, tiers
+from tests.rental.cards import EXAMPLES, plan, rate, tiers
 
 CARDS = Path(__file__).resolve().parents[2] / "config" / "plans"
 
@@ -188,6 +188,7 @@ def test_every_meter_can_be_priced_in_each_of_its_units(meter: str) -> None:
         assert card.items[0].label
 
 
+@settings(max_examples=EXAMPLES)
 @given(
     st.recursive(
         st.none() | st.booleans() | st.integers() | st.text(max_size=5),

@@ -5,7 +5,7 @@ from decimal import Decimal
 from fractions import Fraction
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from objstore.rental.meters import EARLY, HOUR_S, REQUESTS_A
@@ -16,6 +16,7 @@ from objstore.rental.records import Line
 from objstore.rental.tally import Tally, Usage, UsageKey, add_usage
 from tests.rental.cards import (
     DAY_S,
+    EXAMPLES,
     GB,
     MARCH,
     NOVEMBER,
@@ -294,6 +295,7 @@ def ladders(draw: st.DrawFn, *, falling: bool = False) -> tuple[Tier, ...]:
     return tuple(Tier(up_to=end, unit_price=price) for end, price in zip(ends, prices, strict=True))
 
 
+@settings(max_examples=EXAMPLES)
 @given(steps=ladders(), used_units=st.fractions(0, 10**9))
 def test_graduated_is_the_sum_of_its_tiers(steps: tuple[Tier, ...], used_units: Fraction) -> None:
     parts = parts_of(rate(model="graduated", tiers=steps), used_units)
@@ -306,6 +308,7 @@ def test_graduated_is_the_sum_of_its_tiers(steps: tuple[Tier, ...], used_units: 
     assert sum(part.quantity * Fraction(part.unit_price) for part in parts) == expected
 
 
+@settings(max_examples=EXAMPLES)
 @given(steps=ladders(falling=True), one=st.fractions(0, 10**9), other=st.fractions(0, 10**9))
 def test_where_prices_fall_more_volume_is_never_dearer_by_the_unit(
     steps: tuple[Tier, ...], one: Fraction, other: Fraction
@@ -326,6 +329,7 @@ def test_across_an_edge_one_unit_more_of_volume_makes_the_whole_cheaper_as_docum
     )
 
 
+@settings(max_examples=EXAMPLES)
 @given(
     amounts=st.integers(-(10**12), 10**12), weights=st.lists(st.integers(0, 10**30), min_size=1, max_size=30)
 )
@@ -340,6 +344,7 @@ def test_shares_of_an_amount_sum_to_it_and_are_within_one_of_what_is_due(
         assert abs(share - Fraction(amounts * weight, sum(weights))) < 1
 
 
+@settings(max_examples=EXAMPLES)
 @given(
     used_by=st.dictionaries(
         st.tuples(st.sampled_from("xyz"), st.sampled_from(["a", "b", "c", "d"])), QUANTITIES, min_size=1
@@ -363,6 +368,7 @@ def test_splitting_lines_by_bucket_or_project_loses_no_unit_and_no_byte_second(
             assert sum(Fraction(piece.consumed) for piece in pieces) == Fraction(line.consumed)
 
 
+@settings(max_examples=EXAMPLES)
 @given(
     used_by=st.dictionaries(st.sampled_from(["a", "b", "c"]), QUANTITIES), steps=ladders(), order=st.randoms()
 )
@@ -445,6 +451,13 @@ def test_a_record_of_another_month_or_tenant_or_twice_is_refused() -> None:
     with pytest.raises(AssertionError, match="already"):
         tally.add([good])
     assert tally.usage().total("storage") == 1
+
+
+def test_parts_of_a_month_add_up_in_total_and_in_each_hour() -> None:
+    whole = add_usage([stored(GB, MARCH), stored(2 * GB, MARCH), used(5, "requests_a")])
+    assert whole.total("storage") == stored(3 * GB, MARCH).total("storage")
+    assert whole.total("requests_a") == 5
+    assert whole.hourly == stored(3 * GB, MARCH).hourly
 
 
 def test_a_bucket_that_was_made_again_under_its_name_is_one_on_the_bill() -> None:

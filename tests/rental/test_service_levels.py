@@ -6,7 +6,7 @@ from fractions import Fraction
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from objstore.errors import BadArgument
@@ -26,7 +26,7 @@ from objstore.rental.service_levels import (
     credit_lines,
     proof_csv,
 )
-from tests.rental.cards import NOVEMBER
+from tests.rental.cards import EXAMPLES, NOVEMBER
 
 BEGIN, END = NOVEMBER.begin_s, NOVEMBER.end_s
 FIRST = BEGIN // INTERVAL_S
@@ -168,6 +168,7 @@ def test_a_level_for_all_classes_gives_back_of_all_charges() -> None:
     assert [one.net for one in credit_lines(every, [line("usage", 100), line("usage", 100, "COLD")])] == [-20]
 
 
+@settings(max_examples=EXAMPLES)
 @given(
     st.dictionaries(
         st.integers(0, ALL - 1),

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from objstore.errors import BadArgument
@@ -24,6 +24,7 @@ from objstore.rental.taxes import (
     tax_lines,
     totals,
 )
+from tests.rental.cards import EXAMPLES
 
 RULES = parse_rules((Path(__file__).resolve().parents[2] / "config" / "taxes.toml").read_text())
 DAY = date(2026, 11, 30)
@@ -165,6 +166,7 @@ def test_rules_come_back_from_metadata_as_they_were() -> None:
         assert decode(encode(TaxRuleRecord(rule=one)), TaxRuleRecord).rule == one
 
 
+@settings(max_examples=EXAMPLES)
 @given(nets=st.lists(st.tuples(st.integers(-(10**12), 10**12), st.sampled_from(["storage", "reduced"]))))
 def test_every_line_is_taxed_once_at_its_own_rate(nets: list[tuple[int, str]]) -> None:
     lines = [line(net, product) for net, product in nets]
