@@ -311,6 +311,11 @@ class App:
         # Default deny: nothing is done before it.
         verified = await self.verifier.verify(method, target, message.headers)
         request.who = who = verified.who
+        access = None
+        if who.bounds is not None:  # Before anything counts against its tenant.
+            access = self._access(request, who.bounds, verified, target)
+            access.check_use()
+        self.used(who.access_key_id)
         if not self.admission.claim(who.tenant, request.body_weight):
             await asyncio.sleep(REFUSAL_S)
             raise slow_down()
@@ -319,12 +324,6 @@ class App:
             raise AccountClosed(who.account.state)
         if self.rates is not None and (scopes := scopes_of(who, self.store.buckets.get(target.bucket))):
             await self._admit(request, self.rates, scopes)
-        access = None
-        if who.bounds is not None:
-            access = self._access(request, who.bounds, verified, target)
-            access.check_use()
-        self.used(who.access_key_id)
-
         route = self.choose(method, target.bucket, target.key, target.query, verified.headers)
         request.operation = operation = route.operation
         if route.handler is None:
