@@ -40,7 +40,7 @@ class MonthRun:
 
     tenants: int = 0  # Looked at.
     drafts: int = 0
-    nothing: int = 0  # Nothing to invoice: on trial, not a customer yet, or nothing used.
+    nothing: int = 0  # Nothing to invoice: on trial, no customer then, or nothing used.
     final: int = 0  # Their month is final already,
     corrections: int = 0  # and so many lines of it go to the next invoice.
     after: str = ""  # The last tenant: where another run may go on.
@@ -108,7 +108,7 @@ async def rate_customer(kv: Kv, customer: CustomerRecord, month: Month) -> Rated
         tally.usage(),
         month,
         commitments=await _commitments(kv, customer.tenant, month),
-        active_s=_active_s(customer, month),
+        active_s=_active_s(customer, await account_state(kv, customer.tenant), month),
         language=customer.language,
     )
 
@@ -122,7 +122,8 @@ async def _draft(
     randomness: Randomness,
     run: MonthRun,
 ) -> None:
-    if not _active_s(customer, month) or await account_state(kv, customer.tenant) == "trial":
+    state = await account_state(kv, customer.tenant)
+    if state == "trial" or not _active_s(customer, state, month):
         run.nothing += 1
         return
     rated = await rate_customer(kv, customer, month)
@@ -141,10 +142,13 @@ async def _draft(
         run.corrections += len(found)
 
 
-def _active_s(customer: CustomerRecord, month: Month) -> int:
-    """Seconds of the month since the customer is one."""
+def _active_s(customer: CustomerRecord, state: str, month: Month) -> int:
+    """Seconds of the month in which it was a customer: from its creation until its data was purged."""
     begin_s = max(month.begin_s, customer.created_us // SECOND_US)
-    return max(0, month.end_s - begin_s)
+    end_s = month.end_s
+    if state == "purged":
+        end_s = min(end_s, customer.state_since_us // SECOND_US)
+    return max(0, end_s - begin_s)
 
 
 async def _commitments(kv: Kv, tenant: str, month: Month) -> list[Commitment]:

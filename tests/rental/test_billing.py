@@ -7,7 +7,7 @@ import pytest
 
 from objstore.errors import BadArgument, MetaUnavailable
 from objstore.meta.kv import Add, DictKv, Transaction
-from objstore.meta.schema import TitleRecord, encode, title_key
+from objstore.meta.schema import AccountRecord, TitleRecord, account_key, encode, title_key
 from objstore.rental.billing import MonthRun, draft_month
 from objstore.rental.carried import list_carried
 from objstore.rental.catalogue import publish_plan
@@ -17,7 +17,7 @@ from objstore.rental.leases import make_lease, sign, terminate
 from objstore.rental.meters import SENT_INTERNET, count, meter_prefix
 from objstore.rental.months import SECOND_US, Month
 from objstore.rental.plan_changes import give_plan, start_plans
-from objstore.rental.records import Line
+from objstore.rental.records import Line, customer_key
 from objstore.rental.usage import sealed_until
 from objstore.upkeep.metering import SETTLE_S, Metering
 from tests.objects.fakes import FakeClock
@@ -232,6 +232,21 @@ async def test_who_became_a_customer_within_the_month_pays_the_subscription_from
     nets = [[line.net for line in await lines_of(kv, tenant, MARCH)] for tenant in ("acme", "late")]
     assert nets == [[31 * 24 * 100], [21 * 24 * 100]]
     assert (await bill(kv, Month(2026, 2))).nothing == 2
+
+
+async def test_who_was_purged_pays_until_then_and_no_more() -> None:
+    kv = await a_market()
+    await publish_plan(kv, plan(rate("1", meter="subscription", unit="Hour"), currency="DZD"), made_us=1)
+    customer = await give_plan(kv, "acme", "test", now_us=MARCH.begin_s * SECOND_US)
+    gone = msgspec.structs.replace(customer, state_since_us=(APRIL.begin_s + 2 * DAY_S) * SECOND_US)
+    account = AccountRecord(state="purged")
+    put = {customer_key("acme"): encode(gone), account_key("acme"): encode(account)}
+    await kv.commit(Transaction(put=put))
+    await seal(kv, MAY)
+    for month in (MARCH, APRIL, MAY):
+        assert (await bill(kv, month)).problems == []
+    nets = [[line.net for line in await lines_of(kv, "acme", month)] for month in (MARCH, APRIL, MAY)]
+    assert nets == [[744 * 100], [48 * 100], []]
 
 
 async def test_who_is_on_trial_is_not_invoiced() -> None:
