@@ -307,11 +307,17 @@ class _Sorted:
 
 
 async def move_mark(kv: Kv, hour: int) -> None:
-    """All streams are sealed up to this hour. Raises: Conflict: another process moved it."""
-    value = await kv.get(SEALED_KEY)
-    if value is not None and decode(value, SealedRecord).hour >= hour:
+    """All streams are sealed up to this hour. Raises: Overloaded, MetaUnavailable."""
+    for _ in range(ATTEMPTS_MAX):
+        value = await kv.get(SEALED_KEY)
+        if value is not None and decode(value, SealedRecord).hour >= hour:
+            return
+        try:
+            await kv.commit(Transaction({SEALED_KEY: value}, {SEALED_KEY: encode(SealedRecord(hour=hour))}))
+        except Conflict:
+            continue  # An earlier commit of this process, whose outcome was unknown, came through.
         return
-    await kv.commit(Transaction({SEALED_KEY: value}, {SEALED_KEY: encode(SealedRecord(hour=hour))}))
+    raise Overloaded("the mark of sealed hours kept changing")
 
 
 # Reading.

@@ -44,7 +44,7 @@ class Metering:
         self.retired = 0  # Removed after their time.
 
     async def run(self) -> str:
-        """One pass; what it came to, in words. Raises: Overloaded, Conflict, Deposed, MetaUnavailable."""
+        """One pass; what it came to, in words. Raises: Overloaded, Deposed, MetaUnavailable."""
         due = max(0, (self._clock.now_us() // SECOND_US - SETTLE_S) // HOUR_S)  # The first hour that is not.
         mark = await sealed_until(self._kv)
         first = await first_counted(self._kv)
