@@ -36,6 +36,7 @@ import msgspec
 from objstore.errors import BadArgument, Corrupt
 from objstore.meta.schema import decode
 from objstore.rental.commitments import CommitmentUse
+from objstore.rental.documents.formats import unit_name
 from objstore.rental.money import Money, round_half_up
 from objstore.rental.months import SECOND_US, Month
 from objstore.rental.plans import EGRESS, REQUESTS, STORED
@@ -291,7 +292,7 @@ class _Rows:
             ListUnitPrice=price,
             PricingCategory="Standard",
             PricingQuantity=amount,
-            PricingUnit=line.unit,
+            PricingUnit=unit_name(line.unit),
             SkuId=sku,
             SkuMeter=(line.meter or line.kind).replace("_", " ").capitalize(),
             # With the price: a tier's free part, and a region's rate, have their own.

@@ -17,7 +17,7 @@ import pytest
 
 from objstore.errors import BadArgument, Overloaded
 from objstore.rental.documents.content import Document, clean, content
-from objstore.rental.documents.formats import Formats
+from objstore.rental.documents.formats import Formats, unit_name
 from objstore.rental.documents.pdf import WAITING_MAX, Printer, Typesetter
 from objstore.rental.documents.texts import text
 from objstore.rental.money import MINOR_UNITS
@@ -45,7 +45,7 @@ def read(pdf: bytes, option: str = "-raw") -> str:
     """Its text as poppler finds it, in the order in which it was set; narrow spaces as plain ones."""
     program = shutil.which("pdftotext")
     assert program is not None, "pdftotext is missing: poppler-utils"
-    done = subprocess.run([program, option, "-", "-"], input=pdf, capture_output=True, timeout=60, check=True)
+    done = subprocess.run([program, option, "-", "-"], input=pdf, capture_output=True, timeout=240, check=True)
     return done.stdout.decode().replace("\u202f", " ").replace("\xa0", " ").replace("\u200b", "")
 
 
@@ -391,13 +391,28 @@ def test_quantities_are_rounded_half_up_before_they_are_written() -> None:
     assert formats.period(BEGIN_US, END_US) == ("March 1, 2026", "March 31, 2026")
 
 
+@pytest.mark.parametrize(
+    ("unit", "written"),
+    [
+        ("100 1000 Requests", "100000 Requests"),
+        ("1000 Requests", "1000 Requests"),
+        ("5 GB-Months", "5 GB-Months"),
+        ("0.5 1000 Requests", "0.5 1000 Requests"),
+        ("TB-Months", "TB-Months"),
+        ("", ""),
+    ],
+)
+def test_a_unit_has_one_number_at_most(unit: str, written: str) -> None:
+    assert unit_name(unit) == written
+
+
 async def test_the_event_loop_goes_on_while_a_document_is_typeset() -> None:
     entered, go = threading.Event(), threading.Event()
 
     class Slow(Typesetter):
         def render(self, document: Document) -> bytes:
             entered.set()
-            assert go.wait(60)
+            assert go.wait(240)
             return super().render(document)
 
     printer = Printer(Slow)
@@ -417,7 +432,7 @@ async def test_more_documents_than_can_wait_are_refused_and_the_others_come() ->
 
     class Held(Typesetter):
         def render(self, document: Document) -> bytes:
-            assert go.wait(60)
+            assert go.wait(240)
             return b"%PDF " + document.invoice.number.encode()
 
     printer = Printer(Held)
@@ -452,7 +467,7 @@ def test_a_worker_that_prints_nothing_holds_none_of_what_printing_needs() -> Non
         "import sys, objstore.rental.words, objstore.rental.focus, objstore.rental.documents.pdf;"
         "print(*sorted({'typst', 'babel', 'num2words', 'pyarrow'} & sys.modules.keys()))"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=60, check=True)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=240, check=True)
     assert done.stdout.split() == []
 
 

@@ -6,20 +6,26 @@ import random
 import sys
 from collections.abc import Callable
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 
 from objstore.errors import BadArgument, Corrupt
-from objstore.rental.commitments import CommitmentUse
+from objstore.rental.commitments import Commitment, CommitmentUse, Overage, Step
 from objstore.rental.focus import COLUMNS, VERSION, rows, write_csv, write_parquet
 from objstore.rental.money import MINOR_UNITS, Money
-from objstore.rental.records import InvoiceRecord, Line
+from objstore.rental.plans import EGRESS, REQUESTS, STORED, parse_plan
+from objstore.rental.rating import rate_month
+from objstore.rental.records import KINDS, InvoiceRecord, Line
+from objstore.rental.tally import Usage, UsageKey
 from tests.rental import focus_rules
+from tests.rental.cards import MARCH, TB, plan, rate, stored_hours
 from tests.rental.papers import BEGIN_US, CUSTOMER, END_US, SELLER, V10, paper, priced
 from tests.seed import SEED
 
+CARDS = Path(__file__).resolve().parents[2] / "config" / "plans"
 TB_MONTH = 10**12 * 744 * 3_600  # Byte-seconds of March.
 LEASE = Line(
     kind="commitment",
@@ -328,3 +334,47 @@ def test_without_pyarrow_parquet_is_refused_and_says_what_to_install(monkeypatch
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(BadArgument, match=r"objstore\[parquet\]"):
         write_parquet(rows(paper(), V10), io.BytesIO())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_a_sample_card_makes_of_a_month_keeps_every_rule(kind: str) -> None:
+    chance = random.Random(SEED)
+    card = parse_plan((CARDS / f"{kind}.toml").read_text())
+    totals_of = {
+        UsageKey(
+            chance.choice(["", "web"]), chance.choice(["photos", "archives"]), "", meter
+        ): chance.randrange(10 ** (21 if meter in STORED else 13 if meter in EGRESS else 9))
+        for meter in (*STORED, *REQUESTS, *EGRESS)
+    }
+    rated = rate_month(card, Usage(totals_of), MARCH)
+    customer = msgspec.structs.replace(CUSTOMER, kind=kind, currency=card.currency)
+    invoice = paper(rated.lines, customer=customer)
+    text = exported((invoice, list(rated.lines)))
+    assert focus_rules.broken_rules(text, totals(invoice)) == [], f"seed {SEED}"
+
+
+def test_a_rated_lease_is_used_unused_and_above() -> None:
+    lease = Commitment(
+        lease="01JLEASE",
+        steps=(Step(MARCH.begin_s, 100 * TB),),
+        begin_s=MARCH.begin_s,
+        end_s=MARCH.following().end_s,
+        unit_price=Decimal("5.90"),
+        overage=Overage(mode="instantaneous", unit_price=Decimal("7.99")),
+    )
+    # Half of the month 80 TB, half of it 120.
+    usage = stored_hours([80 * TB] * 372 + [120 * TB] * 372)
+    rated = rate_month(plan(rate("10", unit="TB")), usage, MARCH, commitments=[lease])
+    invoice = paper(rated.lines, currency="USD")
+    text = exported((invoice, list(rated.lines)), uses={use.lease: use for use in rated.uses})
+    assert focus_rules.broken_rules(text, totals(invoice)) == []
+    found = [
+        (row["ChargeCategory"], row["CapacityReservationStatus"], row["PricingQuantity"], row["BilledCost"])
+        for row in parsed(text)
+    ]
+    assert found == [
+        ("Usage", "Used", "90", "531"),
+        ("Usage", "Unused", "10", "59"),
+        ("Usage", "", "10", "79.9"),
+        ("Tax", "", "", "127.28"),  # 19 % of 669.90, rounded half up.
+    ]

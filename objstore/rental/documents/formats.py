@@ -4,6 +4,7 @@ Babel rounds half to even; nothing that it is given here has places left to roun
 Arabic too, as in Algeria and Morocco.
 """
 
+import re
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta, tzinfo
 from decimal import Decimal, localcontext
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 QUANTITY_PLACES: Final = 6  # As printed; amounts come from exact quantities.
 DIGITS_MAX: Final = 100  # Of a number; byte-seconds of an exabyte over a century have 28.
+_PACKAGE: Final = re.compile(r"([0-9]{1,18}) ([0-9]{1,18}) (\D.*)", re.ASCII)
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -81,6 +83,12 @@ class Formats:
 
         with localcontext(prec=DIGITS_MAX):
             return str(format_decimal(value, format=pattern, locale=self.locale, numbering_system="latn"))
+
+
+def unit_name(unit: str) -> str:
+    """A line's unit with one number: a package of '100 1000 Requests' is '100000 Requests'."""
+    package = _PACKAGE.fullmatch(unit)
+    return f"{int(package[1]) * int(package[2])} {package[3]}" if package else unit
 
 
 def _shifted(number: int, places: int) -> Decimal:
