@@ -45,7 +45,9 @@ def read(pdf: bytes, option: str = "-raw") -> str:
     """Its text as poppler finds it, in the order in which it was set; narrow spaces as plain ones."""
     program = shutil.which("pdftotext")
     assert program is not None, "pdftotext is missing: poppler-utils"
-    done = subprocess.run([program, option, "-", "-"], input=pdf, capture_output=True, timeout=240, check=True)
+    done = subprocess.run(
+        [program, option, "-", "-"], input=pdf, capture_output=True, timeout=240, check=True
+    )
     return done.stdout.decode().replace("\u202f", " ").replace("\xa0", " ").replace("\u200b", "")
 
 
