@@ -1,6 +1,7 @@
 """Identity policies: AWS's examples, a plain reference by chance, what is refused, what cannot blow up."""
 
 import json
+import os
 import random
 from typing import Any
 
@@ -14,6 +15,8 @@ from tests.iam.reference import Request, decide
 from tests.seed import SEED
 
 NOTHING: Request = {}
+LONG = bool(os.environ.get("OBJSTORE_LONG"))
+POLICIES = 20_000 if LONG else 300  # Random ones, eight requests each.
 
 
 def policy(*statements: dict[str, Any], version: str | None = "2012-10-17") -> str:
@@ -284,7 +287,7 @@ def some_request(chance: random.Random) -> Request:
 def test_a_plain_reference_decides_every_random_policy_in_the_same_way() -> None:
     chance = random.Random(SEED)
     seen: dict[str, int] = {"allow": 0, "deny": 0, "nothing": 0}
-    for _ in range(1_500):
+    for _ in range(POLICIES):
         document = some_policy(chance)
         text = json.dumps(document)
         for _ in range(8):
@@ -293,12 +296,12 @@ def test_a_plain_reference_decides_every_random_policy_in_the_same_way() -> None
             wanted = decide(document, action, resource, request)
             seen[wanted] += 1
             assert verdict(text, action, resource, request) == wanted, (SEED, text, action, resource, request)
-    assert min(seen.values()) > 500, f"the choices decide nothing: {seen}"
+    assert min(seen.values()) > POLICIES // 4, f"the choices decide nothing: {seen}"
 
 
 def test_what_is_kept_of_a_policy_decides_as_what_was_given() -> None:
     chance = random.Random(SEED)
-    for _ in range(200):
+    for _ in range(100):
         document = some_policy(chance)
         kept = check_policy(json.dumps(document, indent=3))
         assert " " not in kept.replace(", 'ob'", "")
@@ -365,6 +368,57 @@ ONE = allow("s3:GetObject", "*")
 def test_a_policy_that_cannot_be_meant_is_refused_and_the_error_says_where(text: str, words: str) -> None:
     with pytest.raises(BadArgument, match=words):
         check_policy(text)
+
+
+def test_whatever_is_given_is_a_policy_or_is_refused_in_words() -> None:
+    chance = random.Random(SEED)
+    odd: list[Any] = [
+        None,
+        True,
+        5,
+        1.5,
+        "",
+        "*",
+        "s3:*",
+        [],
+        {},
+        [[]],
+        ["*", 5],
+        {"a": "b"},
+        "\ud800",
+        "${",
+        "x" * 99,
+    ]
+    refused = 0
+
+    def spoiled(found: Any, depth: int) -> Any:
+        """With one thing in it replaced, left out or renamed."""
+        if depth == 0 or not isinstance(found, (dict, list)) or not found:
+            return chance.choice(odd)
+        if isinstance(found, list):
+            at = chance.randrange(len(found))
+            return [*found[:at], spoiled(found[at], depth - 1), *found[at + 1 :]]
+        name = chance.choice(list(found))
+        rest = {key: value for key, value in found.items() if key != name}
+        way = chance.randrange(3)
+        if way == 0:
+            return rest
+        if way == 1:
+            return {**rest, name + chance.choice("xX:"): found[name]}
+        return {**rest, name: spoiled(found[name], depth - 1)}
+
+    for _ in range(40 * POLICIES // 4):
+        text = json.dumps(spoiled(some_policy(chance), chance.randint(1, 5)))
+        if chance.random() < 0.1:
+            at = chance.randrange(len(text))
+            text = text[:at] + chance.choice('{}[]",:\\\0') + text[at + 1 :]
+        try:
+            kept = check_policy(text)
+        except BadArgument:
+            refused += 1
+        else:
+            compile_policy(kept).decide("s3:GetObject", "b/k", some_request(chance).get)
+    assert POLICIES < refused < 10 * POLICIES
 
 
 def test_conditions_may_be_written_with_json_numbers_and_booleans() -> None:
