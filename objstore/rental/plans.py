@@ -15,7 +15,6 @@ fractions.
 A quantity of storage is byte-seconds / (unit x 3,600 x the month's hours): calendar (24 x days), 730 or 720.
 """
 
-import json
 import re
 import tomllib
 from collections.abc import Iterable, Sequence
@@ -31,6 +30,7 @@ from objstore.meta.schema import ClassTerms, Record, encode
 from objstore.rental.meters import HOUR_S
 from objstore.rental.money import PLACES_MAX, minor_units
 from objstore.rental.months import DAY_HOURS, Month
+from objstore.rental.names import check_text
 
 STORAGE: Final = "storage"
 EARLY_DELETE: Final = "early_delete"
@@ -53,7 +53,7 @@ DAY_S: Final = DAY_HOURS * HOUR_S
 ITEMS_MAX: Final = 64
 TIERS_MAX: Final = 16
 DISCOUNTS_MAX: Final = 16
-TEXT_MAX: Final = 64 * 1024  # Bytes of a plan as operators write it.
+TEXT_MAX: Final = 64 * 1024  # Letters of a plan as operators write it.
 PRICE_MAX: Final = Decimal(10**15)
 _CODE = re.compile(r"[a-z0-9][a-z0-9_-]{0,47}", re.ASCII)
 _NAME = re.compile(r"\*|[A-Za-z0-9][A-Za-z0-9_-]{0,47}", re.ASCII)
@@ -181,16 +181,17 @@ def parse_plan(text: str, form: Literal["toml", "json"] = "toml") -> Plan:
 
 def parse_value(text: str, form: Literal["toml", "json"], kind: type[V], name: str) -> V:
     """Text as a value, its numbers as the decimals they are. Raises: BadArgument."""
-    if len(text.encode()) > TEXT_MAX:
-        raise BadArgument(f"a {name} has at most {TEXT_MAX} bytes", name=name)
+    if len(text) > TEXT_MAX:
+        raise BadArgument(f"a {name} has at most {TEXT_MAX} letters", name=name)
     try:
         if form == "toml":
             data: Any = tomllib.loads(text, parse_float=Decimal)
+            value = msgspec.convert(data, kind)
         else:
-            data = json.loads(text, parse_float=Decimal, parse_constant=_no_number)
-        value = msgspec.convert(data, kind)
+            data = msgspec.json.decode(text)
+            value = msgspec.json.decode(text, type=kind)
         _check_names(data, value, "")
-    except (ValueError, RecursionError) as failure:  # Both parsers' errors and msgspec's are ValueErrors.
+    except (ValueError, ArithmeticError, RecursionError) as failure:  # Of tomllib, msgspec and Decimal.
         raise BadArgument(f"not a {name}: {failure}", name=name) from failure
     return value
 
@@ -206,10 +207,6 @@ def _check_names(data: Any, value: Any, where: str) -> None:
             if name not in value.__struct_fields__:
                 raise ValueError(f"unknown field {at}")
             _check_names(one, getattr(value, name), at)
-
-
-def _no_number(text: str) -> Decimal:
-    raise ValueError(f"{text} is no number")
 
 
 def plan_json(plan: Plan) -> str:
@@ -256,6 +253,7 @@ def check_plan(plan: Plan) -> Plan:
     if not 1 <= plan.version < 2**32:
         _refuse("version", "1 to 4294967295", plan.version)
     minor_units(plan.currency)
+    check_text(plan.title, "title")
     if plan.valid_from is not None and plan.valid_to is not None and plan.valid_from >= plan.valid_to:
         _refuse("valid_to", "a day after valid_from", plan.valid_to)
     if not 1 <= len(plan.items) <= ITEMS_MAX:
@@ -283,9 +281,12 @@ def check_discount(discount: Discount, where: str = "discount") -> Discount:
     _check_decimal(discount.rate, f"{where}.rate")
     if not 0 < discount.rate <= 1:
         _refuse(f"{where}.rate", "above 0 and at most 1", discount.rate)
-    if not discount.description or len(discount.description) > 200:
-        _refuse(f"{where}.description", "1 to 200 letters", discount.description)
+    if not check_text(discount.description, f"{where}.description"):
+        _refuse(f"{where}.description", "given", "")
     _check_among(f"{where}.meters", discount.meters, METERS)
+    for storage_class in discount.storage_classes:
+        if not _NAME.fullmatch(storage_class) or storage_class == ANY:
+            _refuse(f"{where}.storage_classes", "names; none for all", storage_class)
     return discount
 
 

@@ -16,12 +16,15 @@ from typing import Final, Literal
 from objstore.errors import BadArgument
 from objstore.meta.schema import Record
 from objstore.rental.money import Money, round_half_up
+from objstore.rental.names import check_text
 from objstore.rental.plans import ANY, Value, parse_value
 from objstore.rental.records import KINDS, Line, TaxLine
 
 RULES_MAX: Final = 1_000
 PLACES_MAX: Final = 6  # Of a rate.
+LEGAL_BASIS_MAX: Final = 500  # Bytes.
 _ID = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}", re.ASCII)
+_NAME = re.compile(r"\*|[a-z0-9][a-z0-9_-]{0,47}", re.ASCII)
 _COUNTRY = re.compile(r"[A-Z]{2}", re.ASCII)
 
 
@@ -105,13 +108,15 @@ def parse_rules(text: str, form: Literal["toml", "json"] = "toml") -> tuple[TaxR
 
 def check_rule(rule: TaxRule) -> TaxRule:
     """Raises: BadArgument."""
-    _require(bool(_ID.fullmatch(rule.id)), rule, "id", "1 to 64 of a-z, 0-9, _ and -", rule.id)
+    tax_rule_key(rule.id)
     _require(bool(_COUNTRY.fullmatch(rule.country)), rule, "country", "two capitals: DZ", rule.country)
-    _require(0 < len(rule.label) <= 100, rule, "label", "1 to 100 letters", rule.label)
-    _require(len(rule.legal_basis) <= 500, rule, "legal_basis", "at most 500 letters", rule.legal_basis)
+    _require(bool(check_text(rule.label, "label")), rule, "label", "given", "")
+    check_text(rule.legal_basis, "legal basis", size_max=LEGAL_BASIS_MAX)
     exponent = rule.rate.as_tuple().exponent
     fits = isinstance(exponent, int) and exponent >= -PLACES_MAX and 0 <= rule.rate < 1
     _require(fits, rule, "rate", f"0 or more, below 1, of at most {PLACES_MAX} places", rule.rate)
+    for field, text in (("product", rule.product), ("profile", rule.profile)):
+        _require(bool(_NAME.fullmatch(text)), rule, field, "a name in small letters, or * for all", text)
     for kind in rule.customer_kinds:
         _require(kind in KINDS, rule, "customer_kinds", f"of {', '.join(KINDS)}", kind)
     if rule.valid_from is not None and rule.valid_to is not None:

@@ -119,6 +119,11 @@ def test_versions_of_a_card_lie_side_by_side_in_order() -> None:
         ('rate = "0.05"', 'rate = "1.05"', r"discounts\[0\].rate must be above 0"),
         ('rate = "0.05"', 'rate = "0.05"\nmeters = ["x"]', r"discounts\[0\].meters must be one of"),
         ("version = 3", "version = ", "not a plan"),
+        ("version = 3", 'version = 3\ntitle = "a\\nb"', "title is one line"),
+        ("0.140", "1e-999999999999999999999", "not a plan|unit_price must be"),
+        ('"Fidélité"', '""', r"discounts\[0\].description must be given"),
+        ('"Fidélité"', '"a\\u2028b"', r"discounts\[0\].description is one line"),
+        ('rate = "0.05"', 'rate = "0.05"\nstorage_classes = ["*"]', r"storage_classes must be names"),
         ('storage_class = "STANDARD"', 'storage_class = "a b"', "storage_class must be a name"),
         ('unit = "GB"', 'unit = "GB-Hours"\nmonth_hours = 730', "month_hours must be for byte-months"),
         ('unit = "GB"', 'unit = "GB"\nmonth_hours = 744', "month_hours|Invalid enum"),
@@ -163,7 +168,7 @@ def test_a_card_too_large_for_a_record_is_refused() -> None:
     items = [rate(model="graduated", tiers=ladder, storage_class=f"C{number}") for number in range(30)]
     with pytest.raises(BadArgument, match="bytes in all"):
         plan(*items)
-    with pytest.raises(BadArgument, match="at most 65536 bytes"):
+    with pytest.raises(BadArgument, match="at most 65536 letters"):
         parse_plan("#" * 70_000)
 
 
@@ -208,12 +213,23 @@ def test_whatever_is_sent_as_a_card_is_a_card_or_a_clear_error(data: Any) -> Non
         assert check_plan(parse_plan(json.dumps(data), "json"))
 
 
-@pytest.mark.parametrize(
-    "text", ["[" * 50_000, '{"version": NaN}', '{"version": 1' + "0" * 5_000 + "}", "", "null"]
-)
+HOSTILE = [
+    "[" * 50_000,
+    '{"version": NaN}',
+    '{"version": 1' + "0" * 5_000 + "}",
+    '{"code": "\\ud800"}',
+    "\ud800",
+    "1e99999999999999999999",
+    "null",
+    "",
+]
+
+
+@pytest.mark.parametrize("text", HOSTILE)
 def test_hostile_text_is_a_clear_error(text: str) -> None:
-    with pytest.raises(BadArgument):
-        parse_plan(text, "json")
+    for form in ("json", "toml"):
+        with pytest.raises(BadArgument):
+            parse_plan(text, form)
 
 
 def test_a_card_never_changes() -> None:

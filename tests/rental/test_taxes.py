@@ -136,9 +136,14 @@ def test_two_rules_that_hold_alike_are_an_error_that_names_both() -> None:
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ({"id": "No"}, "id must be"),
+        ({"id": "No"}, "id is"),
         ({"country": "dz"}, "country must be"),
         ({"label": ""}, "label must be"),
+        ({"label": "TVA\n19 %"}, "label is one line"),
+        ({"label": "\ud800"}, "label has at most"),
+        ({"legal_basis": "a" * 501}, "legal basis has at most"),
+        ({"product": "A B"}, "product must be"),
+        ({"profile": ""}, "profile must be"),
         ({"rate": Decimal("1")}, "rate must be"),
         ({"rate": Decimal("-0.1")}, "rate must be"),
         ({"rate": Decimal("NaN")}, "rate must be"),
