@@ -9,7 +9,11 @@ import pytest
 from objstore.errors import BadArgument
 from objstore.meta.kv import DictKv
 from objstore.rental import wallets
+from objstore.rental.carried import FORWARD, carry
 from objstore.rental.credit_notes import Credit, credit_notes, issue_credit_note, mirror_lines, mirror_taxes
+from objstore.rental.documents.content import Document
+from objstore.rental.documents.pdf import Typesetter
+from objstore.rental.focus import rows
 from objstore.rental.invoices import finalise_due, find_document, list_documents, read_lines
 from objstore.rental.money import Money, round_half_up
 from objstore.rental.payments import list_open
@@ -195,3 +199,20 @@ async def test_an_invoice_that_the_wallet_paid_goes_back_to_the_wallet() -> None
     await give(kv, 1, invoice, None)
     assert await wallets.balance(kv, "acme") == Money(5_000, "DZD")
     assert (await finalise_due(kv, now_us=ISSUED_US)).issued == 0
+
+
+async def test_an_invoice_and_its_credit_note_print_and_export_to_their_totals() -> None:
+    kv = await a_market()
+    await carry(kv, "acme", {"sla/1": line(-70, kind="credit")}, source="", now_us=1)
+    await carry(kv, "acme", {"fee": line(33, kind="adjustment")}, source="", now_us=1)
+    await carry(kv, "acme", {"late": line(5, kind="correction")}, source="", now_us=1)
+    invoice = await an_invoice(kv, "acme", [line(1_001), line(-800, product="reduced")])
+    note = await give(kv, 1, invoice, [Credit(1, 500)], "sla")
+    typesetter = Typesetter()
+    for record in (invoice, note):
+        lines = await read_lines(kv, record)
+        cost = sum(Fraction(str(row["BilledCost"])) for row in rows(record, lines))
+        assert cost == Money(record.total, record.currency).exact
+        assert typesetter.render(Document.of(record, lines)).startswith(b"%PDF")
+    assert [one.meter for one in await read_lines(kv, invoice)][-1] == FORWARD
+    assert invoice.total_net == 1_001 - 70 + 33 + 5
