@@ -31,7 +31,8 @@ from objstore.rental.records import (
     lines_key,
     tenant_document_key,
 )
-from objstore.rental.series import CREDIT_NOTE, issue, read_seller
+from objstore.rental.sellers import read_seller
+from objstore.rental.series import CREDIT_NOTE, issue
 from objstore.rental.settlement import find_final, open_amount, put_settled
 from objstore.rental.words import in_words
 

@@ -33,14 +33,12 @@ from objstore.rental.records import (
     KINDS,
     LANGUAGES,
     CustomerRecord,
-    SellerRecord,
     WalletRecord,
     customer_key,
     reseller_customer_key,
-    seller_key,
     wallet_key,
 )
-from objstore.rental.sellers import no_such_seller
+from objstore.rental.sellers import read_seller
 from objstore.rental.terms import check_limits
 
 LEVELS_MAX: Final = 4  # Customers above one another, the operator not among them.
@@ -195,7 +193,7 @@ async def create_customer(
 
     async def decide(change: Change) -> CustomerRecord:
         tenant = record.tenant
-        await change.found(seller_key(record.seller), SellerRecord, no_such_seller(record.seller))
+        await read_seller(change, record.seller)
         if await change.value(customer_key(tenant)) is not None:
             raise BadArgument(f"customer {tenant!r} exists", name="tenant", value=tenant)
         if (await change.value(tenant_key(tenant)) is not None) != adopt:
@@ -260,7 +258,7 @@ async def change_customer(kv: Kv, tenant: str, /, **changes: object) -> Customer
         record = await change.found(customer_key(tenant), CustomerRecord, no_such_customer(tenant))
         changed = check_customer(msgspec.structs.replace(record, **changes))
         if changed.seller != record.seller:
-            await change.found(seller_key(changed.seller), SellerRecord, no_such_seller(changed.seller))
+            await read_seller(change, changed.seller)
         if record.customers and not changed.reseller:
             raise BadArgument(f"{tenant!r} has customers: it stays a reseller", name="reseller")
         if changed.currency != record.currency:
@@ -373,7 +371,7 @@ async def _check_move(change: Change, record: CustomerRecord, state: str, now_us
     if state == "terminating":
         if record.customers:
             raise BadArgument(f"{record.tenant!r} has customers: they leave or move first", name="state")
-        seller = await change.found(seller_key(record.seller), SellerRecord, no_such_seller(record.seller))
+        seller = await read_seller(change, record.seller)
         return msgspec.structs.replace(record, purge_after_us=now_us + seller.reversibility_days * DAY_US)
     if state == "purged":
         await _check_empty(change, record, now_us)

@@ -36,7 +36,8 @@ from objstore.rental.records import (
     period_key,
     tenant_document_key,
 )
-from objstore.rental.series import INVOICE, read_seller
+from objstore.rental.sellers import read_seller
+from objstore.rental.series import INVOICE
 from objstore.rental.settlement import DRAFT, no_such_document
 from objstore.rental.taxes import Case, TaxRule, rule_for, tax_lines, totals
 from objstore.rental.words import in_words

@@ -27,7 +27,7 @@ from objstore.rental.records import (
     customer_key,
     document_key,
 )
-from objstore.rental.series import read_seller
+from objstore.rental.sellers import read_seller
 from objstore.rental.settlement import open_amount
 
 CUSTOMERS_AT_ONCE: Final = 500

@@ -33,8 +33,8 @@ from objstore.rental.records import (
     draft_key,
     tenant_document_key,
 )
-from objstore.rental.sellers import find_seller
-from objstore.rental.series import issue, read_seller
+from objstore.rental.sellers import find_seller, read_seller
+from objstore.rental.series import issue
 from objstore.rental.settlement import DRAFT, no_such_document, put_settled
 
 HOUR_US: Final = 3_600 * SECOND_US

@@ -91,7 +91,7 @@ async def change_seller(kv: Kv, seller: str, /, **changes: object) -> SellerReco
     _check_fields(changes)
 
     async def decide(change: Change) -> SellerRecord:
-        record = await change.found(seller_key(seller), SellerRecord, no_such_seller(seller))
+        record = await read_seller(change, seller)
         record = check_seller(msgspec.structs.replace(record, **changes))
         change.put(seller_key(seller), record)
         return record
@@ -111,6 +111,11 @@ async def find_seller(kv: Kv, name: str) -> SellerRecord:
     if value is None:
         raise no_such_seller(name)
     return decode(value, SellerRecord)
+
+
+async def read_seller(change: Change, name: str) -> SellerRecord:
+    """`find_seller` as a part of a change. Raises: BadArgument (no such seller)."""
+    return await change.found(seller_key(name), SellerRecord, no_such_seller(name))
 
 
 async def list_sellers(kv: Kv, *, after: str = "", limit: int = 1_000) -> list[SellerRecord]:

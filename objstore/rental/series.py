@@ -26,10 +26,9 @@ from objstore.rental.records import (
     SeriesRecord,
     document_key,
     number_key,
-    seller_key,
     series_key,
 )
-from objstore.rental.sellers import find_seller, local_year, no_such_seller
+from objstore.rental.sellers import find_seller, local_year
 
 INVOICE: Final = "invoice"
 CREDIT_NOTE: Final = "credit_note"
@@ -234,8 +233,3 @@ async def _verify_document(
         report.find(f"{name}: it was not issued behind the document that stands before it")
     if record.issued_us < issued_us:
         report.find(f"{name}: it was issued before the document that stands before it")
-
-
-async def read_seller(change: Change, name: str) -> SellerRecord:
-    """Raises: BadArgument (no such seller)."""
-    return await change.found(seller_key(name), SellerRecord, no_such_seller(name))
