@@ -12,6 +12,7 @@
     reserved    every minute        room that dead uploads had reserved (objects/reservations.py, so too)
     sweep       every day           the audit of live bytes
     metering    every minute        hours that are over become usage records
+    quotas      every minute        what tenants use, against what they may: for metrics and alerts
     adoption    every minute        what is from before there were meters (objects/adoption.py, so too)
     leases      every minute        leases begin, renew and end; what is sold is held against what is there
     invoices    every hour          drafts become final, and who does not pay is dunned
@@ -32,6 +33,7 @@ import msgspec
 from objstore.blobs.volumes import VolumeState
 from objstore.errors import StoreError
 from objstore.meta.kv import Kv
+from objstore.metrics import Family
 from objstore.node.disk import DiskState
 from objstore.objects.ledger import BEING_ADDED, DOUBTS
 from objstore.objects.store import Store
@@ -43,6 +45,7 @@ from objstore.upkeep.invoicing import Invoicing
 from objstore.upkeep.leasing import Leasing
 from objstore.upkeep.metering import Metering
 from objstore.upkeep.plans import Damage
+from objstore.upkeep.quotas import QuotaWatch
 from objstore.upkeep.rebalance import DEFAULT_RULES as REBALANCE_RULES
 from objstore.upkeep.rebalance import Rebalance, RebalanceRules
 from objstore.upkeep.repair import Repair, RepairReport
@@ -86,6 +89,7 @@ class Periods(msgspec.Struct, frozen=True, kw_only=True):
     reserved_s: float = 60.0
     sweep_s: float = 86_400.0
     metering_s: float = 60.0
+    quotas_s: float = 60.0
     adoption_s: float = 60.0
     leases_s: float = 60.0
     invoices_s: float = 3_600.0
@@ -104,6 +108,7 @@ class Periods(msgspec.Struct, frozen=True, kw_only=True):
             "reserved_s",
             "sweep_s",
             "metering_s",
+            "quotas_s",
             "adoption_s",
             "leases_s",
             "invoices_s",
@@ -158,6 +163,7 @@ class Service:
         self.checks = Checks(ctx)
         self._audit = LiveBytesAudit(ctx)
         self._sweep = Sweep(ctx, [self._audit], sleep=sleep)
+        self.quotas = QuotaWatch(ctx.kv)
         self.metering = Metering(ctx.kv, ctx.clock, ctx.crash_point)
         self.leasing = None if store is None else Leasing(ctx, store)
         self._invoicing = Invoicing(ctx.kv, ctx.clock, ctx.alarms)
@@ -187,6 +193,7 @@ class Service:
             "scrub": (self.scrub, periods.scrub_s),
             "sweep": (self.sweep, periods.sweep_s),
             "metering": (self.metering.run, periods.metering_s),
+            "quotas": (self.quotas.look, periods.quotas_s),
             "invoices": (self._invoicing.run, periods.invoices_s),
         }
         if self.leasing is not None:
@@ -250,6 +257,12 @@ class Service:
             },
             "bytes_worked": ctx.pace.spent,
         }
+
+    def families(self) -> list[Family]:
+        """What the services have found, for /metrics; of the process that leads only."""
+        if not self._claim.held:
+            self.quotas.forget()
+        return self.quotas.families()
 
     @property
     def leads(self) -> bool:

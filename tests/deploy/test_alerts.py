@@ -61,6 +61,12 @@ WELL = {
     'objstore_replication_refused{bucket="b",instance="a"}': f"0x{LAST}",
     'objstore_replication_lag_seconds{bucket="b",instance="a"}': f"3x{LAST}",
     'objstore_replication_failing_keys{bucket="b",instance="a"}': f"0x{LAST}",
+    'objstore_tenant_used_bytes{tenant="t",instance="a"}': f"800x{LAST}",
+    'objstore_tenant_used_bytes{tenant="other",instance="a"}': f"5000x{LAST}",
+    'objstore_tenant_quota_bytes{tenant="t",instance="a"}': f"1000x{LAST}",
+    'objstore_quota_scopes_at_level{level="100",instance="a"}': f"0x{LAST}",
+    'objstore_quota_scopes_over_soft{instance="a"}': f"0x{LAST}",
+    'objstore_s3_rate_refusals_total{instance="a"}': f"0+30x{LAST}",
     'objstore_capacity_raw_bytes{instance="a"}': f"1000x{LAST}",
     'objstore_capacity_free_bytes{instance="a"}': f"900x{LAST}",
     'objstore_tls_cert_expiry_timestamp_seconds{port="s3",instance="a"}': f"9999999x{LAST}",
@@ -107,6 +113,10 @@ ILL: dict[str, dict[str, str]] = {
     "ObjstoreMetadataLarge": {"objstore_meta_db_size_bytes{": f"250000000000x{LAST}"},
     "ObjstoreCertificateEnds": {"objstore_tls_cert_expiry_timestamp_seconds{": f"864000x{LAST}"},
     "ObjstoreCertificateEndsNow": {"objstore_tls_cert_expiry_timestamp_seconds{": f"100000x{LAST}"},
+    "ObjstoreQuotaNear": {'objstore_tenant_used_bytes{tenant="t"': f"950x{LAST}"},
+    "ObjstoreQuotaReached": {'objstore_quota_scopes_at_level{level="100"': f"1x{LAST}"},
+    "ObjstoreSoftQuotaPassed": {"objstore_quota_scopes_over_soft{": f"2x{LAST}"},
+    "ObjstoreRatesRefuse": {"objstore_s3_rate_refusals_total{": f"0+120x{LAST}"},
     "ObjstoreManyRefusedKeys": {"objstore_s3_auth_failures_total{": f"0+900x{LAST}"},
 }
 # What comes along, since it is implied.
