@@ -52,6 +52,8 @@ async def _serve(link: Link, spec: Spec, name: str, sockets: Sequence[socket.soc
     used = UsedKeys()
     metering = config.metering
     traffic = Traffic(parts.store.buckets, Scopes(metering.internal_networks, metering.replication_networks))
+    lost = "Counters of requests and transfer that could not be committed: nobody is billed for them."
+    registry.include(lambda: [counter("usage_counters_lost", lost, traffic.lost)])
     rates = Rates(parts.store.clock.monotonic)
     rates.processes = config.server.workers or os.cpu_count() or 1  # Until they have spoken.
     exchange = Exchange(parts.kv, rates, parts.writer_id, parts.store.clock.monotonic)
