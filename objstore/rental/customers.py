@@ -248,7 +248,7 @@ async def change_customer(kv: Kv, tenant: str, /, **changes: object) -> Customer
     """What invoices and payments go by: from the next document on.
 
     A customer moves under another parent while it has no customers of its own, which keeps the tree's depth
-    known. Its currency changes while its wallet is empty.
+    known. Its currency changes while it has no plan, whose prices are in it, and nothing in its wallet.
 
     Raises: BadArgument, Overloaded.
     """
@@ -262,11 +262,7 @@ async def change_customer(kv: Kv, tenant: str, /, **changes: object) -> Customer
         if record.customers and not changed.reseller:
             raise BadArgument(f"{tenant!r} has customers: it stays a reseller", name="reseller")
         if changed.currency != record.currency:
-            wallet = await change.record(wallet_key(tenant), WalletRecord)
-            if wallet is not None and wallet.balance:
-                raise BadArgument(
-                    f"{tenant!r} has a wallet in {wallet.currency}", name="currency", value=changed.currency
-                )
+            await _check_no_money(change, record)
         if changed.parent != record.parent:
             if record.customers:
                 raise BadArgument(f"{tenant!r} has customers: they move first", name="parent")
@@ -276,6 +272,14 @@ async def change_customer(kv: Kv, tenant: str, /, **changes: object) -> Customer
         return changed
 
     return await commit_change(kv, decide, what=f"customer {tenant!r}")
+
+
+async def _check_no_money(change: Change, record: CustomerRecord) -> None:
+    """Raises: BadArgument, once amounts are kept in the customer's currency."""
+    wallet = await change.record(wallet_key(record.tenant), WalletRecord)
+    if record.plan_version or (wallet is not None and wallet.balance):
+        what = "plan" if record.plan_version else "wallet"
+        raise BadArgument(f"{record.tenant!r} has a {what} in {record.currency}", name="currency")
 
 
 async def find_customer(kv: Kv, tenant: str) -> CustomerRecord:

@@ -17,6 +17,7 @@ from objstore.meta.schema import (
     encode,
     tenant_use_key,
 )
+from objstore.rental.catalogue import publish_plan
 from objstore.rental.customers import (
     LEVELS_MAX,
     PRESETS,
@@ -31,11 +32,13 @@ from objstore.rental.customers import (
     set_state,
 )
 from objstore.rental.names import check_name, check_text
+from objstore.rental.plan_changes import give_plan
 from objstore.rental.plans import parse_plan
 from objstore.rental.projects import change_project, create_project, find_project, list_projects
 from objstore.rental.records import KINDS, SellerRecord
 from objstore.rental.sellers import change_seller, create_seller, find_seller, list_sellers
 from objstore.rental.terms import STATES
+from tests.rental.cards import plan, rate
 from tests.rental.parties import DAY_US, SELLER, a_customer, a_market, pay
 
 NOW_US = 1_800_000_000_000_000
@@ -227,13 +230,17 @@ async def test_two_that_become_each_others_reseller_at_once_do_not_both_succeed(
     assert sorted([(await find_customer(kv, one)).customers for one in ("a", "b")]) == [0, 1]
 
 
-async def test_a_currency_changes_while_the_wallet_is_empty() -> None:
-    kv = await a_market()
+async def test_a_currency_changes_while_there_is_no_plan_and_nothing_in_the_wallet() -> None:
+    kv = await a_market("acme", "bolt")
     await change_customer(kv, "acme", currency="EUR")
     await change_customer(kv, "acme", currency="DZD")
     await pay(kv, 1, "acme", 100, [])
-    with pytest.raises(BadArgument, match="wallet"):
+    with pytest.raises(BadArgument, match="has a wallet in DZD"):
         await change_customer(kv, "acme", currency="EUR")
+    await publish_plan(kv, plan(rate("1"), currency="DZD"), made_us=1)
+    await give_plan(kv, "bolt", "test", now_us=NOW_US)
+    with pytest.raises(BadArgument, match="has a plan in DZD"):
+        await change_customer(kv, "bolt", currency="EUR")
 
 
 @pytest.mark.parametrize("name", ["plan", "plan_version", "next_plan", "next_plan_version"])
