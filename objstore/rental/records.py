@@ -53,6 +53,7 @@ KINDS: Final = (
     "auto_entrepreneur", "tpe_pme", "grande_entreprise", "administration", "wholesale", "internal",
 )  # fmt: skip
 LANGUAGES: Final = ("fr", "ar", "en")
+WIDE_BITS: Final = 62  # MessagePack's integers end at 64.
 
 
 class SellerRecord(Record, frozen=True, array_like=True, kw_only=True):
@@ -128,6 +129,25 @@ class UsageRecord(Record, frozen=True, array_like=True, kw_only=True):
     previous: bytes = b""  # SHA-256 of the tenant's record sealed before this one,
     digest: bytes = b""  # and of this one: over its key and all other fields.
     unsettled: int = 0  # Of `quantity`: what came after the hour was sealed first.
+    high: int = 0  # Of what 64 bits do not hold (an hour of 5 PB): times 2**62, to be added to `quantity`,
+    unsettled_high: int = 0  # and to `unsettled`.
+
+    @property
+    def total(self) -> int:
+        """Byte-seconds, requests or bytes, whatever their size."""
+        return self.quantity + (self.high << WIDE_BITS)
+
+    @property
+    def total_unsettled(self) -> int:
+        return self.unsettled + (self.unsettled_high << WIDE_BITS)
+
+
+def split_wide(number: int) -> tuple[int, int]:
+    """Into what a field of a record holds, and how many times 2**62 beside it; most are (number, 0)."""
+    if -(1 << WIDE_BITS) <= number < 1 << WIDE_BITS:
+        return number, 0
+    high = number >> WIDE_BITS
+    return number - (high << WIDE_BITS), high
 
 
 class HeldRecord(Record, frozen=True, array_like=True, kw_only=True):

@@ -22,6 +22,7 @@ from objstore.rental.meters import (
 )
 from objstore.rental.months import Month
 from objstore.rental.plans import EARLY_DELETE, EGRESS, REQUESTS, STORAGE
+from objstore.rental.records import WIDE_BITS
 from objstore.rental.usage import usage_prefix
 
 NAMES: Final = {
@@ -65,6 +66,12 @@ class _Head(msgspec.Struct, array_like=True, gc=False):
     quantity: int
     project: str = ""
     bucket: str = ""
+    revision: int = 1
+    sealed_us: int = 0
+    previous: msgspec.Raw = msgspec.Raw()
+    digest: msgspec.Raw = msgspec.Raw()
+    unsettled: int = 0
+    high: int = 0
 
 
 _decode_heads = msgspec.msgpack.Decoder(list[_Head]).decode
@@ -111,9 +118,10 @@ class Tally:
         suffix = len(self._first)
         for key, head in zip(keys, heads, strict=True):
             place = (key[suffix:], head.project, head.bucket)
-            sums[place] = sums.get(place, 0) + head.quantity
+            quantity = head.quantity + (head.high << WIDE_BITS) if head.high else head.quantity
+            sums[place] = sums.get(place, 0) + quantity
             if key[-1:] == STORED:
-                self._add_hour(key, suffix, head.quantity)
+                self._add_hour(key, suffix, quantity)
         self._last = keys[-1]
         if self._progress is not None:
             self._progress(len(records))

@@ -27,7 +27,14 @@ from objstore.errors import Conflict, Overloaded
 from objstore.meta.kv import Add, Kv, Transaction, counter, pages, prefix_end
 from objstore.meta.schema import TitleRecord, decode, encode, setting_key, title_key
 from objstore.rental.meters import DELTA, METERS, MOMENT, STORED, byte_seconds, hour_key
-from objstore.rental.records import ChainRecord, HeldRecord, RetiredRecord, SealedRecord, UsageRecord
+from objstore.rental.records import (
+    ChainRecord,
+    HeldRecord,
+    RetiredRecord,
+    SealedRecord,
+    UsageRecord,
+    split_wide,
+)
 
 SEALED_KEY: Final = setting_key("metering")
 STREAMS_AT_ONCE: Final = (
@@ -38,6 +45,9 @@ READ_KEYS: Final = 2_000
 RETIRED_AT_ONCE: Final = 100  # Records removed by one commit.
 RUNS_MAX: Final = 60  # Of one RetiredRecord: 64 bytes each.
 ATTEMPTS_MAX: Final = 64
+_FIELDS: Final = msgspec.structs.fields(UsageRecord)
+_DEFAULTS: Final = [one.default for one in _FIELDS]
+_DIGESTED_FIELDS: Final = 1 + [one.name for one in _FIELDS].index("digest")
 CURRENT: Final = b"\0"  # Behind a tenant's name: records as they stand,
 SUPERSEDED: Final = b"\1"  # and as they were.
 
@@ -65,10 +75,18 @@ def retired_key(tenant: str, page: int) -> bytes:
 
 
 def digest_of(key: bytes, record: UsageRecord) -> bytes:
-    """key: under which the record was sealed, also when it is superseded since."""
-    return hashlib.sha256(
-        len(key).to_bytes(2, "big") + key + encode(msgspec.structs.replace(record, digest=b""))
-    ).digest()
+    """What a record's digest has to be.
+
+    Fields behind the digest count only if they, or any behind them, differ from their defaults: a field that a
+    later release adds changes no digest.
+
+    Args:
+        key: under which the record was sealed, also when it is superseded since.
+    """
+    values = list(msgspec.structs.astuple(msgspec.structs.replace(record, digest=b"")))
+    while len(values) > _DIGESTED_FIELDS and values[-1] == _DEFAULTS[len(values) - 1]:
+        values.pop()
+    return hashlib.sha256(len(key).to_bytes(2, "big") + key + encode(tuple(values))).digest()
 
 
 async def sealed_until(kv: Kv) -> int:
@@ -130,23 +148,24 @@ class _Sealing:
         """Add a quantity to a usage record, at the end of its tenant's chain."""
         old = None if value is None else decode(value, UsageRecord)
         chain = self.chains[title.tenant]
+        total, high = split_wide(quantity if old is None else old.total + quantity)
+        if old is None:
+            unsettled, unsettled_high = split_wide(quantity if late else 0)
+        else:
+            unsettled, unsettled_high = split_wide(old.total_unsettled + quantity)
         record = UsageRecord(
-            quantity=quantity,
+            quantity=total,
             project=title.project,
             bucket=title.name,
             revision=2 if late else 1,  # The first revision of an hour without a record was zero.
             sealed_us=self.now_us,
             previous=chain.digest,
-            unsettled=quantity if late else 0,
+            unsettled=unsettled,
+            high=high,
+            unsettled_high=unsettled_high,
         )
         if old is not None:
-            record = msgspec.structs.replace(
-                record,
-                quantity=old.quantity + quantity,
-                project=old.project,
-                revision=old.revision + 1,
-                unsettled=old.unsettled + quantity,
-            )
+            record = msgspec.structs.replace(record, project=old.project, revision=old.revision + 1)
             assert value is not None
             self.put[superseded_key(title.tenant, key, old.revision)] = value
         record = msgspec.structs.replace(record, digest=digest_of(key, record))
@@ -368,7 +387,7 @@ async def total_usage(kv: Kv, tenant: str, begin_hour: int, end_hour: int) -> di
         for key, value in found:
             row = usage_row(key, value)
             of = UsageOf(row.record.project, row.record.bucket, row.storage_class, row.meter)
-            totals[of] = totals.get(of, 0) + row.record.quantity
+            totals[of] = totals.get(of, 0) + row.record.total
     return totals
 
 

@@ -3,13 +3,16 @@
 import random
 from fractions import Fraction
 
+import pytest
+
 from objstore.meta.kv import Add, DictKv, Transaction
-from objstore.meta.schema import TitleRecord, encode, title_key
+from objstore.meta.schema import TitleRecord, decode, encode, title_key
 from objstore.rental.meters import EARLY, HOUR_S, SENT_INTERNET, STORED, count, meter_prefix
 from objstore.rental.months import SECOND_US, Month
 from objstore.rental.rating import rate_month
+from objstore.rental.records import UsageRecord, split_wide
 from objstore.rental.tally import NAMES, Tally, Usage
-from objstore.rental.usage import total_usage, usage_pages
+from objstore.rental.usage import total_usage, usage_pages, verify_usage
 from objstore.upkeep.metering import SETTLE_S, Metering
 from tests.objects.fakes import FakeClock
 from tests.rental.cards import DAY_S, GB, NOVEMBER, plan, rate
@@ -48,6 +51,43 @@ async def test_v4_a_month_of_changes_from_the_meters_to_the_invoice() -> None:
         [line] = rate_month(plan(rate("0.10", unit=unit)), usage, NOVEMBER).lines
         assert round(Fraction(line.quantity), 6) == months
         assert (line.bucket, line.net) == ("b1", 55 if unit == "GB" else 51)
+
+
+async def test_a_bucket_of_exabytes_is_metered_and_rated_to_the_byte_second() -> None:
+    kv = DictKv()
+    await make_bucket(kv, 1)
+    size = 3 * 10**18 + 1
+    await change(kv, NOVEMBER.begin_s, size)
+    early = {meter_prefix(NOVEMBER.first_hour + 1, 1, "") + EARLY: Add(10**21)}
+    await kv.commit(Transaction(add=early))
+    usage = await sealed(kv, NOVEMBER)
+    assert usage.total("storage") == size * NOVEMBER.seconds
+    assert usage.total("early_delete") == 10**21
+    # Late: an exabyte less in the last hour but one, counted when all are sealed.
+    late_s = NOVEMBER.end_s - 2 * HOUR_S
+    await change(kv, late_s, -(10**18))
+    usage = await sealed(kv, NOVEMBER)
+    assert usage.total("storage") == size * NOVEMBER.seconds - 10**18 * 2 * HOUR_S
+    assert sum(usage.hourly[""]) == usage.total("storage")
+    wanted = await total_usage(kv, "acme", NOVEMBER.first_hour, NOVEMBER.first_hour + NOVEMBER.hours)
+    assert sum(wanted.values()) == usage.total("storage") + 10**21 + usage.total("requests_a")
+    assert not (await verify_usage(kv, "acme")).wrong
+    [line] = rate_month(plan(rate("0.000001", unit="PB")), usage, NOVEMBER).lines
+    expected = (size * NOVEMBER.seconds - 10**18 * 2 * HOUR_S + 10**21) * Fraction(
+        1, 10**15 * NOVEMBER.seconds
+    )
+    assert Fraction(line.quantity) == expected
+
+
+@pytest.mark.parametrize(
+    "number", [0, 1, -1, 2**62 - 1, 2**62, -(2**62), -(2**62) - 1, 2**80 + 5, -(2**80) - 5]
+)
+def test_a_number_of_any_size_is_kept_in_two(number: int) -> None:
+    low, high = split_wide(number)
+    assert low + high * 2**62 == number
+    assert (high == 0) == (-(2**62) <= number < 2**62)
+    record = UsageRecord(quantity=low, high=high)
+    assert decode(encode(record), UsageRecord).total == number
 
 
 async def test_what_is_rated_is_what_was_sealed_bucket_by_bucket_and_meter_by_meter() -> None:
