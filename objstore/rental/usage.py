@@ -77,8 +77,8 @@ def retired_key(tenant: str, page: int) -> bytes:
 def digest_of(key: bytes, record: UsageRecord) -> bytes:
     """What a record's digest has to be.
 
-    Fields behind the digest count only if they, or any behind them, differ from their defaults: a field that a
-    later release adds changes no digest.
+    Fields behind the digest count only if they, or any behind them, differ from their defaults: a field that
+    a later release adds changes no digest.
 
     Args:
         key: under which the record was sealed, also when it is superseded since.

@@ -1,5 +1,6 @@
 """Sealed usage: exactly once whatever dies, corrected exactly, one chain that cannot be altered unseen."""
 
+import hashlib
 import random
 from collections import Counter
 from itertools import pairwise
@@ -25,6 +26,7 @@ from objstore.rental.usage import (
     Links,
     UsageOf,
     chain_key,
+    digest_of,
     held_key,
     retire_usage,
     retired_key,
@@ -279,6 +281,16 @@ async def test_whoever_alters_removes_or_adds_a_record_is_found_out() -> None:
             await other.commit(forged)
             assert (await verify_usage(other, "acme")).wrong, key
     assert (await verify_usage(kv, "acme")).wrong == ()
+
+
+def test_a_field_that_a_later_release_adds_changes_no_digest() -> None:
+    record = UsageRecord(quantity=5, bucket="b", revision=2, sealed_us=7, previous=b"p")
+    plain = [1, 5, "", "b", 2, 7, b"p", b""]  # Up to the digest itself.
+    wanted = hashlib.sha256(b"\0\1k" + msgspec.msgpack.encode(plain)).digest()
+    assert digest_of(b"k", record) == wanted
+    late = msgspec.structs.replace(record, unsettled=3)
+    wanted = hashlib.sha256(b"\0\1k" + msgspec.msgpack.encode([*plain, 3])).digest()
+    assert digest_of(b"k", late) == wanted
 
 
 @pytest.mark.parametrize("seed", range(SEED, SEED + 20))
