@@ -21,6 +21,7 @@ from objstore.rental.changes import Change, commit_change
 from objstore.rental.drafts import seller_snapshot
 from objstore.rental.lines import check_lines, pack_lines, read_document_pages, unpack_lines
 from objstore.rental.money import Money, parse_decimal, round_half_up
+from objstore.rental.names import check_id
 from objstore.rental.records import (
     CustomerRecord,
     InvoiceRecord,
@@ -70,6 +71,7 @@ async def issue_credit_note(
     """
     if reason not in REASONS:
         raise BadArgument(f"a reason is one of {', '.join(REASONS)}", name="reason", value=reason)
+    check_id(document, "credit note")
 
     async def decide(change: Change) -> InvoiceRecord:
         there = await change.record(document_key(document), InvoiceRecord)

@@ -11,6 +11,7 @@ TEXTS_MAX: Final = 10  # Lines of an address, tax ids, tags.
 
 _NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?", re.ASCII)  # As of a tenant (iam/names.py).
 _COUNTRY = re.compile(r"[A-Z]{2}", re.ASCII)
+_ID = re.compile(r"[0-7][0-9A-HJKMNP-TV-Z]{25}", re.ASCII)
 _CONTROL = re.compile(
     r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]"
 )  # Also what turns the text's direction.
@@ -22,6 +23,13 @@ def check_name(text: str, name: str) -> str:
         raise BadArgument(
             f"a {name}'s name has 1 to 63 of a-z, 0-9 and inner hyphens: {text!r}", name=name, value=text
         )
+    return text
+
+
+def check_id(text: str, name: str) -> str:
+    """Of a document or payment: a ULID (ids.py). Raises: BadArgument."""
+    if not _ID.fullmatch(text):
+        raise BadArgument(f"a {name}'s id is a ULID: {text[:40]!r}", name=name, value=text[:40])
     return text
 
 

@@ -19,7 +19,7 @@ from objstore.rental.changes import Change, commit_change
 from objstore.rental.customers import no_such_customer
 from objstore.rental.drafts import ExchangeRate
 from objstore.rental.money import Money
-from objstore.rental.names import check_text
+from objstore.rental.names import check_id, check_text
 from objstore.rental.records import (
     Allocation,
     CustomerRecord,
@@ -75,7 +75,7 @@ def new_payment(
     if counted.minor <= 0:
         raise BadArgument(f"{amount} {amount.currency} come to nothing", name="amount", value=str(amount))
     return PaymentRecord(
-        id=payment,
+        id=check_id(payment, "payment"),
         tenant=tenant,
         method=method,
         currency=counted.currency,

@@ -180,6 +180,16 @@ def test_what_came_in_is_checked_before_it_is_written_down() -> None:
             new_payment(an_id(1), "acme", method, Money(amount, "DZD"), received_us=1, reference=reference)
 
 
+@pytest.mark.parametrize("made", ["", "1", "01KN\0" + "0" * 21, "8" + "0" * 25, "0" * 25 + "u", "0" * 27])
+async def test_an_id_that_is_none_becomes_no_key(made: str) -> None:
+    kv = await a_market()
+    invoice = await an_invoice(kv, "acme", [line(1_000)])
+    with pytest.raises(BadArgument, match="ULID"):
+        new_payment(made, "acme", "especes", Money(1, "DZD"), received_us=1)
+    with pytest.raises(BadArgument, match="ULID"):
+        await issue_credit_note(kv, made, invoice.id, None, reason="sla", now_us=ISSUED_US)
+
+
 @pytest.mark.parametrize("method", ["especes", "prepaid"])
 async def test_cash_and_the_wallets_own_do_not_bounce(method: str) -> None:
     kv = await a_market()
