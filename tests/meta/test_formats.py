@@ -19,6 +19,7 @@ from objstore.meta.kv import counter, counter_value
 from objstore.meta.schema import (
     AccessKeyRecord,
     AccountRecord,
+    AdoptionRecord,
     AuthorityRecord,
     BucketRecord,
     ChangeRecord,
@@ -49,13 +50,16 @@ from objstore.meta.schema import (
     decode,
     encode,
 )
+from objstore.objects.adoption import METERED_KEY
 from objstore.objects.layout import LAYOUT_KEY, PLACED_KEY, LayoutRecord, MachinePlace, Plan
-from objstore.rental.meters import DELTA, meter_prefix
+from objstore.processes.writers import WriterRecord
+from objstore.rental.meters import DELTA, STORED, meter_prefix
 from objstore.rental.months import Month
 from objstore.rental.plan_changes import PlanSinceRecord, since_key
 from objstore.rental.plans import Plan as RateCard
 from objstore.rental.plans import PlanRecord, Rate, Tier, plan_key
 from objstore.rental.rates import DemandRecord
+from objstore.rental.records import ChainRecord, HeldRecord, RetiredRecord, SealedRecord, UsageRecord
 from objstore.rental.service_levels import (
     CreditTier,
     ServiceLevel,
@@ -63,10 +67,13 @@ from objstore.rental.service_levels import (
     service_level_key,
 )
 from objstore.rental.taxes import TaxRule, TaxRuleRecord, tax_rule_key
+from objstore.rental.usage import SEALED_KEY, chain_key, held_key, retired_key, superseded_key, usage_prefix
 from objstore.upkeep.claims import ClaimRecord
 
 ID = bytes(range(16))
 EXTENT = Extent(7, 64, 4096, 8, 300, 0x1122334455667788)
+STREAM = (258).to_bytes(8, "big") + b"COLD\0"
+USAGE_HEX = "68" + b"acme\0".hex() + "0007349e 0000000000000102" + b"COLD\0s".hex()
 EXTENT_HEX = "9607 40 cd1000 08 cd012c cf1122334455667788"
 
 KEYS = [
@@ -114,6 +121,16 @@ KEYS = [
     (since_key("acme", Month(2026, 3)), "5967" + b"acme".hex() + "00 5efa"),
     (tax_rule_key("dz"), "5974" + b"dz".hex()),
     (service_level_key("gold"), "5953" + b"gold".hex()),
+    (held_key(STREAM), "79 0000000000000102" + b"COLD\0".hex()),
+    (usage_prefix("acme", 472_222) + STREAM + STORED, USAGE_HEX),
+    (
+        superseded_key("acme", usage_prefix("acme", 472_222) + STREAM + STORED, 2),
+        "68" + b"acme\1".hex() + "0007349e 0000000000000102" + b"COLD\0s".hex() + "00000002",
+    ),
+    (chain_key("acme"), "48" + b"acme".hex()),
+    (retired_key("acme", 258), "48" + b"acme\0".hex() + "00000102"),
+    (SEALED_KEY, "53" + b"metering".hex()),
+    (METERED_KEY, "53" + b"metered".hex()),
     (schema.tenant_key("acme"), "74" + b"acme".hex()),
     (schema.user_key("alice"), "75" + b"alice".hex()),
     (schema.access_key_key("OSABC"), "6b" + b"OSABC".hex()),
@@ -232,6 +249,20 @@ RECORDS: list[tuple[msgspec.Struct, str]] = [
     (TitleRecord(tenant="t", project="", name="b", created_us=2), "96 01 a174 a0 a162 02 00"),
     (DemandRecord(count=2, demands={"t a": [3, 4]}), "93 01 02 81 a3742061 920304"),
     (Extra(padding=5), "81 a162 05"),
+    (Extra(counted=True), "81 a163 c3"),
+    (AdoptionRecord(begun_us=2, cursor=b"k"), "93 01 02 c4016b"),
+    (HeldRecord(hour=3, size=4), "93 01 03 04"),
+    (
+        UsageRecord(quantity=5, project="p", bucket="b", sealed_us=7, previous=b"\1", digest=b"\2"),
+        "9b 01 05 a170 a162 01 07 c40101 c40102 00 00 00",
+    ),
+    (ChainRecord(count=2, digest=b"\2", pages=1), "94 01 02 c40102 01"),
+    (
+        RetiredRecord(first_hour=1, last_hour=2, count=3, runs=[(b"\1", b"\2")], digest=b"\3"),
+        "96 01 01 02 03 91 92 c40101 c40102 c40103",
+    ),
+    (SealedRecord(hour=3), "92 01 03"),
+    (WriterRecord(1, ID, 2, meters=True), "94 01 c410" + ID.hex() + "02 c3"),
     (Extra(access_key="k"), "81 a16b a16b"),
     (TenantRecord(name="t", created_us=2), "94 01 a174 02 c2"),
     (UserRecord(tenant="t", name="u", created_us=2, root=True), "98 01 a174 a175 02 c2 c3 a0 a56f776e6572"),
