@@ -6,7 +6,7 @@ A table is checked when it is made: a route without a rule, or two of one place,
 import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import unquote
 
 import msgspec
@@ -16,6 +16,11 @@ from objstore.clock import Clock
 from objstore.iam.directory import Directory
 from objstore.ids import Randomness
 from objstore.meta.kv import Kv
+from objstore.rental.capacity import Capacity
+from objstore.rental.sales import Survey
+
+if TYPE_CHECKING:
+    from objstore.rental.documents.content import Document  # Loads calendars and words of languages.
 
 PREFIX: Final = "/api/v1/"
 _PART: Final = re.compile(r"[A-Za-z0-9._@+=,-]{1,128}", re.ASCII)  # Whatever iam/names.py lets through.
@@ -42,7 +47,9 @@ class Services:
     endpoint: str
     region: str
     randomness: Randomness
-    capacity: Callable[[], Awaitable[Mapping[str, Any]]] | None = None
+    survey: Survey | None = None  # What nodes have just now; None: this process cannot say.
+    capacity: Callable[[], Awaitable[Sequence[Capacity]]] | None = None  # The report, pool by pool.
+    render: "Callable[[Document], Awaitable[bytes]] | None" = None  # Documents as PDF.
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,7 +6,7 @@ the OpenAPI description, by itself.
 
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
 from fractions import Fraction
@@ -93,6 +93,51 @@ def _type_of(name: str, kind: Any) -> Any:
     if origin in (dict, Mapping):
         return dict[str, _type_of("", inner[1])]  # type: ignore[misc]
     return kind
+
+
+def body_of(
+    record: type, name: str, *, omit: Sequence[str] = (), more: Sequence[Any] = (), partial: bool = False
+) -> Any:
+    """The type of a body that says what a record is to hold; `given_of` gives it back by the record's names.
+
+    Args:
+        omit: fields that are not the client's to say.
+        more: fields beside the record's, as msgspec.defstruct takes them.
+        partial: all of it may be left out, and stays as it is.
+    """
+    fields: list[Any] = []
+    for field in msgspec.structs.fields(record):
+        if field.name in (*omit, "format"):
+            continue
+        kind: Any = (datetime | None) if field.name.endswith("_us") else _type_of("", field.type)
+        if partial:
+            fields.append((_name_of(field.name), kind | msgspec.UnsetType, msgspec.UNSET))
+        elif field.required:
+            fields.append((_name_of(field.name), datetime if field.name.endswith("_us") else kind))
+        else:
+            default = None if field.name.endswith("_us") else _default_of(field)
+            fields.append((_name_of(field.name), kind, default))
+    return msgspec.defstruct(
+        name, [*fields, *more], frozen=True, kw_only=True, forbid_unknown_fields=True, module=__name__
+    )
+
+
+def _default_of(field: msgspec.structs.FieldInfo) -> Any:
+    if field.default_factory is not msgspec.NODEFAULT:
+        return msgspec.field(default_factory=field.default_factory)
+    return LimitsView() if isinstance(field.default, Limits) else field.default
+
+
+def given_of(body: Any, record: type) -> dict[str, Any]:
+    """What a body says, by the names of the record's fields, without what was left out of a partial one."""
+    found: dict[str, Any] = {}
+    names = {_name_of(name): name for name in record.__struct_fields__}  # type: ignore[attr-defined]
+    for name in body.__struct_fields__:
+        value = getattr(body, name)
+        if name in names and value is not msgspec.UNSET:
+            is_moment = names[name].endswith("_us")
+            found[names[name]] = microseconds(value) if is_moment else value
+    return found
 
 
 def shown(value: Any, **more: Any) -> Any:

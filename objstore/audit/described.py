@@ -2,6 +2,8 @@
 
 import hashlib
 from collections.abc import Mapping
+from datetime import date
+from decimal import Decimal
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -9,13 +11,17 @@ import msgspec
 from objstore.audit.records import Changed
 from objstore.meta import schema
 from objstore.meta.kv import Transaction
-from objstore.meta.schema import Record, decode
+from objstore.meta.schema import Limits, Record, decode
 from objstore.rental import records as rental
+from objstore.rental.plans import PlanRecord
+from objstore.rental.service_levels import ServiceLevelRecord
+from objstore.rental.taxes import TaxRuleRecord
+from objstore.rental.terms import QUOTA
 
 RECORD_SIZE_MAX: Final = 6_000  # Bytes of changes in one AuditRecord: the whole stays under a value's 8 KiB.
 TEXT_SIZE_MAX: Final = 400  # Bytes of a before or after, once they are too many for that.
 BYTES_SHOWN: Final = 64
-HIDDEN: Final = frozenset({"secret", "digest_of_secret", "sealed_under", "settings", "logo"})
+HIDDEN: Final = frozenset({"secret", "digest_of_secret", "sealed_under", "logo"})
 
 
 class Kind(NamedTuple):
@@ -37,6 +43,13 @@ KINDS: Final[Mapping[bytes, Kind]] = {
     b"Yi": Kind("document", rental.InvoiceRecord),
     b"YP": Kind("payment", rental.PaymentRecord),
     b"YW": Kind("wallet", rental.WalletRecord),
+    b"YL": Kind("lease", rental.LeaseRecord),
+    b"Yo": Kind("offer", rental.OfferRecord),
+    b"Ye": Kind("capacity event", rental.CapacityEventRecord),
+    b"YV": Kind("rules of sale", rental.SalesRecord),
+    b"Yp": Kind("plan", PlanRecord),
+    b"Yt": Kind("tax rule", TaxRuleRecord),
+    b"YS": Kind("service level", ServiceLevelRecord),
 }
 _LINES_KEY_SIZE: Final = 2 + 26 + 3  # Yi <document id> 00 <page 2>: lines, not the document.
 
@@ -45,10 +58,10 @@ def plain(value: Any) -> Any:
     """A record as JSON can have it: fields by name, bytes in hex or by their SHA-256, secrets gone."""
     if isinstance(value, msgspec.Struct):
         return {
-            name: "(not shown)" if name in HIDDEN and getattr(value, name) else plain(getattr(value, name))
-            for name in value.__struct_fields__
-            if name != "format"
+            name: _field(name, getattr(value, name)) for name in value.__struct_fields__ if name != "format"
         }
+    if isinstance(value, (date, Decimal)):
+        return str(value)
     if isinstance(value, bytes):
         return value.hex() if len(value) <= BYTES_SHOWN else f"sha256 {hashlib.sha256(value).hexdigest()}"
     if isinstance(value, Mapping):
@@ -56,6 +69,14 @@ def plain(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [plain(one) for one in value]
     return value
+
+
+def _field(name: str, value: Any) -> Any:
+    if name == "settings" and value:  # Of a bucket: its limits, and names of what else there is.
+        return {
+            one: plain(decode(its, Limits)) if one == QUOTA else "(not shown)" for one, its in value.items()
+        }
+    return "(not shown)" if name in HIDDEN and value else plain(value)
 
 
 def changes_of(transaction: Transaction) -> list[Changed]:
@@ -70,7 +91,7 @@ def changes_of(transaction: Transaction) -> list[Changed]:
         prefix, (name, record) = kind
         before, after = _differing(_plain(transaction.expect.get(key), record), _plain(new, record))
         words = key[len(prefix) :].replace(b"\0", b"/").decode(errors="replace")
-        found.append(Changed(f"{name} {words}", before, after))
+        found.append(Changed(f"{name} {words}".rstrip(), before, after))
     if others:
         found.append(Changed(f"{others} other records", "", ""))
     return _bounded(found)

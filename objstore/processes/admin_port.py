@@ -10,7 +10,7 @@ import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from objstore import __version__
 from objstore.admin import repeats
@@ -35,6 +35,10 @@ from objstore.processes.salvage_copies import Copies
 from objstore.processes.stopping import Stopping
 from objstore.upkeep.service import Service
 
+if TYPE_CHECKING:
+    from objstore.rental.documents.content import Document
+    from objstore.rental.documents.pdf import Printer
+
 log = logging.getLogger(__name__)
 
 SWEEP_SECONDS: Final = 3_600.0
@@ -48,14 +52,31 @@ def _rebalance_words(status: dict[str, Any]) -> str:
     return "even" if status["even"] else "uneven"
 
 
-def gate_of(parts: Parts) -> Gate:
+class _Printing:
+    """A printer that is made with the first document: languages and fonts cost memory."""
+
+    def __init__(self) -> None:
+        self._printer: Printer | None = None
+
+    async def render(self, document: "Document") -> bytes:
+        if self._printer is None:
+            from objstore.rental.documents.pdf import Printer
+
+            self._printer = Printer()
+        return await self._printer.render(document)
+
+
+def gate_of(parts: Parts, service: Service) -> Gate:
     """The versioned API over a process's metadata."""
-    spec = parts.spec
+    spec, leasing = parts.spec, service.leasing
     services = Services(
         directory=lambda kv: directory_of(parts, kv),
         endpoint=spec.endpoint,
         region=spec.config.server.region,
         randomness=os.urandom,
+        survey=None if leasing is None else leasing.survey,
+        capacity=None if leasing is None else leasing.report,
+        render=_Printing().render,
     )
     return Gate(TABLE, parts.kv, services, token=spec.token, clock=SystemClock())
 
@@ -87,7 +108,7 @@ class AdminPort:
         self._service = service
         self._parts = parts
         self._spec = parts.spec
-        self._gate = gate_of(parts)
+        self._gate = gate_of(parts, service)
         self._totals = Accumulator()
         self._usage: dict[int, Usage] = {}
         self._upkeep: dict[str, Any] = {}  # The services' status, as of the last scrape.

@@ -22,23 +22,52 @@ from objstore.iam.tokens import create_token
 from objstore.iam.users import create_user
 from objstore.ids import Randomness
 from objstore.meta.kv import DictKv, Kv, Transaction
-from objstore.meta.schema import TokenRecord, encode, token_key
-from objstore.rental.customers import create_customer, new_customer
+from objstore.meta.schema import BucketRecord, TokenRecord, bucket_key, encode, token_key
+from objstore.rental.admission import Node
+from objstore.rental.capacity import Capacity, Holdings, report
+from objstore.rental.catalogue import publish_plan
+from objstore.rental.leases import after_months, make_lease, sign
+from objstore.rental.months import Month
+from objstore.rental.offers import put_offer
+from objstore.rental.plans import parse_plan
 from objstore.rental.projects import create_project
-from objstore.rental.records import SellerRecord
+from objstore.rental.records import CapacityEventRecord, LeaseRecord, OfferRecord
+from objstore.rental.sales import Supply, put_event, read_book
 from objstore.rental.sellers import create_seller
+from tests.rental.parties import (
+    DAY_US,
+    ISSUED_US,
+    SELLER,
+    a_customer,
+    a_draft,
+    an_id,
+    an_invoice,
+    line,
+    pay,
+)
+from tests.server import ROOT
 
 TOKEN = "the-token-of-the-operator"
+START_US = ISSUED_US
+TB = 10**12
+QUOTE, DRAFT, SIGNED, CREDITED, PAID = map(an_id, range(1, 6))
+
 # What a path's parameters stand for in the little world: things of tenant `lower`.
 PLACES = {
     "tenant": "lower",
     "user": "lower-reader",
     "project": "web",
+    "bucket": "lower-bucket",
     "seller": "oran",
     "key": "OSOFLOWER",
     "token": "OTOFLOWER",
+    "plan": "tpe-pme",
+    "lease": SIGNED,
+    "offer": "small",
+    "event": an_id(9),
+    "invoice": "",  # Set when it is made: a draft.
+    "payment": PAID,
 }
-START_US = 1_700_000_000_000_000
 MASTER_KEY = bytes(32)
 
 
@@ -133,6 +162,9 @@ async def serving(table: Table = TABLE, wrap: Callable[[World], Kv] = lambda kv:
         endpoint="http://127.0.0.1:9000",
         region="here",
         randomness=randomness,
+        survey=survey,
+        capacity=lambda: capacity(kv, clock),
+        render=render,
     )
     gate = Gate(table, wrap(kv), services, token=TOKEN, clock=clock)
     others = {
@@ -156,20 +188,55 @@ async def people(api: Api) -> dict[str, str]:
     seller oran; reseller `upper` with customer `lower`; customer `other`; in each of them an owner, an admin,
     a billing and a reader, named like lower-owner; what PLACES names.
     """
-    await create_seller(api.kv, SellerRecord(id="oran", name="Oran SARL", address=["1"], country="DZ"))
-    await create_tenant(api.kv, "default", now_us=api.clock.us)
-    for tenant, fields in (("upper", {"reseller": True}), ("lower", {"parent": "upper"}), ("other", {})):
-        record = new_customer("tpe_pme", tenant, "oran", **fields)
-        await create_customer(api.kv, record, now_us=api.clock.us)
+    kv = api.kv
+    await create_seller(kv, SELLER)
+    await create_tenant(kv, "default", now_us=api.clock.us)
+    await a_customer(kv, "upper", reseller=True, plan_version=1)
+    await a_customer(kv, "lower", parent="upper", plan_version=1)
+    await a_customer(kv, "other")
     tokens = {"operator": TOKEN}
     for tenant in ("upper", "lower", "other"):
         for role in ("owner", "admin", "billing", "reader"):
             user = f"{tenant}-{role}"
-            await create_user(api.kv, user, tenant=tenant, now_us=api.clock.us, role=role)
+            await create_user(kv, user, tenant=tenant, now_us=api.clock.us, role=role)
             tokens[user] = await api.token_of(user)
-    await create_project(api.kv, "lower", "web", now_us=api.clock.us, tags={"a": "b"})
-    directory = Directory(api.kv, MASTER_KEY, clock=api.clock, randomness=api.randomness)
+    return tokens
+
+
+async def furnish(api: Api) -> dict[str, str]:
+    """What PLACES names, with the ids that were made: for routes that are about one thing."""
+    kv, now_us = api.kv, api.clock.us
+    await create_project(kv, "lower", "web", now_us=now_us, tags={"a": "b"})
+    directory = Directory(kv, MASTER_KEY, clock=api.clock, randomness=api.randomness)
     await directory.create_key("lower-reader", access_key_id=PLACES["key"])
     token = TokenRecord(user="lower-reader", digest_of_secret=b"-", created_us=1, expires_us=2)
-    await api.kv.commit(Transaction(put={token_key(PLACES["token"]): encode(token)}))
-    return tokens
+    bucket = BucketRecord(id=7, tenant="lower", owner="lower-owner", created_us=1)
+    made = {token_key(PLACES["token"]): encode(token), bucket_key(PLACES["bucket"]): encode(bucket)}
+    await kv.commit(Transaction(put=made))
+    await publish_plan(kv, parse_plan((ROOT / "config/plans/tpe_pme.toml").read_text()), made_us=now_us)
+    for number, state in ((QUOTE, "quote"), (DRAFT, "draft"), (SIGNED, "draft")):
+        lease = LeaseRecord(
+            id=number, tenant="lower", kind="guaranteed", state=state, capacity=TB, term_months=12,
+            begin_us=now_us, end_us=after_months(now_us, 12), renews=True, fee_share="0.5",
+        )  # fmt: skip
+        await make_lease(kv, lease, now_us=now_us)
+    await sign(kv, SIGNED, survey, now_us=now_us)
+    await put_offer(kv, OfferRecord(name="small", least=TB, most=TB, terms_months=[12]), now_us=now_us)
+    event = CapacityEventRecord(id=PLACES["event"], at_us=now_us + DAY_US, raw=TB)
+    await put_event(kv, event)
+    final = await an_invoice(kv, "lower", [line(100_00)], month=Month(2026, 2))
+    draft = await a_draft(kv, "lower", [line(50_00)])
+    await pay(kv, 5, "lower", 300_00)
+    return {**PLACES, "invoice": draft.id, "final": final.id}
+
+
+async def survey() -> Supply:
+    return Supply(nodes=[Node(id=str(n), domain=str(n), disks=[4 * TB]) for n in range(8)], code=(4, 2))
+
+
+async def capacity(kv: Kv, clock: Clock) -> list[Capacity]:
+    return [report(await read_book(kv, await survey()), "", Holdings(), [], now_us=clock.now_us())]
+
+
+async def render(document: object) -> bytes:
+    return b"%PDF-1.7 of " + repr(document)[:20].encode()

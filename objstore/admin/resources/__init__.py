@@ -2,9 +2,37 @@
 
 from typing import Final
 
-from objstore.admin.resources import audit, keys, projects, sellers, tenants, users
+from objstore.admin.resources import (
+    audit,
+    capacity,
+    invoices,
+    keys,
+    leases,
+    payments,
+    plans,
+    projects,
+    quotas,
+    sellers,
+    tenants,
+    usage,
+    users,
+)
 from objstore.admin.routes import Table
 
 TABLE: Final = Table(
-    (*tenants.ROUTES, *sellers.ROUTES, *projects.ROUTES, *users.ROUTES, *keys.ROUTES, *audit.ROUTES)
+    (
+        *tenants.ROUTES,
+        *sellers.ROUTES,
+        *projects.ROUTES,
+        *users.ROUTES,
+        *keys.ROUTES,
+        *quotas.ROUTES,
+        *plans.ROUTES,
+        *leases.ROUTES,
+        *capacity.ROUTES,
+        *usage.ROUTES,
+        *invoices.ROUTES,
+        *payments.ROUTES,
+        *audit.ROUTES,
+    )
 )

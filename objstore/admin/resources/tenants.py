@@ -85,10 +85,6 @@ class CustomerFields(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     language: str | msgspec.UnsetType = msgspec.UNSET
     currency: str | msgspec.UnsetType = msgspec.UNSET
     tax_profile: str | msgspec.UnsetType = msgspec.UNSET
-    plan: str | msgspec.UnsetType = msgspec.UNSET
-    plan_version: int | msgspec.UnsetType = msgspec.UNSET
-    next_plan: str | msgspec.UnsetType = msgspec.UNSET
-    next_plan_version: int | msgspec.UnsetType = msgspec.UNSET
     payment_terms_days: int | msgspec.UnsetType = msgspec.UNSET
     purchase_order_required: bool | msgspec.UnsetType = msgspec.UNSET
     purchase_order: str | msgspec.UnsetType = msgspec.UNSET
@@ -100,8 +96,8 @@ class CustomerFields(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     def given(self) -> dict[str, Any]:
         """By the record's names."""
         found = {}
-        for name in CustomerFields.__struct_fields__:
-            value = getattr(self, name)
+        for name in (*CustomerFields.__struct_fields__, "plan", "plan_version"):
+            value = getattr(self, name, msgspec.UNSET)
             if value is msgspec.UNSET:
                 continue
             if name == "identity_checked":
@@ -113,6 +109,8 @@ class CustomerFields(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 
 class NewTenant(CustomerFields, frozen=True, kw_only=True, forbid_unknown_fields=True):
     name: str
+    plan: str | msgspec.UnsetType = msgspec.UNSET
+    plan_version: int | msgspec.UnsetType = msgspec.UNSET
     kind: str = ""  # Of customer, with its preset; empty: no customer, only a tenant.
     limits: LimitsView = LimitsView()
     sites: list[str] = []

@@ -1,0 +1,125 @@
+"""Usage: what sealed hours say, exactly."""
+
+from datetime import datetime
+from typing import Any, Final
+
+import msgspec
+
+from objstore.admin.callers import Rule
+from objstore.admin.pages import page
+from objstore.admin.problems import Problem
+from objstore.admin.routes import Call, Page, Route, in_path
+from objstore.admin.views import microseconds, moment
+from objstore.rental import meters
+from objstore.rental.months import SECOND_US, Month
+from objstore.rental.usage import UsageOf, sealed_until, total_usage, verify_usage
+
+HOURS_MAX: Final = 24 * 400
+HOUR_US: Final = meters.HOUR_S * SECOND_US
+NAMES: Final = {
+    meters.STORED: "stored_byte_seconds",
+    meters.EARLY: "early_delete_byte_seconds",
+    meters.REQUESTS_A: "requests_a",
+    meters.REQUESTS_B: "requests_b",
+    meters.SENT_INTERNET: "sent_internet_bytes",
+    meters.SENT_INTERNAL: "sent_internal_bytes",
+    meters.SENT_REPLICATION: "sent_replication_bytes",
+}
+
+
+class Usage(Page, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Whole hours; without begin and end the month that is named, else the one that runs."""
+
+    month: str = ""
+    begin: datetime | None = None
+    end: datetime | None = None
+
+
+class UsageRow(msgspec.Struct, frozen=True, kw_only=True):
+    project: str
+    bucket: str
+    storage_class: str
+    meter: str
+    quantity: int
+
+
+class UsageRows(msgspec.Struct, frozen=True, kw_only=True):
+    begin: str | None
+    end: str | None
+    sealed_until: str | None  # Later hours are not in it yet.
+    items: list[UsageRow]
+    next: str | None
+
+
+class Chain(msgspec.Struct, frozen=True, kw_only=True):
+    records: int
+    retired: int
+    wrong: list[str]  # None: the chain holds.
+
+
+def _hours(call: Call) -> tuple[int, int]:
+    """[begin, end) in hours since 1970. Raises: Problem 400, BadArgument."""
+    query = call.query
+    if query.begin is None and query.end is None:
+        month = Month.parse(query.month) if query.month else Month.containing(call.now_us // SECOND_US)
+        return month.first_hour, month.first_hour + month.hours
+    begin_us, end_us = microseconds(query.begin), microseconds(query.end) or call.now_us
+    if query.month or query.begin is None or begin_us < 0 or begin_us % HOUR_US:
+        raise Problem(400, "the address's query: begin and end are whole hours, or there is a month")
+    begin, end = begin_us // HOUR_US, -(-end_us // HOUR_US)
+    if not 0 < end - begin <= HOURS_MAX:
+        raise Problem(400, f"the address's query: 1 to {HOURS_MAX} hours at once")
+    return begin, end
+
+
+async def show(call: Call) -> Any:
+    begin, end = _hours(call)
+    found = await total_usage(call.kv, call.params["tenant"], begin, end)
+    rows = {_name(of): (of, quantity) for of, quantity in found.items()}
+    names = sorted(rows)
+
+    async def read(after: str, limit: int) -> list[str]:
+        return [name for name in names if name > after][:limit]
+
+    def row(name: str) -> dict[str, Any]:
+        of, quantity = rows[name]
+        return {
+            "project": of.project,
+            "bucket": of.bucket,
+            "storage_class": of.storage_class or "STANDARD",
+            "meter": NAMES[of.meter],
+            "quantity": quantity,
+        }
+
+    part = await page(call.query, read, lambda name: name, row)
+    return {
+        "begin": moment(begin * HOUR_US),
+        "end": moment(end * HOUR_US),
+        "sealed_until": moment(await sealed_until(call.kv) * HOUR_US),
+        "items": part.items,
+        "next": part.next,
+    }
+
+
+def _name(of: UsageOf) -> str:
+    return "/".join((of.project, of.bucket, of.storage_class, NAMES[of.meter]))
+
+
+async def verify(call: Call) -> Any:
+    found = await verify_usage(call.kv, call.params["tenant"])
+    return {"records": found.records, "retired": found.retired, "wrong": list(found.wrong)}
+
+
+_READ: Final = Rule(action="usage:Read")
+ROUTES: Final = (
+    Route(
+        method="GET", path="/api/v1/tenants/{tenant}/usage", name="show_usage",
+        summary="Sums of sealed hours by project, bucket, class and meter.",
+        rule=_READ, owner=in_path, query=Usage, handler=show, answer=UsageRows,
+    ),
+    Route(
+        method="GET", path="/api/v1/tenants/{tenant}/usage/verify", name="verify_usage",
+        summary="Whether a tenant's usage records are those that were sealed.",
+        rule=_READ, owner=in_path, handler=verify, answer=Chain,
+    ),
+)  # fmt: skip

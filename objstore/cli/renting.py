@@ -1,0 +1,734 @@
+"""`objstore quota`, `plan`, `lease`, `offer`, `usage`, `invoice`, `payment`, `capacity` and `report`: what is
+rented out, and what it costs."""
+
+import re
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import typer
+
+from objstore.cli.output import DEGRADED, OK
+from objstore.cli.store import Store, YesOption, asks, changes, quoted
+from objstore.config import ConfigError
+
+quota_app = typer.Typer(help="Quotas and rates, with what is in use.", no_args_is_help=True)
+plan_app = typer.Typer(help="Rate cards, tax rules, service levels.", no_args_is_help=True)
+lease_app = typer.Typer(help="Leases: capacity for a term.", no_args_is_help=True)
+offer_app = typer.Typer(help="Offers that tenants order from.", no_args_is_help=True)
+usage_app = typer.Typer(help="What was used, exactly.", no_args_is_help=True)
+invoice_app = typer.Typer(help="Invoices and credit notes.", no_args_is_help=True)
+payment_app = typer.Typer(help="Payments and wallets.", no_args_is_help=True)
+capacity_app = typer.Typer(help="What there is to sell, and what is sold.", no_args_is_help=True)
+report_app = typer.Typer(help="Reports for operators.", no_args_is_help=True)
+
+TenantName = Annotated[str, typer.Argument(help="The tenant's name.")]
+OfTenant = Annotated[str, typer.Option("--tenant", help="The tenant's name.", show_default=False)]
+LeaseId = Annotated[str, typer.Argument(help="The lease's id.")]
+InvoiceId = Annotated[str, typer.Argument(help="The id of an invoice or credit note.")]
+Moment = Annotated[str | None, typer.Option(help="As 2027-01-31T00:00:00Z.", show_default=False)]
+File = Annotated[Path, typer.Argument(help="A file in TOML or JSON.")]
+
+UNITS: Final = {"": 1, "b": 1} | {
+    f"{letter}{suffix}": base**power
+    for base, suffix in ((1000, "b"), (1024, "ib"))
+    for power, letter in enumerate("kmgtpe", 1)
+}
+_SIZE: Final = re.compile(r"([0-9]{1,18})(?:\.([0-9]{1,18}))? ?([A-Za-z]*)", re.ASCII)
+_PLACES: Final = {"TND": 3, "LYD": 3, "XOF": 0, "XAF": 0, "JPY": 0}  # All others have two.
+
+
+def size(text: str) -> int:
+    """Bytes, exactly: 10TB, 1.5TiB, 1000. Raises: ConfigError."""
+    match = _SIZE.fullmatch(text.strip())
+    if match is None or match[3].lower() not in UNITS:
+        raise ConfigError(f"{text!r} is no size: it is like 10TB, 1.5TiB or 1000")
+    parts = match[2] or ""
+    found, rest = divmod(int(match[1] + parts) * int(UNITS[match[3].lower()]), int("1" + "0" * len(parts)))
+    if rest:
+        raise ConfigError(f"{text!r} is no whole number of bytes")
+    return found
+
+
+def amount(minor: int, currency: str) -> str:
+    """An amount of smallest units for people: 93242.45 DZD."""
+    places = _PLACES.get(currency, 2)
+    sign, digits = "-" if minor < 0 else "", f"{abs(minor):0{places + 1}d}"
+    whole = digits[: len(digits) - places]
+    return f"{sign}{whole}{'.' + digits[-places:] if places else ''} {currency}"
+
+
+def _priced(rows: list[dict[str, Any]], *fields: str) -> list[dict[str, Any]]:
+    """The same, with amounts for people."""
+    return [
+        {**row, **{field: amount(row[field], row["currency"]) for field in fields if field in row}}
+        for row in rows
+    ]
+
+
+def _file(place: Path) -> dict[str, str]:
+    """A file as the API takes it. Raises: ConfigError."""
+    try:
+        return {"text": place.read_text(), "form": "json" if place.suffix == ".json" else "toml"}
+    except (OSError, UnicodeDecodeError) as failure:
+        raise ConfigError(f"{place}: {failure}") from None
+
+
+# --- quotas ---------------------------------------------------------------------------------------
+
+
+def _scope(tenant: str, project: str, bucket: str, key: str) -> str:
+    """Raises: ConfigError."""
+    if bool(tenant) + bool(bucket) + bool(key) != 1 or (project and not tenant):
+        raise ConfigError("name one of: --tenant, --tenant with --project, --bucket, --key")
+    if project:
+        return f"/api/v1/tenants/{quoted(tenant)}/projects/{quoted(project)}/quota"
+    kind, name = ("tenants", tenant) if tenant else ("buckets", bucket) if bucket else ("keys", key)
+    return f"/api/v1/{kind}/{quoted(name)}/quota"
+
+
+OfProject = Annotated[str, typer.Option("--project", help="A project of it.", show_default=False)]
+OfBucket = Annotated[str, typer.Option("--bucket", help="A bucket's name.", show_default=False)]
+OfKey = Annotated[str, typer.Option("--key", help="An access key's id.", show_default=False)]
+
+
+@quota_app.command("show")
+@asks
+def quota_show(
+    store: Store, tenant: OfTenant = "", project: OfProject = "", bucket: OfBucket = "", key: OfKey = ""
+) -> None:
+    """Limits and use of a tenant, project, bucket or access key."""
+    store.show_facts(store.get(_scope(tenant, project, bucket, key)))
+
+
+_Limit = Annotated[str | None, typer.Option(help="A number; none: no limit.", show_default=False)]
+
+
+@quota_app.command("set")
+@changes
+def quota_set(
+    store: Store,
+    tenant: OfTenant = "",
+    project: OfProject = "",
+    bucket: OfBucket = "",
+    key: OfKey = "",
+    bytes_: Annotated[
+        str | None, typer.Option("--bytes", help="Hard: 10TB; none: no limit.", show_default=False)
+    ] = None,
+    bytes_soft: Annotated[
+        str | None, typer.Option("--bytes-soft", help="Passing it is only reported.", show_default=False)
+    ] = None,
+    objects: _Limit = None,
+    buckets: _Limit = None,
+    requests: Annotated[str | None, typer.Option(help="Requests a second.", show_default=False)] = None,
+    bandwidth: Annotated[str | None, typer.Option(help="Bytes a second: 100MB.", show_default=False)] = None,
+) -> None:
+    """Change limits, from the next request on. What is not given stays; "none" takes a limit away."""
+    given = {
+        "bytes_max": bytes_,
+        "bytes_soft": bytes_soft,
+        "objects_max": objects,
+        "buckets_max": buckets,
+        "requests_per_s": requests,
+        "bytes_per_s": bandwidth,
+    }
+    body = {name: None if text == "none" else size(text) for name, text in given.items() if text is not None}
+    store.show_facts(store.change("PATCH", _scope(tenant, project, bucket, key), body))
+
+
+# --- plans ----------------------------------------------------------------------------------------
+
+
+@plan_app.command("list")
+@asks
+def plan_list(store: Store) -> None:
+    """Every version of every rate card."""
+    rows = [
+        {"code": one["plan"]["code"], "version": one["plan"]["version"], **one, **one["plan"]}
+        for one in store.listed("/api/v1/plans")
+    ]
+    store.show(rows, "code", "version", "currency", "title", "valid_from", "valid_to", "made")
+
+
+@plan_app.command("show")
+@asks
+def plan_show(
+    store: Store, code: str, version: Annotated[int, typer.Option(help="0: the newest.")] = 0
+) -> None:
+    """A rate card."""
+    store.show_facts(store.get(f"/api/v1/plans/{quoted(code)}?version={version}")["plan"])
+
+
+@plan_app.command("publish")
+@changes
+def plan_publish(store: Store, file: File) -> None:
+    """Publish a version of a rate card: it never changes. config/plans has samples."""
+    found = store.change("POST", "/api/v1/plans", _file(file))
+    plan = found["plan"]
+    store.tell(f"plan {plan['code']} version {plan['version']} is published", found)
+
+
+@plan_app.command("give")
+@changes
+def plan_give(
+    store: Store,
+    tenant: TenantName,
+    code: str,
+    version: Annotated[int, typer.Option(help="0: the newest.")] = 0,
+) -> None:
+    """Give a tenant a plan: its first at once, another from the next month on."""
+    path = f"/api/v1/tenants/{quoted(tenant)}/plan"
+    store.show_facts(store.change("PUT", path, {"plan": code, "version": version}))
+
+
+@plan_app.command("taxes")
+@changes
+def plan_taxes(
+    store: Store, file: Annotated[Path | None, typer.Argument(help="Rules to keep.")] = None
+) -> None:
+    """Tax rules; with a file keep those in it. Of a rule that is there only the end may change."""
+    if file is not None:
+        found = store.change("POST", "/api/v1/tax-rules", _file(file))["items"]
+    else:
+        found = store.get("/api/v1/tax-rules")["items"]
+    store.show(found, "id", "country", "rate", "label", "product", "profile", "valid_from", "valid_to")
+
+
+@plan_app.command("sla")
+@changes
+def plan_levels(
+    store: Store, file: Annotated[Path | None, typer.Argument(help="One to keep.")] = None
+) -> None:
+    """Service levels; with a file keep the one in it."""
+    if file is not None:
+        found = [store.change("POST", "/api/v1/service-levels", _file(file))]
+    else:
+        found = store.listed("/api/v1/service-levels")
+    store.show(found, "id", "storage_class", "tiers")
+
+
+# --- leases ---------------------------------------------------------------------------------------
+
+LEASE_COLUMNS: Final = (
+    "id", "tenant", "kind", "state", "capacity", "begin", "end", "unit_price", "unit", "currency",
+)  # fmt: skip
+
+
+@lease_app.command("list")
+@asks
+def lease_list(store: Store, tenant: OfTenant = "", state: str = "") -> None:
+    """Leases, in order of making."""
+    store.show(store.listed("/api/v1/leases", tenant=tenant, state=state), *LEASE_COLUMNS)
+
+
+@lease_app.command("show")
+@asks
+def lease_show(store: Store, lease: LeaseId) -> None:
+    """A lease with all its terms."""
+    store.show_facts(store.get(f"/api/v1/leases/{quoted(lease)}"))
+
+
+@lease_app.command("quote")
+@changes
+def lease_quote(
+    store: Store,
+    tenant: TenantName,
+    capacity: Annotated[str, typer.Argument(help="As 100TB.")],
+    months: Annotated[int, typer.Option(help="The term.")],
+    price: Annotated[str, typer.Option(help="A unit and month.")],
+    currency: str = "DZD",
+    unit: str = "TB",
+    begin: Moment = None,
+    kind: Annotated[str, typer.Option(help="guaranteed, best_effort or dedicated.")] = "guaranteed",
+    node: Annotated[list[str] | None, typer.Option(help="Of a dedicated one: ids; once for each.")] = None,
+    pool: str = "",
+    overage: Annotated[str, typer.Option(help="average, instantaneous or peak_daily.")] = "",
+    overage_price: str = "0",
+    valid_until: Moment = None,
+    renews: Annotated[bool, typer.Option("--renews", help="For the same term again.")] = False,
+    draft: Annotated[bool, typer.Option("--draft", help="To be signed at once: no quote.")] = False,
+) -> None:
+    """Make a quote. It binds nobody; says whether there is capacity for it just now."""
+    body = {
+        "tenant": tenant,
+        "kind": kind,
+        "state": "draft" if draft else "quote",
+        "capacity": size(capacity),
+        "term_months": months,
+        "begin": begin or _tomorrow(),
+        "unit_price": price,
+        "currency": currency,
+        "unit": unit,
+        "pool": pool,
+        "nodes": node or [],
+        "overage_mode": overage,
+        "overage_price": overage_price,
+        "valid_until": valid_until,
+        "renews": renews,
+    }
+    made = store.change("POST", "/api/v1/leases", body)
+    store.show([made], *LEASE_COLUMNS)
+    judged = store.get(f"/api/v1/leases/{quoted(made['id'])}/admission")
+    if not judged["admitted"]:
+        print(f"not admitted just now: {judged['why']}", file=sys.stderr)
+        raise SystemExit(DEGRADED)
+
+
+def _tomorrow() -> str:
+    """Its first second, UTC."""
+    import time
+
+    return time.strftime("%Y-%m-%dT00:00:00Z", time.gmtime(time.time() + 86_400))
+
+
+def _lease_act(store: Store, lease: str, verb: str, body: object = None) -> None:
+    found = store.change("POST", f"/api/v1/leases/{quoted(lease)}/{verb}", body)
+    store.tell(f"lease {lease} is {found['state']}", found)
+
+
+@lease_app.command("accept")
+@changes
+def lease_accept(store: Store, lease: LeaseId) -> None:
+    """Accept a quote: it becomes a draft to be signed."""
+    _lease_act(store, lease, "accept")
+
+
+@lease_app.command("sign")
+@changes
+def lease_sign(store: Store, lease: LeaseId) -> None:
+    """Sign it, if it is admitted: the capacity is sold from now on. Ends with 4 if there is not enough."""
+    _lease_act(store, lease, "sign")
+
+
+@lease_app.command("withdraw")
+@changes
+def lease_withdraw(store: Store, lease: LeaseId) -> None:
+    """Withdraw a quote or a draft."""
+    _lease_act(store, lease, "withdraw")
+
+
+@lease_app.command("notice")
+@changes
+def lease_notice(store: Store, lease: LeaseId) -> None:
+    """Give notice: it will not renew itself."""
+    _lease_act(store, lease, "notice")
+
+
+@lease_app.command("ramp")
+@changes
+def lease_ramp(store: Store, lease: LeaseId, at: str, capacity: str) -> None:
+    """Another capacity from a moment to come on; more of it is admitted like a new lease."""
+    _lease_act(store, lease, "ramp", {"at": at, "capacity": size(capacity)})
+
+
+@lease_app.command("terminate")
+@changes
+def lease_terminate(
+    store: Store, lease: LeaseId, at: Moment = None, reason: str = "", yes: YesOption = False
+) -> None:
+    """End it early; the fee waits for the next invoice."""
+    path = f"/api/v1/leases/{quoted(lease)}"
+    asked = f"?at={quoted(at)}" if at else ""
+    found = store.get(f"{path}/termination{asked}")
+    fee = amount(found["fee"], found["currency"])
+    store.confirm(lease, f"Ending lease {lease} costs its tenant {fee}.", yes=yes)
+    done = store.change("POST", f"{path}/terminate", {"at": at, "reason": reason})
+    store.tell(
+        f"lease {lease} ends on {done['lease']['end']}; fee {amount(done['fee'], done['currency'])}", done
+    )
+
+
+@offer_app.command("list")
+@asks
+def offer_list(store: Store) -> None:
+    """Offers; with a user's token those that its tenant may order."""
+    found = store.get("/api/v1/offers")["items"]
+    store.show(
+        found, "name", "kind", "least", "most", "terms_months", "unit_price", "unit", "currency", "open"
+    )
+
+
+@offer_app.command("put")
+@changes
+def offer_put(
+    store: Store,
+    name: str,
+    least: Annotated[str, typer.Option(help="Of one order: 1TB.")],
+    most: Annotated[str, typer.Option(help="Of one order: 100TB.")],
+    months: Annotated[list[int], typer.Option(help="A term; once for each.")],
+    price: Annotated[str, typer.Option(help="A unit and month.")],
+    step: Annotated[str, typer.Option(help="An order is a multiple of it.")] = "1",
+    kind: Annotated[str, typer.Option(help="guaranteed or best_effort.")] = "guaranteed",
+    currency: str = "DZD",
+    unit: str = "TB",
+    title: str = "",
+    for_: Annotated[
+        list[str] | None, typer.Option("--for", help="A kind of customer; once for each.")
+    ] = None,
+    closed: Annotated[bool, typer.Option("--closed", help="Takes no orders.")] = False,
+) -> None:
+    """Make an offer, or change what later orders get."""
+    body = {
+        "kind": kind,
+        "title": title,
+        "open": not closed,
+        "customer_kinds": for_ or [],
+        "least": size(least),
+        "most": size(most),
+        "step": size(step),
+        "terms_months": months,
+        "unit_price": price,
+        "unit": unit,
+        "currency": currency,
+    }
+    store.show_facts(store.change("PUT", f"/api/v1/offers/{quoted(name)}", body))
+
+
+@offer_app.command("order")
+@changes
+def offer_order(
+    store: Store,
+    name: str,
+    capacity: Annotated[str, typer.Argument(help="As 10TB.")],
+    months: Annotated[int, typer.Option(help="The term.")],
+    tenant: OfTenant = "",
+    begin: Moment = None,
+) -> None:
+    """Order from an offer: a lease, signed."""
+    body = {"tenant": tenant, "capacity": size(capacity), "term_months": months, "begin": begin}
+    store.show([store.change("POST", f"/api/v1/offers/{quoted(name)}/orders", body)], *LEASE_COLUMNS)
+
+
+# --- usage ----------------------------------------------------------------------------------------
+
+
+@usage_app.command("show")
+@asks
+def usage_show(
+    store: Store,
+    tenant: TenantName,
+    month: Annotated[str, typer.Option(help="As 2026-10.  [the one that runs]", show_default=False)] = "",
+    begin: Moment = None,
+    end: Moment = None,
+) -> None:
+    """Sums of sealed hours by project, bucket, class and meter: byte-seconds, requests, bytes."""
+    path = f"/api/v1/tenants/{quoted(tenant)}/usage"
+    rows = store.listed(path, month=month, begin=begin, end=end)
+    store.show(rows, "project", "bucket", "storage_class", "meter", "quantity")
+
+
+@usage_app.command("verify")
+@asks
+def usage_verify(store: Store, tenant: TenantName) -> None:
+    """Whether a tenant's usage records are those that were sealed. Ends with 3 if not."""
+    found = store.get(f"/api/v1/tenants/{quoted(tenant)}/usage/verify")
+    store.show([found], "records", "retired", "wrong")
+    raise SystemExit(DEGRADED if found["wrong"] else OK)
+
+
+# --- invoices -------------------------------------------------------------------------------------
+
+INVOICE_COLUMNS: Final = ("id", "number", "type", "tenant", "state", "period_begin", "total", "due", "paid")
+
+
+@invoice_app.command("list")
+@asks
+def invoice_list(store: Store, tenant: OfTenant = "", state: str = "", type_: str = "") -> None:
+    """Invoices and credit notes of a tenant; without one all drafts."""
+    found = store.listed("/api/v1/invoices", tenant=tenant, state=state, type=type_)
+    store.show(_priced(found, "total"), *INVOICE_COLUMNS)
+
+
+@invoice_app.command("show")
+@asks
+def invoice_show(store: Store, invoice: InvoiceId) -> None:
+    """An invoice with its lines."""
+    found = store.get(f"/api/v1/invoices/{quoted(invoice)}")
+    lines = store.get(f"/api/v1/invoices/{quoted(invoice)}/lines")["items"]
+    if not store.show_whole({**found, "lines": lines}):
+        (facts,) = _priced([found], "total_net", "total_tax", "total", "prepaid", "paid", "credited")
+        store.show_facts(facts)
+        rows = _priced([{**line, "currency": found["currency"]} for line in lines], "net")
+        store.show(rows, "project", "description", "quantity", "unit", "unit_price", "net")
+
+
+@invoice_app.command("draft")
+@changes
+def invoice_draft(store: Store, month: Annotated[str, typer.Argument(help="As 2026-10.")]) -> None:
+    """Draft every customer's invoice of a month. The same again makes the same drafts."""
+    sums: dict[str, Any] = dict.fromkeys(("tenants", "drafts", "nothing", "final", "corrections"), 0)
+    told: list[dict[str, str]] = []
+    after, finished = "", False
+    while not finished:
+        step = store.change("POST", "/api/v1/invoices/drafts", {"month": month, "after": after})
+        sums = {name: sums[name] + step[name] for name in sums}
+        told += step["problems"] + [{**one, "why": f"no price for {one['why']}"} for one in step["unpriced"]]
+        after, finished = step["after"], step["finished"]
+        _progress(f"{sums['tenants']} tenants, {sums['drafts']} drafts", finished)
+    _ended(store, sums, told)
+
+
+@invoice_app.command("finalise")
+@changes
+def invoice_finalise(
+    store: Store,
+    invoice: Annotated[str, typer.Argument(help="One; none: all whose time has come.")] = "",
+    early: Annotated[bool, typer.Option("--early", help="Do not wait for late usage.")] = False,
+    yes: YesOption = False,
+) -> None:
+    """Make drafts final: they get their numbers and never change again."""
+    if invoice:
+        store.confirm(invoice, "A final invoice never changes: only a credit note corrects it.", yes=yes)
+        path = f"/api/v1/invoices/{quoted(invoice)}/finalise"
+        store.show(_priced([store.change("POST", path, {"early": early})], "total"), *INVOICE_COLUMNS)
+        return
+    if early:
+        raise ConfigError("--early: name the invoice")
+    store.confirm("finalise", "Final invoices never change: only credit notes correct them.", yes=yes)
+    sums: dict[str, Any] = {"issued": 0, "waiting": 0}
+    refused: list[dict[str, str]] = []
+    finished = False
+    while not finished:
+        step = store.change("POST", "/api/v1/invoices/finalise")
+        sums = {"issued": sums["issued"] + step["issued"], "waiting": step["waiting"]}
+        refused, finished = step["refused"], step["finished"]
+        if not finished and not step["issued"]:
+            break  # All that is left is refused.
+        _progress(f"{sums['issued']} issued", finished)
+    _ended(store, sums, refused)
+
+
+def _progress(words: str, finished: bool) -> None:
+    """On a terminal, one line that is written over."""
+    if sys.stderr.isatty():
+        print(
+            f"\r{words} ..." if not finished else "\r" + " " * 60 + "\r", end="", file=sys.stderr, flush=True
+        )
+
+
+def _ended(store: Store, sums: dict[str, Any], told: list[dict[str, str]]) -> None:
+    """What a run came to; 3 if something was wrong with one of them."""
+    if not store.show_whole({**sums, "problems": told}):
+        store.show([sums], *sums)
+        for one in told:
+            print(f"{one['what']}: {one['why']}", file=sys.stderr)
+    raise SystemExit(DEGRADED if told else OK)
+
+
+@invoice_app.command("credit")
+@changes
+def invoice_credit(
+    store: Store,
+    invoice: InvoiceId,
+    reason: Annotated[str, typer.Option(help="billing_error, sla, goodwill or termination.")],
+    line: Annotated[
+        list[str] | None,
+        typer.Option(help="NUMBER=AMOUNT in smallest units, net; once for each.  [all that is left]"),
+    ] = None,
+    yes: YesOption = False,
+) -> None:
+    """Issue a credit note: a part of an invoice is given back, or all that is left of it."""
+    given = None if line is None else [_part(one) for one in line]
+    what = "all that is left of it" if given is None else f"{len(given)} lines in part"
+    store.confirm(invoice, f"A credit note is final: it gives back {what}.", yes=yes)
+    path = f"/api/v1/invoices/{quoted(invoice)}/credit-notes"
+    note = store.change("POST", path, {"reason": reason, "credits": given})
+    store.show(_priced([note], "total"), *INVOICE_COLUMNS)
+
+
+def _part(text: str) -> dict[str, int]:
+    number, _, given = text.partition("=")
+    if not number.isdecimal() or not given.lstrip("-").isdecimal():
+        raise ConfigError(f"--line {text}: it is NUMBER=AMOUNT, in smallest units")
+    return {"line": int(number), "amount": int(given)}
+
+
+@invoice_app.command("pdf")
+@asks
+def invoice_pdf(
+    store: Store,
+    invoice: InvoiceId,
+    to: Annotated[Path, typer.Argument(help="The file to write.")],
+    language: Annotated[str, typer.Option(help="fr, ar or en.  [the customer's]", show_default=False)] = "",
+) -> None:
+    """Write it as PDF."""
+    _save(store, f"/api/v1/invoices/{quoted(invoice)}/pdf?language={quoted(language)}", to)
+
+
+@invoice_app.command("focus")
+@asks
+def invoice_focus(
+    store: Store, invoice: InvoiceId, to: Annotated[Path, typer.Argument(help="The file to write.")]
+) -> None:
+    """Write it as FOCUS, in CSV."""
+    _save(store, f"/api/v1/invoices/{quoted(invoice)}/focus", to)
+
+
+def _save(store: Store, path: str, to: Path) -> None:
+    _, content = store.call("GET", path, whole=True)
+    try:
+        to.write_bytes(content)
+    except OSError as failure:
+        raise ConfigError(f"{to}: {failure}") from None
+    store.tell(f"{to}: {len(content)} bytes", {"file": str(to), "bytes": len(content)})
+
+
+# --- payments -------------------------------------------------------------------------------------
+
+PAYMENT_COLUMNS: Final = ("id", "tenant", "method", "amount", "reference", "received", "state", "to_wallet")
+
+
+@payment_app.command("list")
+@asks
+def payment_list(store: Store, tenant: TenantName) -> None:
+    """A tenant's payments."""
+    found = store.listed("/api/v1/payments", tenant=tenant)
+    store.show(_priced(found, "amount", "to_wallet"), *PAYMENT_COLUMNS)
+
+
+@payment_app.command("receive")
+@changes
+def payment_receive(
+    store: Store,
+    tenant: TenantName,
+    value: Annotated[str, typer.Argument(help="In the customer's currency, as 93242.45.")],
+    method: Annotated[
+        str,
+        typer.Option(help="virement, cheque, cib_edahabia, carte, especes, mandat_administratif or prepaid."),
+    ],
+    reference: Annotated[str, typer.Option(help="A cheque's or transfer's number.", show_default=False)] = "",
+    received: Moment = None,
+    invoice: Annotated[
+        list[str] | None,
+        typer.Option(help="ID=AMOUNT; once for each.  [those that are due first]", show_default=False),
+    ] = None,
+    wallet: Annotated[bool, typer.Option("--wallet", help="All of it to the wallet.")] = False,
+) -> None:
+    """Write a payment down and count it on invoices; the rest goes to the wallet."""
+    parts = [dict(zip(("invoice", "amount"), one.split("=", 1), strict=False)) for one in invoice or ()]
+    body = {
+        "tenant": tenant,
+        "method": method,
+        "amount": value,
+        "reference": reference,
+        "received": received,
+        "invoices": [] if wallet else parts or None,
+    }
+    made = store.change("POST", "/api/v1/payments", body)
+    store.show(_priced([made], "amount", "to_wallet"), *PAYMENT_COLUMNS)
+
+
+@payment_app.command("reverse")
+@changes
+def payment_reverse(
+    store: Store,
+    payment: Annotated[str, typer.Argument(help="The payment's id.")],
+    reason: str,
+    yes: YesOption = False,
+) -> None:
+    """It bounced, or was called back: its invoices are open again."""
+    store.confirm(payment, "The invoices that it paid will be open again.", yes=yes)
+    made = store.change("POST", f"/api/v1/payments/{quoted(payment)}/reverse", {"reason": reason})
+    store.show(_priced([made], "amount", "to_wallet"), *PAYMENT_COLUMNS)
+
+
+@payment_app.command("wallet")
+@asks
+def payment_wallet(store: Store, tenant: TenantName) -> None:
+    """What was paid in advance, and each change of it."""
+    path = f"/api/v1/tenants/{quoted(tenant)}/wallet"
+    found = store.get(path)
+    rows = [{**row, "currency": found["currency"]} for row in store.listed(path)]
+    store.show(_priced(rows, "amount", "balance"), "sequence", "at", "kind", "document", "amount", "balance")
+
+
+# --- capacity -------------------------------------------------------------------------------------
+
+
+@capacity_app.command("show")
+@asks
+def capacity_show(store: Store) -> None:
+    """Pool by pool: what there is, what is sold and used, for how long it will do.
+
+    Ends with 3 if more is sold than there is, or it is time to order disks."""
+    found = store.get("/api/v1/capacity")["items"]
+    for pool in found:
+        store.show_facts(pool)
+    raise SystemExit(DEGRADED if any(one["oversold"] or one["order_now"] for one in found) else OK)
+
+
+@capacity_app.command("rules")
+@changes
+def capacity_rules(
+    store: Store,
+    fill_max: Annotated[str | None, typer.Option(help="As 0.85.", show_default=False)] = None,
+    spare_domains: Annotated[int | None, typer.Option(show_default=False)] = None,
+    oversubscription: Annotated[str | None, typer.Option(help="Of best effort.", show_default=False)] = None,
+    alert: Annotated[str | None, typer.Option(help="As 0.85.", show_default=False)] = None,
+    lead_days: Annotated[int | None, typer.Option(show_default=False)] = None,
+    include_planned: Annotated[bool | None, typer.Option(show_default=False)] = None,
+) -> None:
+    """By what rules capacity is sold; what is given changes."""
+    given = {
+        "fill_max": fill_max,
+        "spare_domains": spare_domains,
+        "oversubscription": oversubscription,
+        "alert": alert,
+        "lead_days": lead_days,
+        "include_planned": include_planned,
+    }
+    body = {name: value for name, value in given.items() if value is not None}
+    path = "/api/v1/capacity/rules"
+    store.show_facts(store.change("PATCH", path, body) if body else store.get(path))
+
+
+@capacity_app.command("events")
+@asks
+def capacity_events(store: Store) -> None:
+    """Deliveries and removals, planned and done."""
+    found = store.get("/api/v1/capacity/events")["items"]
+    store.show(found, "id", "at", "raw", "state", "pool", "words")
+
+
+@capacity_app.command("event")
+@changes
+def capacity_event(
+    store: Store,
+    at: Annotated[str, typer.Argument(help="As 2027-01-31T00:00:00Z.")],
+    raw: Annotated[str, typer.Argument(help="Bytes of disks that come, as 480TB.")],
+    leaves: Annotated[bool, typer.Option("--leaves", help="They leave.")] = False,
+    state: Annotated[str, typer.Option(help="planned, delivered, done or cancelled.")] = "planned",
+    event: Annotated[str, typer.Option("--id", help="Of one that changes.", show_default=False)] = "",
+    pool: str = "",
+    words: str = "",
+) -> None:
+    """Make a delivery or removal of disks known, or change one."""
+    body = {
+        "at": at, "raw": -size(raw) if leaves else size(raw), "state": state, "pool": pool, "words": words,
+    }  # fmt: skip
+    path = "/api/v1/capacity/events"
+    if event:
+        found = store.change("PUT", f"{path}/{quoted(event)}", body)
+    else:
+        found = store.change("POST", path, body)
+    store.show([found], "id", "at", "raw", "state", "pool", "words")
+
+
+# --- reports --------------------------------------------------------------------------------------
+
+
+@report_app.command("capacity")
+@asks
+def report_capacity(store: Store) -> None:
+    """As a table: what is sold and used of each pool."""
+    columns = ("pool", "usable", "sold_guaranteed", "sold_best_effort", "used_logical", "sellable")
+    found = store.get("/api/v1/capacity")["items"]
+    store.show(found, *columns, "runway_days", "lead_days", "oversold")
+
+
+@report_app.command("open-invoices")
+@asks
+def report_open(store: Store) -> None:
+    """All invoices that are not paid in full."""
+    found = store.listed("/api/v1/reports/open-invoices")
+    store.show(_priced(found, "open"), "tenant", "number", "invoice", "due", "open")
