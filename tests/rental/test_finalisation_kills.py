@@ -12,12 +12,14 @@ import pytest
 
 from objstore.errors import MetaUnavailable
 from objstore.meta.kv import DictKv, Kv
+from objstore.meta.kv_postgres import PostgresKv
 from objstore.rental import invoices, wallets
 from objstore.rental.carried import carry, list_carried
 from objstore.rental.invoices import finalise_due, list_documents, list_drafts
 from objstore.rental.money import Money
 from objstore.rental.sellers import create_seller
 from objstore.rental.series import verify_series
+from tests import postgres
 from tests.meta.process import CommitterProcess
 from tests.rental.dying import Dying, MortalKv
 from tests.rental.parties import ISSUED_US, SELLER, a_customer, a_draft, line, pay
@@ -191,3 +193,17 @@ async def test_runs_side_by_side_give_every_draft_one_number(tmp_path: Path) -> 
         await check(clients[0])
         for client in clients:
             await client.close()
+
+
+async def test_gateways_that_share_postgresql_give_every_draft_one_number() -> None:
+    with postgres.database() as url:
+        engines = [PostgresKv(url) for _ in range(3)]
+        for engine in engines:
+            await engine.start()
+        await fill(engines[0])
+        async with asyncio.TaskGroup() as group:
+            for engine in engines:
+                group.create_task(finalise_due(engine, now_us=ISSUED_US))
+        await check(engines[0])
+        for engine in engines:
+            await engine.close()
