@@ -285,6 +285,7 @@ def some_request(chance: random.Random) -> Request:
 
 
 def test_a_plain_reference_decides_every_random_policy_in_the_same_way() -> None:
+    print(f"OBJSTORE_TEST_SEED={SEED}")
     chance = random.Random(SEED)
     seen: dict[str, int] = {"allow": 0, "deny": 0, "nothing": 0}
     for _ in range(POLICIES):
@@ -300,6 +301,7 @@ def test_a_plain_reference_decides_every_random_policy_in_the_same_way() -> None
 
 
 def test_what_is_kept_of_a_policy_decides_as_what_was_given() -> None:
+    print(f"OBJSTORE_TEST_SEED={SEED}")
     chance = random.Random(SEED)
     for _ in range(100):
         document = some_policy(chance)
@@ -371,6 +373,7 @@ def test_a_policy_that_cannot_be_meant_is_refused_and_the_error_says_where(text:
 
 
 def test_whatever_is_given_is_a_policy_or_is_refused_in_words() -> None:
+    print(f"OBJSTORE_TEST_SEED={SEED}")
     chance = random.Random(SEED)
     odd: list[Any] = [
         None,
