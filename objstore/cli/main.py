@@ -15,6 +15,7 @@ from objstore.cli.configuration import config_app
 from objstore.cli.dev import dev_app
 from objstore.cli.disks import disk_app, volume_app
 from objstore.cli.durability import durability
+from objstore.cli.finance import finance
 from objstore.cli.gateway import gateway
 from objstore.cli.layout import bucket_app, layout_app
 from objstore.cli.metadata import meta_app
@@ -102,6 +103,7 @@ for command in (
     health.safe_to_stop,
     health.token,
     durability,
+    finance,
 ):
     app.command()(command)
 for group, name in (
