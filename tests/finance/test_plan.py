@@ -78,7 +78,7 @@ def test_the_lowest_price_of_the_example_is_6_68_and_a_hair() -> None:
     lowest = break_even_price(EXAMPLE)
     assert lowest is not None
     assert cents(lowest) == Fraction("6.68")
-    # Rounded down to 6.68 some 83 of 20 million are missing after 36 months; 6.69 is enough.
+    # Rounded down to 6.68 some 82 of 20 million are missing after 36 months; 6.69 is enough.
     assert Fraction(-100) < cumulative_after(at("6.68"), 36) < 0
     assert forecast(at("6.68")).payback == 37
     assert forecast(at("6.69")).payback == 36
