@@ -1,5 +1,6 @@
 """Another master key: which one a start takes, and all that is sealed, sealed anew in the background."""
 
+import dataclasses
 import os
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import pytest
 
 from objstore.clock import SystemClock
 from objstore.config import Config, Security
-from objstore.errors import BadArgument, Conflict
+from objstore.errors import BadArgument, Conflict, Corrupt
 from objstore.iam.directory import Directory
 from objstore.iam.secrets import SecretBox
 from objstore.ids import master_key_id
@@ -30,6 +31,8 @@ from objstore.processes.doctor import master_keys
 from objstore.processes.founding import founded_secrets, init, read_authority
 from objstore.processes.rotation import Rotation, secret_context
 from tests.processes.test_founding import config, start
+from tests.processes.test_members import MASTER
+from tests.processes.test_members import Cluster as InCluster
 
 A, B, C = "aa" * 32, "bb" * 32, "cc" * 32
 OLD, NEW = b"o" * 32, b"n" * 32
@@ -214,3 +217,22 @@ def test_the_doctor_says_whether_an_old_key_is_still_needed() -> None:
     assert second["level"] == "ok"
     assert "nothing needs master key k2" in second["finding"]
     assert master_keys({}) == []
+
+
+async def test_a_gateway_that_knows_both_keys_follows_the_authority_and_then_needs_the_new_one_only(
+    tmp_path: Path,
+) -> None:
+    cluster = InCluster(tmp_path)
+    before = cluster.members
+    await before.authority()  # Founds it in metadata, under the old key.
+    after = dataclasses.replace(before, master_key=NEW, other_master_keys=(MASTER,), known=None, _bundle=b"")
+    assert (await after.authority())[0].checksum_secret == 7
+    turning = rotation_of(cluster.kv, NEW, MASTER)
+    await turning.begin()
+    while await turning.step():
+        pass
+    await after.authority()  # As every heartbeat asks for it.
+    bundle = (tmp_path / "authority.json").read_bytes()
+    assert decode_authority(bundle, NEW).checksum_secret == 7
+    with pytest.raises(Corrupt):
+        decode_authority(bundle, MASTER)
