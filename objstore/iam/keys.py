@@ -27,7 +27,8 @@ from objstore.meta.schema import (
 )
 
 COMMENT_SIZE_MAX: Final = 256  # Characters.
-NETWORKS_MAX: Final = 32
+NETWORKS_MAX: Final = 16  # With the longest policy and comment the record stays under 8 KiB.
+NETWORK_SIZE_MAX: Final = 49  # Characters: the longest way to write one.
 NO_LIMITS: Final = Limits()
 
 
@@ -52,7 +53,7 @@ def check_terms(terms: KeyTerms, *, now_us: int) -> KeyTerms:
     if len(terms.networks) > NETWORKS_MAX:
         raise BadArgument(f"an access key has at most {NETWORKS_MAX} networks", name="networks")
     for network in terms.networks:
-        if parse_network(network) is None:
+        if len(network) > NETWORK_SIZE_MAX or parse_network(network) is None:
             raise BadArgument(f"{network!r} is no address and no network", name="networks", value=network)
     return replace(terms, policy=check_policy(terms.policy) if terms.policy else "")
 

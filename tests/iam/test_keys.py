@@ -6,9 +6,9 @@ import pytest
 from objstore.errors import BadArgument, Denied
 from objstore.iam import roles
 from objstore.iam.directory import Directory, bounds_of
-from objstore.iam.keys import KeyTerms
+from objstore.iam.keys import NETWORKS_MAX, KeyTerms
 from objstore.iam.last_use import HOUR_US, UsedKeys
-from objstore.iam.policy import Decision, first_refusal
+from objstore.iam.policy import POLICY_SIZE_MAX, Decision, check_policy, first_refusal
 from objstore.iam.principal import Principal
 from objstore.meta.kv import DictKv, Transaction
 from objstore.meta.schema import (
@@ -98,7 +98,7 @@ async def test_a_keys_terms_reach_the_requests_that_it_signs() -> None:
         (KeyTerms(policy="{}"), "Statement is missing"),
         (KeyTerms(expires_us=NOW_US), "expires in the future"),
         (KeyTerms(networks=("192.0.2.0/40",)), "no address and no network"),
-        (KeyTerms(networks=("192.0.2.1",) * 33), "at most 32 networks"),
+        (KeyTerms(networks=("192.0.2.1",) * 17), "at most 16 networks"),
     ],
 )
 async def test_terms_that_cannot_be_are_refused_and_change_nothing(terms: KeyTerms, words: str) -> None:
@@ -112,6 +112,24 @@ async def test_terms_that_cannot_be_are_refused_and_change_nothing(terms: KeyTer
         await directory.set_terms(key, terms)
     assert await kv.get(access_key_key(key)) == before
     assert len(await directory.list_keys()) == 1
+
+
+async def test_the_longest_terms_fit_into_a_record_of_8_kib() -> None:
+    kv = DictKv()
+    directory = await ready(kv)
+    room = POLICY_SIZE_MAX - len(check_policy(READ_PHOTOS))
+    policy = READ_PHOTOS.replace("photos/*", "photos/*" + "x" * room)
+    terms = KeyTerms(
+        project="photos",
+        policy=policy,
+        expires_us=2 * NOW_US,
+        networks=("ffff:ffff:ffff:ffff:ffff:ffff:255.255.255.255/128",) * NETWORKS_MAX,
+        limits=Limits(*[2**62] * 6),
+    )
+    key, _ = await directory.create_key("ann", access_key_id="K" * 128, comment="ü" * 256, terms=terms)
+    value = await kv.get(access_key_key(key))
+    assert value is not None
+    assert 7_600 < len(value) <= 8_192
 
 
 async def test_a_key_that_is_removed_is_nobodys_from_the_next_request_on() -> None:
