@@ -21,6 +21,17 @@ from objstore.cli.layout import bucket_app, layout_app
 from objstore.cli.metadata import meta_app
 from objstore.cli.node import node_app
 from objstore.cli.output import FAILURE, REFUSED, USAGE, fail
+from objstore.cli.renting import (
+    capacity_app,
+    invoice_app,
+    lease_app,
+    offer_app,
+    payment_app,
+    plan_app,
+    quota_app,
+    report_app,
+    usage_app,
+)
 from objstore.cli.replication import replication_app
 from objstore.cli.starting import AdminListenOption, CodecOption, ListenOption, WorkersOption, explained
 from objstore.config import ConfigError
@@ -115,6 +126,15 @@ for group, name in (
     (project_app, "project"),
     (user_app, "user"),
     (key_app, "key"),
+    (quota_app, "quota"),
+    (plan_app, "plan"),
+    (lease_app, "lease"),
+    (offer_app, "offer"),
+    (usage_app, "usage"),
+    (invoice_app, "invoice"),
+    (payment_app, "payment"),
+    (capacity_app, "capacity"),
+    (report_app, "report"),
     (disk_app, "disk"),
     (volume_app, "volume"),
     (layout_app, "layout"),

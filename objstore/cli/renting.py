@@ -35,7 +35,6 @@ UNITS: Final = {"": 1, "b": 1} | {
     for power, letter in enumerate("kmgtpe", 1)
 }
 _SIZE: Final = re.compile(r"([0-9]{1,18})(?:\.([0-9]{1,18}))? ?([A-Za-z]*)", re.ASCII)
-_PLACES: Final = {"TND": 3, "LYD": 3, "XOF": 0, "XAF": 0, "JPY": 0}  # All others have two.
 
 
 def size(text: str) -> int:
@@ -52,10 +51,9 @@ def size(text: str) -> int:
 
 def amount(minor: int, currency: str) -> str:
     """An amount of smallest units for people: 93242.45 DZD."""
-    places = _PLACES.get(currency, 2)
-    sign, digits = "-" if minor < 0 else "", f"{abs(minor):0{places + 1}d}"
-    whole = digits[: len(digits) - places]
-    return f"{sign}{whole}{'.' + digits[-places:] if places else ''} {currency}"
+    from objstore.rental.money import Money  # Fractions and decimals: not for every command.
+
+    return f"{Money(minor, currency)} {currency}"
 
 
 def _priced(rows: list[dict[str, Any]], *fields: str) -> list[dict[str, Any]]:

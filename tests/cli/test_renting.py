@@ -1,0 +1,193 @@
+"""What an operator types to rent capacity out, against a running store; and what a tenant's token may."""
+
+import json
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from objstore.cli.accounts import fields
+from objstore.cli.main import app
+from objstore.cli.renting import amount, size
+from objstore.config import ConfigError
+from tests.server import ROOT, Server
+
+
+@pytest.fixture(scope="module")
+def rented(store_server: Server) -> Server:
+    """The store with a seller `algiers`, a published plan, and customer `epicerie` with an owner."""
+    say(
+        store_server,
+        "seller create algiers --set name=Alger",
+        "--set",
+        "address=1, rue; Alger",
+        "--set",
+        "country=DZ",
+    )
+    say(store_server, "plan publish", str(ROOT / "config/plans/tpe_pme.toml"))
+    given = ["--set", "legal_name=Épicerie", "--set", "address=2, rue; Alger", "--set", "country=DZ"]
+    say(store_server, "tenant create epicerie --kind tpe_pme --set seller=algiers", *given)
+    say(store_server, "user create epicier --tenant epicerie")
+    return store_server
+
+
+def run(server: Server, line: str, *more: str, token: str = "", typed: str | None = None) -> Result:
+    words = [*line.split(), *more, "--data", str(server.data)]
+    return CliRunner().invoke(app, words, input=typed, env={"OBJSTORE_TOKEN": token})
+
+
+def say(server: Server, line: str, *more: str, token: str = "") -> list[dict[str, object]]:
+    done = run(server, line, *more, "-o", "json", token=token)
+    assert done.exit_code == 0, (line, done.output, done.exception)
+    rows: list[dict[str, object]] = json.loads(done.stdout)
+    return rows
+
+
+def test_a_customer_is_made_shown_and_changed(rented: Server) -> None:
+    (tenant,) = say(rented, "tenant show epicerie")
+    customer = tenant["customer"]
+    assert isinstance(customer, dict)
+    assert (customer["legal_name"], customer["address"]) == ("Épicerie", ["2, rue", "Alger"])
+    assert (tenant["state"], customer["kind"], customer["currency"]) == ("trial", "tpe_pme", "DZD")
+    (changed,) = say(rented, "tenant set epicerie", "--set", "purchase_order=BC 7")
+    assert changed["customer"]["purchase_order"] == "BC 7"  # type: ignore[index]
+    say(rented, "project create epicerie web --cost-centre CC1 --tag team=shop")
+    assert say(rented, "project show epicerie web")[0]["tags"] == {"team": "shop"}
+
+
+def test_limits_are_set_shown_and_taken_away(rented: Server) -> None:
+    (quota,) = say(rented, "quota set --tenant epicerie --bytes 1.5TB --objects 1000")
+    assert quota["limits"]["bytes_max"] == 1_500_000_000_000  # type: ignore[index]
+    say(rented, "quota set --tenant epicerie --objects none")
+    limits = say(rented, "quota show --tenant epicerie")[0]["limits"]
+    assert (limits["bytes_max"], limits["objects_max"]) == (1_500_000_000_000, None)  # type: ignore[index]
+    table = run(rented, "quota show --tenant epicerie").stdout
+    assert "limits.bytes_max\t1500000000000" in table
+
+
+def test_a_plan_a_lease_and_a_payment_are_what_was_typed(rented: Server) -> None:
+    (customer,) = say(rented, "plan give epicerie tpe-pme")
+    assert (customer["plan"], customer["plan_version"]) == ("tpe-pme", 1)
+    say(rented, "capacity rules --spare-domains 0")  # The one machine is the only failure domain.
+    (quote,) = say(rented, "lease quote epicerie 1MB --months 12 --price 7.99")
+    assert (quote["state"], quote["capacity"]) == ("quote", 1_000_000)
+    say(rented, f"lease accept {quote['id']}")
+    assert say(rented, f"lease sign {quote['id']}")[0]["state"] == "signed"
+    (pool,) = say(rented, "report capacity")
+    assert pool["usable"] > 0  # type: ignore[operator]
+    (paid,) = say(rented, "payment receive epicerie 100.25 --method especes")
+    assert (paid["amount"], paid["to_wallet"]) == ("100.25 DZD", "100.25 DZD")
+    assert say(rented, "payment wallet epicerie")[0]["balance"] == "100.25 DZD"
+    assert say(rented, "invoice list --tenant epicerie") == []
+    assert say(rented, "usage show epicerie") == []
+    assert say(rented, "report open-invoices") == []
+
+
+def test_more_than_there_is_is_not_sold(rented: Server) -> None:
+    done = run(rented, "lease quote epicerie 900PB --months 12 --price 1 --draft -o json")
+    assert done.exit_code == 3
+    assert "are missing" in done.stderr
+    lease = json.loads(done.stdout)[0]["id"]
+    refused = run(rented, f"lease sign {lease}")
+    assert refused.exit_code != 0
+    assert "are missing" in str(refused.exception)
+
+
+def test_a_tenants_token_may_what_its_user_may(rented: Server) -> None:
+    token = str(say(rented, "user token epicier --days 1")[0]["token"])
+    assert [row["name"] for row in say(rented, "tenant list", token=token)] == ["epicerie"]
+    say(rented, "user create caissier --tenant epicerie --role reader", token=token)
+    denied = run(rented, "quota set --tenant epicerie --bytes 9TB", token=token)
+    assert "only who is above the tenant" in str(denied.exception)
+    assert run(rented, "tenant show default", token=token).exit_code != 0
+    (one,) = say(rented, "user tokens epicier")
+    say(rented, f"user revoke {one['id']}", token=token)
+    assert "token is needed" in str(run(rented, "tenant list", token=token).exception)
+
+
+def test_a_dry_run_shows_what_would_be_sent_and_sends_nothing(rented: Server) -> None:
+    done = run(rented, "user create nobody-at-all --tenant epicerie --dry-run")
+    (asked,) = json.loads(done.stdout)
+    assert (asked["method"], asked["path"], asked["body"]["name"]) == (
+        "POST", "/api/v1/users", "nobody-at-all",
+    )  # fmt: skip
+    assert "nobody-at-all" not in {row["name"] for row in say(rented, "user list")}
+    gone = run(rented, "tenant state epicerie terminating --dry-run")
+    assert json.loads(gone.stdout)[0]["body"]["state"] == "terminating"
+    assert say(rented, "tenant show epicerie")[0]["state"] == "trial"
+
+
+def test_what_cannot_be_undone_is_not_done_without_a_word(rented: Server) -> None:
+    (key,) = say(rented, "key create epicier")
+    refused = run(rented, f"key remove {key['access_key']}")
+    assert (refused.exit_code, "not confirmed" in refused.stderr) == (4, True)
+    say(rented, f"key remove {key['access_key']} --yes")
+    assert key["access_key"] not in {row["access_key"] for row in say(rented, "key list")}
+
+
+def test_the_audit_log_is_listed_and_verified_with_an_anchor(rented: Server) -> None:
+    acts = say(rented, "audit list --what create_tenant --limit 5")
+    assert any(act["target"] == "tenants" and act["who"] == "operator" for act in acts)
+    (verdict,) = say(rented, "audit verify")
+    assert (verdict["finding"], verdict["finished"]) == ("", True)
+    say(rented, "audit verify --anchor", str(verdict["upto"]))
+    sequence, _, digest = str(verdict["upto"]).partition(":")
+    wrong = run(rented, "audit verify --anchor", f"{sequence}:{digest[::-1]}")
+    assert (wrong.exit_code, "not the one of the anchor" in wrong.stdout) == (4, True)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("0", 0),
+        ("1000", 1000),
+        ("10TB", 10**13),
+        ("1.5TiB", 3 * 2**39),
+        ("1 kb", 1000),
+        ("7B", 7),
+        ("0.5KB", 500),
+    ],
+)
+def test_a_size_is_exact(text: str, expected: int) -> None:
+    assert size(text) == expected
+
+
+@pytest.mark.parametrize("text", ["", "TB", "1.2.3GB", "-1TB", "1XB", "0.5", "1e9", "0.0001KB"])
+def test_what_is_no_size_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="is no "):
+        size(text)
+
+
+@pytest.mark.parametrize(
+    ("minor", "currency", "words"),
+    [
+        (9324245, "DZD", "93242.45 DZD"),
+        (-5, "EUR", "-0.05 EUR"),
+        (92459, "XOF", "92459 XOF"),
+        (1, "TND", "0.001 TND"),
+    ],
+)
+def test_an_amount_is_shown_with_the_places_of_its_currency(minor: int, currency: str, words: str) -> None:
+    assert amount(minor, currency) == words
+
+
+def test_fields_are_typed_as_they_are_meant() -> None:
+    given = [
+        "tax-ids=NIF:1,RC:2",
+        "documents=a.pdf, b.pdf",
+        "payment_terms_days=45",
+        "reseller=yes",
+        "plan=x",
+    ]
+    assert fields(given) == {
+        "tax_ids": {"NIF": "1", "RC": "2"},
+        "documents": ["a.pdf", "b.pdf"],
+        "payment_terms_days": 45,
+        "reseller": True,
+        "plan": "x",
+    }
+
+
+@pytest.mark.parametrize("given", ["name", "payment_terms_days=many", "reseller=maybe", "tax_ids=x"])
+def test_a_field_that_cannot_be_is_refused_before_anything_is_sent(given: str) -> None:
+    with pytest.raises(ConfigError):
+        fields([given])
