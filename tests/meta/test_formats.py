@@ -59,7 +59,18 @@ from objstore.rental.plan_changes import PlanSinceRecord, since_key
 from objstore.rental.plans import Plan as RateCard
 from objstore.rental.plans import PlanRecord, Rate, Tier, plan_key
 from objstore.rental.rates import DemandRecord
-from objstore.rental.records import ChainRecord, HeldRecord, RetiredRecord, SealedRecord, UsageRecord
+from objstore.rental.records import (
+    CapacityDayRecord,
+    CapacityEventRecord,
+    ChainRecord,
+    HeldRecord,
+    LeaseRecord,
+    OfferRecord,
+    RetiredRecord,
+    SalesRecord,
+    SealedRecord,
+    UsageRecord,
+)
 from objstore.rental.service_levels import (
     CreditTier,
     ServiceLevel,
@@ -295,6 +306,46 @@ RECORDS: list[tuple[msgspec.Struct, str]] = [
         ),
         "9c 01 02 a177 a161 a174 a16f a0 a0 a0 a0 91 93 a163 a0 a27b7d c40107",
     ),
+    (
+        LeaseRecord(
+            id="l",
+            tenant="t",
+            kind="k",
+            state="s",
+            capacity=2,
+            begin_us=3,
+            end_us=4,
+            term_months=5,
+            ramp=[(3, 2)],
+            nodes=["n"],
+        ),
+        "dc 0025 01 a16c a174 a16b a173 02 03 04 05 91 92 03 02 a0 91 a16e a0 a7"
+        + b"storage".hex()
+        + "a3"
+        + b"DZD".hex()
+        + "a25442 a130 a7"
+        + b"arrears".hex()
+        + "00 a0 a130 c0 c2 1e 00 a131 00 a0 a0 a0"
+        "00 00 00 00 00 00 a0",
+    ),
+    (
+        OfferRecord(name="o", least=2, most=3, terms_months=[4]),
+        "dc 001b 01 a16f aa"
+        + b"guaranteed".hex()
+        + "a0 c3 90 02 03 01 91 04 5a a0 a0 a7"
+        + b"storage".hex()
+        + "a3"
+        + b"DZD".hex()
+        + "a25442 a130 a7"
+        + b"arrears".hex()
+        + "a0 a130 c0 c2 1e a131 00 a0 00",
+    ),
+    (CapacityEventRecord(id="e", at_us=2, raw=-3), "98 01 a165 02 fd a7" + b"planned".hex() + "a0 a0 00"),
+    (
+        SalesRecord(version=2),
+        "98 01 02 a4" + b"0.85".hex() + "01 a3" + b"1.5".hex() + "a4" + b"0.85".hex() + "cd016d c2",
+    ),
+    (CapacityDayRecord(usable=2, used=3, sold=4), "94 01 02 03 04"),
     (AuditHead(sequence=3, digest=b"\7", at_us=2), "94 01 03 c40107 02"),
     (
         VolumeRecord(id=7, k=2, m=1, disks=[1, 2, 3], state=1, lane=1, writer=ID, length=64, retired_us=5),
