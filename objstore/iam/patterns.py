@@ -22,6 +22,7 @@ Values = Callable[[str], tuple[str, ...] | None]  # What a request says of a con
 Test = Callable[[str], bool]
 
 TOLD_MAX: Final = 16  # Compiled forms that a text with variables remembers: of one user's requests, mostly.
+TOLD_SIZE_MAX: Final = 256  # Characters said of the variables of one: names, not headers of kilobytes.
 
 
 class Wild(Enum):
@@ -70,13 +71,18 @@ class Text:
         if told is None:
             return False
         test = self._tests.get(told)
-        if test is None:
-            words = iter(told)
-            tokens = [next(words) if isinstance(token, Variable) else token for token in self._tokens]
+        return test(value) if test is not None else self._with(told)(value)
+
+    def _with(self, told: tuple[str, ...]) -> Test:
+        """Compiled with what a request said of the variables; remembered, unless it is long."""
+        words = iter(told)
+        tokens = [next(words) if isinstance(token, Variable) else token for token in self._tokens]
+        test = _compiled(tokens, self._fold)
+        if sum(map(len, told)) <= TOLD_SIZE_MAX:
             if len(self._tests) >= TOLD_MAX:
                 self._tests.clear()
-            test = self._tests[told] = _compiled(tokens, self._fold)
-        return test(value)
+            self._tests[told] = test
+        return test
 
 
 def _tokens(text: str, *, wildcards: bool, variables: bool) -> tuple[Token, ...]:
@@ -84,12 +90,17 @@ def _tokens(text: str, *, wildcards: bool, variables: bool) -> tuple[Token, ...]
     at = 0
     if variables:
         for match in _VARIABLE.finditer(text):
-            found += _wild(text[at : match.start()], wildcards)
+            found += _wild(_closed(text[at : match.start()]), wildcards)
             found.append(_variable(match[1]))
             at = match.end()
-        if "${" in text[at:]:
-            raise BadArgument("${ is not followed by }", name="policy", value=text)
+        _closed(text[at:])
     return tuple(found + _wild(text[at:], wildcards))
+
+
+def _closed(text: str) -> str:
+    if "${" in text:
+        raise BadArgument("${ is not followed by }", name="policy", value=text)
+    return text
 
 
 def _wild(text: str, wildcards: bool) -> list[Token]:

@@ -80,12 +80,10 @@ class Statement:
         else:
             if not self._not_resources:
                 return False
-        for condition in self._conditions:
+        for condition in self._conditions:  # noqa: SIM110 # A generator costs more than the conditions.
             if not condition.holds(values):
-                break
-        else:
-            return True
-        return False
+                return False
+        return True
 
 
 def _silent(_: str) -> None:

@@ -346,6 +346,7 @@ ONE = allow("s3:GetObject", "*")
         (policy(allow("s3:*", "arn:aws:s3:::")), "is no resource"),
         (policy(allow("s3:*", "arn:aws:s3:*")), "is no resource"),
         (policy(allow("s3:*", "arn:aws:s3:::b/${aws:username")), "is not followed by"),
+        (policy(allow("s3:*", "arn:aws:s3:::b/${a${aws:username}")), "is not followed by"),
         (policy(allow("s3:*", "arn:aws:s3:::b/${nobody}")), "is no policy variable"),
         (policy(allow("s3:*", "arn:aws:s3:::b/${aws:user}")), "'aws:user' is not known here"),
         (policy(allow("s3:*", "*", {"StringEquals": "x"})), "a Condition is an object of operators"),
