@@ -79,7 +79,7 @@ class Access(msgspec.Struct, frozen=True, gc=False):
         if not route.actions:
             raise access_denied()
         if route.each_key:
-            return  # What it is done to stands in its body: `allows` is asked for each.
+            return  # What it is done to stands in its body: its handler asks `may_delete` for each.
         target = self._target
         resource = f"{target.bucket}/{target.key}" if target.key else target.bucket or "*"
         versioned = "versionId" in target.query
