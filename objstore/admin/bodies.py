@@ -13,6 +13,8 @@ BODY_SIZE_MAX: Final = 64 * 1024  # Bytes; ours have a few hundred, an access ke
 _AT: Final = re.compile(r" - at `\$([^`]*)`")
 _STEP: Final = re.compile(r"\.([^.\[]+)|\[([^\]]*)\]")
 _UNKNOWN: Final = re.compile(r"Object contains unknown field `([^`]*)`")
+# Save tabs and line ends (of a policy, of a plan); with what turns a text's direction unseen.
+_CONTROL: Final = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
 _MISSING: Final = re.compile(r"Object missing required field `([^`]*)`")
 
 T = TypeVar("T")
@@ -81,9 +83,9 @@ def _invalid(failure: str) -> Problem:
 
 
 def _check_printable(value: Any, pointer: str) -> None:
-    """No text holds control characters, save line ends and tabs (of a policy). Raises: Problem 400."""
+    """No text holds control characters. Raises: Problem 400."""
     if isinstance(value, str):
-        if not value.isprintable() and not value.replace("\n", "").replace("\t", "").isprintable():
+        if _CONTROL.search(value):
             words = "has characters that cannot be printed"
             raise Problem(400, f"{pointer or 'a text'} {words}", [FieldError(pointer, words)])
     elif isinstance(value, msgspec.Struct):

@@ -509,6 +509,15 @@ async def test_what_is_wrong_with_a_body_is_said_with_a_pointer(
         assert [error["pointer"] for error in answer.body["errors"]] == [pointer]
 
 
+async def test_texts_of_other_languages_are_taken_as_they_are(api: Api) -> None:
+    await people(api)
+    for name in ("Société\u00a0Générale d’Oran", "شركة\u200f التخزين\u200c", "Ǆ 存储 🗄"):
+        answer = await api("PATCH", "/api/v1/tenants/lower", {"legal_name": name})
+        assert (answer.status, answer.body["customer"]["legal_name"]) == (200, name)
+    turned = await api("PATCH", "/api/v1/tenants/lower", {"legal_name": "a\u202eb"})
+    assert (turned.status, turned.body["errors"][0]["pointer"]) == (400, "/legal_name")
+
+
 async def test_a_pointer_leads_into_what_is_nested(api: Api) -> None:
     await people(api)
     body = {"user": "lower-owner", "limits": {"bytes_max": "much"}}

@@ -10,6 +10,7 @@ from objstore.admin.pages import page
 from objstore.admin.routes import Call, Page, Route, in_body, in_query
 from objstore.admin.views import Done, List, moment
 from objstore.errors import BadArgument
+from objstore.iam.names import check_user
 from objstore.iam.roles import DEFAULT_ROLE, check_role
 from objstore.iam.tenants import create_tenant
 from objstore.iam.tokens import create_token, find_token, list_tokens, remove_token
@@ -106,6 +107,7 @@ async def create(call: Call) -> Any:
     if not tenant:
         raise BadArgument("tenant is missing", name="tenant")
     check_gives(call.caller, check_role(body.role))
+    check_user(body.name)  # Before its tenant is made.
     if call.caller.is_operator and await call.kv.get(tenant_key(tenant)) is None:
         await create_tenant(call.kv, tenant, now_us=call.now_us)
     record = await create_user(
