@@ -2,7 +2,8 @@
 
     every pass   what nodes have is surveyed; leases move on (rental/leases.py); where more is sold than is
                  usable an alarm names the leases, and objstore_capacity_oversold_bytes is above zero
-    every day    a point of what each pool holds, for its growth (rental/capacity.py)
+    every day    a point of what each pool holds, for its growth (rental/capacity.py); an alarm where disks
+                 would come too late
 
 A dedicated lease begins when its nodes hold nothing of others: that is looked for on the disks themselves,
 the trash included, whatever metadata says. Files of metadata (journal copies) may stay: they are nobody's
@@ -14,7 +15,7 @@ Concurrency: one process at a time, under the upkeep's claim; a pass may be cut 
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Final
 
@@ -31,7 +32,7 @@ from objstore.objects.layout import LAYOUT_KEY, read_layout
 from objstore.objects.placing import policy_of_bucket
 from objstore.objects.store import Store
 from objstore.rental.admission import Node
-from objstore.rental.capacity import Capacity, Holdings, days_of, note_day, report
+from objstore.rental.capacity import DAY_US, Capacity, Holdings, days_of, note_day, report
 from objstore.rental.leases import Pass, advance
 from objstore.rental.records import LeaseRecord, pool_of_lease
 from objstore.rental.sales import Book, Supply, read_book
@@ -40,6 +41,7 @@ from objstore.upkeep.context import Context
 log = logging.getLogger(__name__)
 
 ALARM: Final = "oversold capacity"
+RUNWAY: Final = "short runway"
 NAMED_MAX: Final = 5  # Leases in an alarm.
 PAGE: Final = 1_000
 
@@ -53,6 +55,7 @@ class Leasing:
         self._store = replace(store, kv=ctx.kv, ledger=ctx.ledger)
         self.oversold = 0  # Bytes, as of the last pass.
         self.at_risk = 0  # Leases.
+        self._day = -1  # Since 1970, of the last report of this process.
 
     async def survey(self) -> Supply:
         """What nodes have just now: the `Survey` of a sale. Raises: MetaUnavailable."""
@@ -64,9 +67,12 @@ class Leasing:
         done = await advance(self._ctx.kv, self.survey, now_us=now_us, ready=self.ready)
         book = await read_book(self._ctx.kv, await self.survey())
         self._judge(book, now_us)
-        if await self._is_new_day(now_us):
-            for capacity in await self.report():
+        if now_us // DAY_US != self._day:
+            capacities = await self.report()
+            for capacity in capacities:
                 await note_day(self._ctx.kv, capacity, now_us=now_us)
+            self._judge_runways(capacities)
+            self._day = now_us // DAY_US
         return _words(done)
 
     def families(self) -> list[Family]:
@@ -87,8 +93,15 @@ class Leasing:
             ALARM, f"{self.oversold} bytes are sold above what is usable; leases at risk: {names}{more}"
         )
 
-    async def _is_new_day(self, now_us: int) -> bool:
-        return not await days_of(self._ctx.kv, "", now_us=now_us, days=0)
+    def _judge_runways(self, capacities: Sequence[Capacity]) -> None:
+        short = [one for one in capacities if one.order_now and one.growth]
+        if not short:
+            self._ctx.alarms.clear(RUNWAY)
+            return
+        words = [f"{one.pool or 'the shared pool'} lasts {one.runway_days} days" for one in short]
+        self._ctx.alarms.set(
+            RUNWAY, f"{', '.join(words)}, and an order of disks takes {short[0].lead_days}: order now"
+        )
 
     # Dedicated nodes.
 

@@ -16,11 +16,12 @@ from objstore.objects.layout import LAYOUT_KEY, Plan, read_layout, stage
 from objstore.objects.store import Store
 from objstore.objects.values import About
 from objstore.objects.writes import delete_object, put_object
+from objstore.rental.capacity import DAY_US, days_of
 from objstore.rental.leases import after_months, find_lease, make_lease, sign, terminate
-from objstore.rental.records import LeaseRecord, pool_of_lease
+from objstore.rental.records import CapacityDayRecord, LeaseRecord, capacity_day_key, pool_of_lease
 from objstore.rental.sales import put_rules
 from objstore.rental.sellers import create_seller
-from objstore.upkeep.leasing import ALARM, Leasing
+from objstore.upkeep.leasing import ALARM, RUNWAY, Leasing
 from objstore.upkeep.rebalance import Rebalance, RebalanceRules
 from objstore.upkeep.trash import TrashRules, clear
 from tests.objects.fakes import MemoryBody, principal
@@ -286,6 +287,25 @@ async def test_the_report_counts_what_lies_on_the_disks_of_every_pool(hall: Hall
         assert found.used_physical == lying
         assert found.used_physical > found.used_logical * 3 // 2
     assert shared.usable == int(5 * TB * 0.85 * 4 / 6)
+
+
+async def test_a_pool_that_fills_before_disks_could_come_raises_an_alarm(hall: Hall) -> None:
+    for disk in hall.disks.values():
+        disk.total = 1_000_000  # 6.2 MB are usable.
+    await create_bucket(hall.store, OTHER, "others", region="")
+    await hall.keep("others", "key", 3_000_000)
+    hall.clock.advance(60 * 86_400)
+    today = hall.ctx.clock.now_us() // DAY_US
+    for back in range(1, 20):
+        point = CapacityDayRecord(usable=0, used=3_000_000 - back * 100_000, sold=0)
+        await hall.kv.commit(Transaction(put={capacity_day_key("", today - back): encode(point)}))
+    await hall.leasing.run()
+    assert "the shared pool lasts 22 days, and an order of disks takes 365" in hall.ctx.alarms.raised[RUNWAY]
+    assert len(await days_of(hall.kv, "", now_us=hall.ctx.clock.now_us())) == 20
+    await put_rules(hall.kv, lead_days=10)
+    hall.clock.advance(86_400)
+    await hall.leasing.run()
+    assert RUNWAY not in hall.ctx.alarms.raised
 
 
 async def test_a_storage_class_never_leads_onto_a_leases_nodes(hall: Hall) -> None:
