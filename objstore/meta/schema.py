@@ -156,7 +156,7 @@ class Extra(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     salvaged: bool = msgspec.field(default=False, name="s")  # Rebuilt from fragments: may be doubtful.
     padding: int = msgspec.field(default=0, name="b")  # Bytes billed beyond its own, as its class demanded.
     access_key: str = msgspec.field(default="", name="k")  # The key with limits that it counts for.
-    counted: bool = msgspec.field(default=False, name="c")  # While its bucket is adopted: by its own commit.
+    counted: int = msgspec.field(default=0, name="c")  # By its own commit: begun_us of its bucket's adoption.
 
 
 class ObjectRecord(msgspec.Struct, frozen=True, array_like=True, gc=False):

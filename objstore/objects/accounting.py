@@ -108,8 +108,10 @@ def is_metered(bucket: BucketRecord) -> bool:
 
 def is_counted(adoption: AdoptionRecord, raw_key: bytes, record: ObjectRecord) -> bool:
     """Whether a version of a bucket that is being adopted is metered already."""
-    passed = adoption.begun_us > 0 and raw_key <= adoption.cursor
-    return passed or (record.extra is not None and record.extra.counted)
+    if not adoption.begun_us:
+        return False
+    own = record.extra is not None and record.extra.counted == adoption.begun_us
+    return own or raw_key <= adoption.cursor
 
 
 def counted(record: ObjectRecord, bucket: BucketRecord) -> ObjectRecord:
@@ -118,7 +120,7 @@ def counted(record: ObjectRecord, bucket: BucketRecord) -> ObjectRecord:
     if adoption is None or not adoption.begun_us:
         return record
     return msgspec.structs.replace(
-        record, extra=msgspec.structs.replace(record.extra or Extra(), counted=True)
+        record, extra=msgspec.structs.replace(record.extra or Extra(), counted=adoption.begun_us)
     )
 
 

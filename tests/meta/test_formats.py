@@ -260,7 +260,7 @@ RECORDS: list[tuple[msgspec.Struct, str]] = [
     (TitleRecord(tenant="t", project="", name="b", created_us=2), "96 01 a174 a0 a162 02 00"),
     (DemandRecord(count=2, demands={"t a": [3, 4]}), "93 01 02 81 a3742061 920304"),
     (Extra(padding=5), "81 a162 05"),
-    (Extra(counted=True), "81 a163 c3"),
+    (Extra(counted=7), "81 a163 07"),
     (AdoptionRecord(begun_us=2, cursor=b"k"), "93 01 02 c4016b"),
     (HeldRecord(hour=3, size=4), "93 01 03 04"),
     (
