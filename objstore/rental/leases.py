@@ -313,7 +313,8 @@ async def extend_ramp(
         changed = check_lease(
             msgspec.structs.replace(record, ramp=ramp, capacity=max(one for _, one in ramp))
         )
-        admit(await open_book(change, survey), changed, lease_spans(changed), now_us)
+        if any(span.size < size for span in lease_spans(record) if span.end > from_us):
+            admit(await open_book(change, survey), changed, lease_spans(changed), now_us)
         change.put(lease_key(lease), changed)
         await note_sale(change)
         return changed
@@ -495,7 +496,7 @@ def _ended(now_us: int, reason: str) -> Callable[[LeaseRecord], LeaseRecord]:
         if record.state not in ("signed", "active") or now_us < record.end_us:
             return record
         # Its own term, or an early end that was set before.
-        whole = record.end_us >= after_months(record.begin_us, record.term_months)
+        whole = record.end_us >= after_months(record.begin_us, (record.renewals + 1) * record.term_months)
         state = "ended" if whole else "terminated"
         return msgspec.structs.replace(record, state=state, ended_us=now_us, reason=reason)
 

@@ -188,6 +188,28 @@ async def test_a_step_of_a_ramp_is_sold_like_a_new_lease_and_a_smaller_one_gives
         await extend_ramp(kv, an_id(1), SURVEY, from_us=START_US, size=TB, now_us=START_US + SECOND_US)
 
 
+async def test_less_is_always_given_back_also_while_more_is_sold_than_there_is() -> None:
+    kv = await a_market()
+    await signed(kv, lease(1, capacity=11 * TB))
+    lost, later_us = surveyed(six_nodes(5)), START_US + DAY_US
+    smaller = await extend_ramp(kv, an_id(1), lost, from_us=later_us, size=10 * TB, now_us=START_US)
+    assert smaller.ramp[-1] == (later_us, 10 * TB)
+    with pytest.raises(NotEnoughCapacity):
+        await extend_ramp(kv, an_id(1), lost, from_us=later_us + DAY_US, size=11 * TB, now_us=START_US)
+
+
+async def test_a_renewed_lease_that_is_ended_in_its_second_term_is_terminated() -> None:
+    kv = await a_market()
+    await signed(kv, lease(1, capacity=TB, renews=True))
+    await advance(kv, SURVEY, now_us=START_US)
+    due_us = notice_due(await find_lease(kv, an_id(1))) + SECOND_US
+    assert (await advance(kv, SURVEY, now_us=due_us)).renewed == [an_id(1)]
+    at_us = after_months(START_US, 18)
+    await terminate(kv, an_id(1), at_us=at_us, now_us=due_us)
+    await advance(kv, SURVEY, now_us=at_us)
+    assert (await find_lease(kv, an_id(1))).state == "terminated"
+
+
 async def test_an_early_end_frees_the_capacity_and_costs_a_share_of_what_remains() -> None:
     kv = await a_market()
     await signed(kv, lease(fee_share="0.5"))
