@@ -317,7 +317,7 @@ class App:
             access.check_use()
         self.used(who.access_key_id)
         if not self.admission.claim(who.tenant, request.body_weight):
-            await asyncio.sleep(REFUSAL_S)
+            await self._tarry()
             raise slow_down()
         request.claimed = who.tenant
         if who.account.state not in READS:
@@ -378,9 +378,13 @@ class App:
         size = int(length) if length.isascii() and length.isdigit() and len(length) < 20 else 0
         admitted = rates.admit(scopes, size)
         if isinstance(admitted, float):
-            await asyncio.sleep(REFUSAL_S)
+            await self._tarry()
             raise slow_down(retry_after=retry_after(admitted))
         request.rated = admitted
+
+    async def _tarry(self) -> None:
+        """Before a refusal for a rate or a share: not all at the same moment."""
+        await asyncio.sleep(REFUSAL_S * (0.5 + self._random.random()))
 
     def _access(self, request: EdgeRequest, bounds: Bounds, verified: Verified, target: Target) -> Access:
         peer = request._transport_peername

@@ -68,9 +68,13 @@ RESERVE_PART = 4  # One part in so many, on top of what a single tenant may hold
 # no more than a hundredth of a process with each of its connections. It is below 100 ms all the same.
 REFUSAL_S = 0.05
 LOOK_S = 0.1  # How often the event loop is looked at.
-LATE_S = 0.03  # A turn of the loop that comes later than that: the process has more to do than it can.
+# A turn of the loop that comes later than that, on average: the process has more to do than it can. A request
+# takes 0.2 to 0.3 ms of it, so some twenty are ready at once, and whoever comes waits for all of them.
+LATE_S = 0.005
+LATE_WEIGHT = 0.3  # Of the last look in that average: two or three looks decide.
 RECENT_LOOKS = 10  # Tenants of the last one or two seconds count as those who share the process.
-SHARE_LEAST = 16  # Requests in flight that a tenant may have however much there is to do.
+SHARE_LEAST = 8  # Requests in flight, and begun from look to look, that a tenant may have in any case.
+STARTS_MAX = 100_000  # From look to look: more than a process can begin.
 
 # A document is held whole: its pieces, the whole that is made of them, and the tree that is made of that.
 DOCUMENT_SIZE_MAX = 8 * MIB  # The largest that any operation takes: 1,000 keys of 1,024 bytes, all entities.
@@ -92,13 +96,13 @@ class Admission:
 
     A request is counted in before it is proven, and claimed for its tenant afterwards. What one tenant may
     hold is less than what there is: slow uploads of one never keep out another. While the event loop is late
-    and more than one tenant is there, it is less and less: whoever has most in flight is refused first, and
-    the others' requests find a loop with a short way around.
+    and more than one tenant is there, it is less and less: whoever asks most is refused first, and the
+    others' requests find a loop with a short way around.
     """
 
     __slots__ = (
-        "_before", "_looks", "_recent", "_tenants", "body_bytes", "body_bytes_each", "body_bytes_max",
-        "most_each", "refused", "requests", "requests_each", "requests_max",
+        "_before", "_late_s", "_looks", "_recent", "_starts", "_tenants", "body_bytes", "body_bytes_each",
+        "body_bytes_max", "most_each", "refused", "requests", "requests_each", "requests_max", "starts_each",
     )  # fmt: skip
 
     def __init__(self, limits: Limits) -> None:
@@ -113,7 +117,10 @@ class Admission:
         self._tenants: dict[str, list[int]] = {}  # Requests and body bytes of each that has any.
         self._recent: set[str] = set()  # Tenants of the last looks,
         self._before: set[str] = set()  # and of those before.
+        self._starts: dict[str, int] = {}  # Requests begun since the last look.
+        self.starts_each = STARTS_MAX
         self._looks = 0
+        self._late_s = 0.0  # On average.
 
     def enter(self, body_weight: int) -> bool:
         """Count a request in, or refuse it. One request alone always fits."""
@@ -128,16 +135,21 @@ class Admission:
 
     def claim(self, tenant: str, body_weight: int) -> bool:
         """Count a request that came in to its tenant, or refuse it. One request alone always fits."""
+        starts = self._starts.get(tenant, 0)
+        if starts >= self.starts_each:
+            self.refused += 1
+            return False
         held = self._tenants.get(tenant)
         if held is None:
             self._tenants[tenant] = [1, body_weight]
-            self._recent.add(tenant)
+            self._starts[tenant] = starts + 1
             return True
         if held[0] >= self.requests_each or (held[1] + body_weight > self.body_bytes_each and held[1]):
             self.refused += 1
             return False
         held[0] += 1
         held[1] += body_weight
+        self._starts[tenant] = starts + 1
         return True
 
     def leave(self, body_weight: int, tenant: str | None) -> None:
@@ -156,13 +168,21 @@ class Admission:
     def look(self, late_s: float) -> None:
         """Judge what a tenant may have in flight, by how late the event loop is. Every LOOK_S."""
         self._looks += 1
+        self._recent.update(self._starts)
+        self._recent.update(self._tenants)
+        self._late_s += LATE_WEIGHT * (late_s - self._late_s)
+        if self._late_s > LATE_S and len(self._recent | self._before) > 1:
+            held = max((held[0] for held in self._tenants.values()), default=0)
+            begun = max(self._starts.values(), default=0)
+            least = min(SHARE_LEAST, self.most_each)
+            self.requests_each = max(least, min(self.requests_each, held) // 2)
+            self.starts_each = max(SHARE_LEAST, min(self.starts_each, begun) * 3 // 4)
+        else:
+            self.requests_each = _grown(self.requests_each, self.most_each)
+            self.starts_each = _grown(self.starts_each, STARTS_MAX)
+        self._starts.clear()
         if self._looks % RECENT_LOOKS == 0:
-            self._before, self._recent = self._recent, set(self._tenants)
-        if late_s > LATE_S and len(self._recent | self._before) > 1:
-            most = max((held[0] for held in self._tenants.values()), default=0)
-            self.requests_each = max(min(SHARE_LEAST, self.most_each), min(self.requests_each, most) // 2)
-        elif self.requests_each < self.most_each:
-            self.requests_each = min(self.most_each, self.requests_each + self.requests_each // 4 + 1)
+            self._before, self._recent = self._recent, set()
 
     async def keep_looking(self, monotonic: Callable[[], float]) -> None:
         """Never ends."""
@@ -170,6 +190,11 @@ class Admission:
             due = monotonic() + LOOK_S
             await asyncio.sleep(LOOK_S)
             self.look(monotonic() - due)
+
+
+def _grown(share: int, most: int) -> int:
+    """An eighth more: what was too little is made good within seconds, what is too much is seen before."""
+    return min(most, share + share // 8 + 1)
 
 
 def scopes_of(who: Principal, bucket: KnownBucket | None) -> list[Scope]:

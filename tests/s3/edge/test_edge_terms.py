@@ -121,7 +121,7 @@ def test_while_the_process_is_late_whoever_has_most_in_flight_is_held_to_a_share
     for _ in range(200):
         assert admission.enter(0)
         assert admission.claim("noisy", 0)
-    admission.look(LATE_S * 2)
+    admission.look(LATE_S * 20)
     assert admission.requests_each == 1_024, "alone it may have all there is"
     admission.enter(0)
     assert admission.claim("victim", 0)
@@ -131,9 +131,26 @@ def test_while_the_process_is_late_whoever_has_most_in_flight_is_held_to_a_share
     admission.enter(0)
     assert not admission.claim("noisy", 0)
     assert admission.claim("victim", 0)
-    for _ in range(50):
+    for _ in range(100):
         admission.look(0.0)
     assert admission.requests_each == 1_024, "and it has all again when the process keeps up"
+
+
+def test_while_the_process_is_late_whoever_begins_most_is_held_to_a_share() -> None:
+    admission = Admission(SMALL_LIMITS)
+    refused = {"noisy": 0, "victim": 0}
+    for _ in range(40):
+        for tenant in ["noisy"] * 300 + ["victim"] * 3:  # Each is over before the next begins.
+            admission.enter(0)
+            if admission.claim(tenant, 0):
+                admission.leave(0, tenant)
+            else:
+                admission.leave(0, None)
+                refused[tenant] += 1
+        admission.look(LATE_S * 2)
+    assert admission.starts_each == SHARE_LEAST
+    assert refused["noisy"] > 5_000
+    assert refused["victim"] == 0
 
 
 def test_a_tenant_that_left_does_not_take_a_share_for_long() -> None:
@@ -146,7 +163,7 @@ def test_a_tenant_that_left_does_not_take_a_share_for_long() -> None:
     admission.leave(0, "guest")
     for _ in range(2 * RECENT_LOOKS):
         admission.look(0.0)
-    admission.look(LATE_S * 2)
+    admission.look(LATE_S * 20)
     assert admission.requests_each == admission.most_each
 
 
