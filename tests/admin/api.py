@@ -154,8 +154,10 @@ async def _unused(*arguments: object) -> Any:
 
 
 @asynccontextmanager
-async def serving(table: Table = TABLE, wrap: Callable[[World], Kv] = lambda kv: kv) -> AsyncIterator[Api]:
-    """`wrap`: what the API commits through, over what the test looks into."""
+async def serving(
+    table: Table = TABLE, wrap: Callable[[World], Kv] = lambda kv: kv, **given: object
+) -> AsyncIterator[Api]:
+    """`wrap`: what the API commits through, over what the test looks into; `given`: fields of Admin."""
     kv, clock, randomness = World(), Clock(), counted()
     services = Services(
         directory=lambda one: Directory(one, MASTER_KEY, clock=clock, randomness=randomness),
@@ -172,7 +174,8 @@ async def serving(table: Table = TABLE, wrap: Callable[[World], Kv] = lambda kv:
         for field in dataclasses.fields(Admin)
         if field.default is dataclasses.MISSING and field.name not in ("token", "metrics_public")
     }
-    admin = Admin(token=TOKEN, metrics_public=False, gate=gate, **others)  # type: ignore[arg-type]
+    fields = {**others, **given}
+    admin = Admin(token=TOKEN, metrics_public=False, gate=gate, **fields)  # type: ignore[arg-type]
     server = RawTestServer(handler(admin))
     await server.start_server()
     try:
