@@ -6,6 +6,7 @@ at: refusing must cost less than serving.
 """
 
 import asyncio
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -71,7 +72,10 @@ LOOK_S = 0.1  # How often the event loop is looked at.
 # A turn of the loop that comes later than that, on average: the process has more to do than it can. A request
 # takes 0.2 to 0.3 ms of it, so some twenty are ready at once, and whoever comes waits for all of them.
 LATE_S = 0.005
-LATE_WEIGHT = 0.3  # Of the last look in that average: two or three looks decide.
+# And the loop's thread uses so much of a core: below that it is others who keep it from its work. A client
+# that sends one request after the other brings it to a sixth.
+BUSY = 0.3
+LATE_WEIGHT = 0.3  # Of the last look in these averages: two or three looks decide.
 RECENT_LOOKS = 10  # Tenants of the last one or two seconds count as those who share the process.
 SHARE_LEAST = 8  # Requests in flight, and begun from look to look, that a tenant may have in any case.
 STARTS_MAX = 100_000  # From look to look: more than a process can begin.
@@ -95,14 +99,15 @@ class Admission:
     """Requests and body bytes in flight in this worker. Belongs to the event loop.
 
     A request is counted in before it is proven, and claimed for its tenant afterwards. What one tenant may
-    hold is less than what there is: slow uploads of one never keep out another. While the event loop is late
-    and more than one tenant is there, it is less and less: whoever asks most is refused first, and the
-    others' requests find a loop with a short way around.
+    hold is less than what there is: slow uploads of one never keep out another. While the event loop is
+    busy and late, and more than one tenant is there, it is less and less: whoever asks most is refused first,
+    and the others' requests find a loop with a short way around.
     """
 
     __slots__ = (
-        "_before", "_late_s", "_looks", "_recent", "_starts", "_tenants", "body_bytes", "body_bytes_each",
-        "body_bytes_max", "most_each", "refused", "requests", "requests_each", "requests_max", "starts_each",
+        "_before", "_busy", "_late_s", "_looks", "_recent", "_starts", "_tenants", "body_bytes",
+        "body_bytes_each", "body_bytes_max", "most_each", "refused", "requests", "requests_each",
+        "requests_max", "starts_each",
     )  # fmt: skip
 
     def __init__(self, limits: Limits) -> None:
@@ -120,7 +125,7 @@ class Admission:
         self._starts: dict[str, int] = {}  # Requests begun since the last look.
         self.starts_each = STARTS_MAX
         self._looks = 0
-        self._late_s = 0.0  # On average.
+        self._late_s = self._busy = 0.0  # On average.
 
     def enter(self, body_weight: int) -> bool:
         """Count a request in, or refuse it. One request alone always fits."""
@@ -165,13 +170,19 @@ class Admission:
         assert self.requests >= 0
         assert self.body_bytes >= 0
 
-    def look(self, late_s: float) -> None:
-        """Judge what a tenant may have in flight, by how late the event loop is. Every LOOK_S."""
+    def look(self, late_s: float, busy: float) -> None:
+        """Judge what a tenant may have in flight and begin. Every LOOK_S.
+
+        Args:
+            late_s: how late the event loop came to this.
+            busy: how much of a core its thread has used since the last look.
+        """
         self._looks += 1
         self._recent.update(self._starts)
         self._recent.update(self._tenants)
         self._late_s += LATE_WEIGHT * (late_s - self._late_s)
-        if self._late_s > LATE_S and len(self._recent | self._before) > 1:
+        self._busy += LATE_WEIGHT * (busy - self._busy)
+        if self._late_s > LATE_S and self._busy > BUSY and len(self._recent | self._before) > 1:
             held = max((held[0] for held in self._tenants.values()), default=0)
             begun = max(self._starts.values(), default=0)
             least = min(SHARE_LEAST, self.most_each)
@@ -187,9 +198,10 @@ class Admission:
     async def keep_looking(self, monotonic: Callable[[], float]) -> None:
         """Never ends."""
         while True:
-            due = monotonic() + LOOK_S
+            began, used = monotonic(), time.thread_time()
             await asyncio.sleep(LOOK_S)
-            self.look(monotonic() - due)
+            passed = monotonic() - began
+            self.look(passed - LOOK_S, (time.thread_time() - used) / max(passed, LOOK_S))
 
 
 def _grown(share: int, most: int) -> int:

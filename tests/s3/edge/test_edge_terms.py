@@ -121,18 +121,18 @@ def test_while_the_process_is_late_whoever_has_most_in_flight_is_held_to_a_share
     for _ in range(200):
         assert admission.enter(0)
         assert admission.claim("noisy", 0)
-    admission.look(LATE_S * 20)
+    admission.look(LATE_S * 20, 1.0)
     assert admission.requests_each == 1_024, "alone it may have all there is"
     admission.enter(0)
     assert admission.claim("victim", 0)
     for _ in range(20):
-        admission.look(LATE_S * 2)
+        admission.look(LATE_S * 2, 1.0)
     assert admission.requests_each == SHARE_LEAST
     admission.enter(0)
     assert not admission.claim("noisy", 0)
     assert admission.claim("victim", 0)
     for _ in range(100):
-        admission.look(0.0)
+        admission.look(0.0, 1.0)
     assert admission.requests_each == 1_024, "and it has all again when the process keeps up"
 
 
@@ -147,10 +147,20 @@ def test_while_the_process_is_late_whoever_begins_most_is_held_to_a_share() -> N
             else:
                 admission.leave(0, None)
                 refused[tenant] += 1
-        admission.look(LATE_S * 2)
+        admission.look(LATE_S * 2, 1.0)
     assert admission.starts_each == SHARE_LEAST
     assert refused["noisy"] > 5_000
     assert refused["victim"] == 0
+
+
+def test_a_loop_that_others_keep_from_its_work_refuses_nobody() -> None:
+    admission = Admission(SMALL_LIMITS)
+    for _ in range(40):
+        for tenant in ["one"] * 300 + ["two"] * 3:
+            admission.enter(0)
+            assert admission.claim(tenant, 0)
+            admission.leave(0, tenant)
+        admission.look(LATE_S * 20, 0.2)
 
 
 def test_a_tenant_that_left_does_not_take_a_share_for_long() -> None:
@@ -162,8 +172,8 @@ def test_a_tenant_that_left_does_not_take_a_share_for_long() -> None:
     admission.claim("guest", 0)
     admission.leave(0, "guest")
     for _ in range(2 * RECENT_LOOKS):
-        admission.look(0.0)
-    admission.look(LATE_S * 20)
+        admission.look(0.0, 1.0)
+    admission.look(LATE_S * 20, 1.0)
     assert admission.requests_each == admission.most_each
 
 
