@@ -20,7 +20,7 @@ from typing import Final, NamedTuple
 import msgspec
 
 from objstore.errors import Conflict, Overloaded
-from objstore.meta.kv import Add, Transaction, counter, pages, prefix_end
+from objstore.meta.kv import Add, Kv, Transaction, counter, pages, prefix_end
 from objstore.meta.schema import (
     FORMAT,
     AdoptionRecord,
@@ -96,6 +96,29 @@ async def _note(store: Store, key: bytes) -> bool:
             continue
         return True
     raise Overloaded(f"bucket {key[1:]!r} did not come to rest")
+
+
+async def count_afresh(kv: Kv) -> None:
+    """After metadata was put together from fragments: no counter of quotas and meters can be believed.
+
+    All buckets are to be adopted again, as if they were from before there were meters; sealed hours stay,
+    open ones begin now. For a store that does not serve. Raises: MetaUnavailable.
+    """
+    for prefix in (b"M", b"y", b"E", b"Q"):
+        async for found in pages(kv, prefix, prefix_end(prefix), SCAN_BUCKETS):
+            await kv.commit(Transaction(delete=[key for key, _ in found]))
+    async for found in pages(kv, b"c", prefix_end(b"c"), SCAN_BUCKETS):
+        await kv.commit(Transaction(delete=[key for key, _ in found if key[-1:] == b"b"]))
+    async for found in pages(kv, b"b", prefix_end(b"b"), SCAN_BUCKETS):
+        for key, value in found:
+            record = decode(value, BucketRecord)
+            put = {key: encode(_with(record, AdoptionRecord()))}
+            if await kv.get(title_key(record.id)) is None:
+                put[title_key(record.id)] = encode(title_of(key[1:].decode(), record))
+            await kv.commit(
+                Transaction({key: value}, put, (), {tenant_use_key(record.tenant) + b"b": Add(1)})
+            )
+    await kv.commit(Transaction(put={METERED_KEY: encode((FORMAT,))}))
 
 
 def _with(record: BucketRecord, adoption: AdoptionRecord | None) -> BucketRecord:

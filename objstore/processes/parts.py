@@ -145,7 +145,6 @@ async def open_parts(spec: Spec, registry: Registry) -> Parts:
         carried_size_max=0 if is_shared(spec) else config.blobs.carried_size_max,
     )
     store.placing.layout = await ledger.layout()
-    await note_unmetered(store)
     parts = Parts(
         spec=spec,
         disks=disks,
@@ -202,13 +201,14 @@ def living_writers(run_directory: str) -> Callable[[bytes], bool]:
 
 
 async def introduce(parts: Parts, link: Link, *, looks: bool = False) -> None:
-    """Let everybody know of this writer, before it makes its first volume.
+    """Let everybody know of this writer, before it makes its first volume or changes anything else.
 
     Args:
         looks: this process asks who is alive (`alive_of`).
 
     Raises: TimeoutError, StoreError.
     """
+    await note_unmetered(parts.store)
     await link.note(parts.writer_id.hex())
     if parts.writers is not None:
         await parts.writers.announce()

@@ -59,6 +59,7 @@ from objstore.meta.schema import (
     volume_live_key,
 )
 from objstore.node.fragments import FILE_HEADER_SIZE, parse_file_header
+from objstore.objects.adoption import count_afresh
 from objstore.objects.ledger import SCAN_PAGE, VOLUME_SERIAL, encode_volume
 from objstore.objects.placing import policy_of_bucket, storage_class_of
 from objstore.upkeep.context import Context
@@ -126,6 +127,7 @@ async def salvage(
         await _restore(ctx, home, found, report, verify=verify)
     await _count(ctx, report)
     await _make_buckets(ctx, report)
+    await count_afresh(ctx.kv)
     return report
 
 

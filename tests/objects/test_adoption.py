@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from objstore.meta.kv import DictKv, Transaction, prefix_end
+from objstore.meta.kv import Add, DictKv, Transaction, prefix_end
 from objstore.meta.schema import (
     AccountRecord,
     BucketRecord,
@@ -18,7 +18,7 @@ from objstore.meta.schema import (
 )
 from objstore.objects import adoption, multipart
 from objstore.objects.accounting import adoption_of, is_metered
-from objstore.objects.adoption import adopt, note_unmetered, unadopted
+from objstore.objects.adoption import adopt, count_afresh, note_unmetered, unadopted
 from objstore.objects.buckets import create_bucket, delete_bucket
 from objstore.objects.copies import Source, copy_object
 from objstore.objects.reservations import is_limited
@@ -146,6 +146,31 @@ async def test_whatever_changes_meanwhile_every_version_counts_exactly_once(
         await delete_object(first, WHO, "bucket", key)
     await delete_bucket(first, WHO, "bucket")
     await audit(first)
+
+
+@pytest.mark.parametrize("seed", range(SEED, SEED + 5))
+async def test_when_counters_were_lost_all_buckets_are_counted_afresh(seed: int) -> None:
+    print(f"seed {seed}")
+    rng, clock = random.Random(seed), FakeClock()
+    store = memory_store(clock=clock, small_size_max=100, stripe_size=64)
+    await create_bucket(store, WHO, "bucket", region="")
+    for _ in range(2):  # A second time, too: versions then bear marks of the first.
+        for _ in range(30):
+            await random_change(rng, clock, store)
+        await store.kv.commit(Transaction(add={b"Qtdefault\0s": Add(77)}))
+        await count_afresh(store.kv)
+        store.buckets.clear()
+        await audit(store)
+        assert await deltas(store) == 0
+        await abort_uploads(store)
+        await adopt(store)
+        for _ in range(5):
+            await random_change(rng, clock, store)
+            await audit(store)
+        await abort_uploads(store)
+        while await unadopted(store):
+            await adopt(store)
+        await audit(store)
 
 
 async def old_store(*keys: str) -> Store:
