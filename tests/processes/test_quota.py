@@ -167,6 +167,7 @@ def act(s3: Any, rng: random.Random) -> str:
     return ""
 
 
+@pytest.mark.timeout(3_600 if LONG else 300)
 @pytest.mark.parametrize("rig_over", RIGS)
 async def test_several_gateway_processes_fill_one_quota_to_its_last_byte_and_never_cross_it(
     server: Server, tmp_path: Path, rig_over: Any
