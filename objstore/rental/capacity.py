@@ -20,9 +20,10 @@ from objstore.rental.records import (
     CapacityEventRecord,
     LeaseRecord,
     capacity_day_key,
+    lease_of_pool,
     pool_of_lease,
 )
-from objstore.rental.sales import Book
+from objstore.rental.sales import Book, lease_spans
 
 WINDOW_DAYS: Final = 28
 KEPT_DAYS: Final = 1_100  # Of daily points: three years.
@@ -112,7 +113,8 @@ def report(
     for node in book.nodes(pool):
         if node.until is None or now_us < node.until:
             domains[node.domain] = domains.get(node.domain, 0) + sum(node.disks)
-    sold = sales.sold_guaranteed().at(now_us)
+    own = [lease for lease in book.leases if lease.kind == "dedicated" and _is_of(lease, pool)]
+    sold = sales.sold_guaranteed().at(now_us) + sum(_size_at(lease, now_us) for lease in own)
     a_day = growth(points)
     grows = a_day if a_day is not None else 0
     left = runway(usable, holdings.used_logical, grows, alert=Fraction(Decimal(book.record.alert)))
@@ -136,7 +138,7 @@ def report(
         overhead=_share(holdings.used_physical, holdings.used_logical),
         reserved=holdings.reserved,
         free=holdings.free,
-        sellable=sales.sellable(now_us),
+        sellable=0 if lease_of_pool(pool) else sales.sellable(now_us),  # Nodes of one's own are sold whole.
         fill=_share(holdings.used_logical, usable),
         growth=a_day,
         runway_days=left,
@@ -145,8 +147,14 @@ def report(
         order_now=left is not None and left < book.record.lead_days,
         next_event=min(ahead, key=lambda event: (event.at_us, event.id), default=None),
         at_risk=tuple(lease for lease, _ in book.at_risk(now_us) if _is_of(lease, pool)),
-        oversold=shortage.size if shortage is not None else 0,
+        oversold=(shortage.size if shortage is not None else 0)
+        + sum(book.missing_of_own(lease, now_us) for lease in own),
     )
+
+
+def _size_at(lease: LeaseRecord, now_us: int) -> int:
+    """What a lease promises at a moment."""
+    return sum(span.size for span in lease_spans(lease) if span.begin <= now_us < span.end)
 
 
 def _is_of(lease: LeaseRecord, pool: str) -> bool:

@@ -36,6 +36,7 @@ from objstore.rental.records import (
     SalesRecord,
     capacity_event_key,
     lease_key,
+    lease_of_pool,
     pool_of_lease,
 )
 
@@ -103,8 +104,11 @@ class Book:
         }
 
     def nodes(self, pool: str) -> list[Node]:
-        """What stands in a pool. Nodes that are sold leave it, and come back when an operator moves them."""
-        taken = self.taken()
+        """What stands in a pool. Nodes that are sold leave it, and come back when an operator moves them.
+
+        The pool of a dedicated lease is where they go to: there they stay.
+        """
+        taken = {} if lease_of_pool(pool) else self.taken()
         return [replace(node, until=taken.get(node.id)) for node in self.supply.nodes if node.pool == pool]
 
     def usable(self, pool: str, now_us: int) -> Curve:

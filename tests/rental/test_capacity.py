@@ -3,11 +3,13 @@
 import random
 from fractions import Fraction
 
+import msgspec
+
 from objstore.meta.kv import DictKv
 from objstore.rental.admission import Node
-from objstore.rental.capacity import DAY_US, Holdings, days_of, growth, note_day, report, runway
+from objstore.rental.capacity import DAY_US, Capacity, Holdings, days_of, growth, note_day, report, runway
 from objstore.rental.leases import after_months
-from objstore.rental.records import CapacityEventRecord, LeaseRecord, SalesRecord
+from objstore.rental.records import CapacityEventRecord, LeaseRecord, SalesRecord, pool_of_lease
 from objstore.rental.sales import Book, Supply
 from tests.seed import SEED
 
@@ -102,6 +104,29 @@ def test_a_report_after_a_loss_names_the_leases_at_risk() -> None:
     assert [lease.id for lease in found.at_risk] == ["L2"]
     assert found.sellable == 0
     assert found.growth is None
+
+
+def test_the_pool_of_a_dedicated_lease_has_what_its_own_nodes_give_and_nothing_to_sell() -> None:
+    lease = msgspec.structs.replace(a_lease(1, "dedicated", 8 * TB), nodes=[str(n) for n in range(6)])
+    pool = pool_of_lease(lease.id)
+
+    def reported(nodes: int, at_us: int = NOW_US) -> Capacity:
+        supply = Supply(
+            nodes=[Node(id=str(n), domain=str(n), disks=[TB] * 4, pool=pool) for n in range(nodes)],
+            code=(4, 2),
+        )
+        book = Book(SalesRecord(), [lease], [], supply)
+        points = [(day, TB + day * 10**9) for day in range(28)]
+        return report(book, pool, Holdings(used_logical=TB), points, now_us=at_us)
+
+    found = reported(6)
+    assert (found.spare, found.usable) == (4 * TB, 11_333_333_333_333)
+    assert (found.sold_guaranteed, found.sellable, found.oversold) == (8 * TB, 0, 0)
+    assert found.runway_days == int((found.usable * Fraction(85, 100) - TB) / 10**9)
+    assert reported(6, lease.begin_us - 1).sold_guaranteed == 0
+    short = reported(4)
+    assert short.oversold == 8 * TB - short.usable > 0
+    assert short.at_risk == (lease,)
 
 
 async def test_points_of_days_are_kept_once_a_day_and_for_three_years() -> None:
