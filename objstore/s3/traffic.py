@@ -5,7 +5,7 @@ kill loses of them is the tenant's gain, and so is what a commit of unknown outc
 
     class A   PUT, POST, COPY, LIST, and what changes uploads; changes that succeed are counted by a commit
     class B   GET, HEAD and others
-    free      DELETE and Abort, answers of 5xx (503 SlowDown among them), strangers, and whoever is refused at
+    free      DELETE and Abort, answers of 5xx (503 SlowDown among them), strangers, and whatever is asked of
               another tenant's bucket
 
 Concurrency: one per worker, on its event loop. `note` is on the way of every request: some lookups, no await.
@@ -52,7 +52,6 @@ _COUNTED: Final = frozenset(
     }
 )  # When they succeed: by their own commits.
 _FREE: Final = frozenset({"DeleteObjects", "AbortMultipartUpload"})
-_FORBIDDEN: Final = 403
 _CLIENT_GONE: Final = 499
 _SERVER_FAULT: Final = 500
 _CLIENT_FAULT: Final = 400
@@ -137,8 +136,8 @@ class Traffic:
         if known is None:
             return
         record = known.record
-        if status == _FORBIDDEN and record.tenant != who.tenant:
-            return
+        if record.tenant != who.tenant:
+            return  # Refused, whatever it was refused for first: whose the bucket is does not pay for it.
         if record.settings is not None and not is_metered(record):
             return
         classes = self._classes.get(operation)

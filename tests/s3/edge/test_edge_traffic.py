@@ -92,6 +92,10 @@ async def test_strangers_cost_nobody_anything() -> None:
     assert await counted(("GetObject", "GET", 403, 300), who=None) == {}
     other = Principal(tenant="t2", user="u", access_key_id="k")
     assert await counted(("GetObject", "GET", 403, 300), who=other) == {}
+    # Malformed before anybody asks whose the bucket is.
+    malformed = [("ListMultipartUploads", "GET", 400, 300), ("PutObject", "PUT", 411, 300)]
+    assert await counted(*malformed, ("PutObject", "PUT", 499, 0), who=other) == {}
+    assert await counted(*malformed) == {REQUESTS_A: 2, SENT_INTERNET: 600}
 
 
 async def test_a_download_that_the_client_gave_up_is_billed_for_what_was_sent() -> None:
