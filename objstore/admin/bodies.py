@@ -10,6 +10,7 @@ from aiohttp import web
 from objstore.admin.problems import FieldError, Problem
 
 BODY_SIZE_MAX: Final = 64 * 1024  # Bytes; ours have a few hundred, an access key's policy a few thousand.
+NUMBER_MAX: Final = (1 << 63) - 1  # Records keep 64 bits, with a sign.
 _AT: Final = re.compile(r" - at `\$([^`]*)`")
 _STEP: Final = re.compile(r"\.([^.\[]+)|\[([^\]]*)\]")
 _UNKNOWN: Final = re.compile(r"Object contains unknown field `([^`]*)`")
@@ -45,7 +46,7 @@ def parse_body(content: bytes, kind: type[T]) -> T:
         raise _invalid(str(failure)) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         raise Problem(400, "the request's body is not JSON") from None
-    _check_printable(value, "")
+    _check_sane(value, "")
     return value
 
 
@@ -57,7 +58,7 @@ def parse_query(query: Mapping[str, str], kind: type[T]) -> T:
         words, _ = explained(str(failure))
         raise Problem(400, f"the address's query: {words}") from None
     try:
-        _check_printable(value, "")
+        _check_sane(value, "")
     except Problem as problem:
         raise Problem(400, f"the address's query: {problem.detail}") from None
     return value
@@ -82,19 +83,23 @@ def _invalid(failure: str) -> Problem:
     return Problem(400, f"the request's body: {words}{place}", [FieldError(pointer, words)])
 
 
-def _check_printable(value: Any, pointer: str) -> None:
-    """No text holds control characters. Raises: Problem 400."""
+def _check_sane(value: Any, pointer: str) -> None:
+    """No text holds control characters, and no number is more than a record keeps. Raises: Problem 400."""
     if isinstance(value, str):
         if _CONTROL.search(value):
             words = "has characters that cannot be printed"
             raise Problem(400, f"{pointer or 'a text'} {words}", [FieldError(pointer, words)])
+    elif isinstance(value, int):
+        if not -NUMBER_MAX <= value <= NUMBER_MAX:
+            words = f"is a number beyond {NUMBER_MAX}"
+            raise Problem(400, f"{pointer or 'a number'} {words}", [FieldError(pointer, words)])
     elif isinstance(value, msgspec.Struct):
         for name in value.__struct_fields__:
-            _check_printable(getattr(value, name), f"{pointer}/{name}")
+            _check_sane(getattr(value, name), f"{pointer}/{name}")
     elif isinstance(value, Mapping):
         for name, one in value.items():
-            _check_printable(name, pointer)
-            _check_printable(one, f"{pointer}/{name}")
+            _check_sane(name, pointer)
+            _check_sane(one, f"{pointer}/{name}")
     elif isinstance(value, (list, tuple)):
         for at, one in enumerate(value):
-            _check_printable(one, f"{pointer}/{at}")
+            _check_sane(one, f"{pointer}/{at}")

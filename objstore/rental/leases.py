@@ -15,6 +15,7 @@ import calendar
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from datetime import MAXYEAR, MINYEAR
 from fractions import Fraction
 from typing import Final
 
@@ -64,10 +65,19 @@ def no_such_lease(lease: str) -> BadArgument:
 
 
 def after_months(at_us: int, months: int) -> int:
-    """The same day and time so many months later; the month's last day if it has no such day."""
+    """The same day and time so many months later; the month's last day if it has no such day.
+
+    Raises: BadArgument (beyond the years that a calendar has).
+    """
     moment = time.gmtime(at_us // SECOND_US)
     ahead = moment.tm_mon - 1 + months
     year, month = moment.tm_year + ahead // 12, ahead % 12 + 1
+    if not MINYEAR <= year <= MAXYEAR:
+        raise BadArgument(
+            f"{months} months from {_day(at_us)} on end in no year from {MINYEAR} to {MAXYEAR}",
+            name="term_months",
+            value=str(months),
+        )
     day = min(moment.tm_mday, calendar.monthrange(year, month)[1])
     seconds = calendar.timegm((year, month, day, moment.tm_hour, moment.tm_min, moment.tm_sec))
     return seconds * SECOND_US

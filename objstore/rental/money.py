@@ -21,6 +21,7 @@ MINOR_UNITS: Final = {
     "XOF": 0, "XAF": 0, "JPY": 0,
 }  # fmt: skip
 PLACES_MAX: Final = 12  # Of a unit price.
+MINOR_MAX: Final = 10**17  # Of an amount that somebody names: sums of many stay within a record's 64 bits.
 _AMOUNT = re.compile(r"-?[0-9]{1,18}(?:\.[0-9]{1,12})?", re.ASCII)
 
 
@@ -69,12 +70,14 @@ class Money:
 
     @classmethod
     def parse(cls, text: str, currency: str) -> "Money":
-        """Raises: BadArgument, also for more places than the currency has."""
+        """Raises: BadArgument, also for more places than the currency has, and beyond MINOR_MAX."""
         amount = Fraction(parse_decimal(text)) * 10 ** minor_units(currency)
         if amount.denominator != 1:
             raise BadArgument(
                 f"{currency} has {minor_units(currency)} places: {text}", name="amount", value=text
             )
+        if abs(amount) > MINOR_MAX:
+            raise BadArgument(f"an amount is at most {cls(MINOR_MAX, currency)}", name="amount", value=text)
         return cls(amount.numerator, currency)
 
     def __add__(self, other: "Money") -> "Money":

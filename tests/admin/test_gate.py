@@ -44,7 +44,7 @@ async def entries(kv: DictKv) -> list[AuditRecord]:
 # Of routes that take more than an empty body: one that a caller who may gets through with.
 PLAN = (ROOT / "config/plans/wholesale.toml").read_text()
 LATER = "2027-01-01T00:00:00Z"
-BODIES: dict[str, object] = {
+BODIES: dict[str, dict[str, object]] = {
     "create_tenant": {"name": "new", "kind": "tpe_pme"},
     "set_tenant_state": {"state": "terminating"},
     "create_seller": {"id": "new", "name": "New", "address": ["1"], "country": "DZ"},
@@ -255,6 +255,15 @@ async def test_a_reseller_makes_customers_of_its_own_within_its_quota(api: Api) 
     assert (await make("seller", seller="oran"))[0] == 403
     assert (await make("mine", tokens["lower-owner"]))[1].endswith("is no reseller")
     assert (await make("role", tokens["upper-billing"]))[0] == 403
+    assert (await make("long", trial_days=31))[0] == 400  # Nothing is invoiced on trial.
+    assert (await make("short", trial_days=7))[0] == 201
+    own = {"bytes_max": 100, "objects_max": 100, "requests_per_s": 100}
+    assert (await api("PATCH", "/api/v1/tenants/upper/quota", own)).status == 200
+    for name in own:
+        for wrong in (None, 101):
+            status, words = await make("bounded", limits={**own, name: wrong})
+            assert (status, f"{name} of a customer of yours" in words) == (403, True)
+    assert (await make("bounded", limits=own))[0] == 201
 
 
 async def test_a_reseller_stops_its_customers_and_lets_go_only_those_it_stopped(api: Api) -> None:
@@ -269,6 +278,9 @@ async def test_a_reseller_stops_its_customers_and_lets_go_only_those_it_stopped(
     assert (await api("PUT", path, {"state": "suspended", "reason": "fraud"})).status == 200
     answer = await api("PUT", path, {"state": "active"}, token=above)
     assert (answer.status, "fraud" in answer.body["detail"]) == (403, True)
+    for state in ("suspended", "read_only", "terminating"):  # Nor is it taken over, to be let go again.
+        assert (await api("PUT", path, {"state": state}, token=above)).status == 403
+    assert (await api("GET", "/api/v1/tenants/lower")).body["customer"]["state_reason"] == "fraud"
     assert (await api("PATCH", "/api/v1/tenants/lower", {"currency": "EUR"}, token=above)).status == 403
 
 
@@ -320,6 +332,33 @@ async def test_what_failed_may_be_tried_again_with_the_same_key(api: Api) -> Non
     assert (await api("POST", "/api/v1/keys", body, headers=headers)).status == 400
     await api("POST", "/api/v1/users", {"name": "nobody-yet", "tenant": "lower"})
     assert (await api("POST", "/api/v1/keys", body, headers=headers)).status == 201
+
+
+@pytest.mark.parametrize("number", [1 << 63, -(1 << 63), 10**30])
+async def test_a_number_that_no_record_keeps_is_refused(number: int, api: Api) -> None:
+    await people(api)
+    for method, path, body in (
+        ("PATCH", "/api/v1/tenants/lower/quota", {"bytes_max": number}),
+        ("POST", "/api/v1/keys", {"user": "lower-owner", "limits": {"objects_max": number}}),
+    ):
+        answer = await api(method, path, body)
+        assert (answer.status, "is a number beyond" in answer.body["detail"]) == (400, True)
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("leases", {**BODIES["make_lease"], "term_months": 2**31}),
+        ("leases", {**BODIES["make_lease"], "term_months": -(2**31)}),
+        ("leases", {**BODIES["make_lease"], "begin": "9999-12-31T23:59:59Z"}),
+        ("payments", {**BODIES["receive_payment"], "amount": "9" * 18}),
+    ],
+)
+async def test_terms_and_amounts_beyond_all_bounds_are_bad_requests(
+    path: str, body: dict[str, object], api: Api
+) -> None:
+    await people(api)
+    assert (await api("POST", f"/api/v1/{path}", body)).status == 400
 
 
 @pytest.mark.parametrize("key", ["", "x" * 256, "\t"])

@@ -1,6 +1,6 @@
 """Quotas and rates of tenants, projects, buckets and access keys, with what is in use."""
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -94,7 +94,7 @@ def changer(scope_of: ScopeOf) -> Callable[[Call], Awaitable[Any]]:
         scope = await scope_of(call)
         new = call.body.given()
         if scope.kind == "tenant" and not call.caller.is_operator:
-            await _check_within_own(call, new)
+            await check_within_own(call, new)
         await change_limits(call.kv, scope, new)
         return await _shown(call, scope)
 
@@ -121,7 +121,7 @@ async def limits_of(call: Call, tenant: str) -> Limits:
     return UNLIMITED if value is None else decode(value, AccountRecord).limits
 
 
-async def _check_within_own(call: Call, new: dict[str, int | None]) -> None:
+async def check_within_own(call: Call, new: Mapping[str, int | None]) -> None:
     """A reseller gives no customer more than it has itself. Raises: Problem 403."""
     own = msgspec.structs.asdict(await limits_of(call, call.caller.tenant))
     for name, value in new.items():

@@ -9,6 +9,7 @@ import msgspec
 from objstore.admin.callers import OPERATORS, Rule
 from objstore.admin.pages import page
 from objstore.admin.problems import Problem
+from objstore.admin.resources.quotas import check_within_own
 from objstore.admin.routes import Call, Page, Route, in_path, of_anybody
 from objstore.admin.views import LimitsView, List, microseconds, moment, shown, view
 from objstore.errors import BadArgument
@@ -22,18 +23,20 @@ from objstore.meta.schema import (
     tenant_key,
     tenant_use_key,
 )
+from objstore.rental.changes import Change, commit_change
 from objstore.rental.customers import (
-    account_state,
+    PRESETS,
     change_customer,
     create_customer,
     find_customer,
     list_customers_of,
+    move_to,
     new_customer,
-    set_state,
+    no_such_customer,
 )
+from objstore.rental.names import check_days
 from objstore.rental.records import CustomerRecord, customer_key
 from objstore.rental.sellers import list_sellers
-from objstore.rental.terms import UNLIMITED
 
 READ: Final = Rule(action="tenant:Read")
 ABOVE: Final = Rule(action="tenant:Write", tenants=False)  # Who is above it, not the tenant itself.
@@ -203,10 +206,9 @@ async def _by_reseller(call: Call, body: NewTenant) -> dict[str, Any]:
     if body.adopt or body.kind == "internal":
         raise Problem(403, "only the operator adopts tenants and makes internal ones")
     _check_resellers(body.given(), "currency")
-    value = await call.kv.get(account_key(own.tenant))
-    limits = UNLIMITED if value is None else decode(value, AccountRecord).limits
-    if limits.bytes_max is not None and (body.limits.bytes_max or limits.bytes_max + 1) > limits.bytes_max:
-        raise Problem(403, f"a customer of yours has a quota of at most your own {limits.bytes_max} bytes")
+    await check_within_own(call, msgspec.structs.asdict(body.limits))
+    if body.trial_days is not None and body.kind in PRESETS:
+        check_days(body.trial_days, "trial days of a reseller's customer", most=PRESETS[body.kind].trial_days)
     return {"parent": call.caller.tenant, "seller": own.seller}
 
 
@@ -238,22 +240,26 @@ async def change(call: Call) -> Any:
 
 
 async def move(call: Call) -> Any:
-    tenant = call.params["tenant"]
+    tenant, state = call.params["tenant"], call.body.state
     reason = call.body.reason or f"by {call.caller.name}"
-    if not call.caller.is_operator:
-        ours = f"reseller {call.caller.tenant}:"
-        reason = f"{ours} {reason}"
-        await _check_ours(call, tenant, ours)
-    await set_state(call.kv, tenant, call.body.state, reason=reason, now_us=call.now_us)
+    ours = "" if call.caller.is_operator else f"reseller {call.caller.tenant}:"
+
+    async def decide(change: Change) -> None:
+        if ours:
+            await _check_ours(change, tenant, ours)
+        words = f"{ours} {reason}" if ours else reason
+        await move_to(change, tenant, state, reason=words, now_us=call.now_us)
+
+    await commit_change(call.kv, decide, what=f"customer {tenant!r}")
     return await _shown(call, tenant)
 
 
-async def _check_ours(call: Call, tenant: str, ours: str) -> None:
-    """A reseller stops its customers, and lets go on those that it stopped itself. Raises: Problem 403."""
-    if call.body.state in ("read_only", "suspended", "terminating"):
-        return
-    customer = await find_customer(call.kv, tenant)
-    if await account_state(call.kv, tenant) != "trial" and not customer.state_reason.startswith(ours):
+async def _check_ours(change: Change, tenant: str, ours: str) -> None:
+    """A reseller stops its customers, and changes the state of those only that it stopped itself: whatever it
+    put another's state into, it could let go again. Raises: Problem 403."""
+    customer = await change.found(customer_key(tenant), CustomerRecord, no_such_customer(tenant))
+    account = await change.record(account_key(tenant), AccountRecord) or AccountRecord()
+    if account.state not in ("trial", "active") and not customer.state_reason.startswith(ours):
         raise Problem(403, f"its state is not yours to end: {customer.state_reason}")
 
 
