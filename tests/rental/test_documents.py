@@ -95,6 +95,11 @@ def test_a_french_invoice_says_all_that_an_invoice_has_to_say(typesetter: Typese
     assert "BROUILLON" not in page
 
 
+def test_a_document_is_issued_at_any_microsecond(typesetter: Typesetter) -> None:
+    whole = typesetter.render(document(paper(issued_us=END_US)))
+    assert typesetter.render(document(paper(issued_us=END_US + 999_999))) == whole
+
+
 def test_an_english_invoice_is_in_english(typesetter: Typesetter) -> None:
     page = words(typesetter.render(document(language="en")))
     for expected in ("Invoice", "April 2, 2026", "March 1, 2026 to March 31, 2026", "69,000.00", "93,242.45"):

@@ -55,7 +55,7 @@ class Typesetter:
         """
         data = msgspec.json.encode(content(document)).decode()
         invoice = document.invoice
-        at = _EPOCH + timedelta(microseconds=invoice.issued_us or invoice.made_us)
+        at = _EPOCH + timedelta(seconds=(invoice.issued_us or invoice.made_us) // 1_000_000)  # As PDF has it.
         try:
             return self._compile(data, at, [STANDARD])
         except self._failure:
