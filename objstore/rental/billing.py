@@ -18,6 +18,7 @@ from objstore.rental.drafts import draft_invoice
 from objstore.rental.invoices import find_document, read_lines
 from objstore.rental.late_usage import correct_month
 from objstore.rental.leases import leases_of
+from objstore.rental.meters import HOUR_S
 from objstore.rental.months import SECOND_US, Month
 from objstore.rental.plan_changes import plan_in
 from objstore.rental.rating import Rated, billed_until, rate_month
@@ -28,6 +29,7 @@ from objstore.rental.taxes import TaxRule
 from objstore.rental.usage import sealed_until, usage_pages
 
 CUSTOMERS_AT_ONCE: Final = 200
+HOUR_US: Final = HOUR_S * SECOND_US
 PROBLEMS_MAX: Final = 1_000  # Told of one run.
 MONTHS_BACK: Final = 36  # How far the invoice before may lie back: an advance charge ends a month behind it.
 MONTHS_AHEAD: Final = 12
@@ -40,7 +42,7 @@ class MonthRun:
 
     tenants: int = 0  # Looked at.
     drafts: int = 0
-    nothing: int = 0  # Nothing to invoice: on trial, no customer then, or nothing used.
+    nothing: int = 0  # Nothing to invoice: on trial then, no customer then, or nothing used.
     final: int = 0  # Their month is final already,
     corrections: int = 0  # and so many lines of it go to the next invoice.
     after: str = ""  # The last tenant: where another run may go on.
@@ -101,7 +103,9 @@ async def rate_customer(kv: Kv, customer: CustomerRecord, month: Month) -> Rated
     plan = await plan_in(kv, customer, month)
     tally = Tally(customer.tenant, month)
     end_hour = month.first_hour + month.hours
-    async for page in usage_pages(kv, customer.tenant, month.first_hour, end_hour, size=BATCH):
+    # The hour in which a trial became an account is the customer's gain.
+    begin_hour = max(month.first_hour, -(-customer.billed_from_us // HOUR_US))
+    async for page in usage_pages(kv, customer.tenant, begin_hour, end_hour, size=BATCH):
         tally.add(page)
     return rate_month(
         plan,
@@ -123,7 +127,8 @@ async def _draft(
     run: MonthRun,
 ) -> None:
     state = await account_state(kv, customer.tenant)
-    if state == "trial" or not _active_s(customer, state, month):
+    # Never active since its trial: nobody has ordered anything.
+    if state == "trial" or customer.trial_ends_us or not _active_s(customer, state, month):
         run.nothing += 1
         return
     rated = await rate_customer(kv, customer, month)
@@ -143,8 +148,9 @@ async def _draft(
 
 
 def _active_s(customer: CustomerRecord, state: str, month: Month) -> int:
-    """Seconds of the month in which it was a customer: from its creation until its data was purged."""
-    begin_s = max(month.begin_s, customer.created_us // SECOND_US)
+    """Seconds of the month in which it was a customer: from its creation, or from the end of its trial, until
+    its data was purged."""
+    begin_s = max(month.begin_s, max(customer.created_us, customer.billed_from_us) // SECOND_US)
     end_s = month.end_s
     if state == "purged":
         end_s = min(end_s, customer.state_since_us // SECOND_US)

@@ -39,7 +39,7 @@ from objstore.rental.records import (
     wallet_key,
 )
 from objstore.rental.sellers import read_seller
-from objstore.rental.terms import check_limits
+from objstore.rental.terms import STORES, check_limits
 
 LEVELS_MAX: Final = 4  # Customers above one another, the operator not among them.
 DAY_US: Final = 86_400 * 1_000_000
@@ -111,8 +111,11 @@ def new_customer(kind: str, tenant: str, seller: str, /, **given: object) -> Cus
 
 
 _OURS: Final = frozenset(
-    {"format", "tenant", "created_us", "state_since_us", "customers", "state_reason", "purge_after_us"}
-)
+    {
+        "format", "tenant", "created_us", "state_since_us", "customers", "state_reason", "purge_after_us",
+        "billed_from_us",
+    }
+)  # fmt: skip
 _SET_BY_CREATION: Final = _OURS | {"kind", "seller", "trial_ends_us"}
 # A plan is given from a month on (rental/plan_changes.py), so that months rate alike for ever.
 _SET_LATER: Final = _OURS | {"plan", "plan_version", "next_plan", "next_plan_version"}
@@ -368,10 +371,12 @@ async def move_to(change: Change, tenant: str, state: str, *, reason: str, now_u
 
 async def _check_move(change: Change, record: CustomerRecord, state: str, now_us: int) -> CustomerRecord:
     """What each state demands, and what comes with it. Raises: BadArgument."""
+    if state in STORES and record.trial_ends_us:  # What it used on trial is not billed, also later on.
+        record = msgspec.structs.replace(record, billed_from_us=now_us, trial_ends_us=0)
     if state == "active":
         if record.state_reason != DUNNING:  # It was active before.
             check_complete(record)
-        return msgspec.structs.replace(record, trial_ends_us=0, purge_after_us=0)
+        return msgspec.structs.replace(record, purge_after_us=0)
     if state == "terminating":
         if record.customers:
             raise BadArgument(f"{record.tenant!r} has customers: they leave or move first", name="state")

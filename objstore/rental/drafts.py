@@ -85,6 +85,7 @@ def customer_snapshot(customer: CustomerRecord) -> bytes:
             state_since_us=0,
             state_reason="",
             trial_ends_us=0,
+            billed_from_us=0,
             purge_after_us=0,
             next_plan="",
             next_plan_version=0,

@@ -100,13 +100,14 @@ class CustomerRecord(Record, frozen=True, array_like=True, kw_only=True):
     documents: list[str] = []  # Of the client file, by name.
     created_us: int = 0
     state_since_us: int = 0
-    trial_ends_us: int = 0
+    trial_ends_us: int = 0  # 0: it had none, or was active since.
     next_plan: str = ""  # From the next month on.
     next_plan_version: int = 0
     reseller: bool = False  # It may have customers of its own:
     customers: int = 0  # so many have it as their parent.
     state_reason: str = ""  # Why the account is in its state: dunning | trial | in an operator's words.
     purge_after_us: int = 0  # Of one that leaves: until then it can take its data along.
+    billed_from_us: int = 0  # When its trial became an account; 0: it had none, or has it still.
 
 
 class ProjectRecord(Record, frozen=True, array_like=True, kw_only=True):

@@ -11,7 +11,7 @@ from objstore.meta.schema import AccountRecord, TitleRecord, account_key, encode
 from objstore.rental.billing import MonthRun, draft_month
 from objstore.rental.carried import list_carried
 from objstore.rental.catalogue import publish_plan
-from objstore.rental.customers import create_customer, new_customer
+from objstore.rental.customers import create_customer, new_customer, set_state
 from objstore.rental.invoices import finalise_due, list_documents, read_lines
 from objstore.rental.leases import make_lease, sign, terminate
 from objstore.rental.meters import SENT_INTERNET, count, meter_prefix
@@ -259,3 +259,29 @@ async def test_who_is_on_trial_is_not_invoiced() -> None:
     await seal(kv, MARCH)
     run = await bill(kv, MARCH)
     assert (run.drafts, run.nothing, await lines_of(kv, "trying", MARCH)) == (1, 1, [])
+
+
+async def test_what_was_used_on_trial_is_not_invoiced_later_on() -> None:
+    kv = await a_market()
+    rates = (rate("1", meter="subscription", unit="Hour"), rate("10", storage_class="STANDARD"))
+    await publish_plan(kv, plan(*rates, currency="DZD"), made_us=1)
+    customer = new_customer(
+        "tpe_pme", "trying", "oran", currency="DZD", legal_name="T", address=["1"], country="DZ",
+        identity_checked_us=1,
+    )  # fmt: skip
+    await create_customer(kv, customer, now_us=MARCH.begin_s * SECOND_US, trial_days=40)
+    for tenant in ("acme", "trying"):
+        await give_plan(kv, tenant, "test", now_us=MARCH.begin_s * SECOND_US)
+    title = TitleRecord(tenant="trying", project="", name="b", created_us=1)
+    await kv.commit(Transaction(put={title_key(1): encode(title)}))
+    await store(kv, 1, MARCH.begin_s, 30 * GB)
+    await seal(kv, MAY)
+    active_us = (APRIL.begin_s + 9 * DAY_S) * SECOND_US + 1
+    await set_state(kv, "trying", "read_only", reason="trial", now_us=active_us - 1)
+    assert (await bill(kv, MARCH)).nothing == 1  # Nothing was ordered yet.
+    await set_state(kv, "trying", "active", reason="signed", now_us=active_us)
+    for month in (MARCH, APRIL, MAY):
+        assert (await bill(kv, month)).problems == []
+    nets = [sorted(line.net for line in await lines_of(kv, "trying", month)) for month in (MARCH, APRIL, MAY)]
+    # Of April's 720 hours 21 days are left, and of stored bytes the hour that had begun is not billed.
+    assert nets == [[], [round(30 * 10_00 * 503 / 720), 504 * 100], [30 * 10_00, 744 * 100]]

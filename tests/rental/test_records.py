@@ -65,9 +65,10 @@ RECORDS: list[tuple[msgspec.Struct, str]] = [
             tenant="t", kind="k", seller="o", parent="p", legal_name="n", address=["a"], country="DZ",
             tax_ids={"k": "v"}, plan="x", plan_version=2, documents=["d"], created_us=3, state_since_us=4,
             trial_ends_us=5, reseller=True, customers=6, state_reason="r", purge_after_us=7,
+            billed_from_us=8,
         ),
-        "dc001c01a174a16ba16fa170a16e91a161a2445a81a16ba176a26672a3445a44a87374616e64617264a178021ec2a000"
-        "91a164030405a000c306a17207",
+        "dc001d01a174a16ba16fa170a16e91a161a2445a81a16ba176a26672a3445a44a87374616e64617264a178021ec2a000"
+        "91a164030405a000c306a1720708",
     ),
     (ProjectRecord(name="p", created_us=2, tags={"k": "v"}, cost_centre="c"), "9501a1700281a16ba176a163"),
     (LINE, "dc001501a57573616765a164a16da163a170a1620203a3312f32a24742a3302e310405a173a17806a16ca1370102"),
