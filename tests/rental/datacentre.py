@@ -23,6 +23,7 @@ from objstore.objects.ledger import MetaLedger
 from objstore.objects.store import Store
 from objstore.rental.months import SECOND_US
 from objstore.s3.app import App
+from objstore.s3.limits import Limits
 from objstore.s3.routes import ROUTES, choose
 from objstore.s3.server import serve_s3
 from objstore.s3.traffic import Scopes, Traffic
@@ -37,6 +38,9 @@ DAY_S = 86_400
 NOON_S = DAY_S // 2
 SHARED, OWN = range(1, 9), range(9, 15)  # The disks of nodes that all share, and of the dedicated lease.
 COLD = "STANDARD_IA"
+PATIENT = Limits(
+    header_seconds=600.0, idle_seconds=600.0, body_seconds=600.0, rate_after_seconds=600.0
+)  # A starved machine is no reason to refuse anybody here.
 
 
 class MonthClock:
@@ -100,7 +104,12 @@ class Datacentre(Yard):
         self.directory = Directory(self.kv, bytes(32), clock=self.month_clock, randomness=self.rng.randbytes)
         self.traffic = Traffic(self.store.buckets, Scopes())
         self.app = App(
-            store=self.store, directory=self.directory, routes=ROUTES, choose=choose, traffic=self.traffic
+            store=self.store,
+            directory=self.directory,
+            routes=ROUTES,
+            choose=choose,
+            traffic=self.traffic,
+            limits=PATIENT,
         )
         self.runner = await serve_s3(self.app, [socket.create_server(("127.0.0.1", 0))])
         return self
@@ -126,7 +135,13 @@ class Datacentre(Yard):
             aws_access_key_id=key,
             aws_secret_access_key=secret,
             region_name="us-east-1",
-            config=Config(retries={"total_max_attempts": 1}, s3={"addressing_style": "path"}, proxies={}),
+            config=Config(
+                connect_timeout=300,
+                read_timeout=300,
+                retries={"total_max_attempts": 1},
+                s3={"addressing_style": "path"},
+                proxies={},
+            ),
         )
 
     async def ask(self, tenant: str, operation: str, **arguments: Any) -> dict[str, Any]:

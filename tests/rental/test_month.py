@@ -14,7 +14,7 @@ import io
 import random
 from collections import Counter
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from fractions import Fraction
 from itertools import combinations, pairwise
@@ -47,6 +47,7 @@ from objstore.rental.sellers import create_seller
 from objstore.rental.series import verify_series
 from objstore.rental.taxes import parse_rules
 from objstore.rental.usage import verify_usage
+from objstore.s3 import answers
 from objstore.upkeep.leasing import ALARM
 from tests.objects.audit import audit
 from tests.rental import focus_rules
@@ -64,13 +65,13 @@ MIB = 2**20
 TENANTS = {
     "amira": ("auto_entrepreneur", "ar"),
     "atelier": ("tpe_pme", "fr"),
-    "sonatra": ("grande_entreprise", "fr"),
+    "minoterie": ("grande_entreprise", "fr"),
     "wilaya": ("administration", "fr"),
     "hyper": ("wholesale", "en"),
     "archives": ("internal", "fr"),
 }
 CURRENCY = {tenant: "USD" if tenant == "hyper" else "DZD" for tenant in TENANTS}
-TERMS_DAYS = {"amira": 15, "atelier": 30, "sonatra": 45, "wilaya": 60, "hyper": 30, "archives": 30}
+TERMS_DAYS = {"amira": 15, "atelier": 30, "minoterie": 45, "wilaya": 60, "hyper": 30, "archives": 30}
 
 
 def at(day: int, hour: int = 0, minute: int = 0, second: int = 0, *, month: Month = MARCH) -> int:
@@ -98,10 +99,10 @@ class Act:
 
 FILM_PARTS = (5 * MIB + 11, 123_456)
 ACTS = (
-    Act(at(4, 10, 0, 1), "sonatra", "put", "rapports/2025.pdf", 2_500_000),
+    Act(at(4, 10, 0, 1), "minoterie", "put", "rapports/2025.pdf", 2_500_000),
     Act(at(4, 10, 0, 2), "atelier", "put", "a.jpg", 1_200_000, metadata=(("ville", "Oran"),)),
     Act(at(5, 23, 59, 59), "atelier", "put", "b.jpg", 700_001),
-    Act(at(6, 0, 0, 0), "sonatra", "put", "froid/journal", 50_000, COLD),
+    Act(at(6, 0, 0, 0), "minoterie", "put", "froid/journal", 50_000, COLD),
     Act(at(6, 7, 30, 15), "hyper", "put", "blob/0001", 300_000),
     Act(at(6, 7, 30, 16), "hyper", "put", "blob/0002", 900),
     Act(at(7, 12, 34, 56), "wilaya", "put", "actes/naissance", 1_000_000),
@@ -109,12 +110,12 @@ ACTS = (
     Act(at(9, 9, 0, 0), "atelier", "put", "a.jpg", 400_000),
     Act(at(10, 17, 45, 0), "archives", "put", "2019.tar", 800_000),
     Act(at(11, 1, 2, 3), "atelier", "copy", "c.jpg", source="b.jpg"),
-    Act(at(12, 6, 0, 1), "sonatra", "put", "froid/autre", 400_000, COLD),
+    Act(at(12, 6, 0, 1), "minoterie", "put", "froid/autre", 400_000, COLD),
     Act(at(14, 10, 0, 0), "atelier", "begin", "film.mp4"),
     Act(at(14, 10, 0, 7), "atelier", "part", "film.mp4", FILM_PARTS[0]),
     Act(at(14, 11, 5, 0), "atelier", "part", "film.mp4", FILM_PARTS[1]),
     Act(at(15, 2, 0, 30), "atelier", "complete", "film.mp4", sum(FILM_PARTS)),
-    Act(at(18, 0, 0, 1), "sonatra", "delete", "froid/journal"),
+    Act(at(18, 0, 0, 1), "minoterie", "delete", "froid/journal"),
     Act(at(19, 8, 0, 0), "amira", "get", "كتاب.txt"),
     Act(at(20, 20, 20, 20), "atelier", "delete", "b.jpg"),
     Act(at(21, 8, 0, 0), "atelier", "get", "film.mp4"),
@@ -125,7 +126,7 @@ ACTS = (
 )
 # While a node is lost.
 LATER_ACTS = (
-    Act(at(24, 15, 0, 0), "sonatra", "get", "rapports/2025.pdf"),
+    Act(at(24, 15, 0, 0), "minoterie", "get", "rapports/2025.pdf"),
     Act(at(24, 15, 0, 9), "amira", "put", "deux.txt", 9_000),
     Act(at(25, 4, 0, 0), "wilaya", "delete", "actes/naissance"),
 )
@@ -266,9 +267,8 @@ def dues_of_march(books: Books) -> dict[str, list[Due]]:
     small = unit_months(stored("atelier"), 1_000)
     assert 1_000 < small < 50_000  # It reaches the second tier.
     packages = -(-(books.requests["atelier", "a"] - 2) // 2)  # Two requests are free, as many are in one.
-    large = unit_months(stored("sonatra", until_s=GUARANTEED_S), 10**6)
-    assert 0 < large < 1  # Less than what is billed at least.
-    cold = unit_months(stored("sonatra", COLD) + books.early["sonatra"], 10**6)
+    assert 0 < unit_months(stored("minoterie", until_s=GUARANTEED_S), 10**6) < 1  # Billed as one at least.
+    cold = unit_months(stored("minoterie", COLD) + books.early["minoterie"], 10**6)
     leased_s = MARCH.end_s - GUARANTEED_S
     return {
         "amira": [
@@ -284,10 +284,10 @@ def dues_of_march(books: Books) -> dict[str, list[Due]]:
             due("requests_a", packages, "60.00"),
             *egress("atelier", 1_000, 1, "3.50"),
         ],
-        "sonatra": [
+        "minoterie": [
             due("storage", 1, "1600.00", "STANDARD"),
             due("storage", cold, "900.00", COLD),
-            *egress("sonatra", 10**6, 1, "2500.00"),
+            *egress("minoterie", 10**6, 1, "2500.00"),
             due(
                 "storage",
                 Fraction(36, 10) * Fraction(leased_s, MARCH.seconds),
@@ -362,7 +362,9 @@ def card(kind: str) -> Plan:
 
 
 @pytest.fixture
-async def centre() -> AsyncIterator[Datacentre]:
+async def centre(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Datacentre]:
+    # An answer that keeps its client waiting has spaces in it, which count as sent: none is so late here.
+    monkeypatch.setattr(answers, "PATIENCE_S", 600.0)
     opened = await Datacentre(MARCH.begin_s).open()
     yield opened
     await opened.close()
@@ -392,7 +394,7 @@ async def open_for_business(centre: Datacentre) -> None:
 
 
 async def lease_out(centre: Datacentre) -> tuple[LeaseRecord, LeaseRecord]:
-    """Six nodes for hyper alone, 3.6 TB of the others for sonatra: both signed on the first of March."""
+    """Six nodes for hyper alone, 3.6 TB of the others for minoterie: both signed on the first of March."""
     base = LeaseRecord(
         id=an_id(1),
         tenant="hyper",
@@ -409,7 +411,7 @@ async def lease_out(centre: Datacentre) -> tuple[LeaseRecord, LeaseRecord]:
     shared = msgspec.structs.replace(
         base,
         id=an_id(2),
-        tenant="sonatra",
+        tenant="minoterie",
         kind="guaranteed",
         capacity=36 * TB // 10,
         begin_us=GUARANTEED_S * SECOND_US,
@@ -520,11 +522,7 @@ async def hit_the_quota(story: Story) -> None:
     await set_limits(centre.kv, scope, Limits(bytes_max=limit - 1))
     assert await story.refused(act) == "QuotaExceeded"
     await set_limits(centre.kv, scope, Limits(bytes_max=limit))
-    await story.play((later(act),))
-
-
-def later(act: Act) -> Act:
-    return Act(act.at_s + 300, act.tenant, act.verb, act.key, act.size)
+    await story.play((replace(act, at_s=act.at_s + 300),))
 
 
 async def change_the_plan(centre: Datacentre) -> None:
@@ -553,7 +551,7 @@ async def lose_a_node(story: Story, leases: tuple[LeaseRecord, LeaseRecord]) -> 
     await centre.leasing.run()
     usable = int(6 * TB * Fraction(85, 100) * Fraction(4, 6))  # Seven nodes, one of them spare.
     assert centre.leasing.oversold == shared.capacity - usable == 200_000_000_000
-    assert f"leases at risk: {shared.id} of sonatra" in centre.ctx.alarms.raised[ALARM]
+    assert f"leases at risk: {shared.id} of minoterie" in centre.ctx.alarms.raised[ALARM]
     found, _ = await centre.leasing.report()
     assert (found.raw, found.failed, found.usable) == (7 * TB, TB, usable)
     assert (found.oversold, found.sellable, [lease.id for lease in found.at_risk]) == (
@@ -649,7 +647,7 @@ async def check_usage(story: Story) -> None:
         unpriced: Counter[str] = Counter()
         for key, count in (rated.unpriced or {}).items():
             unpriced[key.meter] += count
-        if tenant in ("amira", "wilaya", "hyper", "sonatra"):  # Their cards ask nothing for requests.
+        if tenant in ("amira", "wilaya", "hyper", "minoterie"):  # Their cards ask nothing for requests.
             assert unpriced["requests_a"] == books.requests[tenant, "a"], tenant
             assert unpriced["requests_b"] == books.requests[tenant, "b"], tenant
 
@@ -727,11 +725,10 @@ async def check_papers(story: Story, documents: list[InvoiceRecord]) -> None:
     kv, typesetter = story.centre.kv, Typesetter()
     for record in documents:
         document = Document.of(record, await read_lines(kv, record))
-        pdf = typesetter.render(document)
-        page = words(pdf)
+        page = words(typesetter.render(document))
         assert record.number in page
-        sign_ = "-" if record.total < 0 else ""
-        assert sign_ + printed(abs(record.total), document.language) in page, record.number
+        minus = "-" if record.total < 0 else ""
+        assert minus + printed(abs(record.total), document.language) in page, record.number
 
 
 async def check_exports(story: Story, documents: list[InvoiceRecord]) -> None:
@@ -758,7 +755,7 @@ async def check_exports(story: Story, documents: list[InvoiceRecord]) -> None:
     }
     assert used == {
         "hyper": story.books.stored("hyper", DEDICATED_S, MARCH.end_s),
-        "sonatra": story.books.stored("sonatra", GUARANTEED_S, MARCH.end_s),
+        "minoterie": story.books.stored("minoterie", GUARANTEED_S, MARCH.end_s),
     }
 
 
