@@ -157,6 +157,7 @@ class Extra(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     padding: int = msgspec.field(default=0, name="b")  # Bytes billed beyond its own, as its class demanded.
     access_key: str = msgspec.field(default="", name="k")  # The key with limits that it counts for.
     counted: int = msgspec.field(default=0, name="c")  # By its own commit: begun_us of its bucket's adoption.
+    came_us: int = msgspec.field(default=0, name="a")  # When it began to count here, if not at its order.
 
 
 class ObjectRecord(msgspec.Struct, frozen=True, array_like=True, gc=False):

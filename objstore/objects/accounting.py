@@ -1,8 +1,8 @@
 """What a change of an object counts for: quotas and meters, in the object's own commit.
 
-Every version counts from its order on (in whole seconds) until the order of what replaces it, under the
-storage class that its record names, for its billed bytes (rental/terms.py). So whoever holds the records of
-all versions can recompute the meters, and does (upkeep).
+Every version counts from its order on (in whole seconds; a replica's from when it came) until that of what
+replaces it, under the storage class that its record names, for its billed bytes (rental/terms.py). So whoever
+holds the records of all versions can recompute the meters, and does (upkeep).
 """
 
 from typing import TYPE_CHECKING, Final
@@ -137,6 +137,31 @@ def padded(record: ObjectRecord, raw_key: bytes, account: Account) -> ObjectReco
     return msgspec.structs.replace(record, extra=extra)
 
 
+def came_us(record: ObjectRecord) -> int:
+    """The moment from which on a version counts."""
+    return record.order if record.extra is None else record.extra.came_us or record.order
+
+
+def moment_of(old: ObjectRecord | None, order: int, now_us: int, *, ours: bool) -> int:
+    """When a change counts: at its order, unless a replica's source said that order, or the one before it.
+
+    Args:
+        ours: the order is this store's own. Whoever sends as a source may say any.
+    """
+    if ours and (old is None or came_us(old) == old.order):
+        return order
+    return now_us if old is None else max(now_us, came_us(old) + 1)
+
+
+def dated(record: ObjectRecord, at_us: int) -> ObjectRecord:
+    """The record with the moment from which on it counts noted in it, where its order is another one."""
+    if record.order == at_us:
+        return record
+    return msgspec.structs.replace(
+        record, extra=msgspec.structs.replace(record.extra or Extra(), came_us=at_us)
+    )
+
+
 def charge(
     add: dict[bytes, Add],
     account: Account,
@@ -156,7 +181,7 @@ def charge(
     """Count one version taking another's place.
 
     Args:
-        at_us: the moment of the change: the new version's order, or that of the deletion.
+        at_us: the moment of the change (`moment_of`).
         leaves: the old version's bytes leave; else the new one keeps them.
         parts: bytes of parts of the new version's class that it takes over: they were counted as parts.
         reserved: billed bytes that were reserved for the change, and are settled with it.
@@ -182,7 +207,7 @@ def charge(
         went_class = metered_class(old.extra) if old.extra is not None else ""
         early = 0
         if leaves and account.record.classes:
-            age = at_s - old.order // SECOND_US
+            age = at_s - came_us(old) // SECOND_US
             early = went * max(0, account.terms(went_class).seconds_min - age)
         if early or went_class != came_class or new is None:
             count(add, bucket.id, went_class, at_s, stored=-went, early=early)

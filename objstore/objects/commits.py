@@ -43,7 +43,17 @@ from objstore.meta.schema import (
     encode,
     object_key,
 )
-from objstore.objects.accounting import charge, counted, key_of, marked, open_account, open_key, padded
+from objstore.objects.accounting import (
+    charge,
+    counted,
+    dated,
+    key_of,
+    marked,
+    moment_of,
+    open_account,
+    open_key,
+    padded,
+)
 from objstore.objects.bodies import Kept
 from objstore.objects.buckets import read_bucket
 from objstore.objects.carrying import is_carried
@@ -279,6 +289,7 @@ async def change_object(
             bytes_delta = -old.size
         if who.mirror is not None:
             order = who.mirror.order
+        at_us = moment_of(old, order, store.clock.now_us(), ours=who.mirror is None)
         change = build(old, order)
         record, kept = change.record, change.kept
         account = place.account
@@ -286,7 +297,7 @@ async def change_object(
         if record is not None:
             if key is not None:
                 record = msgspec.structs.replace(record, extra=marked(record.extra, key))
-            record = padded(record, place.raw_key, account)
+            record = dated(padded(record, place.raw_key, account), at_us)
             if place.bucket.settings is not None:
                 record = counted(record, place.bucket)
 
@@ -334,7 +345,7 @@ async def change_object(
             place.raw_key,
             old,
             record,
-            order if who.mirror is None else store.clock.now_us(),
+            at_us,
             leaves=change.drops_old,
             parts=change.parts,
             reserved=reserved,

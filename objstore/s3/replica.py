@@ -42,6 +42,7 @@ FLAG: Final = "objstore-replica"
 ABOUT: Final = "x-amz-objstore-about"
 DOCUMENT_SIZE_MAX: Final = 2 * 1024 * 1024  # Bytes: 10,000 parts of 100 bytes and more.
 
+ORDER_MAX: Final = 253_402_300_799 * 1_000_000  # Microseconds: what Last-Modified can say.
 _MIRROR = re.compile(r"([0-9]{1,18})(?:\.([0-9]{1,18})(?:\.([0-9]{1,18}))?)?", re.ASCII).fullmatch
 _NUMBER = re.compile(r"[0-9]{1,5}", re.ASCII).fullmatch
 
@@ -106,6 +107,8 @@ def _source(call: Call) -> tuple[Principal, Mirror]:
     if match is None:
         raise invalid_argument("a generation, or generation.session, or with .order", FLAG, call.query[FLAG])
     generation, session, order = (int(word or 0) for word in match.groups())
+    if order > ORDER_MAX:
+        raise invalid_argument("an order lies before the year 10000", FLAG, call.query[FLAG])
     mirror = Mirror(generation=generation, session=session, order=order)
     return replace(call.who, mirror=mirror), mirror
 

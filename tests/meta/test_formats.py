@@ -261,6 +261,7 @@ RECORDS: list[tuple[msgspec.Struct, str]] = [
     (DemandRecord(count=2, demands={"t a": [3, 4]}), "93 01 02 81 a3742061 920304"),
     (Extra(padding=5), "81 a162 05"),
     (Extra(counted=7), "81 a163 07"),
+    (Extra(came_us=9), "81 a161 09"),
     (AdoptionRecord(begun_us=2, cursor=b"k"), "93 01 02 c4016b"),
     (HeldRecord(hour=3, size=4), "93 01 03 04"),
     (

@@ -5,11 +5,12 @@ import random
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 
 from objstore.errors import MetaUnavailable
+from objstore.iam.principal import Mirror
 from objstore.meta.kv import Kv, Transaction, counter, prefix_end
 from objstore.meta.schema import AccountRecord, ClassTerms, account_key, encode
 from objstore.objects import multipart
@@ -17,6 +18,8 @@ from objstore.objects.buckets import create_bucket
 from objstore.objects.copies import Source, copy_object
 from objstore.objects.placing import STORAGE_CLASS
 from objstore.objects.reads import find_object
+from objstore.objects.replicas import Source as Origin
+from objstore.objects.replicas import attach, open_session, promote
 from objstore.objects.store import Store
 from objstore.objects.values import About
 from objstore.objects.writes import delete_object, put_object
@@ -226,6 +229,37 @@ async def test_a_class_bills_a_least_size_and_a_least_age_and_gives_back_what_it
     assert sum(n for (_, meter), n in found.items() if meter == DELTA) == 0
     assert sum(n for (_, meter), n in found.items() if meter == EARLY) == 4_096 * 75 * 86_400
     assert await integral(store, (begin_s + 16 * 86_400) // HOUR_S) == 4_096 * 15 * 86_400
+
+
+@pytest.mark.parametrize("said", [0, 1, 253_402_300_799 * SECOND])
+async def test_what_a_replica_is_sent_counts_from_when_it_came_whatever_order_it_is_said_to_have(
+    said: int,
+) -> None:
+    clock = FakeClock()
+    store = memory_store(clock=clock)
+    await create_bucket(store, WHO, "bucket", region="")
+    record = AccountRecord(classes={"": ClassTerms(seconds_min=90 * 86_400)})
+    await store.kv.commit(Transaction(put={account_key("default"): encode(record)}))
+    replica = await attach(store, WHO, "bucket", Origin(cluster="c" * 32, bucket="there", id=1))
+    session = await open_session(store, WHO, "bucket", replica.generation)
+    source = replace(WHO, mirror=Mirror(generation=replica.generation, session=session, order=said))
+    begin_s = clock.now // SECOND
+    await put_object(store, source, "bucket", "k", About(), MemoryBody(bytes(99)))
+    clock.now += 86_400 * SECOND
+    await promote(store, "bucket")
+    await put_object(store, WHO, "bucket", "k", About(), MemoryBody(bytes(199)))  # Behind the order said.
+    clock.now -= 3_600 * SECOND
+    await put_object(store, WHO, "bucket", "k", About(), MemoryBody(bytes(299)))
+    clock.now += 90 * 86_400 * SECOND
+    await delete_object(store, WHO, "bucket", "k")
+    found = await hours(store)
+    end_hour = clock.now // SECOND // HOUR_S + 1
+    assert max(hour for hour, _ in found) < end_hour
+    lived = 100 * 86_400 + 300 * (90 * 86_400 - 3_600)  # The second one was replaced in its second.
+    assert begin_s + 91 * 86_400 - 3_600 == clock.now // SECOND
+    assert await integral(store, end_hour) == lived
+    early = sum(n for (_, meter), n in found.items() if meter == EARLY)
+    assert early == 100 * 89 * 86_400 + 200 * 90 * 86_400 + 300 * 3_600
 
 
 async def test_a_change_of_the_storage_class_moves_the_bytes_in_the_same_second() -> None:
