@@ -49,6 +49,8 @@ _COUNTED: Final = frozenset(
         "UploadPartCopy",
         "CreateMultipartUpload",
         "CompleteMultipartUpload",
+        "PutReplica",
+        "PostReplica",
     }
 )  # When they succeed: by their own commits.
 _FREE: Final = frozenset({"DeleteObjects", "AbortMultipartUpload"})

@@ -67,9 +67,9 @@ async def test_reads_listings_and_refusals_are_counted_in_their_class() -> None:
 
 
 async def test_what_its_own_commit_counts_is_not_counted_again() -> None:
-    for operation in ("PutObject", "CopyObject", "UploadPart", "UploadPartCopy"):
+    for operation in ("PutObject", "CopyObject", "UploadPart", "UploadPartCopy", "PutReplica"):
         assert await counted((operation, "PUT", 200, 0)) == {}
-    for operation in ("CreateMultipartUpload", "CompleteMultipartUpload"):
+    for operation in ("CreateMultipartUpload", "CompleteMultipartUpload", "PostReplica"):
         assert await counted((operation, "POST", 200, 0)) == {}
 
 
