@@ -20,6 +20,8 @@ from objstore.meta.schema import Limits
 HIDDEN: Final = frozenset(
     {"format", "secret", "digest_of_secret", "sealed_under", "customer_snapshot", "seller_snapshot", "logo"}
 )
+# Where a moment without its unit would be called as another field is.
+MOMENTS: Final = {"paid_us": "paid_at"}
 _made: dict[type, Any] = {}
 
 T = TypeVar("T")
@@ -62,6 +64,7 @@ def view(record: type, name: str = "") -> Any:
             for field in msgspec.structs.fields(record)
             if field.name not in HIDDEN
         ]
+        assert len(dict(fields)) == len(fields), f"{record.__name__}: two fields of one name"
         title = name or record.__name__.removesuffix("Record")
         _made[record] = msgspec.defstruct(title, fields, frozen=True, kw_only=True, module=__name__)
     return _made[record]
@@ -73,7 +76,7 @@ def list_of(kind: Any) -> Any:
 
 
 def _name_of(field: str) -> str:
-    return field.removesuffix("_us")
+    return MOMENTS.get(field) or field.removesuffix("_us")
 
 
 def _type_of(name: str, kind: Any) -> Any:

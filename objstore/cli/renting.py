@@ -413,6 +413,9 @@ def usage_show(
     path = f"/api/v1/tenants/{quoted(tenant)}/usage"
     rows = store.listed(path, month=month, begin=begin, end=end)
     store.show(rows, "project", "bucket", "storage_class", "meter", "quantity")
+    until = store.get(f"{path}?limit=1")["sealed_until"]
+    sealed = f"hours until {until} are sealed" if until else "no hour is sealed"
+    print(f"{sealed}; later ones are not in it", file=sys.stderr)
 
 
 @usage_app.command("verify")
@@ -434,7 +437,7 @@ INVOICE_COLUMNS: Final = ("id", "number", "type", "tenant", "state", "period_beg
 def invoice_list(store: Store, tenant: OfTenant = "", state: str = "", type_: str = "") -> None:
     """Invoices and credit notes of a tenant; without one all drafts."""
     found = store.listed("/api/v1/invoices", tenant=tenant, state=state, type=type_)
-    store.show(_priced(found, "total"), *INVOICE_COLUMNS)
+    store.show(_priced(found, "total", "paid"), *INVOICE_COLUMNS)
 
 
 @invoice_app.command("show")
@@ -478,7 +481,8 @@ def invoice_finalise(
     if invoice:
         store.confirm(invoice, "A final invoice never changes: only a credit note corrects it.", yes=yes)
         path = f"/api/v1/invoices/{quoted(invoice)}/finalise"
-        store.show(_priced([store.change("POST", path, {"early": early})], "total"), *INVOICE_COLUMNS)
+        made = store.change("POST", path, {"early": early})
+        store.show(_priced([made], "total", "paid"), *INVOICE_COLUMNS)
         return
     if early:
         raise ConfigError("--early: name the invoice")
@@ -531,7 +535,7 @@ def invoice_credit(
     store.confirm(invoice, f"A credit note is final: it gives back {what}.", yes=yes)
     path = f"/api/v1/invoices/{quoted(invoice)}/credit-notes"
     note = store.change("POST", path, {"reason": reason, "credits": given})
-    store.show(_priced([note], "total"), *INVOICE_COLUMNS)
+    store.show(_priced([note], "total", "paid"), *INVOICE_COLUMNS)
 
 
 def _part(text: str) -> dict[str, int]:
