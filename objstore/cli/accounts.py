@@ -8,6 +8,7 @@ from typing import Annotated, Any, Final
 import typer
 
 from objstore.cli.output import DEGRADED, fail
+from objstore.cli.renting import size
 from objstore.cli.store import Store, YesOption, asks, changes, quoted
 from objstore.config import ConfigError
 
@@ -118,11 +119,20 @@ def tenant_create(
     adopt: Annotated[
         bool, typer.Option("--adopt", help="The tenant is there, and becomes a customer.")
     ] = False,
+    bytes_: Annotated[
+        str | None, typer.Option("--bytes", help="Its hard quota: 10TB.  [no limit]", show_default=False)
+    ] = None,
+    objects: Annotated[
+        int | None, typer.Option(help="As many at most.  [no limit]", show_default=False)
+    ] = None,
 ) -> None:
     """Create a tenant; with --kind as a customer, on trial or active.
 
-    Fields of --set are those of the API: legal_name, address, country, tax_ids, seller, parent, plan, ..."""
-    body = {"name": name, "kind": kind, "trial_days": trial_days, "sites": site or [], "adopt": adopt}
+    Fields of --set are those of the API: legal_name, address, country, tax_ids, seller, parent, plan, ...
+    Whose reseller has a quota needs one too, from the beginning."""
+    limits = {"bytes_max": None if bytes_ is None else size(bytes_), "objects_max": objects}
+    body: dict[str, Any] = {"name": name, "kind": kind, "trial_days": trial_days, "sites": site or []}
+    body |= {"adopt": adopt, "limits": limits}
     store.show_facts(store.change("POST", "/api/v1/tenants", {**body, **fields(given)}))
 
 
