@@ -110,6 +110,9 @@ class RecordedKv:
     Args:
         guards: what the act's first commit expects beside its own, and which header asks for it.
         first: what its first commit puts beside its own.
+
+    Attributes:
+        written: what its commits have put, and deleted (None).
     """
 
     kv: Kv
@@ -118,6 +121,7 @@ class RecordedKv:
     guards: Mapping[bytes, tuple[bytes | None, str]] = field(default_factory=dict)
     first: Mapping[bytes, bytes] = field(default_factory=dict)
     commits: int = 0
+    written: dict[bytes, bytes | None] = field(default_factory=dict)
 
     async def get(self, key: bytes) -> bytes | None:
         return await self.kv.get(key)
@@ -141,6 +145,8 @@ class RecordedKv:
                 raise ConditionFailed(guard[1]) from conflict
             raise
         self.commits += 1
+        self.written.update(dict.fromkeys(transaction.delete))
+        self.written.update(transaction.put)
 
     def _with_guards(self, transaction: Transaction) -> Transaction:
         for key, (value, condition) in self.guards.items():

@@ -19,7 +19,7 @@ from objstore.audit.log import Deed, RecordedKv, Wanted, newest, verify
 from objstore.audit.records import HEAD_KEY, AuditRecord
 from objstore.errors import ConditionFailed, MetaUnavailable
 from objstore.iam.roles import PRESETS, may
-from objstore.iam.users import create_user
+from objstore.iam.users import create_user, set_user_disabled
 from objstore.meta.kv import DictKv, Transaction, prefix_end
 from objstore.meta.schema import user_key
 from tests.admin.api import DRAFT, QUOTE, TB, TOKEN, Api, furnish, people, serving
@@ -495,6 +495,36 @@ async def test_a_change_between_the_look_and_the_commit_is_noticed() -> None:
         engines[0].meddle = await api.kv.get(user_key("lower-billing"))
         answer = await api("PUT", f"{path}/role", {"role": "admin"}, headers={"If-Match": tag})
         assert answer.status == 412
+
+
+async def test_what_another_did_before_the_answer_is_not_taken_for_ones_own() -> None:
+    class Meddling(DictKv):
+        """Somebody else disables the user just behind the commit, before the answer is made."""
+
+        def __init__(self, kv: DictKv) -> None:
+            self._values, self._keys = kv._values, kv._keys
+            self.armed = False
+
+        async def commit(self, transaction: Transaction) -> None:
+            await super().commit(transaction)
+            if self.armed:
+                self.armed = False
+                await set_user_disabled(self, "lower-reader", True)
+
+    engines: list[Meddling] = []
+
+    def wrap(kv: DictKv) -> Meddling:
+        engines.append(Meddling(kv))
+        return engines[0]
+
+    async with serving(wrap=wrap) as api:
+        await people(api)
+        path = "/api/v1/users/lower-reader/role"
+        engines[0].armed = True
+        changed = await api("PUT", path, {"role": "admin"})
+        assert (changed.status, engines[0].armed) == (200, False)
+        tag = {"If-Match": changed.headers["ETag"]}
+        assert (await api("PUT", path, {"role": "owner"}, headers=tag)).status == 412
 
 
 # Pages.
