@@ -264,6 +264,8 @@ async def test_a_reseller_makes_customers_of_its_own_within_its_quota(api: Api) 
             status, words = await make("bounded", limits={**own, name: wrong})
             assert (status, f"{name} of a customer of yours" in words) == (403, True)
     assert (await make("bounded", limits=own))[0] == 201
+    assert (await api("PUT", "/api/v1/tenants/upper/state", {"state": "suspended"})).status == 200
+    assert (await make("afresh", limits=own))[0] == 403  # Or it would store on under another name.
 
 
 async def test_a_reseller_stops_its_customers_and_lets_go_only_those_it_stopped(api: Api) -> None:

@@ -26,6 +26,7 @@ from objstore.meta.schema import (
 from objstore.rental.changes import Change, commit_change
 from objstore.rental.customers import (
     PRESETS,
+    account_state,
     change_customer,
     create_customer,
     find_customer,
@@ -37,6 +38,7 @@ from objstore.rental.customers import (
 from objstore.rental.names import check_days
 from objstore.rental.records import CustomerRecord, customer_key
 from objstore.rental.sellers import list_sellers
+from objstore.rental.terms import STORES
 
 READ: Final = Rule(action="tenant:Read")
 ABOVE: Final = Rule(action="tenant:Write", tenants=False)  # Who is above it, not the tenant itself.
@@ -203,6 +205,8 @@ async def create(call: Call) -> Any:
 async def _by_reseller(call: Call, body: NewTenant) -> dict[str, Any]:
     """What a reseller's customers have from it: itself as the parent, its seller, a quota within its own."""
     own = await find_customer(call.kv, call.caller.tenant)
+    if (state := await account_state(call.kv, own.tenant)) not in STORES:
+        raise Problem(403, f"your own account is {state}: it makes no customers")
     if body.adopt or body.kind == "internal":
         raise Problem(403, "only the operator adopts tenants and makes internal ones")
     _check_resellers(body.given(), "currency")
