@@ -72,8 +72,11 @@ class Syscalls(Protocol):
         ...
 
     def drop_cache(self, fd: int, position: int, size: int) -> None:
-        """Ask the kernel to forget clean pages of the file, so that their next read is the disk's. Size 0: all
-        from there on."""
+        """Ask the kernel to forget clean pages of the file, so that their next read is the disk's.
+
+        Args:
+            size: bytes; 0: all from `position` on.
+        """
         ...
 
     def flock(self, fd: int) -> None:
