@@ -146,9 +146,9 @@ class _File:
     __slots__ = (
         "allocated",
         "behind",
-        "dropped",
         "disk",
         "doomed",
+        "dropped",
         "fd",
         "sealed",
         "synced",
