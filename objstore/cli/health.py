@@ -63,8 +63,8 @@ def safe_to_stop(
 ) -> None:
     """Whether these can stop now, all at once, without a client noticing.
 
-    Exit code 0: every volume stays readable, writes and metadata go on. 1: they do not, and why. 2: no machine
-    or disk is called so."""
+    Exit code 0: every volume stays readable, writes and metadata go on. 1: they do not, and why. 2: no
+    machine or disk is called so."""
     try:
         found = store.get("/api/v1/safe-to-stop?" + urlencode([("what", name) for name in what]))
     except Refused as refusal:
