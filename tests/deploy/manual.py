@@ -38,12 +38,12 @@ class Block(NamedTuple):
     text: str
 
 
-def blocks() -> list[Block]:
-    """Every fenced block of the page, in its order."""
+def blocks(page: Path = PAGE) -> list[Block]:
+    """Every fenced block of a page, in its order."""
     found: list[Block] = []
     heading = run = language = ""
     lines: list[str] | None = None
-    for line in PAGE.read_text().splitlines():
+    for line in page.read_text().splitlines():
         if lines is not None:
             if line == "```":
                 found.append(Block(heading, run, language, "\n".join(lines) + "\n"))
