@@ -138,6 +138,8 @@ COMPILE = $(BIN)/pip-compile --quiet --generate-hashes --no-emit-index-url --no-
 lock: $(VENV)/.test
 	@$(BIN)/python -m pip install --quiet pip-tools
 	$(COMPILE) -o requirements/run.txt pyproject.toml
+	# Only num2words' command line wants it, and there is no wheel of it: nothing is built at an installation.
+	sed -i '/^docopt==/,/# via num2words/d' requirements/run.txt
 	$(COMPILE) -o requirements/test.txt requirements/test.in
 	$(COMPILE) -o requirements/clients.txt requirements/clients.in
 	$(COMPILE) -o requirements/s3fs.txt requirements/s3fs.in
