@@ -189,7 +189,7 @@ class _Clerk:
         self._left: list[int] = []  # Of each line's net: what discounts have left of it.
 
     def use(self, usage: Usage, pools: Mapping[str, Pool], active_s: int) -> None:
-        stored = usage.total(STORAGE)
+        stored = max(0, usage.total(STORAGE))
         groups = self._groups(usage)
         for rate in self._plan.items:
             if rate.meter == SUBSCRIPTION:
@@ -197,7 +197,8 @@ class _Clerk:
                 continue
             members = groups.get(rate, [])
             base = rate.base(self._month)
-            used = sum((_beside_leases(member, pools) for member in members), _ZERO) / base
+            # Gateways whose clocks differ may leave what was there for a moment a moment below nothing.
+            used = max(_ZERO, sum((_beside_leases(member, pools) for member in members), _ZERO)) / base
             for part in parts_of(rate, used, allowance(rate, self._month, stored)):
                 self._use_line(rate, part, base, tuple(members))
 
@@ -381,7 +382,8 @@ def _beside_leases(member: Member, pools: Mapping[str, Pool]) -> Fraction:
     pool = pools.get(member.key.storage_class)
     if pool is None or member.key.meter != STORAGE or not member.quantity:
         return Fraction(member.quantity)
-    return Fraction(member.quantity * pool.beside(), pool.stored())
+    stored = pool.stored()
+    return Fraction(member.quantity * pool.beside(), stored) if stored else _ZERO
 
 
 def _is_discounted(line: Line, discount: Discount) -> bool:

@@ -115,6 +115,19 @@ async def test_what_is_wrong_with_one_customer_is_told_and_stops_no_other() -> N
     assert run.unpriced == [("acme", "requests_a")]
 
 
+async def test_what_went_before_it_came_by_another_gateways_clock_holds_up_nobody() -> None:
+    kv = await a_store("acme", "bravo")
+    await store(kv, 1, MARCH.begin_s + 100, GB)  # A part, and behind it
+    await store(kv, 1, MARCH.begin_s + 99, -GB)  # its abort, by a clock that is a second late.
+    await store(kv, 2, MARCH.begin_s, GB)
+    await kv.commit(Transaction(add={meter_prefix(MARCH.first_hour, 1, "") + SENT_INTERNET: Add(3 * GB)}))
+    await seal(kv, MARCH)
+    run = await bill(kv, MARCH)
+    assert (run.drafts, run.problems) == (2, [])
+    assert [line.net for line in await lines_of(kv, "acme", MARCH)] == [3_00]
+    assert [line.net for line in await lines_of(kv, "bravo", MARCH)] == [10_00]
+
+
 async def test_a_run_that_is_cut_off_goes_on_where_it_ended() -> None:
     kv = await a_store("acme", "bravo")
     for bucket in (1, 2):
