@@ -47,7 +47,7 @@ from objstore.rental.sales import Book, Survey, all_leases, lease_spans, note_sa
 KINDS: Final = ("guaranteed", "best_effort", "dedicated")
 OPEN: Final = frozenset({"quote", "draft"})  # States in which terms may still change.
 MAY_LEASE: Final = frozenset({"trial", "active"})  # States of an account that may be offered a lease,
-BINDS: Final = "active"  # and that of one that may sign it: whose it is was checked, and is invoiced.
+ORDERS: Final = "active"  # and that of one that orders by itself: whose it is was checked, and is invoiced.
 SECOND_US: Final = 1_000_000
 DAY_US: Final = 86_400 * SECOND_US
 TERM_MONTHS_MAX: Final = 240
@@ -232,7 +232,7 @@ async def sign(kv: Kv, lease: str, survey: Survey, *, now_us: int) -> LeaseRecor
     async def decide(change: Change) -> LeaseRecord:
         record = await change.found(lease_key(lease), LeaseRecord, no_such_lease(lease))
         _check_state(record, {"draft"})
-        await check_tenant(change, record, signs=True)
+        await check_tenant(change, record)
         return await sell(change, record, survey, now_us=now_us)
 
     return await commit_change(kv, decide, what="a lease")
@@ -548,16 +548,16 @@ async def _renew(kv: Kv, lease: str, survey: Survey, now_us: int) -> None:
 # Parts of the above.
 
 
-async def check_tenant(change: Change, lease: LeaseRecord, *, signs: bool = False) -> CustomerRecord:
+async def check_tenant(change: Change, lease: LeaseRecord, *, orders: bool = False) -> CustomerRecord:
     """Raises: BadArgument: it is no customer, its account is closed, or its currency another one.
 
     Args:
-        signs: the lease binds from now on: what is on trial is not invoiced, and signs nothing.
+        orders: no operator looks at it: who is on trial is not invoiced, and orders nothing.
     """
     tenant = lease.tenant
     customer = await change.found(customer_key(tenant), CustomerRecord, no_such_customer(tenant))
     account = await change.record(account_key(tenant), AccountRecord) or AccountRecord()
-    if account.state not in MAY_LEASE or (signs and account.state != BINDS):
+    if account.state not in MAY_LEASE or (orders and account.state != ORDERS):
         raise BadArgument(f"the account of {tenant} is {account.state}", name="tenant", value=tenant)
     if customer.currency != lease.currency:
         raise BadArgument(

@@ -141,7 +141,7 @@ async def order(
         record = await change.found(offer_key(offer), OfferRecord, no_such_offer(offer))
         _check_order(record, size, term_months, begin_us, now_us)
         drafted = lease_of(record, lease, tenant, size=size, term_months=term_months, begin_us=begin_us)
-        customer = await check_tenant(change, drafted, signs=True)
+        customer = await check_tenant(change, drafted, orders=True)
         if record.customer_kinds and customer.kind not in record.customer_kinds:
             raise BadArgument(
                 f"offer {offer} is for {', '.join(record.customer_kinds)}", name="offer", value=offer
