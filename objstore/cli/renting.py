@@ -430,6 +430,7 @@ def usage_verify(store: Store, tenant: TenantName) -> None:
 # --- invoices -------------------------------------------------------------------------------------
 
 INVOICE_COLUMNS: Final = ("id", "number", "type", "tenant", "state", "period_begin", "total", "due", "paid")
+INVOICE_AMOUNTS: Final = ("total_net", "total_tax", "total", "prepaid", "paid", "credited", "returned")
 
 
 @invoice_app.command("list")
@@ -447,7 +448,7 @@ def invoice_show(store: Store, invoice: InvoiceId) -> None:
     found = store.get(f"/api/v1/invoices/{quoted(invoice)}")
     lines = store.get(f"/api/v1/invoices/{quoted(invoice)}/lines")["items"]
     if not store.show_whole({**found, "lines": lines}):
-        (facts,) = _priced([found], "total_net", "total_tax", "total", "prepaid", "paid", "credited")
+        (facts,) = _priced([found], *INVOICE_AMOUNTS)
         store.show_facts(facts)
         rows = _priced([{**line, "currency": found["currency"]} for line in lines], "net")
         store.show(rows, "project", "description", "quantity", "unit", "unit_price", "net")

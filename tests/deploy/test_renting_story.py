@@ -133,6 +133,7 @@ def bill(story: Story, place: Path) -> None:
     assert said.count("\tdraft\t") == 3, said
     assert "stored_byte_seconds" in said
     said = story.tell("The month's end")
+    assert "\nreturned\t0.00 DZD\n" in said
     assert "FA-2027-000001\tinvoice\tlibrairie\tfinal" in said
     # A day of 31 of a month's 5.90 USD.
     assert re.search(r"FA-2027-000002\tinvoice\tnuage\tfinal\t[^\t]*\t0\.19 USD", said)
