@@ -4,11 +4,12 @@ Who runs it twice gets the same drafts: rating the same records gives the same l
 not touched; what came late goes to the next invoice (rental/late_usage.py).
 """
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-from objstore.errors import BadArgument
+from objstore.errors import BadArgument, Unavailable
 from objstore.ids import Randomness
 from objstore.meta.kv import Kv
 from objstore.meta.schema import decode
@@ -27,6 +28,8 @@ from objstore.rental.settlement import DRAFT
 from objstore.rental.tally import BATCH, Tally
 from objstore.rental.taxes import TaxRule
 from objstore.rental.usage import sealed_until, usage_pages
+
+log = logging.getLogger(__name__)
 
 CUSTOMERS_AT_ONCE: Final = 200
 HOUR_US: Final = HOUR_S * SECOND_US
@@ -79,6 +82,11 @@ async def draft_month(
                 await _draft(kv, customer, month, rules, now_us, randomness, run)
             except BadArgument as problem:
                 _tell(run.problems, customer.tenant, problem.message)
+            except Unavailable:
+                raise
+            except Exception:  # What is wrong with one tenant's records keeps nobody else's invoice back.
+                log.exception("the month of tenant %s cannot be drafted", customer.tenant)
+                _tell(run.problems, customer.tenant, "a bug or a broken record; see the store's log")
             run.tenants += 1
             run.after = customer.tenant
             progress(run)

@@ -115,6 +115,18 @@ async def test_what_is_wrong_with_one_customer_is_told_and_stops_no_other() -> N
     assert run.unpriced == [("acme", "requests_a")]
 
 
+async def test_a_broken_record_of_one_tenant_holds_up_nobody_else() -> None:
+    kv = await a_store("broken", "whole")
+    for bucket in (1, 2):
+        await store(kv, bucket, MARCH.begin_s, 10 * GB)
+    await seal(kv, MARCH)
+    (key, _), *_ = await kv.scan(b"hbroken\0", b"hbroken\1", 1)
+    await kv.commit(Transaction(put={key: b"\x93\x01no"}))
+    run = await bill(kv, MARCH)
+    assert [tenant for tenant, _ in run.problems] == ["broken"]
+    assert (run.tenants, run.drafts) == (2, 1)
+
+
 async def test_what_went_before_it_came_by_another_gateways_clock_holds_up_nobody() -> None:
     kv = await a_store("acme", "bravo")
     await store(kv, 1, MARCH.begin_s + 100, GB)  # A part, and behind it
