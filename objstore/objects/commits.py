@@ -333,11 +333,7 @@ async def change_object(
         if bytes_delta:
             add[bucket_bytes_key(place.bucket.id)] = Add(bytes_delta)
         hold = place.hold
-        reserved = key_reserved = 0
-        if hold is not None and not hold.settled:
-            reserved, key_reserved = hold.record.size, hold.record.key_size
-            expect[hold.key] = hold.value
-            delete.append(hold.key)
+        reserved, key_reserved = (0, 0) if hold is None else hold.settle(expect, delete)
         charge(
             add,
             account,

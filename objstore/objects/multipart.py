@@ -312,12 +312,8 @@ async def publish_part(
             add[upload_bytes_key(upload)] = Add(delta)
             add[bucket_bytes_key(place.bucket.id)] = Add(delta)
         hold = place.hold
-        delete: tuple[bytes, ...] = ()
-        held = key_held = 0
-        if hold is not None and not hold.settled:
-            held, key_held = hold.record.size, hold.record.key_size
-            expect[hold.key] = hold.value
-            delete = (hold.key,)
+        delete: list[bytes] = []
+        held, key_held = (0, 0) if hold is None else hold.settle(expect, delete)
         if key is not None:
             expect[key.key] = key.value
         if is_metered(place.bucket):

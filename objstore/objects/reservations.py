@@ -49,6 +49,17 @@ class Hold:
         self.value = encode(record)
         self.settled = False  # Its record is gone: published, let go or given back.
 
+    def settle(self, expect: dict[bytes, bytes | None], delete: list[bytes]) -> tuple[int, int]:
+        """Have a commit expect the reservation and take it away, if it is there still.
+
+        Returns: the billed bytes that the commit settles, and those of them that count for an access key.
+        """
+        if self.settled:
+            return 0, 0
+        expect[self.key] = self.value
+        delete.append(self.key)
+        return self.record.size, self.record.key_size
+
 
 def is_limited(account: Account, bucket: BucketRecord, key: KeyAccount | None) -> bool:
     """Whether any limit of what may be stored holds in this bucket, for this key."""
