@@ -8,7 +8,7 @@ import msgspec
 from objstore.admin.callers import OPERATORS
 from objstore.admin.pages import page
 from objstore.admin.routes import Call, Page, Route, of_store
-from objstore.admin.views import List, list_of, shown, view
+from objstore.admin.views import List, given_of, list_of, shown, view
 from objstore.rental.records import SellerRecord, seller_key
 from objstore.rental.sellers import change_seller, create_seller, find_seller, list_sellers
 
@@ -70,9 +70,7 @@ async def show(call: Call) -> Any:
 
 
 async def change(call: Call) -> Any:
-    given = {
-        name: value for name, value in msgspec.structs.asdict(call.body).items() if value is not msgspec.UNSET
-    }
+    given = given_of(call.body, SellerRecord)
     return shown(await change_seller(call.kv, call.params["seller"], **given))
 
 
