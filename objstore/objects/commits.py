@@ -249,11 +249,13 @@ async def change_object(
     build: Build,
     *,
     absent_is_done: bool = False,
+    not_before_us: int = 0,
 ) -> tuple[ObjectRecord | None, bool]:
     """Change one object. Returns its new record and whether anything was committed.
 
     Args:
         absent_is_done: a delete: nothing to do if there is no object.
+        not_before_us: a moment, maybe of another machine's clock, that the change comes after.
 
     Raises: NoSuchBucket, Denied; what `check` raises; Conflict on a key of the change's own `expect` (the
         caller knows what it means); QuotaExceeded; Overloaded after too many lost rounds; Unavailable.
@@ -269,6 +271,7 @@ async def change_object(
         if link is not None:
             value = link.value
         old = None if value is None else decode(value, ObjectRecord)
+        now_us = max(store.clock.now_us(), not_before_us)
         if check is not None:
             try:
                 check(old, seen)
@@ -281,15 +284,15 @@ async def change_object(
                 if link is None or await link.stood():
                     return None, False
                 continue
-            order = store.clock.now_us()
+            order = now_us
             bytes_delta = 0
         else:
             seen = True
-            order = max(store.clock.now_us(), old.order + 1)
+            order = max(now_us, old.order + 1)
             bytes_delta = -old.size
         if who.mirror is not None:
             order = who.mirror.order
-        at_us = moment_of(old, order, store.clock.now_us(), ours=who.mirror is None)
+        at_us = moment_of(old, order, now_us, ours=who.mirror is None)
         change = build(old, order)
         record, kept = change.record, change.kept
         account = place.account

@@ -9,6 +9,7 @@ Concurrency: any number of processes may sweep at once: each commit expects the 
 it removes, and a loser just reads again.
 """
 
+import asyncio
 from typing import Final
 
 from objstore.errors import Conflict, NoSuchUpload, Overloaded
@@ -38,11 +39,12 @@ from objstore.rental.terms import UNLIMITED, add_key_use
 
 ATTEMPTS_MAX: Final = 64
 STEP_KEYS: Final = 100  # Records removed by one commit.
+PARTS_AT_ONCE: Final = 1_000  # Read by one look.
 GRACE_US: Final = 3_600_000_000  # How long a reader that has begun can still look up parts: an hour.
 
 
 async def abort(store: Store, name: str, bucket_value: bytes, bucket: BucketRecord, key: bytes) -> None:
-    """Drop the upload under this m key: one commit, however many parts it has.
+    """Drop the upload under this m key: one commit, however many parts it has. It reads them all.
 
     Raises: NoSuchUpload; Conflict if the bucket is no longer this record; Overloaded.
     """
@@ -58,9 +60,9 @@ async def abort(store: Store, name: str, bucket_value: bytes, bucket: BucketReco
             add[bucket_bytes_key(bucket.id)] = Add(-freed)
         if freed and is_metered(bucket):
             use(add, await open_account(store, bucket.tenant), bucket, size=-freed)
-            at_s = store.clock.now_us() // SECOND_US
+            end_us = max(store.clock.now_us(), await _latest_us(store, upload))
             extra = decode(record, UploadRecord).extra
-            count(add, bucket.id, metered_class(extra), at_s, stored=-freed)
+            count(add, bucket.id, metered_class(extra), end_us // SECOND_US, stored=-freed)
             if access_key := key_of(extra):
                 add_key_use(add, access_key, UNLIMITED, size=-freed)
         transaction = Transaction(
@@ -77,6 +79,15 @@ async def abort(store: Store, name: str, bucket_value: bytes, bucket: BucketReco
             continue  # A part arrived.
         return
     raise Overloaded("parts of the upload kept arriving")
+
+
+async def _latest_us(store: Store, upload: bytes) -> int:
+    """The order of the upload's newest part: no part ends before it came, whatever the clocks say."""
+    latest_us = 0
+    async for pairs in pages(store.kv, b"p" + upload, prefix_end(b"p" + upload), PARTS_AT_ONCE):
+        latest_us = max(latest_us, *(decode(value, PartRecord).order for _, value in pairs))
+        await asyncio.sleep(0)  # Ten thousand parts: others may run in between.
+    return latest_us
 
 
 async def abort_all(store: Store, name: str, bucket_value: bytes, bucket: BucketRecord) -> None:

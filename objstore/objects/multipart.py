@@ -434,6 +434,7 @@ class _Made:
     etag: bytes
     checksum: Checksum | None
     unlisted: bool  # There are parts that were not claimed.
+    latest_us: int  # Order of the newest part, claimed or not.
 
 
 def _agrees(claimed: Checksum, made: Checksum | None) -> bool:
@@ -496,7 +497,12 @@ async def _assemble(store: Store, upload: bytes, record: UploadRecord, claimed: 
             sizes = [entry.size for entry in entries]
             whole = checksums.full_object(algorithm, zip(digests, sizes, strict=True))
     return _Made(
-        entries, size, md5.digest() + len(entries).to_bytes(2, "big"), whole, len(uploaded) > len(entries)
+        entries,
+        size,
+        md5.digest() + len(entries).to_bytes(2, "big"),
+        whole,
+        unlisted=len(uploaded) > len(entries),
+        latest_us=max(part.order for part in uploaded.values()),
     )
 
 
@@ -568,7 +574,8 @@ async def _complete(
             add={bucket_uploads_key(place.bucket.id): Add(-1)},
         )
 
-    new, _ = await change_object(store, who, place, check, build)
+    # Parts end when the object begins, and none may end before it came, whatever the clocks say.
+    new, _ = await change_object(store, who, place, check, build, not_before_us=made.latest_us)
     assert new is not None
     return Written(etag=etag_text(new.etag), order=new.order, checksum=made.checksum, size=new.size)
 

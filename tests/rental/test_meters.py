@@ -84,8 +84,23 @@ class History:
         self.there[key] = Version(billed, order)
 
 
-async def random_step(rng: random.Random, clock: FakeClock, store: Store, history: History) -> None:
-    """One change of a random key by one of the verbs."""
+class SkewedClock(FakeClock):
+    """Of another machine: so many microseconds beside the first one's."""
+
+    def __init__(self, base: FakeClock) -> None:
+        super().__init__()
+        self.base = base
+        self.skew = 0
+
+    def now_us(self) -> int:
+        return self.base.now + self.skew
+
+
+async def random_step(
+    rng: random.Random, clock: FakeClock, gateways: Sequence[Store], history: History
+) -> None:
+    """One change of a random key by one of the verbs; an upload's parts come to any of the gateways."""
+    store = rng.choice(gateways)
     key = rng.choice("abcdef")
     size = rng.choice([0, 1, 99, 101, 500])
     about = About(metadata={"colour": "rot"} if rng.random() < 0.3 else {})
@@ -95,7 +110,7 @@ async def random_step(rng: random.Random, clock: FakeClock, store: Store, histor
         written = await put_object(store, WHO, "bucket", key, about, MemoryBody(bytes(size)))
     elif kind == 3:
         if key in history.there:
-            history.gone(key, max(clock.now, history.there[key].order + 1))
+            history.gone(key, max(store.clock.now_us(), history.there[key].order + 1))
         await delete_object(store, WHO, "bucket", key)
         return
     elif kind == 4:
@@ -113,20 +128,22 @@ async def random_step(rng: random.Random, clock: FakeClock, store: Store, histor
         born = {}
         for number in range(1, rng.randrange(1, 4)):
             part = await multipart.put_part(
-                store, WHO, "bucket", key, upload, number, MemoryBody(bytes(size))
+                rng.choice(gateways), WHO, "bucket", key, upload, number, MemoryBody(bytes(size))
             )
             history.requests += 1
-            born[number] = (part.order // SECOND, part.etag)
-            clock.now += rng.randrange(HOUR_S * SECOND)
+            born[number] = part
+            clock.now += rng.choice([0, rng.randrange(HOUR_S * SECOND)])
+        store = rng.choice(gateways)
         if not born or rng.random() < 0.3:
+            ended = max([store.clock.now_us(), *(part.order for part in born.values())])
             await multipart.abort_upload(store, WHO, "bucket", key, upload)
-            for at, _ in born.values():
-                history.lived(size, at, clock.now // SECOND)
+            for part in born.values():
+                history.lived(size, part.order // SECOND, ended // SECOND)
             return
-        claims = [multipart.Claimed(number=1, etag=born[1][1])]
+        claims = [multipart.Claimed(number=1, etag=born[1].etag)]
         written = await multipart.complete_upload(store, WHO, "bucket", key, upload, claims)
-        for at, _ in born.values():
-            history.lived(size, at, written.order // SECOND)
+        for part in born.values():
+            history.lived(size, part.order // SECOND, written.order // SECOND)
     history.requests += 1
     history.comes(key, size + len(key) + extra, written.order)
 
@@ -138,7 +155,8 @@ async def test_sealed_usage_is_size_times_lifetime_whatever_clocks_do_and_whoeve
     clock, upkeep_clock = FakeClock(), FakeClock()
     first = memory_store(clock=clock, small_size_max=100, stripe_size=64)
     await create_bucket(first, WHO, "bucket", region="")
-    processes = [first, another_process(first)]
+    other = SkewedClock(clock)
+    gateways = [first, replace(another_process(first), clock=other)]
     history = History()
     dying = DyingKv(first.kv, rng)
     highest = 0
@@ -146,8 +164,10 @@ async def test_sealed_usage_is_size_times_lifetime_whatever_clocks_do_and_whoeve
         clock.now += rng.choice([0, 1, rng.randrange(SECOND), rng.randrange(4 * HOUR_S * SECOND)])
         if rng.random() < 0.1:
             clock.now -= rng.randrange(3 * HOUR_S * SECOND)  # Stepped back.
-        await random_step(rng, clock, rng.choice(processes), history)
-        highest = max(highest, clock.now)
+        if rng.random() < 0.2:  # The other machine's clock goes before or behind.
+            other.skew = rng.choice([0, -SECOND, SECOND, rng.randrange(-HOUR_S, HOUR_S) * SECOND])
+        await random_step(rng, clock, gateways, history)
+        highest = max(highest, clock.now, other.now_us())
         if rng.random() < 0.3:  # Its clock may be hours ahead: much comes late then.
             upkeep_clock.now = clock.now + rng.choice([0, rng.randrange(5 * HOUR_S * SECOND)])
             with suppress(MetaUnavailable):
