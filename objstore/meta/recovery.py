@@ -614,7 +614,7 @@ def _by_fitness(
     fit = [
         directory
         for directory in directories
-        if all(writable(disk) for disk in disks if Path(disk.path) in directory.parents)
+        if all(writable(disk) for disk in disks if directory.is_relative_to(disk.path))
     ]
     if suspicious:
         name = STATE_PREFIX + state.hex()
