@@ -3,7 +3,7 @@
 Nothing here locks, formats or allocates on the way of a request: a counter is an int in a dict, a
 histogram a list of ints. Each process hands out a `snapshot()` (MessagePack) over its control
 socket; the admin port merges the snapshots of all processes and renders one page for Prometheus.
-Names are `objstore_...` with base units; labels never hold a bucket, a key or a user.
+Names are `objstore_...` with base units; labels never hold a bucket, a key or a user, and name few tenants.
 
 Concurrency: a Registry belongs to one process and is changed by its event loop's thread only. A
 snapshot taken between two additions is a moment too early for the second, never torn.
@@ -22,6 +22,8 @@ DURATIONS: Final = (
     0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05,
     0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0,
 )  # fmt: skip
+
+TENANTS_MAX: Final = 4_000  # That one process counts by name: about 2 MB. All others are one.
 
 Labels = tuple[str, ...]
 
@@ -159,6 +161,18 @@ class _Operation:
         self.sent = 0
 
 
+class _Tenant:
+    """The numbers of one tenant."""
+
+    __slots__ = ("classes", "received", "refusals", "sent")
+
+    def __init__(self) -> None:
+        self.classes = [0] * 6  # By the status' first digit.
+        self.received = 0
+        self.sent = 0
+        self.refusals: dict[str, int] = {}  # By what it was refused for.
+
+
 class RequestMetrics:
     """The S3 face's numbers. `finished` is on the hot path: about 1 us a call.
 
@@ -170,6 +184,7 @@ class RequestMetrics:
         self.in_flight = 0
         self.connections = 0
         self._operations: dict[str, _Operation] = {}
+        self._tenants: dict[str, _Tenant] = {}
         self._errors: dict[Labels, float] = {}
         self._denied: dict[Labels, float] = {}
         self._throttled = 0
@@ -184,12 +199,21 @@ class RequestMetrics:
         sent: int = 0,
         error_code: str = "",
         first_byte_seconds: float | None = None,
+        tenant: str = "",
+        refusal: str = "",
     ) -> None:
-        """One request has ended. `received` and `sent` are bytes of bodies."""
+        """One request has ended.
+
+        Args:
+            received, sent: bytes of bodies.
+            tenant: who asked; empty: a stranger.
+            refusal: of its tenant's: rate | share | quota; empty: it was refused for none of these.
+        """
         numbers = self._operations.get(operation)
         if numbers is None:
             numbers = self._operations[operation] = _Operation()
-        numbers.classes[status // 100 if 100 <= status < 600 else 0] += 1
+        digit = status // 100 if 100 <= status < 600 else 0
+        numbers.classes[digit] += 1
         numbers.buckets[bisect_left(DURATIONS, seconds)] += 1
         numbers.seconds[0] += seconds
         numbers.received += received
@@ -199,6 +223,18 @@ class RequestMetrics:
             numbers.seconds[1] += first_byte_seconds
         if error_code:
             self._error(operation, status, error_code)
+        if tenant:
+            own = self._tenants.get(tenant) or self._tenant(tenant)
+            own.classes[digit] += 1
+            own.received += received
+            own.sent += sent
+            if refusal:
+                own.refusals[refusal] = own.refusals.get(refusal, 0) + 1
+
+    def _tenant(self, tenant: str) -> _Tenant:
+        """Its numbers, or, when too many tenants are known by name, those of all others."""
+        name = tenant if len(self._tenants) < TENANTS_MAX else ""
+        return self._tenants.setdefault(name, _Tenant())
 
     def _error(self, operation: str, status: int, error_code: str) -> None:
         labels = (operation, error_code)
@@ -209,6 +245,44 @@ class RequestMetrics:
             self._throttled += 1
 
     def _families(self) -> list[Family]:
+        return self._s3_families() + self._tenant_families()
+
+    def _tenant_families(self) -> list[Family]:
+        """Of every tenant that has asked something: whoever shows them names a few (processes/naming.py)."""
+        requests: list[tuple[Labels, list[float]]] = []
+        received: list[tuple[Labels, list[float]]] = []
+        sent: list[tuple[Labels, list[float]]] = []
+        refusals: list[tuple[Labels, list[float]]] = []
+        for tenant, numbers in self._tenants.items():
+            received.append(((tenant,), [numbers.received]))
+            sent.append(((tenant,), [numbers.sent]))
+            refusals += [((tenant, reason), [count]) for reason, count in numbers.refusals.items()]
+            requests += [
+                ((tenant, f"{digit}xx"), [count]) for digit, count in enumerate(numbers.classes) if count
+            ]
+        names = ("tenant",)
+        return [
+            Family(
+                "tenant_requests",
+                "counter",
+                "S3 requests of the tenant answered.",
+                ("tenant", "code_class"),
+                (),
+                requests,
+            ),
+            Family("tenant_received_bytes", "counter", "Bytes of its requests' bodies.", names, (), received),
+            Family("tenant_sent_bytes", "counter", "Bytes of the bodies of its answers.", names, (), sent),
+            Family(
+                "tenant_refusals",
+                "counter",
+                "Its requests refused for a rate, for its share of a busy process, for a quota.",
+                ("tenant", "reason"),
+                (),
+                refusals,
+            ),
+        ]
+
+    def _s3_families(self) -> list[Family]:
         requests: list[tuple[Labels, list[float]]] = []
         durations: list[tuple[Labels, list[float]]] = []
         firsts: list[tuple[Labels, list[float]]] = []

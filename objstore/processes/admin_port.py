@@ -30,6 +30,7 @@ from objstore.processes import doctor, volumes
 from objstore.processes.control import ask, processes, slow_disks
 from objstore.processes.disks import DiskSet
 from objstore.processes.engine import is_shared
+from objstore.processes.naming import Naming
 from objstore.processes.parts import Parts, directory_of
 from objstore.processes.salvage_copies import Copies
 from objstore.processes.stopping import Stopping
@@ -110,6 +111,7 @@ class AdminPort:
         self._spec = parts.spec
         self._gate = gate_of(parts, service)
         self._totals = Accumulator()
+        self._naming = Naming()
         self._usage: dict[int, Usage] = {}
         self._upkeep: dict[str, Any] = {}  # The services' status, as of the last scrape.
 
@@ -469,4 +471,4 @@ class AdminPort:
                 self._totals.drop_gauges(process)
             else:
                 self._totals.take(process, snapshot.incarnation, snapshot.families)
-        return render(self._totals.families())
+        return render(self._naming.cap(self._totals.families()))

@@ -90,6 +90,8 @@ class Observer(Protocol):
         sent: int = 0,
         error_code: str = "",
         first_byte_seconds: float | None = None,
+        tenant: str = "",
+        refusal: str = "",
     ) -> None: ...
 
 
@@ -118,6 +120,7 @@ class EdgeRequest(web.BaseRequest):
     body_weight = 0
     claimed: str | None = None  # The tenant that the request counts against.
     rated: Rated | None = None  # Of one that is held to a rate.
+    refusal = ""  # What its tenant was refused for: rate | share.
 
     async def _prepare_hook(self, response: web.StreamResponse) -> None:
         """The last moment before the head is written; aiohttp calls it for every answer that it writes."""
@@ -317,6 +320,7 @@ class App:
             access.check_use()
         self.used(who.access_key_id)
         if not self.admission.claim(who.tenant, request.body_weight):
+            request.refusal = "share"
             await self._tarry()
             raise slow_down()
         request.claimed = who.tenant
@@ -378,6 +382,7 @@ class App:
         size = int(length) if length.isascii() and length.isdigit() and len(length) < 20 else 0
         admitted = rates.admit(scopes, size)
         if isinstance(admitted, float):
+            request.refusal = "rate"
             await self._tarry()
             raise slow_down(retry_after=retry_after(admitted))
         request.rated = admitted
@@ -486,6 +491,7 @@ class App:
         received = body.received if body is not None else 0
         sent = _sent(request, response)
         first = request.first_byte_at
+        who = request.who
         self.observer.finished(
             request.operation,
             status,
@@ -494,9 +500,10 @@ class App:
             sent,
             code,
             first - began if first else None,
+            "" if who is None else who.tenant,
+            "quota" if code == "QuotaExceeded" else request.refusal,
         )
         log, traffic = self.access_log, self.traffic
-        who = request.who
         message = request._message
         peer = request._transport_peername
         remote = peer[0] if isinstance(peer, (list, tuple)) else ""

@@ -135,7 +135,7 @@ class QuotaWatch:
         hard: list[tuple[Labels, list[float]]] = []
         soft: list[tuple[Labels, list[float]]] = []
         for quota in picture.most:
-            label = (f"tenant {OTHER}" if quota.scope.tenant == OTHER else quota.scope.tenant,)
+            label = (label_of(quota.scope.tenant),)
             used.append((label, [quota.size]))
             objects.append((label, [quota.objects]))
             if quota.limits.bytes_max is not None:
@@ -176,6 +176,11 @@ class QuotaWatch:
 
 
 def _stage(state: str) -> str:
+def label_of(tenant: str) -> str:
+    """What a tenant is called in metrics: nobody is taken for the rest."""
+    return f"tenant {OTHER}" if tenant == OTHER else tenant
+
+
     return "open" if state in STORES else "closed" if state in CLOSED else "read_only"
 
 

@@ -1,0 +1,76 @@
+"""Which tenants the metrics name, and that what is told of all of them is what was counted."""
+
+import random
+from collections import Counter
+
+from objstore.metrics import Family, Labels, Registry, RequestMetrics
+from objstore.processes.naming import Naming
+from tests.seed import SEED
+
+
+def counted(**tenants: int) -> list[Family]:
+    samples: list[tuple[Labels, list[float]]] = [
+        ((tenant, "2xx"), [float(count)]) for tenant, count in tenants.items()
+    ]
+    return [Family("tenant_requests", "counter", "", ("tenant", "code_class"), (), samples)]
+
+
+def told(naming: Naming, **tenants: int) -> dict[str, float]:
+    (family,) = naming.cap(counted(**tenants))
+    return {tenant: count for (tenant, _), (count,) in family.samples}
+
+
+def test_those_that_ask_most_are_named_and_the_rest_is_one() -> None:
+    naming = Naming(2)
+    assert told(naming, a=5, b=1, c=9, other=2) == {"c": 9, "a": 5, "other": 3}
+
+
+def test_a_tenant_that_is_called_like_the_rest_is_not_taken_for_it() -> None:
+    assert told(Naming(1), other=7, b=1) == {"tenant other": 7, "other": 1}
+
+
+def test_a_name_is_kept_until_another_asks_twice_as_much_and_no_series_goes_back() -> None:
+    naming = Naming(1)
+    assert told(naming, a=100, b=0) == {"a": 100, "other": 0}
+    assert told(naming, a=100, b=150) == {"a": 100, "other": 150}
+    assert told(naming, a=100, b=350) == {"b": 200, "other": 150}
+    assert told(naming, a=101, b=351) == {"b": 201, "other": 151}
+
+
+def test_all_that_was_counted_is_told_once_whoever_is_named() -> None:
+    chance = random.Random(SEED)
+    naming = Naming(3)
+    totals: Counter[str] = Counter()
+    rest = asked = shown = 0.0
+    before: dict[str, float] = {}
+    for _ in range(200):
+        for tenant in "abcdefgh":
+            totals[tenant] += chance.choice((0, 0, 1, 50))
+        page = told(naming, **totals)
+        assert len(page) <= 4, SEED
+        assert page.get("other", 0.0) >= rest, SEED
+        rest = page.get("other", 0.0)
+        # A series that began at this scrape tells only what came since the last one.
+        shown += sum(count - before.get(tenant, 0.0) for tenant, count in page.items())
+        asked, before = float(totals.total()), page
+    assert shown == asked, SEED
+
+
+def test_other_pages_are_left_alone() -> None:
+    families = [
+        Family("tenant_used_bytes", "gauge", "", ("tenant",), (), [(("a",), [1.0])]),
+        Family("s3_errors", "counter", "", ("op",), (), [(("x",), [1.0])]),
+    ]
+    assert Naming(1).cap(families) == families
+
+
+def test_a_worker_counts_its_tenants_and_what_they_were_refused_for() -> None:
+    registry = Registry()
+    numbers = RequestMetrics(registry)
+    numbers.finished("PutObject", 200, 0.1, received=7, tenant="acme")
+    numbers.finished("PutObject", 503, 0.1, error_code="SlowDown", tenant="acme", refusal="rate")
+    numbers.finished("GetObject", 403, 0.1, error_code="InvalidAccessKeyId")
+    found = {family.name: dict(family.samples) for family in registry.families()}
+    assert found["tenant_requests"] == {("acme", "2xx"): [1], ("acme", "5xx"): [1]}
+    assert found["tenant_received_bytes"] == {("acme",): [7]}
+    assert found["tenant_refusals"] == {("acme", "rate"): [1]}
