@@ -257,6 +257,7 @@ class DiskChange(msgspec.Struct, kw_only=True):
     path: str
     node: str = ""  # 32 hex digits: the storage node that has it; empty: this machine.
     drop: bool = False  # Else it is added: made and known to metadata already.
+    soon: bool = False  # Its node does not serve it yet: remembered for the next start, and not opened.
 
 
 def change_disks(cluster: Cluster, data: Path, text: str) -> tuple[str, bool]:
@@ -279,7 +280,7 @@ def change_disks(cluster: Cluster, data: Path, text: str) -> tuple[str, bool]:
             write_record(data, record)
             cluster.disks[:] = [disk for disk in cluster.disks if disk.number != change.number]
             return "", before != [disk.number for disk in cluster.disks]
-        if not any(disk.number == change.number for disk in cluster.disks):
+        if not change.soon and not any(disk.number == change.number for disk in cluster.disks):
             if not change.node:
                 cluster.locks.append(lock_disk(change.path))
             found = FoundDisk(

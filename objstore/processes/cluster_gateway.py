@@ -5,7 +5,7 @@ Concurrency: one event loop, the upkeep process's.
 
 import asyncio
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from objstore.admin.app import ClusterAdmin, Problem
 from objstore.admin.cluster_port import ClusterApi, ClusterPort
 from objstore.clock import utc_text
 from objstore.errors import BadArgument, Denied, StoreError
+from objstore.meta.schema import DiskRecord
 from objstore.node.authority import GATEWAY, NODE
 from objstore.node.membership import JoinRequest, Registered, Registration, Roots, Standing, Welcome
 from objstore.node.port import standing_of
@@ -33,6 +34,7 @@ class ClusterGateway:
         sockets: the cluster port's, bound already.
         leads: whether this process holds the claim on the upkeep.
         removed: told that this gateway is no member any more.
+        remember: as in `Members`.
 
     Raises: CannotStart if this machine has no credentials, or an authority that does not open.
     """
@@ -43,6 +45,7 @@ class ClusterGateway:
         sockets: Sequence[socket.socket],
         leads: Callable[[], bool],
         removed: Callable[[str], None],
+        remember: Callable[[int, DiskRecord], Awaitable[None]] | None,
     ) -> None:
         spec, config = parts.spec, parts.spec.config.cluster
         data = Path(spec.data)
@@ -64,6 +67,7 @@ class ClusterGateway:
             data=data,
             known=read_authority(data, spec.cluster.master_key, spec.cluster.other_master_keys),
             sole=not is_shared(spec),
+            remember=remember,
         )
         self.verdicts = Verdicts(spec.run_directory, parts.store.clock, lasts_s=config.away_seconds)
         self.heartbeats = Heartbeats(

@@ -27,7 +27,7 @@ import msgspec
 
 from objstore.admin.app import Problem
 from objstore.blobs.volumes import VolumeState
-from objstore.errors import DiskMissing, StoreError
+from objstore.errors import DiskMissing, StoreError, Unavailable
 from objstore.ids import random_id
 from objstore.meta.schema import DiskRecord
 from objstore.node.disk import DiskState
@@ -112,16 +112,32 @@ class DiskSet:
             log.info("disk added", extra={"disk": number, "path": path})
             return number, await self._notes(number)
 
-    async def adopt(self, number: int, record: DiskRecord) -> None:
-        """Let the supervisor and the committer know of a disk that a storage node brought.
+    async def remember(self, number: int, record: DiskRecord) -> None:
+        """Let the supervisor know of a disk that its node has formatted and does not serve yet.
 
-        Raises: Problem.
+        So a start without metadata finds it.
+
+        Raises: Unavailable.
         """
+        await self._take(number, record, soon=True)
+
+    async def adopt(self, number: int, record: DiskRecord) -> None:
+        """Let the supervisor and the committer use a disk that a storage node brought.
+
+        Raises: Unavailable.
+        """
+        await self._take(number, record, soon=False)
+        log.info("disk of a node added", extra={"disk": number, "node": record.node.hex()})
+
+    async def _take(self, number: int, record: DiskRecord, *, soon: bool) -> None:
+        change = DiskChange(
+            number=number, uuid=record.uuid.hex(), path=record.path, node=record.node.hex(), soon=soon
+        )
         async with self._one:
-            await self._tell(
-                DiskChange(number=number, uuid=record.uuid.hex(), path=record.path, node=record.node.hex())
-            )
-            log.info("disk of a node added", extra={"disk": number, "node": record.node.hex()})
+            try:
+                await self._tell(change)
+            except Problem as failure:
+                raise Unavailable(f"disk {number} is not in this machine's cluster.json: {failure}") from None
 
     async def _reserved(self, path: str) -> tuple[int, bytes, bool]:
         """(number, uuid, whether it is formatted) of a disk whose adding was cut short; else 0."""

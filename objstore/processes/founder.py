@@ -6,7 +6,8 @@ of the journal lies on them, it leaves the store like a disk that an operator re
 
 Storage nodes register their disks in metadata (members.py), and workers follow that (minding.py). The
 supervisor must hear of them too: it keeps `cluster.json`, which a start needs before there is metadata, and
-starts the committer anew with the new set.
+starts the committer anew with the new set. The file has a disk before that takes its first fragment
+(`Members.remember`); the committer gets it when its node serves.
 
 Concurrency: one task of the upkeep process. Each step may be cut short and is done again.
 """

@@ -103,6 +103,8 @@ class Members:
         authority: the one from that file, if there is one; metadata without any gets it.
         addresses: under which machines that join reach this gateway.
         epoch: the newest epoch that is in force.
+        remember: lets this machine know of a node's disk for good. Before anything is written to it: a start
+            without metadata must find it.
     """
 
     kv: Kv
@@ -119,6 +121,7 @@ class Members:
     # With a journal there is one gateway: who runs is it, and it may be called as the last.
     sole: bool = False
     randomness: Randomness = os.urandom
+    remember: Callable[[int, DiskRecord], Awaitable[None]] | None = None
     _bundle: bytes = b""  # The record that `known` was read from.
 
     # The authority.
@@ -357,6 +360,11 @@ class Members:
         if await self.kv.get(member_key(id_)) is None:
             raise Denied("this node is not known to the cluster's metadata")
         await self.introduce(id_, NODE, request.machine, peer.issuer, int(peer.ends))
+        if self.remember is not None:
+            formatted = {bytes.fromhex(disk.uuid) for disk in request.disks if disk.formatted}
+            for number, record in (await self.ledger.disks()).items():
+                if record.uuid in formatted and record.node == id_ and _waits(record):
+                    await self.remember(number, record)
         numbers = {disk.uuid: await self._register_disk(id_, disk) for disk in request.disks}
         return Registered(
             numbers=numbers, checksum_secret=f"{self.checksum_secret:016x}", epoch=await self.epoch()
@@ -383,7 +391,7 @@ class Members:
             record = decode(value, DiskRecord)
             await self._check_owner(number, record, node)
             new = msgspec.structs.replace(record, node=node, path=facts.path, size=facts.size or record.size)
-            if facts.formatted and record.state == "suspect" and record.reason == WAITING:
+            if facts.formatted and _waits(record):
                 new = msgspec.structs.replace(new, state="healthy", reason="", since_us=self.clock.now_us())
             if new == record:
                 return number
@@ -593,6 +601,11 @@ class Members:
     async def _commit(self, expect: dict[bytes, bytes | None], put: dict[bytes, bytes]) -> None:
         """A change that every member is to hear of. Raises: Conflict."""
         await self.kv.commit(Transaction(expect=expect, put=put, add={_NUMBER: Add(1)}))
+
+
+def _waits(record: DiskRecord) -> bool:
+    """Whether its node is yet to say that it has formatted it."""
+    return record.state == "suspect" and record.reason == WAITING
 
 
 def _described(record: MemberRecord, machine: Machine, issuer: str, ends_s: int) -> MemberRecord:

@@ -119,6 +119,7 @@ async def _serve(
             cluster_sockets,
             lambda: service.leads,
             lambda words: link.shut_out(f"{words}, which takes nothing from it: it stops"),
+            None if is_shared(spec) else disk_set.remember,
         )
         heartbeats = gateway.heartbeats
         service.stand_by_while(lambda: heartbeats.cut_off)

@@ -135,6 +135,7 @@ async def _find_volumes(ctx: Context, report: SalvageReport) -> None:
     """A record for every volume of which a fragment file has a whole header."""
     found: dict[int, dict[int, int]] = {}
     shapes: dict[int, tuple[int, int, int]] = {}
+    current: set[int] = set()  # Volumes with a file that is not in the trash.
     answered = newest = 0
     for number, disk in ctx.disks.items():
         try:
@@ -153,6 +154,8 @@ async def _find_volumes(ctx: Context, report: SalvageReport) -> None:
                 report.unreadable.append(f"{file.volume}.{file.index} on disk {number}: {failure}")
                 continue
             shapes.setdefault(file.volume, (header.k, header.m, header.created_us))
+            if not file.retired_us:
+                current.add(file.volume)
             places = found.setdefault(file.volume, {})
             if file.index not in places or not file.retired_us:
                 places[file.index] = number  # A copy in the trash gives way to one that is not.
@@ -172,6 +175,9 @@ async def _find_volumes(ctx: Context, report: SalvageReport) -> None:
         )
         # What is not there now does not come back: as far as the rest can be decoded.
         length = await find_length(ctx, record, gone={0, *record.disks})
+        if len(places) < k and volume in current:
+            words = f"volume {volume}: {len(places)} of its {k + m} fragment files were found, it takes {k}"
+            report.unreadable.append(words)
         record = msgspec.structs.replace(record, length=length)
         await ctx.kv.commit(
             Transaction(

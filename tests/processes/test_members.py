@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from objstore.errors import BadArgument, Conflict, Denied, MetaUnavailable
+from objstore.errors import BadArgument, Conflict, Denied, MetaUnavailable, Unavailable
 from objstore.meta.kv import DictKv, Transaction, counter
 from objstore.meta.schema import (
     DiskRecord,
@@ -283,6 +283,31 @@ async def test_a_nodes_disks_get_numbers_and_are_used_when_they_are_formatted(cl
     await ledger.suspect(2, "late")
     await cluster.members.register(peer, registration(facts(1, formatted=True), facts(2, formatted=True)))
     assert [(await cluster.disk(number)).state for number in (1, 2)] == ["draining", "suspect"]
+
+
+async def test_a_nodes_disk_takes_nothing_before_this_machine_remembers_it(cluster: Cluster) -> None:
+    remembered: list[tuple[int, str]] = []
+    answers = True
+
+    async def remember(number: int, record: DiskRecord) -> None:
+        if not answers:
+            raise Unavailable("cluster.json is not written")
+        remembered.append((number, (await cluster.disk(number)).state))
+
+    cluster.members.remember = remember
+    peer = await cluster.joined("n1")
+    await cluster.members.register(peer, registration(facts(1), facts(2)))
+    assert remembered == []
+    answers = False
+    with pytest.raises(Unavailable):
+        await cluster.members.register(peer, registration(facts(1, formatted=True), facts(2)))
+    assert (await cluster.disk(1)).state == "suspect"
+    answers = True
+    await cluster.members.register(peer, registration(facts(1, formatted=True), facts(2)))
+    assert remembered == [(1, "suspect")]
+    assert (await cluster.disk(1)).state == "healthy"
+    await cluster.members.register(peer, registration(facts(1, formatted=True), facts(2)))
+    assert remembered == [(1, "suspect")], "once is enough"
 
 
 async def test_registering_what_is_known_changes_nothing(cluster: Cluster) -> None:

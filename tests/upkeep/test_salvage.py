@@ -171,6 +171,18 @@ async def test_a_snapshot_reads_back_and_replaces_the_one_before() -> None:
     assert len(data) == second[0].size
 
 
+async def test_a_volume_most_of_whose_disks_are_not_known_is_named() -> None:
+    yard = await filled()
+    volumes = [record.id for record in await yard.ledger.volumes(0)]
+    for number in (1, 2, 3):
+        del yard.disks[number]
+    lose_metadata(yard)
+    report = await salvage(yard.context())
+    assert report.objects == 0
+    words = "3 of its 6 fragment files were found, it takes 4"
+    assert report.unreadable == [f"volume {volume}: {words}" for volume in volumes]
+
+
 async def test_pieces_of_two_versions_never_pass_for_one() -> None:
     yard = await Yard().start()
     rng = random.Random(1)
