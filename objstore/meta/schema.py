@@ -312,6 +312,7 @@ class AccountRecord(Record, frozen=True, array_like=True, kw_only=True):
     classes: dict[str, ClassTerms] = {}  # By storage class; "" is STANDARD.
     sites: list[str] = []  # Where the tenant's bytes may lie; none: anywhere.
     placement: str = ""  # The placement policy within which its buckets lie; empty: any.
+    leased: int | None = None  # Billed bytes that its leases in force let it store; None: no lease bounds it.
 
 
 class AdoptionRecord(Record, frozen=True, array_like=True, kw_only=True):

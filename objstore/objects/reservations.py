@@ -129,7 +129,7 @@ async def _check_room(
     project = project_of(bucket)
     scopes: list[Scope] = [
         ("bucket", limits_of(bucket), bucket_billed_key(bucket.id), bucket_objects_key(bucket.id)),
-        ("tenant", account.record.limits, account.use_key + b"s", account.use_key + b"o"),
+        ("tenant", account.limits, account.use_key + b"s", account.use_key + b"o"),
     ]
     if project:
         key = project_use_key(account.tenant, project)

@@ -18,7 +18,7 @@ from objstore.rental.customers import account_state, list_customers
 from objstore.rental.drafts import draft_invoice
 from objstore.rental.invoices import find_document, read_lines
 from objstore.rental.late_usage import correct_month
-from objstore.rental.leases import leases_of
+from objstore.rental.leased import leases_of
 from objstore.rental.meters import HOUR_S
 from objstore.rental.months import SECOND_US, Month
 from objstore.rental.plan_changes import plan_in

@@ -14,7 +14,7 @@ left for it, it ends with its term, and says why.
 import calendar
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import MAXYEAR, MINYEAR
 from fractions import Fraction
 from typing import Final
@@ -23,13 +23,14 @@ import msgspec
 
 from objstore.clock import utc_text
 from objstore.errors import BadArgument, NotEnoughCapacity
-from objstore.meta.kv import Kv, pages, prefix_end
+from objstore.meta.kv import Kv
 from objstore.meta.schema import AccountRecord, account_key, decode
 from objstore.rental.admission import Span, check_dedicated
 from objstore.rental.carried import put_carried, termination_fee
 from objstore.rental.changes import Change, commit_change
 from objstore.rental.commitments import MODES, STEPS_MAX, commitment_of
 from objstore.rental.customers import no_such_customer
+from objstore.rental.leased import follow_leases, set_leased
 from objstore.rental.money import Money, minor_units, parse_decimal
 from objstore.rental.months import Month
 from objstore.rental.names import check_days, check_text
@@ -161,16 +162,6 @@ async def find_lease(kv: Kv, lease: str) -> LeaseRecord:
     if value is None:
         raise no_such_lease(lease)
     return decode(value, LeaseRecord)
-
-
-async def leases_of(kv: Kv, tenant: str) -> list[LeaseRecord]:
-    """In order of making."""
-    start = tenant_lease_key(tenant, "")
-    found: list[LeaseRecord] = []
-    async for pairs in pages(kv, start, prefix_end(start), 500):
-        values = await kv.get_many([lease_key(key[len(start) :].decode()) for key, _ in pairs])
-        found += [decode(value, LeaseRecord) for value in values if value is not None]
-    return found
 
 
 async def make_lease(kv: Kv, lease: LeaseRecord, *, now_us: int) -> LeaseRecord:
@@ -328,6 +319,7 @@ async def extend_ramp(
             admit(await open_book(change, survey), changed, lease_spans(changed), now_us)
         change.put(lease_key(lease), changed)
         await note_sale(change)
+        await set_leased(change, changed.tenant, now_us=now_us, changed=changed)
         return changed
 
     return await commit_change(kv, decide, what="a lease")
@@ -415,6 +407,7 @@ async def terminate(
         ended = termination(record, at_us, now_us, reason)
         change.put(lease_key(lease), ended.lease)
         await note_sale(change)
+        await set_leased(change, record.tenant, now_us=now_us, changed=ended.lease)
         if ended.fee:
             await _bill_fee(change, ended, at_us, now_us)
         return ended
@@ -452,10 +445,12 @@ class Pass:
     ended: list[str]
     renewed: list[str]
     waiting: dict[str, str]  # What was to begin or to be renewed and could not, with the reason.
+    followed: list[str] = field(default_factory=list)  # Tenants of which a ramp took a step.
 
 
 async def advance(kv: Kv, survey: Survey, *, now_us: int, ready: Ready = all_ready) -> Pass:
-    """Let leases begin, be renewed and end whose moment has come. Repeated, it does nothing twice.
+    """Let leases begin, be renewed and end whose moment has come, and ramps take their steps: tenants may
+    store what their leases say from then on. Repeated, it does nothing twice.
 
     Args:
         ready: why a dedicated lease cannot begin yet, in words; empty: it can.
@@ -470,16 +465,17 @@ async def advance(kv: Kv, survey: Survey, *, now_us: int, ready: Ready = all_rea
             except NotEnoughCapacity as failure:
                 done.waiting[lease.id] = f"it is not renewed: {failure}"
                 if now_us >= lease.end_us:
-                    await _move(kv, lease.id, _ended(now_us, str(failure)))
+                    await _move(kv, lease.id, _ended(now_us, str(failure)), now_us)
                     done.ended.append(lease.id)
         elif now_us >= lease.end_us:
-            await _move(kv, lease.id, _ended(now_us, lease.reason))
+            await _move(kv, lease.id, _ended(now_us, lease.reason), now_us)
             done.ended.append(lease.id)
         elif lease.kind == "dedicated" and (words := await ready(lease)):
             done.waiting[lease.id] = words
         else:
-            await _move(kv, lease.id, _begun(now_us))
+            await _move(kv, lease.id, _begun(now_us), now_us)
             done.begun.append(lease.id)
+    done.followed.extend(await follow_leases(kv, await all_leases(kv), now_us=now_us))
     return done
 
 
@@ -514,8 +510,8 @@ def _ended(now_us: int, reason: str) -> Callable[[LeaseRecord], LeaseRecord]:
     return ended
 
 
-async def _move(kv: Kv, lease: str, alter: Callable[[LeaseRecord], LeaseRecord]) -> None:
-    """A change of state that may give capacity back."""
+async def _move(kv: Kv, lease: str, alter: Callable[[LeaseRecord], LeaseRecord], now_us: int) -> None:
+    """A change of state that may give capacity back; its tenant is held to what it leases from then on."""
 
     async def decide(change: Change) -> None:
         record = await change.found(lease_key(lease), LeaseRecord, no_such_lease(lease))
@@ -523,6 +519,7 @@ async def _move(kv: Kv, lease: str, alter: Callable[[LeaseRecord], LeaseRecord])
         if after != record:
             change.put(lease_key(lease), after)
             await note_sale(change)
+            await set_leased(change, record.tenant, now_us=now_us, changed=after)
 
     await commit_change(kv, decide, what="a lease")
 

@@ -37,7 +37,7 @@ from objstore.meta.schema import (
 from objstore.rental.changes import Change, commit_change
 from objstore.rental.projects import limit_project, no_such_project
 from objstore.rental.records import ProjectRecord, project_key
-from objstore.rental.terms import QUOTA, UNLIMITED, check_limits
+from objstore.rental.terms import QUOTA, UNLIMITED, check_limits, within_leased
 
 THRESHOLDS: Final = (50, 80, 90, 100)  # Percent of a limit at which its use is worth a word.
 KINDS: Final = ("tenant", "project", "bucket", "key")
@@ -69,11 +69,17 @@ class Quota:
     size: int  # Billed bytes in use; what running uploads have reserved is among them.
     objects: int
     buckets: int | None = None  # Of a tenant.
+    leased: int | None = None  # Bytes that a tenant's leases let it store; None: no lease bounds it.
 
     @property
     def level(self) -> int:
         """The highest of THRESHOLDS that any use has reached; 0: none."""
-        return level_of(self.limits, self.size, self.objects, self.buckets or 0)
+        return level_of(self.in_force, self.size, self.objects, self.buckets or 0)
+
+    @property
+    def in_force(self) -> Limits:
+        """The limits that requests are held to."""
+        return within_leased(self.limits, self.leased)
 
     @property
     def over_soft(self) -> bool:
@@ -102,14 +108,16 @@ async def show_quota(kv: Kv, scope: Scope) -> Quota:
     if scope.kind == "tenant":
         await _tenant(change, scope)
         account = await change.record(account_key(scope.tenant), AccountRecord)
-        limits, use = UNLIMITED if account is None else account.limits, tenant_use_key(scope.tenant)
+        account = account or AccountRecord()
+        use = tenant_use_key(scope.tenant)
         size, objects, buckets = await kv.get_many([use + b"s", use + b"o", use + b"b"])
         return Quota(
             scope=scope,
-            limits=limits,
+            limits=account.limits,
             size=counter(size),
             objects=counter(objects),
             buckets=counter(buckets),
+            leased=account.leased,
         )
     if scope.kind == "project":
         limits = await _project_limits(change, scope)

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Final
 
+import msgspec
+
 from objstore.errors import AccountClosed, BadArgument, LimitReached, QuotaExceeded
 from objstore.meta.kv import Add
 from objstore.meta.schema import (
@@ -35,7 +37,8 @@ class Account:
     """A tenant's AccountRecord as it was read, with the keys of its counters."""
 
     __slots__ = (
-        "buckets_key", "count_key", "key", "limited", "record", "size_key", "tenant", "use_key", "value",
+        "buckets_key", "count_key", "key", "limited", "limits", "record", "size_key", "tenant", "use_key",
+        "value",
     )  # fmt: skip
 
     def __init__(self, tenant: str, value: bytes | None) -> None:
@@ -47,9 +50,10 @@ class Account:
         self.buckets_key = self.use_key + b"b"
         self.size_key = self.use_key + b"s"
         self.count_key = self.use_key + b"o"
+        self.limits = within_leased(self.record.limits, self.record.leased)
         self.limited = any(
             limits.bytes_max is not None or limits.objects_max is not None
-            for limits in (self.record.limits, *self.record.projects.values())
+            for limits in (self.limits, *self.record.projects.values())
         )
 
     def check_stores(self) -> None:
@@ -72,6 +76,17 @@ class KeyAccount:
         self.value = value  # As a commit expects it; None: it was removed, and nothing limits it any more.
         self.limits = UNLIMITED if value is None else decode(value, AccessKeyRecord).limits
         self.use_key = key_use_key(access_key)
+
+
+def within_leased(limits: Limits, leased: int | None) -> Limits:
+    """What a tenant is held to: its own limits, and no more bytes than its leases let it store.
+
+    Args:
+        leased: None: no lease bounds it.
+    """
+    if leased is None or (limits.bytes_max is not None and limits.bytes_max <= leased):
+        return limits
+    return msgspec.structs.replace(limits, bytes_max=leased)
 
 
 def text_size(texts: dict[str, str]) -> int:
@@ -110,7 +125,7 @@ def add_use(
         limits: the bucket's own.
         size: billed bytes.
     """
-    own = account.record.limits
+    own = account.limits
     bucket_size_key, bucket_count_key = _bucket_keys(bucket)
     if size:
         more = Add(size)

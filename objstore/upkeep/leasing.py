@@ -259,7 +259,12 @@ def _of_disks(layout: Layout, topology: Topology, pool: str) -> Holdings:
 def _words(done: Pass) -> str:
     parts = [
         f"{len(ids)} {what}"
-        for what, ids in (("begun", done.begun), ("renewed", done.renewed), ("ended", done.ended))
+        for what, ids in (
+            ("begun", done.begun),
+            ("renewed", done.renewed),
+            ("ended", done.ended),
+            ("tenants at a step of their ramps", done.followed),
+        )
         if ids
     ]
     parts += [f"{lease} waits: {why}" for lease, why in list(done.waiting.items())[:NAMED_MAX]]

@@ -111,6 +111,7 @@ class QuotaWatch:
             of_tenant = Quota(
                 scope=Scope(kind="tenant", tenant=tenant),
                 limits=account.limits,
+                leased=account.leased,
                 size=own[0],
                 objects=own[1],
                 buckets=next(numbers),
@@ -138,8 +139,8 @@ class QuotaWatch:
             label = (label_of(quota.scope.tenant),)
             used.append((label, [quota.size]))
             objects.append((label, [quota.objects]))
-            if quota.limits.bytes_max is not None:
-                hard.append((label, [quota.limits.bytes_max]))
+            if quota.in_force.bytes_max is not None:
+                hard.append((label, [quota.in_force.bytes_max]))
             if quota.limits.bytes_soft is not None:
                 soft.append((label, [quota.limits.bytes_soft]))
         names = ("tenant",)

@@ -5,6 +5,7 @@ import random
 from collections.abc import Sequence
 from datetime import datetime
 from fractions import Fraction
+from typing import Any
 
 import msgspec
 import pytest
@@ -12,9 +13,10 @@ import pytest
 from objstore.clock import utc_text
 from objstore.errors import BadArgument, NotEnoughCapacity
 from objstore.meta.kv import DictKv, Transaction
-from objstore.meta.schema import AccountRecord, account_key, encode
+from objstore.meta.schema import AccountRecord, Limits, account_key, decode, encode
 from objstore.rental.admission import Node
 from objstore.rental.carried import list_carried
+from objstore.rental.leased import leases_of, storable_bytes
 from objstore.rental.leases import (
     DAY_US,
     SECOND_US,
@@ -28,7 +30,6 @@ from objstore.rental.leases import (
     extend_ramp,
     find_lease,
     give_notice,
-    leases_of,
     make_lease,
     notice_due,
     sign,
@@ -37,6 +38,7 @@ from objstore.rental.leases import (
 )
 from objstore.rental.money import Money
 from objstore.rental.offers import list_offers, order, put_offer
+from objstore.rental.quota import Scope, change_limits, show_quota
 from objstore.rental.records import CapacityEventRecord, LeaseRecord, OfferRecord, pool_of_lease
 from objstore.rental.sales import Book, Supply, Survey, put_event, put_rules, read_book
 from tests.rental.parties import a_market, an_id
@@ -506,3 +508,105 @@ async def test_an_offer_is_for_the_kinds_of_customers_that_it_names() -> None:
 async def test_an_offer_of_which_no_order_could_be_signed_is_refused(given: dict[str, object]) -> None:
     with pytest.raises(BadArgument):
         await put_offer(await a_market(), msgspec.structs.replace(OFFER, **given), now_us=START_US)
+
+
+# What a tenant may store.
+
+
+async def bound_of(kv: DictKv, tenant: str = "acme") -> int | None:
+    value = await kv.get(account_key(tenant))
+    assert value is not None
+    return decode(value, AccountRecord).leased
+
+
+@pytest.mark.parametrize(
+    ("terms", "bound"),
+    [
+        ([{}], 2 * TB),
+        ([{"overage_mode": "average"}], None),
+        ([{"overage_mode": "average", "overage_max": TB}], 3 * TB),
+        ([{"overage_mode": "peak_daily", "overage_max": 0}], 2 * TB),
+        ([{}, {"overage_mode": "average", "overage_max": TB}], 5 * TB),
+        ([{}, {"overage_mode": "instantaneous"}], None),
+    ],
+)
+async def test_who_leases_stores_its_capacity_and_what_may_be_above_it(
+    terms: list[dict[str, Any]], bound: int | None
+) -> None:
+    kv = await a_market()
+    for number, given in enumerate(terms, 1):
+        await signed(kv, lease(number, capacity=2 * TB, begin_us=START_US + DAY_US, **given))
+    await advance(kv, SURVEY, now_us=START_US)
+    assert await bound_of(kv) is None  # Signed is not begun.
+    await advance(kv, SURVEY, now_us=START_US + DAY_US)
+    assert await bound_of(kv) == bound
+    end_us = (await find_lease(kv, an_id(1))).end_us
+    await advance(kv, SURVEY, now_us=end_us)
+    assert await bound_of(kv) is None
+
+
+async def test_a_ramp_takes_its_steps_and_an_early_end_holds_at_once() -> None:
+    kv = await a_market()
+    steps = [(START_US, TB), (START_US + DAY_US, 3 * TB)]
+    await signed(kv, lease(1, capacity=3 * TB, ramp=steps))
+    await signed(kv, lease(2, capacity=TB))
+    await advance(kv, SURVEY, now_us=START_US)
+    assert await bound_of(kv) == 2 * TB
+    assert (await advance(kv, SURVEY, now_us=START_US + DAY_US - 1)).followed == []
+    assert (await advance(kv, SURVEY, now_us=START_US + DAY_US)).followed == ["acme"]
+    assert await bound_of(kv) == 4 * TB
+    assert (await advance(kv, SURVEY, now_us=START_US + DAY_US)).followed == []
+    now_us = START_US + 2 * DAY_US
+    await extend_ramp(kv, an_id(1), SURVEY, from_us=now_us, size=2 * TB, now_us=now_us)
+    assert await bound_of(kv) == 3 * TB
+    await terminate(kv, an_id(2), at_us=now_us, now_us=now_us)
+    assert await bound_of(kv) == 2 * TB
+    await terminate(kv, an_id(1), at_us=now_us + DAY_US, now_us=now_us)
+    assert await bound_of(kv) == 2 * TB
+    await advance(kv, SURVEY, now_us=now_us + DAY_US)
+    assert await bound_of(kv) is None
+
+
+async def test_a_renewed_lease_holds_its_tenant_without_a_gap() -> None:
+    kv = await a_market()
+    record = await signed(kv, lease(capacity=TB, renews=True))
+    for now_us in (START_US, notice_due(record) + 1, record.end_us - 1, record.end_us, record.end_us + 1):
+        await advance(kv, SURVEY, now_us=now_us)
+        assert await bound_of(kv) == TB
+
+
+async def test_a_lower_quota_holds_beside_a_lease_and_is_not_touched_by_it() -> None:
+    kv = await a_market()
+    await signed(kv, lease(capacity=2 * TB))
+    scope = Scope(kind="tenant", tenant="acme")
+    await change_limits(kv, scope, {"bytes_max": TB, "objects_max": 7})
+    await advance(kv, SURVEY, now_us=START_US)
+    quota = await show_quota(kv, scope)
+    assert (quota.limits.bytes_max, quota.leased, quota.in_force) == (TB, 2 * TB, quota.limits)
+    await change_limits(kv, scope, {"bytes_max": None})
+    quota = await show_quota(kv, scope)
+    assert (quota.limits.bytes_max, quota.in_force) == (None, Limits(bytes_max=2 * TB, objects_max=7))
+
+
+async def test_leases_that_begin_and_end_at_the_same_time_leave_the_bound_of_what_is_in_force() -> None:
+    """Several gateways move leases on at once, while operators end and enlarge them."""
+    chance = random.Random(SEED)
+    for _ in range(20):
+        kv = SlowKv()
+        market = await a_market()
+        await kv.commit(Transaction(put=dict(await market.scan(b"", b"\xff", 1_000))))
+        for number in range(1, 5):
+            begin_us = START_US + chance.randrange(2) * DAY_US
+            await signed(kv, lease(number, capacity=chance.randint(1, 2) * TB, begin_us=begin_us))
+        await advance(kv, SURVEY, now_us=START_US)
+        now_us = START_US + DAY_US
+        later_us = now_us + chance.randrange(2) * SECOND_US
+        await asyncio.gather(
+            advance(kv, SURVEY, now_us=now_us),
+            advance(kv, SURVEY, now_us=now_us),
+            terminate(kv, an_id(chance.randint(1, 4)), at_us=later_us, now_us=now_us),
+            extend_ramp(kv, an_id(1), SURVEY, from_us=later_us, size=TB, now_us=now_us),
+            return_exceptions=True,
+        )
+        expected = storable_bytes(await leases_of(kv, "acme"), now_us)
+        assert await bound_of(kv) == expected, SEED

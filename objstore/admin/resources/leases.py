@@ -14,6 +14,7 @@ from objstore.admin.views import List, body_of, given_of, list_of, microseconds,
 from objstore.ids import ulid
 from objstore.rental import leases, offers
 from objstore.rental.customers import find_customer
+from objstore.rental.leased import leases_of
 from objstore.rental.records import LeaseRecord, OfferRecord, lease_key, offer_key
 from objstore.rental.sales import Survey, all_leases
 
@@ -109,7 +110,7 @@ async def list_all(call: Call) -> List[Any]:
     tenant, state = call.query.tenant or call.caller.tenant, call.query.state
 
     async def read(after: str, limit: int) -> list[LeaseRecord]:
-        found = await (leases.leases_of(call.kv, tenant) if tenant else all_leases(call.kv))
+        found = await (leases_of(call.kv, tenant) if tenant else all_leases(call.kv))
         return [one for one in found if one.id > after and state in ("", one.state)][:limit]
 
     return await page(call.query, read, lambda lease: lease.id, _shown)

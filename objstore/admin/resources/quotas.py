@@ -21,7 +21,7 @@ from objstore.meta.schema import (
     decode,
 )
 from objstore.rental.quota import Scope, change_limits, show_quota
-from objstore.rental.terms import UNLIMITED
+from objstore.rental.terms import within_leased
 
 READ, WRITE = Rule(action="quotas:Read"), Rule(action="quotas:Write")
 ABOVE: Final = Rule(action="quotas:Write", tenants=False)
@@ -32,6 +32,7 @@ class Quota(msgspec.Struct, frozen=True, kw_only=True):
     tenant: str
     name: str
     limits: LimitsView
+    leased: int | None  # Bytes that a tenant's leases let it store, beside its limits; null: none bounds it.
     bytes: int  # Billed bytes in use, reservations of uploads under way among them.
     objects: int
     buckets: int | None
@@ -108,6 +109,7 @@ async def _shown(call: Call, scope: Scope) -> dict[str, Any]:
         "tenant": scope.tenant,
         "name": scope.name,
         "limits": shown(quota.limits),
+        "leased": quota.leased,
         "bytes": quota.size,
         "objects": quota.objects,
         "buckets": quota.buckets,
@@ -117,8 +119,10 @@ async def _shown(call: Call, scope: Scope) -> dict[str, Any]:
 
 
 async def limits_of(call: Call, tenant: str) -> Limits:
+    """What a tenant is held to."""
     value = await call.kv.get(account_key(tenant))
-    return UNLIMITED if value is None else decode(value, AccountRecord).limits
+    account = AccountRecord() if value is None else decode(value, AccountRecord)
+    return within_leased(account.limits, account.leased)
 
 
 async def check_within_own(call: Call, new: Mapping[str, int | None]) -> None:
