@@ -4,8 +4,7 @@ import asyncio
 import os
 import random
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from functools import partial
+from collections.abc import AsyncIterator
 
 import msgspec
 import pytest
@@ -26,7 +25,6 @@ from objstore.meta.schema import (
     tenant_use_key,
 )
 from objstore.objects import multipart
-from objstore.objects.arriving import STEP_MIN
 from objstore.objects.buckets import create_bucket, delete_bucket
 from objstore.objects.copies import Source, copy_object
 from objstore.objects.reservations import HELD_US, release_expired
@@ -94,8 +92,7 @@ async def test_many_gateways_fill_one_quota_and_no_commit_crosses_it(seed: int) 
             kind = rng.randrange(8)
             try:
                 if kind < 4:
-                    body = MemoryBody(rng.randbytes(size), chunk_size=100, sized=rng.random() < 0.7)
-                    await put_object(store, who, "bucket", key, About(), body)
+                    await put_object(store, who, "bucket", key, About(), MemoryBody(rng.randbytes(size)))
                 elif kind == 4:
                     await delete_object(store, who, "bucket", key)
                 elif kind == 5:
@@ -106,7 +103,7 @@ async def test_many_gateways_fill_one_quota_and_no_commit_crosses_it(seed: int) 
                         store, who, "bucket", key, About(), checksum_algorithm="", checksum_type=""
                     )
                     try:
-                        part = MemoryBody(rng.randbytes(size), chunk_size=100, sized=rng.random() < 0.7)
+                        part = MemoryBody(rng.randbytes(size))
                         written = await multipart.put_part(store, who, "bucket", key, upload, 1, part)
                         claims = [multipart.Claimed(number=1, etag=written.etag)]
                         await multipart.complete_upload(store, who, "bucket", key, upload, claims)
@@ -198,117 +195,6 @@ async def test_what_a_failed_upload_reserved_comes_back_at_once_and_of_a_dead_on
     await upload  # Decided by its own commit, then.
     assert await used(store) == 1_003
     await audit(store)
-
-
-class WatchedBody(MemoryBody):
-    """Without a length; something happens before some of its chunks."""
-
-    def __init__(
-        self, size: int, *, chunk_size: int, before: Mapping[int, Callable[[], Awaitable[object]]] = {}
-    ) -> None:
-        super().__init__(bytes(size), chunk_size=chunk_size, sized=False)
-        self.before = before
-        self.taken = 0  # Chunks that left.
-
-    async def _chunks(self) -> AsyncIterator[Buffer]:
-        async for chunk in super()._chunks():
-            if self.taken in self.before:
-                await self.before[self.taken]()
-            self.taken += 1
-            yield chunk
-
-
-@pytest.mark.parametrize("who", [WHO, LIMITED])
-async def test_a_body_without_a_length_reserves_as_it_comes_and_ends_where_the_room_does(
-    who: Principal,
-) -> None:
-    store = memory_store(small_size_max=200, clock=FakeClock())
-    whose, counted = ("tenant", USED) if who is WHO else ("access key", USED_BY_KEY)
-    await create_bucket(store, WHO, "bucket", region="")
-    await limited(store, AccountRecord(limits=Limits(bytes_max=1_003 if who is WHO else None)))
-    await give_key(store, Limits(bytes_max=1_003))
-    seen: list[int] = []
-
-    async def look() -> None:
-        seen.append(counter(await store.kv.get(counted)))
-
-    body = WatchedBody(5_000, chunk_size=100, before={2: look, 4: look})
-    with pytest.raises(QuotaExceeded) as refused:
-        await put_object(store, who, "bucket", "key", About(), body)
-    assert refused.value.scope == whose
-    assert body.taken == 11, "the first chunk beyond the limit is the last"
-    assert seen == [0, 1_003], "less than a step was left: all of it is taken"
-    assert counter(await store.kv.get(counted)) == 0
-    await put_object(store, who, "bucket", "key", About(), WatchedBody(1_000, chunk_size=100))
-    assert counter(await store.kv.get(counted)) == 1_003, "its last byte can be used"
-    body = WatchedBody(1, chunk_size=1)
-    with pytest.raises(QuotaExceeded):
-        await put_object(store, who, "bucket", "k", About(), body)
-    assert not body.taken, "a full one takes no first byte"
-    await put_object(store, who, "bucket", "key", About(), WatchedBody(999, chunk_size=100))
-    assert not (await audit(store))[b"E"]
-
-
-async def test_what_a_body_without_a_length_has_reserved_grows_with_it_and_holds_on() -> None:
-    clock = FakeClock()
-    store = memory_store(small_size_max=200, clock=clock)
-    await create_bucket(store, WHO, "bucket", region="")
-    await limited(store, AccountRecord(limits=Limits(bytes_max=100 * STEP_MIN)))
-    await give_key(store, Limits(bytes_max=100 * STEP_MIN))
-    seen: list[int] = []
-
-    async def pass_time() -> None:
-        seen.append(await used(store))
-        clock.now += HELD_US - 1
-        await release_expired(another_process(store))
-
-    chunk = STEP_MIN // 2
-    body = WatchedBody(16 * chunk, chunk_size=chunk, before=dict.fromkeys((1, 4, 10), pass_time))
-    await put_object(store, LIMITED, "bucket", "key", About(), body)
-    first, second = 3 + chunk + STEP_MIN, 3 + 2 * 4 * chunk
-    assert seen == [first, second, 3 + 2 * 9 * chunk]
-    assert await used(store) == counter(await store.kv.get(USED_BY_KEY)) == 3 + 16 * chunk
-    assert not (await audit(store))[b"E"]
-
-
-async def test_a_body_without_a_length_is_held_to_what_the_account_says_while_it_comes() -> None:
-    clock = FakeClock()
-    store = memory_store(small_size_max=200, clock=clock)
-    await create_bucket(store, WHO, "bucket", region="")
-    wide, narrow = (AccountRecord(limits=Limits(bytes_max=size)) for size in (100 * STEP_MIN, STEP_MIN))
-    for record, failure in (
-        (narrow, QuotaExceeded),
-        (msgspec.structs.replace(narrow, state="suspended"), AccountClosed),
-    ):
-        await limited(store, wide)
-        body = WatchedBody(8 * STEP_MIN, chunk_size=STEP_MIN, before={1: partial(limited, store, record)})
-        with pytest.raises(failure):
-            await put_object(store, WHO, "bucket", "key", About(), body)
-        assert body.taken < 8
-        assert await used(store) == 0
-
-
-async def test_a_body_without_a_length_whose_reservation_has_expired_is_decided_by_its_commit() -> None:
-    clock = FakeClock()
-    store = memory_store(small_size_max=200, clock=clock)
-    await create_bucket(store, WHO, "bucket", region="")
-    await limited(store, AccountRecord(limits=Limits(bytes_max=10 * STEP_MIN)))
-
-    async def expire() -> None:
-        clock.now += HELD_US + 1
-        assert await release_expired(another_process(store)) == 1
-
-    for size, fits in ((9 * STEP_MIN, True), (11 * STEP_MIN, False)):
-        body = WatchedBody(size, chunk_size=STEP_MIN, before={2: expire})
-        if fits:
-            await put_object(store, WHO, "bucket", "key", About(), body)
-            assert await used(store) == 9 * STEP_MIN + 3
-            await delete_object(store, WHO, "bucket", "key")
-        else:
-            with pytest.raises(QuotaExceeded):
-                await put_object(store, WHO, "bucket", "key", About(), body)
-    assert await used(store) == 0
-    assert not (await audit(store))[b"E"]
 
 
 async def test_an_overwrite_needs_room_for_what_it_adds_only() -> None:
