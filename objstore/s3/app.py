@@ -120,11 +120,13 @@ class EdgeRequest(web.BaseRequest):
     body_weight = 0
     claimed: str | None = None  # The tenant that the request counts against.
     rated: Rated | None = None  # Of one that is held to a rate.
+    begun: web.StreamResponse | None = None  # The answer whose head was written last.
     refusal = ""  # What its tenant was refused for: rate | share.
 
     async def _prepare_hook(self, response: web.StreamResponse) -> None:
         """The last moment before the head is written; aiohttp calls it for every answer that it writes."""
         self.first_byte_at = time.monotonic()
+        self.begun = response
         self.decorate(response)
         if self.rated is not None and self.method != hdrs.METH_HEAD:
             self.rated.expect(response.content_length or 0)
@@ -489,7 +491,7 @@ class App:
             status = response.status if response is not None else 499
         body = request.body
         received = body.received if body is not None else 0
-        sent = _sent(request, response)
+        sent = _sent(request, response if response is not None else request.begun)
         first = request.first_byte_at
         who = request.who
         self.observer.finished(
@@ -548,7 +550,8 @@ def _milliseconds(seconds: float) -> float:
 
 
 def _sent(request: EdgeRequest, response: web.StreamResponse | None) -> int:
-    """Bytes of an answer's body that were sent."""
+    """Bytes of an answer's body that were given to the socket, also of one that its client did not take to
+    the end."""
     output = request._payload_writer.output_size
     if not output or response is None or response._must_be_empty_body:
         return 0

@@ -1,12 +1,20 @@
 """What is billed of requests that commit nothing: which of them, in which class, and the bytes sent."""
 
+import asyncio
+from collections.abc import AsyncGenerator
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any, cast
+
 import pytest
-from edge_running import Start
-from edge_signing import OTHER_ID, sign
+from aiohttp import web
+from edge_running import Start, read_head
+from edge_signing import KEY_ID, OTHER_ID, SECRET, FakeCredential, FakeDirectory, principal, sign
+from multidict import CIMultiDict
 
 from objstore.errors import Denied, MetaUnavailable
 from objstore.meta.kv import DictKv, Transaction, counter, prefix_end
-from objstore.meta.schema import BucketRecord
+from objstore.meta.schema import AccountRecord, BucketRecord, Limits
 from objstore.objects.store import KnownBucket
 from objstore.objects.values import Principal
 from objstore.rental.meters import (
@@ -18,12 +26,16 @@ from objstore.rental.meters import (
     SENT_REPLICATION,
     split_meter,
 )
+from objstore.rental.rates import Rates
+from objstore.s3.answers import stream
 from objstore.s3.call import Call
 from objstore.s3.routes import ROUTES
 from objstore.s3.traffic import Scopes, Traffic, request_class
+from tests.waiting import until
 
 WHO = Principal(tenant="t1", user="u1", access_key_id="k")
 NOW_S = 472_222 * HOUR_S + 5
+PIECE = 64 * 1024
 SCOPES = Scopes(["10.0.0.0/8", "fd00::/8"], ["10.9.0.0/16"])
 
 
@@ -101,6 +113,44 @@ async def test_strangers_cost_nobody_anything() -> None:
 async def test_a_download_that_the_client_gave_up_is_billed_for_what_was_sent() -> None:
     assert await counted(("GetObject", "GET", 499, 70_000)) == {REQUESTS_B: 1, SENT_INTERNET: 70_000}
     assert await counted(("PutObject", "PUT", 499, 0)) == {}
+
+
+async def test_what_was_sent_before_the_client_hung_up_is_billed_and_held_to_its_rate(
+    start_edge: Start,
+) -> None:
+    gone = asyncio.Event()
+
+    async def blocks() -> AsyncGenerator[list[memoryview], None]:
+        yield [memoryview(bytes(PIECE))]
+        await gone.wait()
+        while True:  # Until the socket says that nobody is there.
+            yield [memoryview(bytes(PIECE))]
+
+    async def give(call: Call) -> web.StreamResponse:
+        return await stream(call, 200, CIMultiDict(), blocks(), 1_000 * PIECE)
+
+    who = replace(principal(KEY_ID), account=AccountRecord(limits=Limits(bytes_per_s=1)))
+    traffic, kv = Traffic(known("b"), Scopes()), DictKv()
+    edge = await start_edge(
+        give,
+        traffic=traffic,
+        rates=Rates(lambda: 0.0),
+        directory=FakeDirectory({KEY_ID: FakeCredential(SECRET, who)}),
+        operation=lambda *_: "GetObject",
+    )
+    edge.app.store = cast(Any, SimpleNamespace(buckets={}))
+    reader, writer = await edge.connect()
+    writer.write(sign("GET", "/b/k").wire())
+    assert (await read_head(reader))[0] == 200
+    await reader.readexactly(PIECE)
+    writer.transport.abort()
+    gone.set()
+    await until(lambda: not edge.app.observer.in_flight)
+    await traffic.commit(kv, NOW_S)
+    found = await committed(kv)
+    assert found[1, REQUESTS_B] == 1
+    assert PIECE <= found[1, SENT_INTERNET] < 1_000 * PIECE
+    assert (await edge.send(sign("GET", "/b/k").wire())).status == 503
 
 
 @pytest.mark.parametrize("route", ROUTES, ids=lambda route: f"{route.operation} {route.method}")
