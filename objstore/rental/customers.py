@@ -33,8 +33,10 @@ from objstore.rental.records import (
     KINDS,
     LANGUAGES,
     CustomerRecord,
+    PurgeRecord,
     WalletRecord,
     customer_key,
+    purge_key,
     reseller_customer_key,
     wallet_key,
 )
@@ -332,7 +334,8 @@ def check_complete(record: CustomerRecord) -> CustomerRecord:
 async def set_state(kv: Kv, tenant: str, state: str, *, reason: str, now_us: int) -> CustomerRecord:
     """Take an account into another state; the same again changes nothing but its reason.
 
-    Active demands a complete file, purged that nothing is stored and the time to take data along is over.
+    Active demands a complete file; purged that nothing is stored, the time to take data along is over, and
+    the proof of the purge is there (rental/departures.py).
 
     Args:
         reason: in an operator's words, which then have to end it; DUNNING: it ends when all is paid.
@@ -371,6 +374,9 @@ async def move_to(change: Change, tenant: str, state: str, *, reason: str, now_u
 
 async def _check_move(change: Change, record: CustomerRecord, state: str, now_us: int) -> CustomerRecord:
     """What each state demands, and what comes with it. Raises: BadArgument."""
+    purge = await change.record(purge_key(record.tenant), PurgeRecord)
+    if state != "purged" and purge is not None:
+        raise BadArgument(f"{record.tenant!r} is being purged: there is no way back", name="state")
     if state in STORES and record.trial_ends_us:  # What it used on trial is not billed, also later on.
         record = msgspec.structs.replace(record, billed_from_us=now_us, trial_ends_us=0)
     if state == "active":
@@ -384,6 +390,10 @@ async def _check_move(change: Change, record: CustomerRecord, state: str, now_us
         return msgspec.structs.replace(record, purge_after_us=now_us + seller.reversibility_days * DAY_US)
     if state == "purged":
         await _check_empty(change, record, now_us)
+        if purge is None or purge.state != "proven":
+            raise BadArgument(
+                f"{record.tenant!r} is purged with a proof: objstore tenant purge", name="state", value=state
+            )
         tenant = await change.record(tenant_key(record.tenant), TenantRecord)
         if tenant is not None:
             change.put(tenant_key(record.tenant), msgspec.structs.replace(tenant, disabled=True))

@@ -30,6 +30,8 @@
     Y q <tenant> 00 <payment id>              empty: the payments of a tenant, in order of making
     Y W <tenant>                              WalletRecord: what was paid in advance
     Y w <tenant> 00 <sequence 8>              WalletEntryRecord: a change of it
+    Y E <tenant> 00 <export id>               ExportRecord: a tenant's data handed back, or under way
+    Y z <tenant>                              PurgeRecord: the end of a tenant's data, and its proof
     y <bucket id 8> <class> 00                HeldRecord: what a bucket held when the open hours began
     h <tenant> 00 <hour 4> <bucket id 8> <class> 00 <meter 1>   UsageRecord: sealed
     h <tenant> 01 <hour 4> <bucket id 8> <class> 00 <meter 1> <revision 4>
@@ -504,6 +506,42 @@ class CapacityDayRecord(Record, frozen=True, array_like=True, kw_only=True):
     sold: int  # Guaranteed.
 
 
+class ExportRecord(Record, frozen=True, array_like=True, kw_only=True):
+    """A tenant's data handed back: what its reader may fetch while it is open (rental/departures.py)."""
+
+    id: str
+    tenant: str
+    by: str  # Who asked for it.
+    begun_us: int
+    open_until_us: int  # From then on it is asked for anew.
+    resumed: int = 0  # Times that it was.
+    finished_us: int = 0  # 0: not yet.
+    objects: int = 0  # As whoever fetched them says:
+    size: int = 0  # bytes of bodies;
+    missing: int = 0  # objects that could not be read;
+    manifest: bytes = b""  # SHA-256 of the manifest.
+
+
+class PurgeRecord(Record, frozen=True, array_like=True, kw_only=True):
+    """The end of a tenant's data (upkeep/purging.py)."""
+
+    tenant: str
+    by: str  # Who asked for it.
+    begun_us: int
+    state: str = "deleting"  # deleting | clearing | proven
+    buckets: int = 0  # Deleted so far,
+    objects: int = 0
+    size: int = 0  # and bytes of their contents.
+    deleted_us: int = 0  # When metadata held nothing of it any more.
+    settled_us: int = 0  # When nothing that was under way then could store any more,
+    newest_volume: int = 0  # and the newest volume at that moment: what is made later holds nothing of it.
+    logs: list[str] = []  # Journal and snapshot files at that moment: they may still name it.
+    looked_us: int = 0  # Disks were last looked at,
+    waiting: str = ""  # and why nothing is proven yet.
+    proven_us: int = 0
+    proof: bytes = b""  # JSON.
+
+
 SALES_KEY: Final = b"YV"
 POOL_PREFIX: Final = "lease-"  # Of pools that are nodes of a dedicated lease.
 
@@ -536,3 +574,11 @@ def capacity_event_key(event: str) -> bytes:
 
 def capacity_day_key(pool: str, day: int) -> bytes:
     return b"Yu" + pool.encode() + b"\0" + day.to_bytes(4, "big")
+
+
+def export_key(tenant: str, export: str) -> bytes:
+    return b"YE" + tenant.encode() + b"\0" + export.encode()
+
+
+def purge_key(tenant: str) -> bytes:
+    return b"Yz" + tenant.encode()

@@ -31,11 +31,12 @@ from objstore.rental.customers import (
     new_customer,
     set_state,
 )
+from objstore.rental.departures import begin_purge, prove_purge
 from objstore.rental.names import check_name, check_text
 from objstore.rental.plan_changes import give_plan
 from objstore.rental.plans import parse_plan
 from objstore.rental.projects import change_project, create_project, find_project, list_projects
-from objstore.rental.records import KINDS, SellerRecord
+from objstore.rental.records import KINDS, PurgeRecord, SellerRecord, purge_key
 from objstore.rental.sellers import change_seller, create_seller, find_seller, list_sellers
 from objstore.rental.terms import STATES
 from tests.rental.cards import plan, rate
@@ -142,7 +143,11 @@ def test_every_state_that_a_request_knows_has_what_may_follow_it() -> None:
 async def test_only_what_may_follow_a_state_follows_it(before: str, after: str) -> None:
     kv = await a_market()
     its = msgspec.structs.replace(await account(kv, "acme"), state=before)
-    await kv.commit(Transaction(put={account_key("acme"): encode(its)}))
+    put: dict[bytes, bytes] = {account_key("acme"): encode(its)}
+    if after == "purged":  # Which has a proof.
+        purge = PurgeRecord(tenant="acme", by="operator", begun_us=1, state="proven")
+        put[purge_key("acme")] = encode(purge)
+    await kv.commit(Transaction(put=put))
     if after in TRANSITIONS[before]:
         await set_state(kv, "acme", after, reason="asked", now_us=NOW_US)
         assert await account_state(kv, "acme") == after
@@ -180,8 +185,14 @@ async def test_who_leaves_has_time_to_take_its_data_along_and_is_purged_when_not
     with pytest.raises(BadArgument, match="holds 1 bytes"):
         await set_state(kv, "acme", "purged", reason="", now_us=record.purge_after_us)
     await kv.commit(Transaction(add={key: Add(-1)}))
-    await set_state(kv, "acme", "purged", reason="", now_us=record.purge_after_us)
+    with pytest.raises(BadArgument, match="with a proof"):
+        await set_state(kv, "acme", "purged", reason="", now_us=record.purge_after_us)
+    purge = await begin_purge(kv, "acme", by="operator", now_us=record.purge_after_us)
+    with pytest.raises(BadArgument, match="no way back"):
+        await set_state(kv, "acme", "active", reason="", now_us=record.purge_after_us)
+    await prove_purge(kv, purge, b"{}", now_us=record.purge_after_us)
     assert (await find_tenant(kv, "acme")).disabled
+    assert await account_state(kv, "acme") == "purged"
     with pytest.raises(BadArgument, match="nothing"):
         await set_state(kv, "acme", "active", reason="", now_us=record.purge_after_us)
 

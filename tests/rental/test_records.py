@@ -12,12 +12,14 @@ from objstore.rental.records import (
     Allocation,
     CarriedRecord,
     CustomerRecord,
+    ExportRecord,
     InvoiceRecord,
     Line,
     LinesPage,
     PaymentRecord,
     PeriodRecord,
     ProjectRecord,
+    PurgeRecord,
     SellerRecord,
     SeriesRecord,
     TaxLine,
@@ -51,6 +53,8 @@ KEYS = [
     (records.tenant_payment_key("acme", "01K"), b"Yqacme\x0001K"),
     (records.wallet_key("acme"), b"YWacme"),
     (records.wallet_entry_key("acme", 3), b"Ywacme\0\0\0\0\0\0\0\0\3"),
+    (records.export_key("acme", "01K"), b"YEacme\x0001K"),
+    (records.purge_key("acme"), b"Yzacme"),
 ]
 RECORDS: list[tuple[msgspec.Struct, str]] = [
     (
@@ -108,6 +112,20 @@ RECORDS: list[tuple[msgspec.Struct, str]] = [
     (
         WalletEntryRecord(amount=-2, balance=3, kind="invoice", document="i", at_us=4, digest=b"\1"),
         "9701fe03a7696e766f696365a16904c40101",
+    ),
+    (
+        ExportRecord(
+            id="i", tenant="t", by="b", begun_us=2, open_until_us=3, resumed=4, finished_us=5, objects=6,
+            size=7, missing=8, manifest=b"\1",
+        ),
+        "9c01a169a174a16202030405060708c40101",
+    ),
+    (
+        PurgeRecord(
+            tenant="t", by="b", begun_us=2, state="proven", buckets=3, objects=4, size=5, deleted_us=6,
+            settled_us=7, newest_volume=8, logs=["j"], looked_us=9, waiting="w", proven_us=10, proof=b"\1",
+        ),
+        "dc001001a174a16202a670726f76656e03040506070891a16a09a1770ac40101",
     ),
 ]  # fmt: skip
 
