@@ -176,12 +176,12 @@ class QuotaWatch:
         ]
 
 
-def _stage(state: str) -> str:
 def label_of(tenant: str) -> str:
     """What a tenant is called in metrics: nobody is taken for the rest."""
     return f"tenant {OTHER}" if tenant == OTHER else tenant
 
 
+def _stage(state: str) -> str:
     return "open" if state in STORES else "closed" if state in CLOSED else "read_only"
 
 
