@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from decimal import Decimal
 from functools import lru_cache
-from ipaddress import IPv6Address, ip_address, ip_network
+from ipaddress import IPv6Address, IPv6Network, ip_address, ip_network
 from typing import Any, Final, NamedTuple, TypeVar
 
 from objstore.errors import BadArgument
@@ -80,7 +80,9 @@ _DATE: Final = re.compile(
     r"[0-9]{4}-[0-9]{2}-[0-9]{2}(?:T[0-9]{2}:[0-9]{2}(?::[0-9]{2}(?:\.[0-9]{1,6})?)?(?:Z|[+-][0-9]{2}:[0-9]{2})?)?",
     re.ASCII,
 )
-_EPOCH: Final = re.compile(r"[0-9]{1,11}", re.ASCII)
+_EPOCH: Final = re.compile(r"[0-9]{1,3}|[0-9]{5,11}", re.ASCII)  # Four digits may be meant for a year.
+_MAPPED: Final = IPv6Network("::ffff:0:0/96")
+_IPV4: Final = (1 << 32) - 1
 _OPERATOR: Final = re.compile(r"(?:(ForAnyValue|ForAllValues):)?([A-Za-z]+?)(IfExists)?", re.ASCII)
 
 Holds = Callable[[str, Values], bool]  # Whether one value of a request matches one of a policy.
@@ -134,12 +136,16 @@ def parse_address(text: str) -> tuple[int, int]:
 
 
 def parse_network(text: str) -> Network | None:
-    """An address or a network, such as 192.0.2.0/24 or 2001:db8::/32."""
+    """An address or a network, such as 192.0.2.0/24 or 2001:db8::/32. One in IPv6's clothes
+    (::ffff:192.0.2.0/120) is IPv4, as the addresses are that it is held against."""
     try:
         found = ip_network(text, strict=False)
     except ValueError:
         return None
-    return Network(found.version, int(found.network_address), int(found.netmask))
+    first, mask = int(found.network_address), int(found.netmask)
+    if isinstance(found, IPv6Network) and found.subnet_of(_MAPPED):
+        return Network(4, first & _IPV4, mask & _IPV4)
+    return Network(found.version, first, mask)
 
 
 # Operators: how a value of the policy becomes a test of the request's value.

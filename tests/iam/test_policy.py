@@ -171,6 +171,15 @@ def test_examples_of_aws_are_decided_as_its_guides_say(
     assert verdict(text, action, resource, request_) == wanted
 
 
+@pytest.mark.parametrize("mapped", ["::ffff:192.0.2.7", "::ffff:192.0.2.0/120", "::ffff:c000:200/119"])
+def test_a_network_of_ipv4_in_the_clothes_of_ipv6_is_one_of_ipv4(mapped: str) -> None:
+    text = policy(allow("*", "*"), deny("*", "*", {"IpAddress": {"aws:SourceIp": mapped}}))
+    for address in ("192.0.2.7", "::ffff:192.0.2.7"):
+        assert verdict(text, "s3:GetObject", "b/k", {"aws:sourceip": (address,)}) == "deny"
+    for address in ("192.0.4.7", "::c000:207", "2001:db8::1"):
+        assert verdict(text, "s3:GetObject", "b/k", {"aws:sourceip": (address,)}) == "allow"
+
+
 def test_a_star_before_the_resource_does_not_reach_into_it() -> None:
     text = policy(allow("s3:*", "arn:*:s3:::mine"))
     assert verdict(text, "s3:GetObject", "mine") == "allow"
@@ -361,6 +370,8 @@ ONE = allow("s3:GetObject", "*")
         (policy(allow("s3:*", "*", {"IpAddress": {"aws:SourceIp": "10.0.0.0/33"}})), "no address"),
         (policy(allow("s3:*", "*", {"NumericEquals": {"s3:max-keys": "ten"}})), "'ten' is no number"),
         (policy(allow("s3:*", "*", {"DateLessThan": {"aws:CurrentTime": "tomorrow"}})), "is no date"),
+        # A year to whoever writes it, and half an hour of 1970 to whoever reads it.
+        (policy(allow("s3:*", "*", {"DateGreaterThan": {"aws:CurrentTime": "2027"}})), "'2027' is no date"),
         (policy(allow("s3:*", "*", {"ArnLike": {"aws:PrincipalArn": "bob"}})), "'bob' is no ARN"),
         ("[" * 6_000, "nested too deeply|not JSON"),
         ('{"Id": "\\ud800", "Statement": ' + json.dumps(ONE) + "}", "text that UTF-8 can carry"),
