@@ -16,6 +16,7 @@ from objstore.clock import Clock
 from objstore.iam.directory import Directory
 from objstore.ids import Randomness
 from objstore.meta.kv import Kv
+from objstore.objects.dedication import Released
 from objstore.rental.capacity import Capacity
 from objstore.rental.sales import Survey
 
@@ -49,6 +50,7 @@ class Services:
     randomness: Randomness
     survey: Survey | None = None  # What nodes have just now; None: this process cannot say.
     capacity: Callable[[], Awaitable[Sequence[Capacity]]] | None = None  # The report, pool by pool.
+    release: Callable[[Kv, str], Awaitable[Released]] | None = None  # Nodes of a lease that is over.
     render: "Callable[[Document], Awaitable[bytes]] | None" = None  # Documents as PDF.
 
 

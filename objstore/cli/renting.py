@@ -336,6 +336,23 @@ def lease_terminate(
     )
 
 
+@lease_app.command("release")
+@changes
+def lease_release(store: Store, lease: LeaseId, yes: YesOption = False) -> None:
+    """Give the nodes of a dedicated lease that is over back to their pool: others' bytes may come to them."""
+    path = f"/api/v1/leases/{quoted(lease)}"
+    tenant = store.get(path)["tenant"]
+    store.confirm(lease, f"The nodes of lease {lease} are no longer only for {tenant}.", yes=yes)
+    buckets, finished = 0, False
+    while not finished:
+        step = store.change("POST", f"{path}/release")
+        buckets, finished = buckets + step["buckets"], step["finished"]
+        _progress(f"{buckets} buckets placed", finished)
+    nodes = len(step["nodes"])
+    words = f"{nodes} nodes of lease {lease} are their pool's again; {buckets} buckets of {tenant} lie there"
+    store.tell(words, {**step, "buckets": buckets})
+
+
 @offer_app.command("list")
 @asks
 def offer_list(store: Store) -> None:

@@ -77,6 +77,7 @@ def gate_of(parts: Parts, service: Service) -> Gate:
         randomness=os.urandom,
         survey=None if leasing is None else leasing.survey,
         capacity=None if leasing is None else leasing.report,
+        release=None if leasing is None else leasing.release,
         render=_Printing().render,
     )
     return Gate(TABLE, parts.kv, services, token=spec.token, clock=SystemClock())

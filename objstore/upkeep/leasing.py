@@ -23,11 +23,11 @@ from objstore.blobs.survey import survey
 from objstore.blobs.topology import Layout, Level, Topology
 from objstore.blobs.volumes import VolumeState
 from objstore.errors import Corrupt, Rejected, StoreError
-from objstore.meta.kv import pages, prefix_end
+from objstore.meta.kv import Kv, pages, prefix_end
 from objstore.meta.schema import BucketRecord, ReservationRecord, decode
 from objstore.metrics import Family, gauge
 from objstore.node.disk import FragmentFile
-from objstore.objects.dedication import begin, prepare
+from objstore.objects.dedication import Released, begin, forget_policies, prepare, release, unreleased
 from objstore.objects.layout import LAYOUT_KEY, read_layout
 from objstore.objects.placing import policy_of_bucket
 from objstore.objects.store import Store
@@ -35,13 +35,14 @@ from objstore.rental.admission import Node
 from objstore.rental.capacity import DAY_US, Capacity, Holdings, days_of, note_day, report
 from objstore.rental.leases import Pass, advance
 from objstore.rental.records import LeaseRecord, pool_of_lease
-from objstore.rental.sales import Book, Supply, read_book
+from objstore.rental.sales import Book, Supply, all_leases, read_book
 from objstore.upkeep.context import Context
 
 log = logging.getLogger(__name__)
 
 ALARM: Final = "oversold capacity"
 RUNWAY: Final = "short runway"
+IDLE: Final = "nodes of leases that are over"
 NAMED_MAX: Final = 5  # Leases in an alarm.
 PAGE: Final = 1_000
 
@@ -67,11 +68,13 @@ class Leasing:
         done = await advance(self._ctx.kv, self.survey, now_us=now_us, ready=self.ready)
         book = await read_book(self._ctx.kv, await self.survey())
         self._judge(book, now_us)
+        await self._judge_nodes()
         if now_us // DAY_US != self._day:
             capacities = await self.report()
             for capacity in capacities:
                 await note_day(self._ctx.kv, capacity, now_us=now_us)
             self._judge_runways(capacities)
+            await forget_policies(self._store)
             self._day = now_us // DAY_US
         return _words(done)
 
@@ -93,6 +96,19 @@ class Leasing:
             ALARM, f"{self.oversold} bytes are sold above what is usable; leases at risk: {names}{more}"
         )
 
+    async def _judge_nodes(self) -> None:
+        """Nodes that could be sold again wait for an operator's word: isolation never ends by itself."""
+        _, record = await read_layout(self._ctx.kv)
+        idle = unreleased(record.current, await all_leases(self._ctx.kv))
+        if not idle:
+            self._ctx.alarms.clear(IDLE)
+            return
+        words = ", ".join(f"{lease.id} of {lease.tenant}" for lease in idle[:NAMED_MAX])
+        more = f" and {len(idle) - NAMED_MAX} more" if len(idle) > NAMED_MAX else ""
+        self._ctx.alarms.set(
+            IDLE, f"kept apart for nobody: {words}{more}; objstore lease release gives them back"
+        )
+
     def _judge_runways(self, capacities: Sequence[Capacity]) -> None:
         short = [one for one in capacities if one.order_now and one.growth]
         if not short:
@@ -104,6 +120,16 @@ class Leasing:
         )
 
     # Dedicated nodes.
+
+    async def release(self, kv: Kv, lease: str) -> Released:
+        """Give the nodes of a lease that is over back (objects/dedication.py).
+
+        Args:
+            kv: through which it is committed.
+
+        Raises: BadArgument, Denied, Overloaded, MetaUnavailable.
+        """
+        return await release(replace(self._store, kv=kv), lease)
 
     async def ready(self, lease: LeaseRecord) -> str:
         """Bring a dedicated lease to its beginning: why that cannot be yet, in words; empty: it is ready."""

@@ -9,10 +9,20 @@ import pytest
 from objstore.blobs.topology import Policy
 from objstore.errors import BadArgument, BadStorageClass, Denied
 from objstore.meta.kv import Transaction
-from objstore.meta.schema import DiskRecord, MemberRecord, disk_key, encode, member_key
-from objstore.objects.buckets import create_bucket, place_bucket
-from objstore.objects.dedication import prepare, release
-from objstore.objects.layout import LAYOUT_KEY, Plan, read_layout, stage
+from objstore.meta.schema import (
+    AccountRecord,
+    DiskRecord,
+    MemberRecord,
+    account_key,
+    disk_key,
+    encode,
+    member_key,
+)
+from objstore.objects.buckets import create_bucket, find_bucket, place_bucket
+from objstore.objects.dedication import forget_policies, prepare
+from objstore.objects.layout import LAYOUT_KEY, MachinePlace, Plan, read_layout, stage
+from objstore.objects.placing import policy_of_bucket
+from objstore.objects.reads import find_object
 from objstore.objects.store import Store
 from objstore.objects.values import About
 from objstore.objects.writes import delete_object, put_object
@@ -21,7 +31,7 @@ from objstore.rental.leases import after_months, find_lease, make_lease, sign, t
 from objstore.rental.records import CapacityDayRecord, LeaseRecord, capacity_day_key, pool_of_lease
 from objstore.rental.sales import put_rules
 from objstore.rental.sellers import create_seller
-from objstore.upkeep.leasing import ALARM, RUNWAY, Leasing
+from objstore.upkeep.leasing import ALARM, IDLE, RUNWAY, Leasing
 from objstore.upkeep.rebalance import Rebalance, RebalanceRules
 from objstore.upkeep.trash import TrashRules, clear
 from tests.objects.fakes import MemoryBody, principal
@@ -219,29 +229,102 @@ async def test_what_an_operator_has_staged_is_kept_and_has_the_leases_nodes_too(
     assert {key for key, place in record.current.machines.items() if place.pool == pool} == set(lease.nodes)
 
 
-async def test_nodes_go_back_when_the_lease_is_over_and_nothing_names_its_policy(hall: Hall) -> None:
+async def ended(hall: Hall, lease: LeaseRecord) -> None:
+    await terminate(hall.kv, lease.id, at_us=hall.now_us + 10_000_000, now_us=hall.now_us)
+    hall.clock.advance(60)
+    assert await hall.leasing.run() == "1 ended"
+
+
+async def test_nodes_of_a_lease_that_is_over_go_back_on_an_operators_word_and_no_byte_is_lost(
+    hall: Hall,
+) -> None:
+    lease = await begun(hall)
+    await hall.fresh_writer()
+    for name in ("mine", "more"):
+        await create_bucket(hall.store, WHO, name, region="")
+    await hall.keep("mine", "before", tenant="acme")
+    with pytest.raises(BadArgument, match="is active"):
+        await hall.leasing.release(hall.kv, lease.id)
+    await ended(hall, lease)
+    assert f"{lease.id} of acme; objstore lease release" in hall.ctx.alarms.raised[IDLE]
+    await create_bucket(hall.store, OTHER, "others", region="")
+    await hall.keep("others", "while-kept-apart")
+    pool = pool_of_lease(lease.id)
+    assert all(found <= {pool} for number, found in (await hall.inventory()).items() if number in OWN)
+
+    done = await hall.leasing.release(hall.kv, lease.id)
+    assert (done.buckets, done.finished, set(done.nodes)) == (2, True, set(lease.nodes))
+    _, record = await read_layout(hall.kv)
+    assert (record.current.machines, record.current.policies) == ({}, {pool: Policy(name=pool)})
+    again = await hall.leasing.release(hall.kv, lease.id)
+    assert (again.buckets, again.nodes, again.finished) == (0, (), True)
+    await hall.leasing.run()
+    assert IDLE not in hall.ctx.alarms.raised
+
+    await hall.fresh_writer()
+    for number in range(6):
+        await hall.keep("mine", f"after-{number}", tenant="acme")
+        await hall.fresh_writer()
+    found = await hall.inventory()
+    assert any("" in found[number] for number in OWN), "nodes that went back take what comes"
+    for key in ("before", "after-0"):
+        got = await find_object(hall.store, WHO, "mine", key)
+        assert got.record.size == 300_000
+
+
+async def test_the_policy_of_a_released_lease_goes_with_the_last_volume_under_it(hall: Hall) -> None:
     lease = await begun(hall)
     await hall.fresh_writer()
     await create_bucket(hall.store, WHO, "mine", region="")
     await hall.keep("mine", "key", tenant="acme")
-    with pytest.raises(BadArgument, match="is active"):
-        await release(hall.store, lease.id)
-    at_us = hall.now_us + 10_000_000
-    await terminate(hall.kv, lease.id, at_us=at_us, now_us=hall.now_us)
-    hall.clock.advance(60)
-    assert await hall.leasing.run() == "1 ended"
-    with pytest.raises(BadArgument, match="1 buckets and 1 volumes lie"):
-        await release(hall.store, lease.id)
+    await ended(hall, lease)
+    await hall.leasing.release(hall.kv, lease.id)
+    assert await forget_policies(hall.store) == []
     await delete_object(hall.store, WHO, "mine", "key")
-    await place_bucket(hall.store, "mine", "")
     [volume] = [one for one in await hall.ledger.volumes() if one.policy]
-    with pytest.raises(BadArgument, match="0 buckets and 1 volumes lie"):
-        await release(hall.store, lease.id)
     await hall.ledger.seal(volume.id, 64)
     await hall.ledger.forget(await hall.ledger.retire(volume.id))
-    record = await release(hall.store, lease.id)
-    assert (record.current.machines, record.current.policies) == ({}, {})
-    assert (await release(hall.store, lease.id)).version == record.version
+    hall.clock.advance(86_400)
+    await hall.leasing.run()
+    _, record = await read_layout(hall.kv)
+    assert record.current.policies == {}
+
+
+async def test_many_buckets_of_a_lease_that_is_over_are_placed_in_steps(
+    hall: Hall, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("objstore.objects.dedication.BUCKETS_AT_ONCE", 2)
+    lease = await begun(hall)
+    for number in range(5):
+        await create_bucket(hall.store, WHO, f"mine-{number}", region="")
+    await ended(hall, lease)
+    steps = [await hall.leasing.release(hall.kv, lease.id) for _ in range(3)]
+    assert [(one.buckets, one.finished) for one in steps] == [(2, False), (2, False), (1, True)]
+    assert [len(one.nodes) for one in steps] == [0, 0, 6]
+
+
+@pytest.mark.parametrize("site", ["oran", "alger"])
+async def test_a_lease_keeps_its_tenants_bytes_at_its_sites(hall: Hall, site: str) -> None:
+    _, record = await read_layout(hall.kv)
+    places = {
+        node(disk).hex(): MachinePlace(site="oran" if disk in OWN else "alger") for disk in range(1, 13)
+    }
+    current = msgspec.structs.replace(record.current, machines=places)
+    account = AccountRecord(sites=[site])
+    put = {LAYOUT_KEY: encode(msgspec.structs.replace(record, current=current))}
+    await hall.kv.commit(Transaction(put={**put, account_key("acme"): encode(account)}))
+    lease = await hall.signed(hall.lease())
+    hall.clock.advance(2)
+    words = await hall.leasing.run()
+    if site == "alger":
+        assert "bytes of acme may not lie at site oran" in words
+        return
+    assert words == "1 begun"
+    bucket = await create_bucket(hall.store, WHO, "mine", region="")
+    assert policy_of_bucket(bucket) == pool_of_lease(lease.id)
+    await ended(hall, lease)
+    await hall.leasing.release(hall.kv, lease.id)
+    assert policy_of_bucket(await find_bucket(hall.store, WHO, "mine")) == "oran"
 
 
 async def test_a_node_lost_raises_an_alarm_that_names_the_leases_and_its_return_ends_it(hall: Hall) -> None:

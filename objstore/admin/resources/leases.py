@@ -202,6 +202,22 @@ async def terminate(call: Call) -> Any:
     return _ended(await leases.terminate(call.kv, lease, at_us=at_us, now_us=now_us, reason=reason))
 
 
+class Release(msgspec.Struct, frozen=True, kw_only=True):
+    """What a step of giving a lease's nodes back came to."""
+
+    lease: str
+    nodes: list[str]  # That are their pool's again, with this step.
+    buckets: int  # That the step placed elsewhere: what is written to them from now on.
+    finished: bool  # False: ask again.
+
+
+async def release(call: Call) -> Any:
+    if call.services.release is None:
+        raise Problem(503, "this process cannot move nodes: its upkeep does not run")
+    done = await call.services.release(call.kv, call.params["lease"])
+    return Release(lease=done.lease.id, nodes=list(done.nodes), buckets=done.buckets, finished=done.finished)
+
+
 # Offers.
 
 
@@ -290,6 +306,11 @@ ROUTES: Final = (
     _act(
         "terminate", "terminate_lease", "End it early; the fee waits for the next invoice.", OPERATORS,
         terminate, body=End, answer=Ended,
+    ),
+    _act(
+        "release", "release_nodes",
+        "Give the nodes of a dedicated lease that is over back to their pool; some hundred buckets a step.",
+        OPERATORS, release, answer=Release,
     ),
     Route(
         method="GET", path="/api/v1/offers", name="list_offers",
