@@ -58,6 +58,7 @@ TRANSITIONS: Final[Mapping[str, frozenset[str]]] = {
 }
 DUNNING: Final = "dunning"  # Reasons that we give ourselves: such a state ends by itself.
 TRIAL: Final = "trial"
+RESELLER: Final = "reseller "  # How a reason begins that a reseller gave: what is not paid counts more.
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -364,7 +365,7 @@ async def move_to(change: Change, tenant: str, state: str, *, reason: str, now_u
                 name="state",
                 value=state,
             )
-        record = await _check_move(change, record, state, now_us)
+        record = await _check_move(change, record, account.state, state, now_us)
         record = msgspec.structs.replace(record, state_since_us=now_us)
         change.put(account_key(tenant), msgspec.structs.replace(account, state=state))
     record = msgspec.structs.replace(record, state_reason=reason)
@@ -372,16 +373,18 @@ async def move_to(change: Change, tenant: str, state: str, *, reason: str, now_u
     return record
 
 
-async def _check_move(change: Change, record: CustomerRecord, state: str, now_us: int) -> CustomerRecord:
+async def _check_move(
+    change: Change, record: CustomerRecord, before: str, state: str, now_us: int
+) -> CustomerRecord:
     """What each state demands, and what comes with it. Raises: BadArgument."""
     purge = await change.record(purge_key(record.tenant), PurgeRecord)
     if state != "purged" and purge is not None:
         raise BadArgument(f"{record.tenant!r} is being purged: there is no way back", name="state")
     if state in STORES and record.trial_ends_us:  # What it used on trial is not billed, also later on.
         record = msgspec.structs.replace(record, billed_from_us=now_us, trial_ends_us=0)
+    if state in STORES and before != "active" and record.state_reason != DUNNING:
+        check_complete(record)  # Else it was active before.
     if state == "active":
-        if record.state_reason != DUNNING:  # It was active before.
-            check_complete(record)
         return msgspec.structs.replace(record, purge_after_us=0)
     if state == "terminating":
         if record.customers:

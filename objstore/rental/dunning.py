@@ -3,9 +3,11 @@
     due date passed           the invoice is overdue
     so many days later        active -> past_due -> read_only -> suspended, as the seller's days say
     nothing overdue any more  back to active
-    trial over                read_only, until the customer is active
+    trial over                read_only, until the customer is active; as many days later as an unpaid
+                              account is, suspended
 
-A state that an operator gave for another reason is the operator's to change.
+A state that an operator gave for another reason is the operator's to change; one that a reseller gave only
+becomes stricter, for a reseller is no party to what is owed.
 The service runs this now and then; a payment that was just received asks for its tenant alone.
 """
 
@@ -18,7 +20,7 @@ from objstore.errors import Rejected
 from objstore.meta.kv import Kv, pages, prefix_end
 from objstore.meta.schema import AccountRecord, account_key, decode
 from objstore.rental.changes import Change, commit_change
-from objstore.rental.customers import DAY_US, DUNNING, TRIAL, move_to, no_such_customer
+from objstore.rental.customers import DAY_US, DUNNING, RESELLER, TRIAL, move_to, no_such_customer
 from objstore.rental.payments import list_open
 from objstore.rental.records import (
     CustomerRecord,
@@ -48,7 +50,9 @@ def wanted_state(state: str, reason: str, overdue_us: int, seller: SellerRecord)
     steps = (seller.past_due_days, seller.read_only_days, seller.suspended_days)
     # A step of 0 days comes with the due date itself, and not before.
     due = STRICTNESS[sum(overdue_us > days * DAY_US for days in steps)] if overdue_us > 0 else "active"
-    return due if state == "active" or reason == DUNNING else state
+    if state == "active" or reason == DUNNING:
+        return due
+    return max(state, due, key=STRICTNESS.index) if reason.startswith(RESELLER) else state
 
 
 @dataclass(slots=True)
@@ -102,12 +106,24 @@ async def _review(change: Change, tenant: str, now_us: int) -> tuple[int, str]:
     overdue, oldest_us = await _mark_overdue(change, tenant, now_us)
     state = wanted_state(account.state, customer.state_reason, now_us - oldest_us, seller)
     reason = DUNNING if state != "active" else ""
-    if account.state == "trial" and 0 < customer.trial_ends_us <= now_us:
-        state, reason = "read_only", TRIAL
+    if (ended := _after_trial(account.state, customer, seller, now_us)) != account.state:
+        state, reason = ended, TRIAL
     if state == account.state:
         return overdue, ""
     await move_to(change, tenant, state, reason=reason, now_us=now_us)
     return overdue, state
+
+
+def _after_trial(state: str, customer: CustomerRecord, seller: SellerRecord, now_us: int) -> str:
+    """What a customer's trial leaves of its account: what it used on trial is never billed, so that it may
+    read for some time, and not for ever."""
+    over_us = now_us - customer.trial_ends_us if customer.trial_ends_us else -1
+    if state == "trial" and over_us >= 0:
+        return "read_only"
+    if state == "read_only" and over_us > seller.suspended_days * DAY_US:
+        operators = customer.state_reason != TRIAL and not customer.state_reason.startswith(RESELLER)
+        return state if operators else "suspended"
+    return state
 
 
 async def _mark_overdue(change: Change, tenant: str, now_us: int) -> tuple[int, int]:

@@ -174,6 +174,15 @@ async def test_an_active_customer_has_papers_that_are_complete_and_checked() -> 
     assert (await account_state(kv, "own"), internal.trial_ends_us) == ("active", 0)
 
 
+async def test_past_due_is_no_way_round_the_papers() -> None:
+    kv = await a_market("other")
+    await create_customer(kv, new_customer("tpe_pme", "acme", "oran"), now_us=NOW_US)
+    await set_state(kv, "acme", "read_only", reason="x", now_us=NOW_US)
+    with pytest.raises(BadArgument, match="it needs its legal name"):
+        await set_state(kv, "acme", "past_due", reason="x", now_us=NOW_US)
+    assert (await account(kv, "acme")).state == "read_only"
+
+
 async def test_who_leaves_has_time_to_take_its_data_along_and_is_purged_when_nothing_is_left() -> None:
     kv = await a_market()
     key = tenant_use_key("acme") + b"s"

@@ -4,6 +4,7 @@ import pytest
 
 from objstore.meta.kv import DictKv
 from objstore.rental.customers import (
+    RESELLER,
     account_state,
     change_customer,
     create_customer,
@@ -71,6 +72,27 @@ async def test_a_state_that_an_operator_gave_is_the_operators_to_end() -> None:
     assert await dun(kv, invoice, 100) == "read_only"
     await pay(kv, 1, "acme", 1_190)
     assert await dun(kv, invoice, 101) == "read_only"
+
+
+@pytest.mark.parametrize("state", ["past_due", "read_only"])
+async def test_a_state_that_a_reseller_gave_keeps_nobody_from_being_dunned(state: str) -> None:
+    kv = await a_market()
+    invoice = await an_invoice(kv, "acme", [line(1_000)])
+    await set_state(kv, "acme", state, reason=f"{RESELLER}upper: mine", now_us=ISSUED_US)
+    states = [await dun(kv, invoice, days) for days in (-1, 2, 20, 50)]
+    assert states == [state, state, "read_only", "suspended"]
+    assert (await find_customer(kv, "acme")).state_reason == "dunning"
+
+
+async def test_what_a_trial_left_is_read_for_as_long_as_what_is_not_paid_and_no_longer() -> None:
+    kv = await a_market("other")
+    for tenant in ("acme", "stopped"):
+        record = new_customer("tpe_pme", tenant, "oran")
+        record = await create_customer(kv, record, now_us=ISSUED_US, trial_days=10)
+    await set_state(kv, "stopped", "read_only", reason=f"{RESELLER}upper: mine", now_us=ISSUED_US)
+    for days, wanted in ((0, "read_only"), (SELLER.suspended_days, "read_only"), (50, "suspended")):
+        await review_all(kv, now_us=record.trial_ends_us + days * DAY_US)
+        assert [await account_state(kv, one) for one in ("acme", "stopped")] == [wanted, wanted]
 
 
 async def test_the_oldest_open_invoice_decides() -> None:

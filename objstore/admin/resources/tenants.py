@@ -26,6 +26,7 @@ from objstore.meta.schema import (
 from objstore.rental.changes import Change, commit_change
 from objstore.rental.customers import (
     PRESETS,
+    RESELLER,
     account_state,
     change_customer,
     create_customer,
@@ -246,7 +247,9 @@ async def change(call: Call) -> Any:
 async def move(call: Call) -> Any:
     tenant, state = call.params["tenant"], call.body.state
     reason = call.body.reason or f"by {call.caller.name}"
-    ours = "" if call.caller.is_operator else f"reseller {call.caller.tenant}:"
+    ours = "" if call.caller.is_operator else f"{RESELLER}{call.caller.tenant}:"
+    if ours and state == "past_due":
+        raise Problem(403, "an account is past due by its invoices, not by its reseller's word")
 
     async def decide(change: Change) -> None:
         if ours:
