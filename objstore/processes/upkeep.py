@@ -78,8 +78,6 @@ async def _serve(
     await _bootstrap(link, parts, directory)
     service = _service(parts)
     registry.include(service.families)
-    if service.leasing is not None:
-        registry.include(service.leasing.families)
     copies = Copies(parts)
     disk_set = DiskSet(parts, link)
     stopping = Stopping(parts, service)

@@ -20,6 +20,7 @@ from objstore.clock import Clock
 from objstore.errors import BadArgument
 from objstore.ids import Randomness
 from objstore.meta.kv import Kv
+from objstore.metrics import Family, Labels, gauge
 from objstore.rental.billing import check_over, draft_month
 from objstore.rental.catalogue import tax_rules
 from objstore.rental.customers import list_customers
@@ -46,6 +47,7 @@ class Invoicing:
         self._randomness = randomness
         self._drafted_us = 0  # When a month was drafted last, by this process,
         self._problems: list[tuple[str, str]] = []  # and what was wrong then.
+        self._waiting = dict.fromkeys((REFUSED, UNPRICED), 0)  # For an operator, as of the last pass.
 
     async def run(self) -> str:
         """One pass; what it came to, in words. Raises: Deposed, MetaUnavailable, Overloaded."""
@@ -84,7 +86,23 @@ class Invoicing:
         self._alarm(UNPRICED, unpriced)
         return "; ".join(words)
 
+    def families(self) -> list[Family]:
+        """For /metrics; of this process's passes."""
+        samples: list[tuple[Labels, list[float]]] = [
+            ((alarm,), [count]) for alarm, count in self._waiting.items()
+        ]
+        doc = "Drafts, invoices and tenants that wait for an operator, by the alarm that names them."
+        return [
+            Family("billing_waiting", "gauge", doc, ("alarm",), (), samples),
+            gauge(
+                "billing_drafted_timestamp_seconds",
+                "When this process drafted the months before; 0: not yet.",
+                self._drafted_us / 1e6,
+            ),
+        ]
+
     def _alarm(self, name: str, what: Sequence[tuple[str, str]]) -> None:
+        self._waiting[name] = len(what)
         if what:
             words = "; ".join(f"{who}: {why}" for who, why in what[:NAMED_MAX])
             self._alarms.set(name, f"{len(what)} wait for an operator: {words}")

@@ -16,6 +16,8 @@
     adoption    every minute        what is from before there were meters (objects/adoption.py, so too)
     leases      every minute        leases begin, renew and end; what is sold is held against what is there
     invoices    every hour          drafts become final, and who does not pay is dunned
+    figures     every 5 minutes     what is sold, billed and sealed: for metrics and alerts
+    audit       every minute        the audit log is verified: what is new, and all of it once a day
 
 Concurrency: one asyncio task per service, at most one run of each at a time; those that could disturb each
 other (repair, rebalance, scrub, compaction and trash move or remove files) take turns under one lock. A
@@ -33,14 +35,16 @@ import msgspec
 from objstore.blobs.volumes import VolumeState
 from objstore.errors import StoreError
 from objstore.meta.kv import Kv
-from objstore.metrics import Family
+from objstore.metrics import Family, counter
 from objstore.node.disk import DiskState
 from objstore.objects.ledger import BEING_ADDED, DOUBTS
 from objstore.objects.store import Store
 from objstore.upkeep import compaction, scrub, trash
+from objstore.upkeep.auditing import Auditing
 from objstore.upkeep.claims import Claim
 from objstore.upkeep.context import Context
 from objstore.upkeep.damage import Checks, note_lost
+from objstore.upkeep.figures import Figures
 from objstore.upkeep.invoicing import Invoicing
 from objstore.upkeep.leasing import Leasing
 from objstore.upkeep.metering import Metering
@@ -93,6 +97,8 @@ class Periods(msgspec.Struct, frozen=True, kw_only=True):
     adoption_s: float = 60.0
     leases_s: float = 60.0
     invoices_s: float = 3_600.0
+    figures_s: float = 300.0
+    audit_s: float = 60.0
 
     def scaled(self, factor: float) -> "Periods":
         """Everything but the scrub, whose pace is a promise of its own, `factor` times as far apart."""
@@ -112,6 +118,8 @@ class Periods(msgspec.Struct, frozen=True, kw_only=True):
             "adoption_s",
             "leases_s",
             "invoices_s",
+            "figures_s",
+            "audit_s",
         )
         return msgspec.structs.replace(self, **{name: getattr(self, name) * factor for name in names})
 
@@ -167,6 +175,8 @@ class Service:
         self.metering = Metering(ctx.kv, ctx.clock, ctx.crash_point)
         self.leasing = None if store is None else Leasing(ctx, store)
         self._invoicing = Invoicing(ctx.kv, ctx.clock, ctx.alarms)
+        self._figures = Figures(ctx.kv, ctx.clock, None if self.leasing is None else self.leasing.report)
+        self._auditing = Auditing(ctx.kv, ctx.clock, ctx.alarms)
         self._files = asyncio.Lock()  # Held by whoever moves or removes fragment files.
         self._tasks: list[asyncio.Task[None]] = []
         self._held = asyncio.Event()
@@ -195,6 +205,8 @@ class Service:
             "metering": (self.metering.run, periods.metering_s),
             "quotas": (self.quotas.look, periods.quotas_s),
             "invoices": (self._invoicing.run, periods.invoices_s),
+            "figures": (self._figures.look, periods.figures_s),
+            "audit": (self._auditing.run, periods.audit_s),
         }
         if self.leasing is not None:
             loops["leases"] = (self.leasing.run, periods.leases_s)
@@ -260,9 +272,22 @@ class Service:
 
     def families(self) -> list[Family]:
         """What the services have found, for /metrics; of the process that leads only."""
-        if not self._claim.held:
+        leads = self._claim.held
+        if not leads:
             self.quotas.forget()
-        return self.quotas.families()
+            self._figures.forget()
+        metering = self.metering
+        return [
+            *self.quotas.families(),
+            *self._figures.families(),
+            *(_shown(family, leads) for family in self._of_passes()),
+            counter("metering_records", "Usage records sealed.", metering.sealed),
+            counter("metering_corrections", "Of them, those that came late.", metering.corrected),
+        ]
+
+    def _of_passes(self) -> list[Family]:
+        leasing = [] if self.leasing is None else self.leasing.families()
+        return [*leasing, *self._invoicing.families(), *self._auditing.families()]
 
     @property
     def leads(self) -> bool:
@@ -436,3 +461,8 @@ class Service:
                 status.runs += 1
                 status.last_us = self._ctx.clock.now_us()
             await self._sleep(period_s)
+
+
+def _shown(family: Family, leads: bool) -> Family:
+    """Without samples where another process knows better."""
+    return family if leads else msgspec.structs.replace(family, samples=[])
