@@ -277,12 +277,12 @@ async def test_a_reseller_stops_its_customers_and_lets_go_only_those_it_stopped(
     }  # fmt: skip
     assert (await api("PATCH", "/api/v1/tenants/lower", complete, token=above)).status == 200
     assert (await api("PUT", path, {"state": "active"}, token=above)).status == 200
+    # Stores as before, and would be dunned no further.
+    assert (await api("PUT", path, {"state": "past_due"}, token=above)).status == 403
     assert (await api("PUT", path, {"state": "suspended", "reason": "fraud"})).status == 200
     answer = await api("PUT", path, {"state": "active"}, token=above)
     assert (answer.status, "fraud" in answer.body["detail"]) == (403, True)
     for state in ("suspended", "read_only", "terminating"):  # Nor is it taken over, to be let go again.
-    # Stores as before, and would be dunned no further.
-    assert (await api("PUT", path, {"state": "past_due"}, token=above)).status == 403
         assert (await api("PUT", path, {"state": state}, token=above)).status == 403
     assert (await api("GET", "/api/v1/tenants/lower")).body["customer"]["state_reason"] == "fraud"
     assert (await api("PATCH", "/api/v1/tenants/lower", {"currency": "EUR"}, token=above)).status == 403
