@@ -17,7 +17,7 @@ from objstore.iam.last_use import UsedKeys
 from objstore.metrics import Registry, RequestMetrics, counter
 from objstore.processes.control import serve_metrics
 from objstore.processes.link import Link
-from objstore.processes.memory import return_memory
+from objstore.processes.memory import keep_pieces, return_memory
 from objstore.processes.minding import follow_disks, judge_slowness, mind_disks, report_damage, tell_used_keys
 from objstore.processes.parts import directory_of, introduce, open_parts, until_stopped
 from objstore.processes.spec import Spec
@@ -96,6 +96,7 @@ async def _serve(link: Link, spec: Spec, name: str, sockets: Sequence[socket.soc
         tasks.append(loop.create_task(_rotate(access_log, _log_path(spec, name), config.log.access_size_max)))
     runner = await serve_s3(app, sockets, context)
     metrics = await serve_metrics(spec.run_directory, name, registry)
+    keep_pieces()
     # What is here now stays: the collector need not look at it again. Young garbage is collected less
     # often than by default, since requests leave next to no cycles.
     gc.collect()

@@ -36,3 +36,27 @@ def test_large_buffers_that_nobody_uses_any_more_go_back_to_the_system(keep: str
         [sys.executable, "-c", PROGRAM.format(keep=keep)], capture_output=True, text=True, timeout=60
     )
     assert done.returncode == 0, done.stderr
+
+
+PAGES = """
+import resource
+from objstore.processes.memory import keep_pieces
+
+def page():
+    text = "x" * 300_000
+    encoded = text.encode()
+    return len(b"".join((b"head", encoded)))
+
+keep_pieces()
+page()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(100):
+    page()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+def test_answers_of_some_hundred_kilobytes_use_the_same_memory_again() -> None:
+    done = subprocess.run([sys.executable, "-c", PAGES], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) < 1_000  # Page faults. Without: three times 74 pages of 4 KiB, a hundred times.
