@@ -14,7 +14,7 @@ from objstore.meta.kv import Transaction
 from objstore.meta.schema import Limits, Record, decode
 from objstore.rental import records as rental
 from objstore.rental.plans import PlanRecord
-from objstore.rental.service_levels import ServiceLevelRecord
+from objstore.rental.service_levels import ServiceEventRecord, ServiceLevelRecord
 from objstore.rental.taxes import TaxRuleRecord
 from objstore.rental.terms import QUOTA
 
@@ -50,6 +50,9 @@ KINDS: Final[Mapping[bytes, Kind]] = {
     b"Yp": Kind("plan", PlanRecord),
     b"Yt": Kind("tax rule", TaxRuleRecord),
     b"YS": Kind("service level", ServiceLevelRecord),
+    b"YM": Kind("service event", ServiceEventRecord),
+    b"YE": Kind("export", rental.ExportRecord),
+    b"Yz": Kind("purge", rental.PurgeRecord),
 }
 _LINES_KEY_SIZE: Final = 2 + 26 + 3  # Yi <document id> 00 <page 2>: lines, not the document.
 

@@ -42,6 +42,8 @@ the end, with a default, so that every later release reads every earlier record.
     M <hour 4> <bucket id 8> <class> 00 <meter 1>
                                             counters of an hour that is not sealed yet (rental/meters.py)
     y, h, H                                 sealed hours of meters (rental/records.py)
+    f, F                                    what service levels are measured by, open and sealed
+                                            (rental/availability.py)
     z <process id 16>                       DemandRecord: what is asked of a process (rental/rates.py)
     w <bucket id 8>                         TitleRecord: whose a bucket is or was; it outlives the bucket
     t <tenant>                              TenantRecord

@@ -24,6 +24,7 @@ from objstore.rental.months import SECOND_US, Month
 from objstore.rental.plan_changes import plan_in
 from objstore.rental.rating import Rated, billed_until, rate_month
 from objstore.rental.records import CustomerRecord, Line, PeriodRecord, period_key
+from objstore.rental.service_credits import settle_service
 from objstore.rental.settlement import DRAFT
 from objstore.rental.tally import BATCH, Tally
 from objstore.rental.taxes import TaxRule
@@ -139,6 +140,7 @@ async def _draft(
     if state == "trial" or customer.trial_ends_us or not _active_s(customer, state, month):
         run.nothing += 1
         return
+    await _settle_service(kv, customer, _shifted(month, -1), now_us, run)
     rated = await rate_customer(kv, customer, month)
     for key in sorted(rated.unpriced or ()):
         _tell(run.unpriced, customer.tenant, " ".join(filter(None, (key.meter, key.storage_class))))
@@ -153,6 +155,15 @@ async def _draft(
         run.final += 1
         found = await correct_month(kv, customer.tenant, month, rated.lines, now_us=now_us)
         run.corrections += len(found)
+        await _settle_service(kv, customer, month, now_us, run)
+
+
+async def _settle_service(kv: Kv, customer: CustomerRecord, month: Month, now_us: int, run: MonthRun) -> None:
+    """What a month's service level gives back waits for the next invoice, once its own is final."""
+    try:
+        await settle_service(kv, customer, month, now_us=now_us)
+    except BadArgument as problem:  # No reason to keep the invoice back.
+        _tell(run.problems, customer.tenant, problem.message)
 
 
 def _active_s(customer: CustomerRecord, state: str, month: Month) -> int:

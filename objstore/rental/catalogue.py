@@ -22,11 +22,15 @@ NEWEST: Final = 0  # Of a plan's versions.
 async def publish_plan(kv: Kv, plan: Plan, *, made_us: int, made_by: str = "") -> PlanRecord:
     """Keep a version of a rate card for good. Versions count up from 1.
 
-    Raises: BadArgument (it makes no sense, is there with other prices, or leaves out a version), Overloaded.
+    Raises: BadArgument (it makes no sense, is there with other prices, leaves out a version, or names a
+        service level that is not there), Overloaded.
     """
     check_plan(plan)
 
     async def decide(change: Change) -> PlanRecord:
+        if plan.sla:
+            level = service_level_key(plan.sla)
+            await change.found(level, ServiceLevelRecord, no_such_service_level(plan.sla))
         key = plan_key(plan.code, plan.version)
         there = await change.record(key, PlanRecord)
         if there is not None:
@@ -128,11 +132,15 @@ async def put_service_level(kv: Kv, level: ServiceLevel, *, made_us: int) -> Ser
     return await commit_change(kv, decide, what=f"service level {level.id!r}")
 
 
+def no_such_service_level(name: str) -> BadArgument:
+    return BadArgument(f"there is no service level {name!r}", name="sla", value=name)
+
+
 async def find_service_level(kv: Kv, name: str) -> ServiceLevel:
     """Raises: BadArgument (there is none)."""
     value = await kv.get(service_level_key(name))
     if value is None:
-        raise BadArgument(f"there is no service level {name!r}", name="sla", value=name)
+        raise no_such_service_level(name)
     return decode(value, ServiceLevelRecord).level
 
 

@@ -140,6 +140,7 @@ class Plan(Value, frozen=True, kw_only=True):
     valid_from: date | None = None  # Tenants may be given it from this day on,
     valid_to: date | None = None  # and no longer from this day on.
     discounts: tuple[Discount, ...] = ()
+    sla: str = ""  # The service level that it promises; a lease may promise another. Empty: none.
 
     def offered(self, day: date) -> bool:
         """Whether a tenant may be given it on that day."""

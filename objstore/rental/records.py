@@ -8,6 +8,8 @@
     Y L <lease id>                            LeaseRecord
     Y o <offer>                               OfferRecord: a lease that tenants may order
     Y S <sla>                                 ServiceLevelRecord
+    Y M <event id>                            ServiceEventRecord: maintenance, or an outage that was told of
+    Y s <tenant> 00 <period begin 8>          ServiceMonthRecord: a month held against its service levels
     Y e <event id>                            CapacityEventRecord
     Y V                                       SalesRecord: changes whenever something is sold or given back
     Y x <tenant> 00 <lease id>                empty: the leases of a tenant, in order of making
@@ -38,7 +40,7 @@
                                               UsageRecord: as it was before it was corrected
     H <tenant>                                ChainRecord: where the chain of a tenant's UsageRecords ends
     H <tenant> 00 <page 4>                    RetiredRecord: what is left of UsageRecords that were removed
-    f <slot 4> <tenant>                       counters of five minutes: requests, failures (service levels)
+    f, F                                      five minutes for service levels (rental/availability.py)
     T <sequence 8>                            AuditRecord: an administrative act, hash-chained
 
 Records are MessagePack arrays, their format first, fields only added at the end. Ids are ULIDs (26 letters)

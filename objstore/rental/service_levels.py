@@ -1,6 +1,7 @@
 """Service levels: five-minute error rates to uptime, and uptime to a credit.
 
-    error rate of an interval   failures of ours / requests; 0 where nobody asked
+    error rate of an interval   failures of ours / requests; 0 where nobody asked. The part u of its
+                                minutes that was not served has failed: u + (1 - u) x failures / requests
     uptime of a period          1 - mean of the error rates of all its intervals that count
     credit                      the part of the affected charges, before tax, that the tier below says
 
@@ -14,7 +15,8 @@ Source: the S3 Service Level Agreement, with the error rate by interval of its f
 import csv
 import io
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from fractions import Fraction
@@ -24,14 +26,16 @@ from objstore.clock import utc_text
 from objstore.errors import BadArgument
 from objstore.meta.schema import Record
 from objstore.rental.captions import caption
-from objstore.rental.money import round_half_up
-from objstore.rental.months import SECOND_US
+from objstore.rental.money import Money, round_half_up
+from objstore.rental.months import SECOND_US, Month
 from objstore.rental.plans import ANY, STANDARD, Value
 from objstore.rental.records import Line
 
 INTERVAL_S: Final = 300
+MINUTES: Final = 5  # Of an interval.
 TIERS_MAX: Final = 10
 CHARGES: Final = ("usage", "commitment", "overage")  # Kinds of lines of which a credit gives back.
+PROOF: Final = ("interval_utc", "requests", "failures", "minutes_unserved", "error_rate", "excluded")
 _ID = re.compile(r"[a-z0-9][a-z0-9_-]{0,47}", re.ASCII)
 
 
@@ -51,6 +55,43 @@ class ServiceLevelRecord(Record, frozen=True, array_like=True, kw_only=True):
 
     level: ServiceLevel
     made_us: int = 0
+
+
+class ServiceEventRecord(Record, frozen=True, array_like=True, kw_only=True):
+    """At Y M <id>: what gateways cannot know."""
+
+    id: str
+    kind: str  # maintenance | outage
+    begin_us: int
+    end_us: int
+    reason: str
+    tenant: str = ""  # Empty: everybody's.
+    made_us: int = 0
+
+
+class GrantedCredit(Record, frozen=True, array_like=True, kw_only=True):
+    level: str
+    share: str  # Decimal text: "0.10" of the affected charges.
+    net: int  # Smallest units, before tax; positive: so much is given back.
+
+
+class ServiceMonthRecord(Record, frozen=True, array_like=True, kw_only=True):
+    """At Y s <tenant> 00 <begin 8>: the month was held against its levels, and this came of it."""
+
+    invoice: str  # Number of the month's invoice.
+    uptime: str  # "num/den", exact.
+    counted: int  # Intervals of five minutes,
+    failed: int  # and how many of them had an error or were not served throughout.
+    credits: list[GrantedCredit]
+    made_us: int = 0
+
+
+def service_event_key(event: str) -> bytes:
+    return b"YM" + event.encode()
+
+
+def service_month_key(tenant: str, month: Month) -> bytes:
+    return b"Ys" + tenant.encode() + b"\0" + (month.begin_s * SECOND_US).to_bytes(8, "big")
 
 
 S3_STANDARD: Final = ServiceLevel(
@@ -99,10 +140,12 @@ class Row:
     requests: int
     failures: int
     excluded: str  # Why; empty: it counts.
+    unserved: int = 0  # Minutes of it.
 
     @property
     def error_rate(self) -> Fraction:
-        return Interval(self.requests, self.failures).error_rate
+        lost = Fraction(self.unserved, MINUTES)
+        return lost + (1 - lost) * Interval(self.requests, self.failures).error_rate
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,9 +156,8 @@ class Assessment:
     begin_s: int
     end_s: int
     counted: int  # Intervals.
-    rows: tuple[
-        Row, ...
-    ]  # The proof: every interval with a failure, and every one excluded; all others had none.
+    # The proof: every interval with a failure or a minute unserved, and every one excluded; no other had any.
+    rows: tuple[Row, ...]
 
     @property
     def uptime(self) -> Fraction:
@@ -164,6 +206,7 @@ def assess(
     end_s: int,
     measured: Mapping[int, Interval],
     exclusions: Sequence[Exclusion] = (),
+    unserved: Collection[int] = (),
 ) -> Assessment:
     """Hold [begin, end) against a service level.
 
@@ -171,23 +214,24 @@ def assess(
         begin_s, end_s: whole intervals: multiples of 300.
         measured: by slot (seconds since 1970 // 300); a slot that is missing had no request.
         exclusions: an interval that one touches does not count.
+        unserved: minutes (seconds since 1970 // 60) in which nobody could have been served.
     """
     assert begin_s % INTERVAL_S == end_s % INTERVAL_S == 0
     assert begin_s < end_s
     first, last = begin_s // INTERVAL_S, end_s // INTERVAL_S
     excluded = dict(_excluded(exclusions, first, last))
-    rows = [
-        Row(slot * INTERVAL_S, interval.requests, interval.failures, excluded.get(slot, ""))
-        for slot, interval in measured.items()
-        if first <= slot < last and (interval.failures or slot in excluded)
-    ]
-    rows += [Row(slot * INTERVAL_S, 0, 0, why) for slot, why in excluded.items() if slot not in measured]
+    lost = Counter(minute // MINUTES for minute in set(unserved))
+    failed = (slot for slot, interval in measured.items() if interval.failures)
+    rows = []
+    for slot in sorted({*excluded, *lost, *failed}):
+        if first <= slot < last:
+            interval = measured.get(slot, Interval(0, 0))
+            row = Row(
+                slot * INTERVAL_S, interval.requests, interval.failures, excluded.get(slot, ""), lost[slot]
+            )
+            rows.append(row)
     return Assessment(
-        level=level,
-        begin_s=begin_s,
-        end_s=end_s,
-        counted=last - first - len(excluded),
-        rows=tuple(sorted(rows, key=lambda row: row.begin_s)),
+        level=level, begin_s=begin_s, end_s=end_s, counted=last - first - len(excluded), rows=tuple(rows)
     )
 
 
@@ -199,26 +243,41 @@ def _excluded(exclusions: Iterable[Exclusion], first: int, last: int) -> Iterato
             yield slot, exclusion.reason
 
 
-def credit_lines(assessment: Assessment, lines: Sequence[Line], language: str = "fr") -> list[Line]:
+def credit_lines(
+    assessment: Assessment,
+    lines: Sequence[Line],
+    currency: str,
+    language: str = "fr",
+    *,
+    of: Callable[[Line], bool] = lambda line: True,
+) -> list[Line]:
     """What is given back of the affected class's charges, before tax: a line for each product.
+
+    Its description has the calculation: uptime; share x charges.
 
     Args:
         lines: all of the period's invoice. Its discounts are borne by all charges of their product alike.
+        of: which charges the level is for; where leases have levels of their own, not for all.
     """
     level = assessment.level
     found: list[Line] = []
     for product in sorted({line.product for line in lines}):
         charged = [line for line in lines if line.product == product and line.kind in CHARGES]
         whole = sum(line.net for line in charged)
-        affected = sum(line.net for line in charged if level.storage_class in (ANY, line.storage_class))
+        affected = sum(
+            line.net for line in charged if level.storage_class in (ANY, line.storage_class) and of(line)
+        )
         discounts = sum(line.net for line in lines if line.product == product and line.kind == "discount")
-        base = affected + Fraction(discounts * affected, whole) if whole else Fraction(0)
+        # As it is printed: whoever reads the line can work it out again.
+        base = round_half_up(affected + Fraction(discounts * affected, whole)) if whole else 0
         amount = round_half_up(base * Fraction(assessment.credit))
         if amount > 0:
+            share = f"{(assessment.credit * 100).normalize():f} % × {Money(base, currency)}"
             found.append(
                 Line(
                     kind="credit",
-                    description=f"{caption('sla_credit', language)} ({assessment.uptime_text()} %)",
+                    description=f"{caption('sla_credit', language)} {level.id}"
+                    f" ({assessment.uptime_text()} %; {share})",
                     storage_class="" if level.storage_class == ANY else level.storage_class,
                     begin_us=assessment.begin_s * SECOND_US,
                     end_us=assessment.end_s * SECOND_US,
@@ -230,10 +289,11 @@ def credit_lines(assessment: Assessment, lines: Sequence[Line], language: str = 
 
 
 def proof_csv(assessment: Assessment) -> str:
-    """The proof as a table: every interval that failed or was excluded."""
+    """The proof as a table: every interval that failed, was not served throughout, or was excluded."""
     table = io.StringIO()
     writer = csv.writer(table, lineterminator="\n")
-    writer.writerow(("interval_utc", "requests", "failures", "error_rate", "excluded"))
+    writer.writerow(PROOF)
     for row in assessment.rows:
-        writer.writerow((utc_text(row.begin_s), row.requests, row.failures, row.error_rate, row.excluded))
+        begin = utc_text(row.begin_s)
+        writer.writerow((begin, row.requests, row.failures, row.unserved, str(row.error_rate), row.excluded))
     return table.getvalue()

@@ -2,7 +2,8 @@
 
 An hour is taken when it has been over for ten minutes. All streams of one hour come before any of the next;
 when they are through, the mark moves: hours that nobody sealed because nobody ran are caught up in order.
-Behind the mark only what came late is looked for, so that a store at rest costs a pass two reads.
+Behind the mark only what came late is looked for, so that a store at rest costs a pass three reads. What
+service levels are measured by (rental/availability.py) is sealed before the mark moves.
 
 Concurrency: one process at a time, under the upkeep's claim. A pass may be cut anywhere: each commit leaves
 a state from which the next pass goes on.
@@ -13,6 +14,7 @@ from typing import Final
 
 from objstore.clock import Clock
 from objstore.meta.kv import Kv
+from objstore.rental.availability import retire_service, seal_service
 from objstore.rental.meters import HOUR_S
 from objstore.rental.usage import (
     first_counted,
@@ -26,8 +28,11 @@ from objstore.rental.usage import (
 from objstore.upkeep.context import no_crash
 
 SETTLE_S: Final = 600  # From an hour's end to its sealing: commits under way come in, clocks differ less.
-KEPT_HOURS: Final = 400 * 24  # Of usage records: thirteen months have 397 days at most.
-HOURS_AT_ONCE: Final = 24 * 31  # Sealed in one pass; a store that slept longer goes on in the next one.
+DAY_HOURS: Final = 24
+KEPT_HOURS: Final = 400 * DAY_HOURS  # Of usage records: thirteen months have 397 days at most.
+HOURS_AT_ONCE: Final = (
+    DAY_HOURS * 31
+)  # Sealed in one pass; a store that slept longer goes on in the next one.
 SECOND_US: Final = 1_000_000
 
 
@@ -46,6 +51,7 @@ class Metering:
     async def run(self) -> str:
         """One pass; what it came to, in words. Raises: Overloaded, Deposed, MetaUnavailable."""
         due = max(0, (self._clock.now_us() // SECOND_US - SETTLE_S) // HOUR_S)  # The first hour that is not.
+        await seal_service(self._kv, due)
         mark = await sealed_until(self._kv)
         first = await first_counted(self._kv)
         if not mark:
@@ -63,6 +69,8 @@ class Metering:
             await self._move(hour + 1)
         if end > mark:
             await self._retire(end - KEPT_HOURS)
+        if end // DAY_HOURS > mark // DAY_HOURS:
+            await retire_service(self._kv, (end - KEPT_HOURS) // DAY_HOURS)
         self.sealed += sealed + corrected
         hours = max(0, end - mark)
         return f"{hours} hours sealed in {sealed} records, {corrected} corrections"

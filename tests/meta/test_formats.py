@@ -53,6 +53,7 @@ from objstore.meta.schema import (
 from objstore.objects.adoption import METERED_KEY
 from objstore.objects.layout import LAYOUT_KEY, PLACED_KEY, LayoutRecord, MachinePlace, Plan
 from objstore.processes.writers import WriterRecord
+from objstore.rental.availability import ServedDayRecord, ServiceDayRecord, day_key, request_keys, served_key
 from objstore.rental.meters import DELTA, STORED, meter_prefix
 from objstore.rental.months import Month
 from objstore.rental.plan_changes import PlanSinceRecord, since_key
@@ -73,9 +74,14 @@ from objstore.rental.records import (
 )
 from objstore.rental.service_levels import (
     CreditTier,
+    GrantedCredit,
+    ServiceEventRecord,
     ServiceLevel,
     ServiceLevelRecord,
+    ServiceMonthRecord,
+    service_event_key,
     service_level_key,
+    service_month_key,
 )
 from objstore.rental.taxes import TaxRule, TaxRuleRecord, tax_rule_key
 from objstore.rental.usage import SEALED_KEY, chain_key, held_key, retired_key, superseded_key, usage_prefix
@@ -132,6 +138,11 @@ KEYS = [
     (since_key("acme", Month(2026, 3)), "5967" + b"acme".hex() + "00 5efa"),
     (tax_rule_key("dz"), "5974" + b"dz".hex()),
     (service_level_key("gold"), "5953" + b"gold".hex()),
+    (request_keys("acme", 472_222 * 12 + 3)[1], "66 0007349e" + b"acme\0".hex() + "0366"),
+    (served_key(472_222 * 60 + 59), "66 0007349e 00 3b 75"),
+    (day_key("acme", 258), "46" + b"acme\0".hex() + "00000102"),
+    (service_event_key("01"), "594d 3031"),
+    (service_month_key("acme", Month(1970, 2)), "5973" + b"acme\0".hex() + "0000026f9d14a000"),
     (held_key(STREAM), "79 0000000000000102" + b"COLD\0".hex()),
     (usage_prefix("acme", 472_222) + STREAM + STORED, USAGE_HEX),
     (
@@ -424,6 +435,23 @@ RECORDS: list[tuple[msgspec.Struct, str]] = [
         "93 01 82 "
         + (b"\xa2id\xa1g" + b"\xa5tiers\x91\x82" + b"\xa5below\xa50.999" + b"\xa6credit\xa40.10").hex()
         + "02",
+    ),
+    (ServiceDayRecord(rows=[(0, 5, 1), (287, 300, 0)]), "92 01 92 93000501 93cd011fcd012c00"),
+    (ServedDayRecord(minutes=b"\1\x80"), "92 01 c4020180"),
+    (
+        ServiceEventRecord(id="1", kind="outage", begin_us=2, end_us=3, reason="r", tenant="t", made_us=4),
+        "98 01 a131" + b"\xa6outage".hex() + "02 03 a172 a174 04",
+    ),
+    (
+        ServiceMonthRecord(
+            invoice="F",
+            uptime="1/2",
+            counted=3,
+            failed=4,
+            credits=[GrantedCredit(level="g", share="1", net=5)],
+            made_us=6,
+        ),
+        "97 01 a146 a3312f32 03 04 91 9401a167a13105 06",
     ),
 ]
 

@@ -291,7 +291,7 @@ async def test_a_service_level_credit_is_a_line_of_the_next_invoice() -> None:
     slots = range(MARCH.begin_s // 300, MARCH.begin_s // 300 + 9)
     measured = {slot: Interval(requests=5, failures=5) for slot in slots}
     assessment = assess(S3_STANDARD, MARCH.begin_s, MARCH.begin_s + 30 * 86_400, measured)
-    given = credit_lines(assessment, charged)
+    given = credit_lines(assessment, charged, "DZD")
     named = {f"sla/{MARCH}/{number}": one for number, one in enumerate(given)}
     for _ in range(2):  # Asked twice, given once.
         await carry(kv, "acme", named, source="FA-2026-000001", now_us=ISSUED_US)

@@ -117,9 +117,9 @@ def test_the_proof_says_enough_to_work_the_uptime_out_again() -> None:
     )
     lines = proof_csv(held).splitlines()
     assert lines == [
-        "interval_utc,requests,failures,error_rate,excluded",
-        "2026-11-01T00:00:00Z,8,1,1/8,",
-        '2026-11-01T00:25:00Z,2,2,1,"a ""b"", c"',
+        "interval_utc,requests,failures,minutes_unserved,error_rate,excluded",
+        "2026-11-01T00:00:00Z,8,1,0,1/8,",
+        '2026-11-01T00:25:00Z,2,2,0,1,"a ""b"", c"',
     ]
     assert held.uptime == 1 - Fraction(1, 8) / (ALL - 1)
 
@@ -143,11 +143,32 @@ def test_the_credit_is_of_the_affected_class_before_tax_after_discounts() -> Non
         line("usage", 200_00, "COLD"),
         line("discount", -100_00, ""),
     ]
-    [credit] = credit_lines(failed(9), lines)
+    [credit] = credit_lines(failed(9), lines, "DZD")
     assert (credit.kind, credit.net) == ("credit", -72_00)  # A tenth of 800 less its 80 of discount.
-    assert credit_lines(failed(8), lines) == []
-    [whole] = credit_lines(failed(433), lines)
+    assert credit.description == "Avoir de niveau de service s3-standard (99.8958 %; 10 % × 720.00)"
+    assert credit_lines(failed(8), lines, "DZD") == []
+    [whole] = credit_lines(failed(433), lines, "DZD")
     assert whole.net == -720_00
+
+
+def test_a_credit_of_some_charges_bears_their_share_of_the_discounts() -> None:
+    lines = [line("usage", 300_00), line("commitment", 100_00), line("discount", -40_00, "")]
+    [credit] = credit_lines(failed(87), lines, "DZD", of=lambda one: one.kind == "commitment")
+    assert credit.net == -22_50  # A quarter of 100 less its 10 of discount.
+
+
+def test_minutes_that_nobody_could_have_been_served_in_count_as_failed_whoever_asked() -> None:
+    first = BEGIN // 60
+    unserved = [first, first + 1, *range(first + 10, first + 15)]  # Two minutes of one, five of another.
+    slots = {FIRST: Interval(4, 1), FIRST + 2: Interval(3, 0)}
+    held = assess(S3_STANDARD, BEGIN, END, slots, [], unserved)
+    assert [(row.unserved, row.error_rate) for row in held.rows] == [
+        (2, Fraction(2, 5) + Fraction(3, 5) * Fraction(1, 4)),
+        (5, Fraction(1)),
+    ]
+    assert held.uptime == 1 - Fraction(31, 20) / ALL
+    excluded = assess(S3_STANDARD, BEGIN, END, {}, [Exclusion(BEGIN, BEGIN + 900, "announced")], unserved)
+    assert excluded.uptime == 1
 
 
 def test_the_credit_is_by_product_so_that_each_gives_its_own_tax_back() -> None:
@@ -157,15 +178,16 @@ def test_the_credit_is_by_product_so_that_each_gives_its_own_tax_back() -> None:
         line("credit", -3_00),
         line("purchase", 7_00),
     ]
-    given_back = credit_lines(failed(87), lines, "en")
+    given_back = credit_lines(failed(87), lines, "EUR", "en")
     assert [(credit.product, credit.net) for credit in given_back] == [("reduced", -1_26), ("storage", -2_50)]
-    assert given_back[0].description == "Service level credit (98.9930 %)"
+    assert given_back[0].description == "Service level credit s3-standard (98.9930 %; 25 % × 5.05)"
 
 
 def test_a_level_for_all_classes_gives_back_of_all_charges() -> None:
     held = failed(9)
     every = replace(held, level=ServiceLevel(id="all", storage_class="*", tiers=S3_STANDARD.tiers))
-    assert [one.net for one in credit_lines(every, [line("usage", 100), line("usage", 100, "COLD")])] == [-20]
+    both = [line("usage", 100), line("usage", 100, "COLD")]
+    assert [one.net for one in credit_lines(every, both, "EUR")] == [-20]
 
 
 @settings(max_examples=EXAMPLES)
