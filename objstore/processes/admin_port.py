@@ -6,6 +6,7 @@ Concurrency: one event loop; nothing here changes but the last usage and status 
 import asyncio
 import json
 import logging
+import math
 import os
 import time
 from collections.abc import Sequence
@@ -31,10 +32,11 @@ from objstore.processes.control import ask, processes, slow_disks
 from objstore.processes.disks import DiskSet
 from objstore.processes.engine import is_shared
 from objstore.processes.naming import Naming
+from objstore.processes.machine_families import disk_info
 from objstore.processes.parts import Parts, directory_of
 from objstore.processes.salvage_copies import Copies
 from objstore.processes.stopping import Stopping
-from objstore.upkeep.service import Service
+from objstore.upkeep.service import RENTING, Service
 
 if TYPE_CHECKING:
     from objstore.rental.documents.content import Document
@@ -44,6 +46,9 @@ log = logging.getLogger(__name__)
 
 SWEEP_SECONDS: Final = 3_600.0
 
+# A look at disks and services reads every volume's record: beyond so many, a scrape is shown the last one
+VOLUMES_FRESH: Final = 2_000
+LOOK_SECONDS: Final = 60.0  # if it is not older than this.
 
 def _rebalance_words(status: dict[str, Any]) -> str:
     if status["left"]:
@@ -95,6 +100,11 @@ async def sweep_repeats(parts: Parts) -> None:
 
 class AdminPort:
     """What the admin port's functions are, over this process's parts."""
+def look_again(volumes: int, age_s: float) -> bool:
+    """Whether a scrape looks at disks and services, or is shown what the last look found."""
+    return volumes <= VOLUMES_FRESH or age_s >= LOOK_SECONDS
+
+
 
     def __init__(
         self,
@@ -114,7 +124,9 @@ class AdminPort:
         self._totals = Accumulator()
         self._naming = Naming()
         self._usage: dict[int, Usage] = {}
-        self._upkeep: dict[str, Any] = {}  # The services' status, as of the last scrape.
+        self._upkeep: dict[str, Any] = {}  # The services' status, as of the last look.
+        self._nodes: dict[int, str] = {}  # By disk, as of the last look.
+        self._looked = -math.inf  # Monotonic.
 
     def admin(self) -> Admin:
         clock = SystemClock()
@@ -382,6 +394,7 @@ class AdminPort:
             Family("disk_up", "gauge", "Whether the disk is healthy.", names, (), up),
             Family("disk_state", "gauge", "1 for the state the disk is in.", ("disk", "state"), (), states),
             Family("disk_total_bytes", "gauge", "Size of the disk's file system.", names, (), total),
+            disk_info(self._nodes),
             Family("disk_used_bytes", "gauge", "Used on the disk's file system.", names, (), used),
             gauge("capacity_raw_bytes", "All devices, each counted once.", capacity["raw"]),
             gauge("capacity_free_bytes", "Free on all devices.", capacity["free"]),
@@ -407,7 +420,7 @@ class AdminPort:
         ]
 
     def _upkeep_families(self) -> list[Family]:
-        """From the last look at the services: `metrics` takes a fresh one."""
+        """From the last look at the services."""
         found = self._upkeep
         if not found:
             return []
@@ -454,6 +467,11 @@ class AdminPort:
             gauge("alarms", "Conditions that need an operator.", len(found["alarms"])),
             gauge(
                 "scrub_last_round_timestamp_seconds",
+            gauge(
+                "renting_alarms",
+                "Of them, those of capacity sold, invoices and the audit log.",
+                len(RENTING & found["alarms"].keys()),
+            ),
                 "When the last whole scrub ended.",
                 found["scrub"]["last_round_finished_us"] / 1e6,
             ),
@@ -462,11 +480,19 @@ class AdminPort:
             counter("upkeep_paced_bytes", "Bytes that services moved.", found["bytes_worked"]),
         ]
 
-    async def metrics(self) -> bytes:
-        await self.disks()  # Fresh usage.
+    async def _look(self, now: float) -> None:
+        """Fresh usage and status, but of a large store once a minute."""
+        volumes = sum(self._upkeep["volumes"].values()) if self._upkeep else 0
+        if not look_again(volumes, now - self._looked):
+            return
+        self._nodes = {row["disk"]: row["node"] for row in await self.disks()}
         self._upkeep = await self._service.status()
         directory = self._spec.run_directory
         for process in processes(directory):
+        self._looked = now
+
+    async def metrics(self) -> bytes:
+        await self._look(time.monotonic())
             snapshot = await ask(directory, process)
             if snapshot is None:
                 self._totals.drop_gauges(process)

@@ -25,6 +25,7 @@ from objstore.node.peers import NoAnswer, PeerClient
 from objstore.node.port import standing_of
 from objstore.node.tls import Credentials, Trust
 from objstore.processes.joining import CannotJoin, put_in_place
+from objstore.processes.machine_families import Seen
 from objstore.processes.members import JOINED, Members, Removed
 from objstore.processes.verdicts import Verdicts
 
@@ -60,6 +61,7 @@ class Heartbeats:
         self.standings: dict[bytes, Standing] = {}  # Of those that answered the last question.
         self.failures: dict[bytes, str] = {}  # Why the others did not.
         self.waits = ""  # What a change of the root waits for.
+        self._joined: dict[bytes, MemberRecord] = {}  # As of the last beat, this gateway among them.
         self._members = members
         self._credentials = credentials
         self._about = about
@@ -70,7 +72,8 @@ class Heartbeats:
         self._removed = removed
         self._verdicts = verdicts
         self.cut_off = False  # No node answers, and there is another gateway, which may reach them.
-        self._answered: dict[bytes, float] = {}  # Monotonic.
+        self._answered: dict[bytes, float] = {}  # Monotonic; at first, when it was asked.
+        self._heard: dict[bytes, float] = {}  # The same, of real answers only.
         self._clients: dict[bytes, PeerClient] = {}
         self._slots = asyncio.Semaphore(AT_ONCE)
 
@@ -96,6 +99,26 @@ class Heartbeats:
         except (StoreError, OSError) as failure:  # The next beat tries again, and says so.
             log.debug("the members are not followed", extra={"failure": str(failure)})
 
+    def seen(self) -> list[Seen]:
+        """Every machine that is joined, as of the last beat."""
+        now_s, now = self._clock.now_us() / 1e6, self._clock.monotonic()
+        found: list[Seen] = []
+        for id_, record in self._joined.items():
+            standing = self.standings.get(id_)
+            own = id_ == self._credentials.name.id
+            answered = now if own else self._heard.get(id_)
+            found.append(
+                Seen(
+                    name=record.name,
+                    role=record.role,
+                    up=standing is not None,
+                    answered_s=0.0 if answered is None else now_s - (now - answered),
+                    certificate_ends_s=0.0 if standing is None else float(standing.ends_s),
+                    version="" if standing is None else standing.version,
+                )
+            )
+        return found
+
     async def close(self) -> None:
         for client in self._clients.values():
             await client.close()
@@ -109,11 +132,12 @@ class Heartbeats:
         if trust.number > self._credentials.trust.number:
             await self._credentials.take_trust(trust)
         records = await self._members.ledger.members()
-        others = {id_: record for id_, record in records.items() if record.state == JOINED and id_ != own.id}
+        self._joined = {id_: record for id_, record in records.items() if record.state == JOINED}
+        others = {id_: record for id_, record in self._joined.items() if id_ != own.id}
         for id_ in list(self._clients):
             if id_ not in others:
                 await self._clients.pop(id_).close()
-        for known in (self.standings, self.failures, self._answered):
+        for known in (self.standings, self.failures, self._answered, self._heard):
             for id_ in list(known):
                 if id_ not in others:
                     known.pop(id_)
@@ -177,7 +201,7 @@ class Heartbeats:
             return
         self.failures.pop(id_, None)
         self.standings[id_] = standing
-        self._answered[id_] = self._clock.monotonic()
+        self._answered[id_] = self._heard[id_] = self._clock.monotonic()
 
     async def _judge(self, others: dict[bytes, MemberRecord]) -> None:
         now = self._clock.monotonic()

@@ -26,6 +26,7 @@ from objstore.processes.disks import DiskSet
 from objstore.processes.engine import is_shared
 from objstore.processes.layout import LayoutSet
 from objstore.processes.link import Link
+from objstore.processes.machine_families import member_families
 from objstore.processes.minding import follow_disks, judge_slowness
 from objstore.processes.parts import (
     Parts,
@@ -129,6 +130,7 @@ async def _serve(
 
             own = gateway.credentials.name.id
             tasks.append(loop.create_task(remove_predecessors(gateway.members, own)))
+    registry.include(lambda: member_families([] if gateway is None else gateway.heartbeats.seen()))
     server = await admin_server.serve(admin, sockets, context)
     if config.upkeep.enabled:
         service.start()

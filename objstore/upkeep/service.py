@@ -39,7 +39,7 @@ from objstore.metrics import Family, counter
 from objstore.node.disk import DiskState
 from objstore.objects.ledger import BEING_ADDED, DOUBTS
 from objstore.objects.store import Store
-from objstore.upkeep import compaction, scrub, trash
+from objstore.upkeep import auditing, compaction, invoicing, leasing, scrub, trash
 from objstore.upkeep.auditing import Auditing
 from objstore.upkeep.claims import Claim
 from objstore.upkeep.context import Context
@@ -63,6 +63,10 @@ YOUNG_VOLUME_S: Final = 30.0  # News of a new worker takes less.
 COMPACTED_AT_ONCE: Final = 4  # Volumes of one run: then the others get their turn.
 REPAIRED_AT_ONCE: Final = 8  # Files of one pass.
 REPAIRS_IN_A_ROW: Final = 64  # Passes without a pause while there is much to rebuild.
+# Alarms of renting: each has a metric and an alert of its own, most of them for a working day.
+RENTING: Final = frozenset(
+    {leasing.ALARM, leasing.RUNWAY, leasing.IDLE, invoicing.REFUSED, invoicing.UNPRICED, auditing.ALARM}
+)
 JUDGED_MAX: Final = 100_000  # Volumes whose garbage was found not worth it, remembered.
 
 
@@ -286,8 +290,8 @@ class Service:
         ]
 
     def _of_passes(self) -> list[Family]:
-        leasing = [] if self.leasing is None else self.leasing.families()
-        return [*leasing, *self._invoicing.families(), *self._auditing.families()]
+        of_leases = [] if self.leasing is None else self.leasing.families()
+        return [*of_leases, *self._invoicing.families(), *self._auditing.families()]
 
     @property
     def leads(self) -> bool:

@@ -35,6 +35,7 @@ from objstore.objects.ledger import MetaLedger
 from objstore.processes import joining
 from objstore.processes.heartbeats import Heartbeats
 from objstore.processes.joining import CannotJoin
+from objstore.processes.machine_families import member_families
 from objstore.processes.members import Members
 from tests.waiting import until
 
@@ -602,6 +603,30 @@ async def test_a_node_that_does_not_answer_is_away_until_it_does(gateway: Gatewa
     await asyncio.to_thread(joining.register, node.credentials, registration)
     await gateway.beats.beat()
     assert not await gateway.away(id_)
+
+
+async def test_what_a_gateway_has_seen_of_each_machine_is_told_as_metrics(
+    gateway: Gateway, nodes: Made
+) -> None:
+    node = await nodes("n1")
+    began = time.time()
+    await gateway.beats.beat()
+    told = {(one.role, one.name): one for one in gateway.beats.seen()}
+    assert {names: one.up for names, one in told.items()} == {
+        ("node", "n1"): True,
+        ("gateway", "g1"): True,
+    }
+    assert told["node", "n1"].answered_s > began - 60
+    ends = node.credentials.certificate.not_valid_after_utc.timestamp()
+    await node.served.close()
+    await gateway.beats.beat()
+    (gone,) = [one for one in gateway.beats.seen() if one.role == "node"]
+    assert not gone.up
+    assert gone.answered_s > began - 60
+    samples = {family.name: dict(family.samples) for family in member_families(told.values())}
+    assert samples["member_up"]["n1", "node"] == [1]
+    assert samples["member_certificate_expiry_timestamp_seconds"]["n1", "node"] == [ends]
+    assert samples["member_info"]["n1", "node", told["node", "n1"].version] == [1]
 
 
 async def test_a_gateway_that_reaches_no_node_calls_none_away_where_another_gateway_may(

@@ -1,9 +1,11 @@
-"""Which tenants the metrics name, and that what is told of all of them is what was counted."""
+"""What a page of metrics names and costs: few tenants, all that was counted, no large store read for it."""
 
+import math
 import random
 from collections import Counter
 
 from objstore.metrics import Family, Labels, Registry, RequestMetrics
+from objstore.processes.admin_port import LOOK_SECONDS, VOLUMES_FRESH, look_again
 from objstore.processes.naming import Naming
 from tests.seed import SEED
 
@@ -74,3 +76,10 @@ def test_a_worker_counts_its_tenants_and_what_they_were_refused_for() -> None:
     assert found["tenant_requests"] == {("acme", "2xx"): [1], ("acme", "5xx"): [1]}
     assert found["tenant_received_bytes"] == {("acme",): [7]}
     assert found["tenant_refusals"] == {("acme", "rate"): [1]}
+
+
+def test_of_a_large_store_a_scrape_is_shown_the_last_look_for_a_while() -> None:
+    assert look_again(0, math.inf)
+    assert look_again(VOLUMES_FRESH, 0.0)
+    assert not look_again(VOLUMES_FRESH + 1, LOOK_SECONDS - 1)
+    assert look_again(VOLUMES_FRESH + 1, LOOK_SECONDS)
