@@ -17,6 +17,7 @@ from objstore.iam.directory import Directory
 from objstore.ids import Randomness
 from objstore.meta.kv import Kv
 from objstore.objects.dedication import Released
+from objstore.objects.exports import Exports
 from objstore.rental.capacity import Capacity
 from objstore.rental.sales import Survey
 
@@ -52,6 +53,7 @@ class Services:
     capacity: Callable[[], Awaitable[Sequence[Capacity]]] | None = None  # The report, pool by pool.
     release: Callable[[Kv, str], Awaitable[Released]] | None = None  # Nodes of a lease that is over.
     render: "Callable[[Document], Awaitable[bytes]] | None" = None  # Documents as PDF.
+    exports: Exports | None = None  # What tenants have stored, as it is handed back.
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -26,6 +26,7 @@ from objstore.clock import SystemClock, utc_text
 from objstore.errors import StoreError
 from objstore.metrics import Accumulator, Family, Labels, counter, gauge, render
 from objstore.node.disk import DiskState, Usage
+from objstore.objects.exports import Exports
 from objstore.objects.ledger import DRAINING, GIVEN_UP
 from objstore.processes import doctor, volumes
 from objstore.processes.control import ask, processes, slow_disks
@@ -84,6 +85,7 @@ def gate_of(parts: Parts, service: Service) -> Gate:
         capacity=None if leasing is None else leasing.report,
         release=None if leasing is None else leasing.release,
         render=_Printing().render,
+        exports=Exports(parts.store),
     )
     return Gate(TABLE, parts.kv, services, token=spec.token, clock=SystemClock())
 

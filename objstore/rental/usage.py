@@ -380,6 +380,20 @@ async def usage_pages(
         yield found
 
 
+async def list_usage(
+    kv: Kv, tenant: str, *, after: bytes = b"", limit: int = 1_000
+) -> list[tuple[bytes, UsageRow]]:
+    """Records as they stand, in the order of hours, each with its place among the tenant's.
+
+    Args:
+        after: the place behind which to begin.
+    """
+    prefix = usage_prefix(tenant, 0)[:-4]
+    start = prefix + after + b"\0" if after else prefix
+    pairs = await kv.scan(start, prefix_end(prefix), limit)
+    return [(key[len(prefix) :], usage_row(key, value)) for key, value in pairs]
+
+
 async def total_usage(kv: Kv, tenant: str, begin_hour: int, end_hour: int) -> dict[UsageOf, int]:
     """Byte-seconds, requests and bytes of [begin, end). Memory: a sum for each bucket, class and meter."""
     totals: dict[UsageOf, int] = {}

@@ -22,11 +22,21 @@ from objstore.iam.tokens import create_token
 from objstore.iam.users import create_user
 from objstore.ids import Randomness
 from objstore.meta.kv import DictKv, Kv, Transaction
-from objstore.meta.schema import BucketRecord, TokenRecord, bucket_key, encode, token_key
+from objstore.meta.schema import (
+    BucketRecord,
+    ObjectRecord,
+    TokenRecord,
+    bucket_key,
+    encode,
+    object_key,
+    token_key,
+)
+from objstore.objects.exports import Exports
 from objstore.objects.dedication import Released
 from objstore.rental.admission import Node
 from objstore.rental.capacity import Capacity, Holdings, report
 from objstore.rental.catalogue import publish_plan
+from objstore.rental.departures import begin_export
 from objstore.rental.leases import after_months, find_lease, make_lease, sign
 from objstore.rental.months import Month
 from objstore.rental.offers import put_offer
@@ -35,6 +45,7 @@ from objstore.rental.projects import create_project
 from objstore.rental.records import CapacityEventRecord, LeaseRecord, OfferRecord
 from objstore.rental.sales import Supply, put_event, read_book
 from objstore.rental.sellers import create_seller
+from tests.objects.fakes import memory_store
 from tests.rental.parties import (
     DAY_US,
     ISSUED_US,
@@ -68,6 +79,7 @@ PLACES = {
     "event": an_id(9),
     "invoice": "",  # Set when it is made: a draft.
     "payment": PAID,
+    "export": an_id(11),
 }
 MASTER_KEY = bytes(32)
 
@@ -168,6 +180,7 @@ async def serving(
         survey=survey,
         capacity=lambda: capacity(kv, clock),
         render=render,
+        exports=Exports(memory_store(kv=kv, clock=clock)),
         release=release,
     )
     gate = Gate(table, wrap(kv), services, token=TOKEN, clock=clock)
@@ -227,6 +240,9 @@ async def furnish(api: Api) -> dict[str, str]:
         await make_lease(kv, lease, now_us=now_us)
     await sign(kv, SIGNED, survey, now_us=now_us)
     await put_offer(kv, OfferRecord(name="small", least=TB, most=TB, terms_months=[12]), now_us=now_us)
+    await begin_export(kv, "lower", PLACES["export"], by="operator", now_us=now_us)
+    record = ObjectRecord(1, 1, b"", 0, bytes(16), b"", [])
+    await kv.commit(Transaction(put={object_key(7, b"key"): encode(record)}))
     event = CapacityEventRecord(id=PLACES["event"], at_us=now_us + DAY_US, raw=TB)
     await put_event(kv, event)
     final = await an_invoice(kv, "lower", [line(100_00)], month=Month(2026, 2))

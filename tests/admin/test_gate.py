@@ -73,6 +73,7 @@ BODIES: dict[str, dict[str, object]] = {
     "issue_credit_note": {"reason": "goodwill"},
     "receive_payment": {"tenant": "lower", "method": "especes", "amount": "12.50"},
     "reverse_payment": {"reason": "it bounced"},
+    "finish_export": {"objects": 1, "bytes": 2, "missing": 0, "manifest": "00" * 32},
 }  # fmt: skip
 # Routes about a thing in another state than the one that PLACES names.
 ABOUT = {
@@ -83,6 +84,7 @@ ABOUT = {
 # What is refused to a caller whom the rule allows, in words that say why.
 REFUSALS = (
     "only the operator", "is no reseller", "not all hours of 2026-03 are sealed", "at most your own",
+    "only who is terminating",
 )  # fmt: skip
 
 
@@ -95,6 +97,8 @@ def place(route: Route, names: Mapping[str, str]) -> str:
 
 def asked(route: Route) -> str:
     """The query that it needs."""
+    if route.name in ("list_exported_parts", "read_exported_body"):
+        return "?key=a2V5&order=1"
     return "?tenant=lower" if route.name in ("list_payments",) else ""
 
 

@@ -5,6 +5,7 @@ from typing import Final
 from objstore.admin.resources import (
     audit,
     capacity,
+    departures,
     invoices,
     keys,
     leases,
@@ -22,6 +23,7 @@ from objstore.admin.routes import Table
 TABLE: Final = Table(
     (
         *tenants.ROUTES,
+        *departures.ROUTES,
         *sellers.ROUTES,
         *projects.ROUTES,
         *users.ROUTES,

@@ -9,10 +9,11 @@ from objstore.admin.callers import Rule
 from objstore.admin.pages import page
 from objstore.admin.problems import Problem
 from objstore.admin.routes import Call, Page, Route, in_path
-from objstore.admin.views import microseconds, moment
+from objstore.admin.views import List, microseconds, moment
 from objstore.rental import meters
 from objstore.rental.months import SECOND_US, Month
-from objstore.rental.usage import UsageOf, sealed_until, total_usage, verify_usage
+from objstore.rental.usage import UsageOf, list_usage, sealed_until, total_usage, verify_usage
+from objstore.rental.usage import UsageRow as UsageRecordRow
 
 HOURS_MAX: Final = 24 * 400
 HOUR_US: Final = meters.HOUR_S * SECOND_US
@@ -49,6 +50,22 @@ class UsageRows(msgspec.Struct, frozen=True, kw_only=True):
     sealed_until: str | None  # Later hours are not in it yet.
     items: list[UsageRow]
     next: str | None
+
+
+class UsageEntry(msgspec.Struct, frozen=True, kw_only=True):
+    """A sealed record, as it stands."""
+
+    hour: str | None  # Its beginning.
+    bucket_id: int
+    bucket: str
+    project: str
+    storage_class: str
+    meter: str
+    quantity: int
+    revision: int  # 1, and one more for each correction.
+    sealed: str | None
+    digest: str  # SHA-256; docs/formats.md says over what,
+    previous: str  # and of the tenant's record sealed before.
 
 
 class Chain(msgspec.Struct, frozen=True, kw_only=True):
@@ -105,6 +122,34 @@ def _name(of: UsageOf) -> str:
     return "/".join((of.project, of.bucket, of.storage_class, NAMES[of.meter]))
 
 
+async def entries(call: Call) -> List[Any]:
+    async def read(after: str, limit: int) -> list[tuple[bytes, UsageRecordRow]]:
+        try:
+            place = bytes.fromhex(after)
+        except ValueError:
+            raise Problem(400, "the address's query: cursor is not one of ours") from None
+        return await list_usage(call.kv, call.params["tenant"], after=place, limit=limit)
+
+    return await page(call.query, read, lambda found: found[0].hex(), lambda found: _entry(found[1]))
+
+
+def _entry(row: UsageRecordRow) -> dict[str, Any]:
+    record = row.record
+    return {
+        "hour": moment(row.hour * HOUR_US),
+        "bucket_id": row.bucket,
+        "bucket": record.bucket,
+        "project": record.project,
+        "storage_class": row.storage_class or "STANDARD",
+        "meter": NAMES[row.meter],
+        "quantity": record.total,
+        "revision": record.revision,
+        "sealed": moment(record.sealed_us),
+        "digest": record.digest.hex(),
+        "previous": record.previous.hex(),
+    }
+
+
 async def verify(call: Call) -> Any:
     found = await verify_usage(call.kv, call.params["tenant"])
     return {"records": found.records, "retired": found.retired, "wrong": list(found.wrong)}
@@ -116,6 +161,11 @@ ROUTES: Final = (
         method="GET", path="/api/v1/tenants/{tenant}/usage", name="show_usage",
         summary="Sums of sealed hours by project, bucket, class and meter.",
         rule=_READ, owner=in_path, query=Usage, handler=show, answer=UsageRows,
+    ),
+    Route(
+        method="GET", path="/api/v1/tenants/{tenant}/usage/records", name="list_usage_records",
+        summary="Its sealed hourly records, as they stand.",
+        rule=_READ, owner=in_path, query=Page, handler=entries, answer=List[UsageEntry],
     ),
     Route(
         method="GET", path="/api/v1/tenants/{tenant}/usage/verify", name="verify_usage",
