@@ -10,6 +10,7 @@ import math
 import os
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -28,12 +29,13 @@ from objstore.metrics import Accumulator, Family, Labels, counter, gauge, render
 from objstore.node.disk import DiskState, Usage
 from objstore.objects.exports import Exports
 from objstore.objects.ledger import DRAINING, GIVEN_UP
+from objstore.objects.residence import bind_tenant, known_sites
 from objstore.processes import doctor, volumes
 from objstore.processes.control import ask, processes, slow_disks
 from objstore.processes.disks import DiskSet
 from objstore.processes.engine import is_shared
-from objstore.processes.naming import Naming
 from objstore.processes.machine_families import disk_info
+from objstore.processes.naming import Naming
 from objstore.processes.parts import Parts, directory_of
 from objstore.processes.salvage_copies import Copies
 from objstore.processes.stopping import Stopping
@@ -46,10 +48,10 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 SWEEP_SECONDS: Final = 3_600.0
-
 # A look at disks and services reads every volume's record: beyond so many, a scrape is shown the last one
 VOLUMES_FRESH: Final = 2_000
 LOOK_SECONDS: Final = 60.0  # if it is not older than this.
+
 
 def _rebalance_words(status: dict[str, Any]) -> str:
     if status["left"]:
@@ -83,6 +85,8 @@ def gate_of(parts: Parts, service: Service) -> Gate:
         randomness=os.urandom,
         survey=None if leasing is None else leasing.survey,
         capacity=None if leasing is None else leasing.report,
+        sites=lambda: known_sites(parts.store),
+        bind=lambda kv, tenant, sites: bind_tenant(replace(parts.store, kv=kv), tenant, sites=sites),
         release=None if leasing is None else leasing.release,
         render=_Printing().render,
         exports=Exports(parts.store),
@@ -100,13 +104,13 @@ async def sweep_repeats(parts: Parts) -> None:
             log.warning("expired requests were not swept", extra={"failure": repr(failure)})
 
 
-class AdminPort:
-    """What the admin port's functions are, over this process's parts."""
 def look_again(volumes: int, age_s: float) -> bool:
     """Whether a scrape looks at disks and services, or is shown what the last look found."""
     return volumes <= VOLUMES_FRESH or age_s >= LOOK_SECONDS
 
 
+class AdminPort:
+    """What the admin port's functions are, over this process's parts."""
 
     def __init__(
         self,
@@ -394,9 +398,9 @@ def look_again(volumes: int, age_s: float) -> bool:
                 time.time() - state.get("started", time.time()),
             ),
             Family("disk_up", "gauge", "Whether the disk is healthy.", names, (), up),
+            disk_info(self._nodes),
             Family("disk_state", "gauge", "1 for the state the disk is in.", ("disk", "state"), (), states),
             Family("disk_total_bytes", "gauge", "Size of the disk's file system.", names, (), total),
-            disk_info(self._nodes),
             Family("disk_used_bytes", "gauge", "Used on the disk's file system.", names, (), used),
             gauge("capacity_raw_bytes", "All devices, each counted once.", capacity["raw"]),
             gauge("capacity_free_bytes", "Free on all devices.", capacity["free"]),
@@ -468,12 +472,12 @@ def look_again(volumes: int, age_s: float) -> bool:
             gauge("lost_stripes", "Stripes that nothing can rebuild.", repair["lost_stripes"]),
             gauge("alarms", "Conditions that need an operator.", len(found["alarms"])),
             gauge(
-                "scrub_last_round_timestamp_seconds",
-            gauge(
                 "renting_alarms",
                 "Of them, those of capacity sold, invoices and the audit log.",
                 len(RENTING & found["alarms"].keys()),
             ),
+            gauge(
+                "scrub_last_round_timestamp_seconds",
                 "When the last whole scrub ended.",
                 found["scrub"]["last_round_finished_us"] / 1e6,
             ),
@@ -489,12 +493,12 @@ def look_again(volumes: int, age_s: float) -> bool:
             return
         self._nodes = {row["disk"]: row["node"] for row in await self.disks()}
         self._upkeep = await self._service.status()
-        directory = self._spec.run_directory
-        for process in processes(directory):
         self._looked = now
 
     async def metrics(self) -> bytes:
         await self._look(time.monotonic())
+        directory = self._spec.run_directory
+        for process in processes(directory):
             snapshot = await ask(directory, process)
             if snapshot is None:
                 self._totals.drop_gauges(process)
