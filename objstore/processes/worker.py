@@ -24,6 +24,7 @@ from objstore.processes.spec import Spec
 from objstore.rental.rates import Exchange, Rates
 from objstore.s3.access_log import AccessLog
 from objstore.s3.app import App
+from objstore.s3.availability import Availability
 from objstore.s3.limits import Limits
 from objstore.s3.routes import ROUTES, choose
 from objstore.s3.server import serve_s3
@@ -52,8 +53,15 @@ async def _serve(link: Link, spec: Spec, name: str, sockets: Sequence[socket.soc
     used = UsedKeys()
     metering = config.metering
     traffic = Traffic(parts.store.buckets, Scopes(metering.internal_networks, metering.replication_networks))
+    availability = Availability()
     lost = "Counters of requests and transfer that could not be committed: nobody is billed for them."
-    registry.include(lambda: [counter("usage_counters_lost", lost, traffic.lost)])
+    uncounted = "Requests that five-minute error rates lack: too many tenants waited for metadata."
+    registry.include(
+        lambda: [
+            counter("usage_counters_lost", lost, traffic.lost),
+            counter("service_requests_lost", uncounted, availability.lost),
+        ]
+    )
     rates = Rates(parts.store.clock.monotonic)
     rates.processes = config.server.workers or os.cpu_count() or 1  # Until they have spoken.
     exchange = Exchange(parts.kv, rates, parts.writer_id, parts.store.clock.monotonic)
@@ -69,6 +77,7 @@ async def _serve(link: Link, spec: Spec, name: str, sockets: Sequence[socket.soc
         observer=RequestMetrics(registry, name.removeprefix("worker-")),
         no_writes=lambda: parts.kv.away,
         traffic=traffic,
+        availability=availability,
         rates=rates,
         used=used.add,
     )
@@ -85,6 +94,7 @@ async def _serve(link: Link, spec: Spec, name: str, sockets: Sequence[socket.soc
     tasks.append(loop.create_task(exchange.keep()))
     tasks.append(loop.create_task(app.admission.keep_looking(parts.store.clock.monotonic)))
     tasks.append(loop.create_task(traffic.keep(parts.kv, parts.store.clock, lambda: parts.kv.away)))
+    tasks.append(loop.create_task(availability.keep(parts.kv, parts.store.clock, lambda: parts.kv.away)))
     context: ssl.SSLContext | None = None
     if config.tls.certificate:
         from objstore.s3.tls import Certificate  # Loads x509: a tenth of a second that plain HTTP saves.
@@ -107,7 +117,10 @@ async def _serve(link: Link, spec: Spec, name: str, sockets: Sequence[socket.soc
     for task in tasks:
         task.cancel()
     await runner.stop(config.server.drain_seconds)
-    await traffic.commit(parts.kv, parts.store.clock.now_us() // 1_000_000)
+    stopped_s = parts.store.clock.now_us() // 1_000_000
+    await traffic.commit(parts.kv, stopped_s)
+    availability.turn(stopped_s)
+    await availability.commit(parts.kv)
     metrics.close()
     await exchange.leave()
     await parts.close()

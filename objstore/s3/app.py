@@ -39,6 +39,7 @@ from objstore.rental.rates import Rated, Rates, Scope, retry_after
 from objstore.rental.terms import READS
 from objstore.s3.access import Access
 from objstore.s3.access_log import AccessLog, Line, redact
+from objstore.s3.availability import Availability, is_failure
 from objstore.s3.body import NoBody, RequestBody, open_body
 from objstore.s3.call import Call, Route
 from objstore.s3.errors import (
@@ -186,6 +187,7 @@ class App:
         no_writes: whether no change could be committed now: then its request is refused, its body unread.
         rates: holds requests to the rates of who sends them; None: there are none.
         traffic: counts what is billed of requests that commit nothing, and of bytes sent.
+        availability: counts what service levels are measured by.
         used: told the access key's id of every verified request.
 
     Raises: ValueError for a route without a rule that we know.
@@ -208,6 +210,7 @@ class App:
         randomness: random.Random | None = None,
         no_writes: Callable[[], bool] = lambda: False,
         traffic: Traffic | None = None,
+        availability: Availability | None = None,
         rates: Rates | None = None,
         used: Callable[[str], None] = lambda _: None,
     ) -> None:
@@ -228,6 +231,7 @@ class App:
         self.hash_pool = hash_pool or ThreadPoolExecutor(_HASH_THREADS, "hash")
         self.no_writes = no_writes
         self.traffic = traffic
+        self.availability = availability
         self.rates = rates
         self.used = used
         self.draining = False
@@ -513,6 +517,8 @@ class App:
             request.rated.settle(received + sent)
         if traffic is not None:
             traffic.note(who, request.bucket, request.operation, message.method, status, sent, remote)
+        if self.availability is not None and who is not None:
+            self.availability.note(who.tenant, is_failure(status) and not request.refusal)
         if log is None:
             return
         path = message.path

@@ -34,7 +34,14 @@ WAITING_MAX: Final = 65_536  # Tenants x five minutes that are not committed; mo
 MINUTES_MAX: Final = 1_440  # Minutes served that are not committed.
 COMMITTED_AT_ONCE: Final = 128  # Tenants x five minutes of one commit: two counters each.
 SECOND_US: Final = 1_000_000
+_SERVER_FAULT: Final = 500
+_NOT_IMPLEMENTED: Final = 501
 _PROBED: Final = setting_key("metering")  # Any record: it is the reading that counts.
+
+
+def is_failure(status: int) -> bool:
+    """Whether an answer of this status is our failure, unless the tenant was held to a limit of its own."""
+    return status >= _SERVER_FAULT and status != _NOT_IMPLEMENTED
 
 
 class Availability:
