@@ -16,6 +16,7 @@ from objstore.clock import Clock
 from objstore.iam.directory import Directory
 from objstore.ids import Randomness
 from objstore.meta.kv import Kv
+from objstore.meta.schema import AccountRecord
 from objstore.objects.dedication import Released
 from objstore.objects.exports import Exports
 from objstore.rental.capacity import Capacity
@@ -51,6 +52,9 @@ class Services:
     randomness: Randomness
     survey: Survey | None = None  # What nodes have just now; None: this process cannot say.
     capacity: Callable[[], Awaitable[Sequence[Capacity]]] | None = None  # The report, pool by pool.
+    # What sites there are, and a tenant bound to some of them (objects/residence.py).
+    sites: Callable[[], Awaitable[frozenset[str]]] | None = None
+    bind: Callable[[Kv, str, Sequence[str]], Awaitable[AccountRecord]] | None = None
     release: Callable[[Kv, str], Awaitable[Released]] | None = None  # Nodes of a lease that is over.
     render: "Callable[[Document], Awaitable[bytes]] | None" = None  # Documents as PDF.
     exports: Exports | None = None  # What tenants have stored, as it is handed back.

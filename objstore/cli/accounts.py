@@ -174,6 +174,23 @@ def tenant_state(
     store.tell(f"{name}: {facts['state']}" if facts else "", facts)
 
 
+@tenant_app.command("sites")
+@changes
+def tenant_sites(
+    store: Store,
+    name: TenantName,
+    site: Annotated[list[str] | None, typer.Option(help="Once for each.")] = None,
+    anywhere: Annotated[
+        bool, typer.Option("--anywhere", help="Wherever its reseller's bytes may lie.")
+    ] = False,
+) -> None:
+    """Say at which sites a tenant's bytes may lie. Refused while a bucket of it lies elsewhere."""
+    if bool(site) == anywhere:
+        raise ConfigError("name its sites with --site, or say --anywhere")
+    facts = store.change("PUT", f"/api/v1/tenants/{quoted(name)}/sites", {"sites": site or []})
+    store.tell(f"{name}: {', '.join(facts['sites']) or 'anywhere'}", facts)
+
+
 @tenant_app.command("disable")
 @changes
 def tenant_disable(store: Store, name: TenantName, undo: Undo = False) -> None:

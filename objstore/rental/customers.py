@@ -41,7 +41,7 @@ from objstore.rental.records import (
     wallet_key,
 )
 from objstore.rental.sellers import read_seller
-from objstore.rental.terms import STORES, check_limits
+from objstore.rental.terms import STORES, check_limits, check_sites_within, sites_within
 
 LEVELS_MAX: Final = 4  # Customers above one another, the operator not among them.
 DAY_US: Final = 86_400 * 1_000_000
@@ -174,7 +174,8 @@ async def create_customer(
 
     Args:
         record: as `new_customer` makes it.
-        limits, classes, sites: of the new account.
+        limits, classes: of the new account.
+        sites: where its bytes may lie; none: wherever its reseller's may.
         trial_days: None: as the preset of its kind says.
         adopt: the tenant is there already, and becomes a customer; its account stays as it is.
 
@@ -192,7 +193,6 @@ async def create_customer(
         state="trial" if days else "active",
         limits=check_limits(limits or Limits()),
         classes=dict(classes or {}),
-        sites=list(sites),
     )
     if not days and not adopt:
         check_complete(record)
@@ -207,9 +207,12 @@ async def create_customer(
             raise BadArgument(words, name="tenant", value=tenant)
         if not adopt:
             change.put(tenant_key(tenant), TenantRecord(name=tenant, created_us=now_us))
-            change.put(account_key(tenant), account)
+            within = sites_within(sites, await _sites_of(change, record.parent), record.parent)
+            change.put(account_key(tenant), msgspec.structs.replace(account, sites=within))
         elif await change.value(account_key(tenant)) is None:
             change.put(account_key(tenant), AccountRecord())
+        if adopt:
+            await _check_sites(change, record)
         change.put(customer_key(tenant), record)
         await _join(change, record)
         return record
@@ -227,6 +230,18 @@ async def _join(change: Change, record: CustomerRecord) -> None:
     await _check_above(change, record)
     change.put(customer_key(parent.tenant), msgspec.structs.replace(parent, customers=parent.customers + 1))
     change.put_value(reseller_customer_key(parent.tenant, record.tenant), b"")
+
+
+async def _sites_of(change: Change, tenant: str) -> list[str]:
+    """Where a tenant's bytes may lie; none: anywhere, as those of nobody."""
+    account = await change.record(account_key(tenant), AccountRecord) if tenant else None
+    return [] if account is None else account.sites
+
+
+async def _check_sites(change: Change, record: CustomerRecord) -> None:
+    """Raises: BadArgument unless its bytes may lie only where those of its reseller may."""
+    own, above = await _sites_of(change, record.tenant), await _sites_of(change, record.parent)
+    check_sites_within(own, above, record.tenant, record.parent)
 
 
 async def _check_above(change: Change, record: CustomerRecord) -> None:
@@ -274,6 +289,7 @@ async def change_customer(kv: Kv, tenant: str, /, **changes: object) -> Customer
                 raise BadArgument(f"{tenant!r} has customers: they move first", name="parent")
             await _leave(change, record)
             await _join(change, changed)
+            await _check_sites(change, changed)
         change.put(customer_key(tenant), changed)
         return changed
 

@@ -174,6 +174,36 @@ def quota_of(failure: LimitReached) -> QuotaExceeded:
     return QuotaExceeded(scope, unit=unit, limit=failure.at_most, used=failure.value)
 
 
+def sites_within(sites: Sequence[str], above: Sequence[str], parent: str) -> list[str]:
+    """Where a customer's bytes may lie, in order: at no site where its reseller's may not.
+
+    Args:
+        sites: that it is to have; none: wherever its reseller's may.
+        above: its reseller's own; none: anywhere.
+        parent: the reseller's name; empty: it has none.
+
+    Raises: BadArgument.
+    """
+    if above and (beyond := set(sites) - set(above)):
+        raise BadArgument(
+            f"bytes of {parent!r} may not lie at {min(beyond)}, so its customers' may not",
+            name="sites",
+            value=min(beyond),
+        )
+    return sorted(set(sites or above))
+
+
+def check_sites_within(sites: Sequence[str], above: Sequence[str], tenant: str, parent: str) -> None:
+    """Raises: BadArgument unless a customer's bytes may lie only where its reseller's may."""
+    if above and not sites:
+        raise BadArgument(
+            f"bytes of {tenant!r} may lie anywhere, those of {parent!r} only at {', '.join(above)}:"
+            f" say first where those of {tenant!r} may",
+            name="sites",
+        )
+    sites_within(sites, above, parent)
+
+
 def check_state(state: str) -> str:
     """Raises: BadArgument."""
     if state not in STATES:

@@ -75,6 +75,7 @@ class Tenant(msgspec.Struct, frozen=True, kw_only=True):
     state: str
     limits: LimitsView
     sites: list[str]  # Where its bytes may lie; none: anywhere.
+    leased: int | None  # Bytes that its leases let it store, beside its limits; null: none bounds it.
     use: Use
     customer: view(CustomerRecord) | None  # type: ignore[valid-type]  # None: it is no customer.
 
@@ -119,9 +120,13 @@ class NewTenant(CustomerFields, frozen=True, kw_only=True, forbid_unknown_fields
     plan_version: int | msgspec.UnsetType = msgspec.UNSET
     kind: str = ""  # Of customer, with its preset; empty: no customer, only a tenant.
     limits: LimitsView = LimitsView()
-    sites: list[str] = []
+    sites: list[str] = []  # Where its bytes may lie; none: wherever its reseller's may, or anywhere.
     trial_days: int | None = None  # None: as the preset says; 0: active at once.
     adopt: bool = False  # The tenant is there, and becomes a customer.
+
+
+class Sites(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    sites: list[str]  # None: wherever its reseller's bytes may lie, or anywhere.
 
 
 class NewState(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -156,6 +161,7 @@ async def _shown(call: Call, name: str) -> dict[str, Any]:
         "state": account.state,
         "limits": shown(account.limits),
         "sites": account.sites,
+        "leased": account.leased,
         "use": dict(zip(("bytes", "objects", "buckets"), map(counter, values[3:]), strict=True)),
         "customer": None if values[2] is None else shown(decode(values[2], CustomerRecord)),
     }
@@ -191,6 +197,7 @@ async def create(call: Call) -> Any:
     if not call.caller.is_operator:
         given = {**given, **await _by_reseller(call, body)}
     seller = given.pop("seller", "") or await _only_seller(call)
+    await _check_known(call, body.sites)
     await create_customer(
         call.kv,
         new_customer(body.kind, body.name, seller, **given),
@@ -270,6 +277,25 @@ async def _check_ours(change: Change, tenant: str, ours: str) -> None:
         raise Problem(403, f"its state is not yours to end: {customer.state_reason}")
 
 
+async def _check_known(call: Call, sites: Sequence[str]) -> None:
+    """Raises: BadArgument (there is no such site), Problem 503."""
+    if not sites:
+        return
+    if call.services.sites is None:
+        raise Problem(503, "this process cannot say what sites there are")
+    if missing := set(sites) - await call.services.sites():
+        raise BadArgument(f"there is no site {min(missing)}", name="sites", value=min(missing))
+
+
+async def bind(call: Call) -> Any:
+    if call.services.bind is None:
+        raise Problem(503, "this process cannot say where buckets lie")
+    tenant = call.params["tenant"]
+    await find_tenant(call.kv, tenant)
+    await call.services.bind(call.kv, tenant, call.body.sites)
+    return await _shown(call, tenant)
+
+
 async def disable(call: Call) -> Any:
     return _row(await set_tenant_disabled(call.kv, call.params["tenant"], True))
 
@@ -304,6 +330,11 @@ ROUTES: Final = (
         method="PUT", path=f"{_ONE}/state", name="set_tenant_state",
         summary="Take an account into another state.",
         rule=ABOVE, owner=in_path, body=NewState, handler=move, answer=Tenant, tags=records,
+    ),
+    Route(
+        method="PUT", path=f"{_ONE}/sites", name="set_tenant_sites",
+        summary="Say at which sites its bytes may lie: within its reseller's, with all of its buckets there.",
+        rule=ABOVE, owner=in_path, body=Sites, handler=bind, answer=Tenant, tags=records,
     ),
     Route(
         method="POST", path=f"{_ONE}/disable", name="disable_tenant",
