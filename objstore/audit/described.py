@@ -50,8 +50,6 @@ KINDS: Final[Mapping[bytes, Kind]] = {
     b"Yp": Kind("plan", PlanRecord),
     b"Yt": Kind("tax rule", TaxRuleRecord),
     b"YS": Kind("service level", ServiceLevelRecord),
-    b"YE": Kind("export", rental.ExportRecord),
-    b"Yz": Kind("purge", rental.PurgeRecord),
     b"YM": Kind("service event", ServiceEventRecord),
     b"YE": Kind("export", rental.ExportRecord),
     b"Yz": Kind("purge", rental.PurgeRecord),
