@@ -71,7 +71,7 @@ sys.exit(int(code))
 WRAPPER = """#!/bin/sh
 case "$1" in
   serve | gateway) exec {foreground} "$@" ;;
-  node) [ "$2" = status ] || exec {foreground} "$@" ;;
+  node) case "$2" in "" | -*) exec {foreground} "$@" ;; esac ;;
 esac
 exec {python} {objstore} "$@"
 """

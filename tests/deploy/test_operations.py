@@ -45,19 +45,19 @@ class Tenant:
         )
 
     def begin(self) -> None:
-        self._s3.create_bucket(Bucket="kept")
+        self._s3.create_bucket(Bucket="shop")
 
     def store(self) -> None:
         for size in (10, 5_000, 300_000, 2_000_000):
             key = f"{len(self._objects)}/{size}"
             body = self._random.randbytes(size)
-            self._s3.put_object(Bucket="kept", Key=key, Body=body)
+            self._s3.put_object(Bucket="shop", Key=key, Body=body)
             self._objects[key] = body
 
     def check(self) -> None:
         """Everything is there, byte for byte, and writes go on."""
         for key, body in self._objects.items():
-            assert self._s3.get_object(Bucket="kept", Key=key)["Body"].read() == body, key
+            assert self._s3.get_object(Bucket="shop", Key=key)["Body"].read() == body, key
         self.store()
 
 
@@ -172,7 +172,7 @@ def on_one_machine(tmp_path: Path) -> None:
 
 
 def in_a_cluster(tmp_path: Path) -> None:
-    names = ("m1", "m2", "m3")
+    names = ("m1", "m2", "m3", "m4")
     with machine(tmp_path, SETTINGS) as store:
         places = ports("0.0.0.0:9000", "m1:9002", *(f"{name}:9003" for name in names))
         store.places |= places | {"0.0.0.0:9002": places["m1:9002"]}
@@ -196,8 +196,24 @@ def in_a_cluster(tmp_path: Path) -> None:
 
         [upgrade] = of("Upgrading", "cluster")
         store.run(upgrade)
-        wait_for_versions(store, len(names) + 1)
+        wait_for_versions(store, 3 + 1)
         tenant.check()
+
+        def run(heading: str) -> str:
+            return "".join(store.run(block) for block in of(heading, "cluster"))
+
+        assert "m4" in run("Adding a node")
+        tenant.check()
+        store.stop("objstore-node@m4", signal.SIGKILL)
+        shutil.rmtree(tmp_path / "var/objstore-node-m4")
+        tenant.check()
+        assert re.search(r"\bm4\b.*\bjoined\b", run("A node whose system disk is gone"))
+        tenant.check()
+        run("Stopping a machine for a while")
+        tenant.check()
+        assert re.search(r"\bm4\b.*\bempty\b", run("Emptying and removing a node"))
+        tenant.check()
+        assert "proven" in run("Proving where bytes lie")
 
         store.stop("objstore-node@m3", signal.SIGKILL)
         tenant.check()
