@@ -2,6 +2,7 @@
 
     due date passed           the invoice is overdue
     so many days later        active -> past_due -> read_only -> suspended, as the seller's days say
+    wallet below zero         the same, from that moment on: what bounced had paid invoices by then
     nothing overdue any more  back to active
     trial over                read_only, until the customer is active; as many days later as an unpaid
                               account is, suspended
@@ -31,6 +32,7 @@ from objstore.rental.records import (
 )
 from objstore.rental.sellers import read_seller
 from objstore.rental.settlement import open_amount
+from objstore.rental.wallets import owed_since
 
 CUSTOMERS_AT_ONCE: Final = 500
 OPEN_MAX: Final = 100  # Invoices of a customer that are looked at, those that are due first.
@@ -104,6 +106,9 @@ async def _review(change: Change, tenant: str, now_us: int) -> tuple[int, str]:
     seller = await read_seller(change, customer.seller)
     account = await change.record(account_key(tenant), AccountRecord) or AccountRecord()
     overdue, oldest_us = await _mark_overdue(change, tenant, now_us)
+    owed_us = await owed_since(change, tenant)
+    if owed_us is not None:
+        oldest_us = min(oldest_us, owed_us)
     state = wanted_state(account.state, customer.state_reason, now_us - oldest_us, seller)
     reason = DUNNING if state != "active" else ""
     if (ended := _after_trial(account.state, customer, seller, now_us)) != account.state:

@@ -76,6 +76,25 @@ async def balance(kv: Kv, tenant: str) -> Money | None:
     return Money(wallet.balance, wallet.currency)
 
 
+async def owed_since(change: Change, tenant: str) -> int | None:
+    """When the balance went below zero, in microseconds; None: it is not.
+
+    Of a wallet that has been so for more than READ_AT_ONCE entries, the moment of the first of these.
+    """
+    wallet = await change.record(wallet_key(tenant), WalletRecord)
+    if wallet is None or wallet.balance >= 0:
+        return None
+    end = wallet_entry_key(tenant, wallet.entries + 1)
+    start = wallet_entry_key(tenant, max(1, wallet.entries + 1 - READ_AT_ONCE))
+    since_us = 0
+    for _, value in await change.kv.scan(start, end, READ_AT_ONCE, reverse=True):
+        entry = decode(value, WalletEntryRecord)
+        if entry.balance >= 0:
+            break
+        since_us = entry.at_us
+    return since_us
+
+
 async def list_entries(
     kv: Kv, tenant: str, *, after: int = 0, limit: int = 1_000
 ) -> list[tuple[int, WalletEntryRecord]]:

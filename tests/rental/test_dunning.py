@@ -65,6 +65,21 @@ async def test_a_cheque_that_bounces_makes_its_invoice_overdue_again() -> None:
     assert (await find_document(kv, invoice.id)).state == "overdue"
 
 
+async def test_what_bounced_after_the_wallet_had_paid_with_it_is_owed_as_an_invoice_is() -> None:
+    kv = await a_market()
+    payment = await pay(kv, 1, "acme", 1_190, [])
+    invoice = await an_invoice(kv, "acme", [line(1_000)])
+    assert (invoice.state, invoice.prepaid) == ("paid", 1_190)
+    assert await dun(kv, invoice, 20) == "active"
+    await reverse_payment(kv, payment.id, reason="sans provision", now_us=invoice.due_us)
+    states = [await dun(kv, invoice, days) for days in (0, 2, 20)]
+    assert states == ["active", "past_due", "read_only"]
+    await pay(kv, 2, "acme", 1_000)
+    assert await dun(kv, invoice, 50) == "suspended"
+    await pay(kv, 3, "acme", 190)
+    assert await dun(kv, invoice, 51) == "active"
+
+
 async def test_a_state_that_an_operator_gave_is_the_operators_to_end() -> None:
     kv = await a_market()
     invoice = await an_invoice(kv, "acme", [line(1_000)])
