@@ -16,7 +16,7 @@ from objstore.meta.kv import Kv, prefix_end
 from objstore.meta.schema import decode
 from objstore.rental import wallets
 from objstore.rental.changes import Change, commit_change
-from objstore.rental.customers import no_such_customer
+from objstore.rental.customers import DAY_US, no_such_customer
 from objstore.rental.drafts import ExchangeRate
 from objstore.rental.money import Money
 from objstore.rental.names import check_id, check_text
@@ -39,6 +39,7 @@ MANDATE: Final = "mandat_administratif"
 METHODS: Final = ("virement", "cheque", "cib_edahabia", "carte", CASH, MANDATE, PREPAID)
 REFERENCED: Final = frozenset({"virement", "cheque", MANDATE})  # Without a reference nobody finds them again.
 ALLOCATIONS_MAX: Final = 60  # Invoices of one payment: a commit of some 200 keys.
+AHEAD_MAX_US: Final = DAY_US  # Of a day that a clerk names: zones differ by that much.
 RECEIVED: Final = "received"
 REVERSED: Final = "reversed"
 
@@ -121,6 +122,8 @@ async def _receive(
 ) -> PaymentRecord:
     tenant = payment.tenant
     customer = await change.found(customer_key(tenant), CustomerRecord, no_such_customer(tenant))
+    if payment.received_us > now_us + AHEAD_MAX_US:
+        raise BadArgument("what is written down has come in: its day lies ahead", name="received")
     if payment.method == MANDATE and customer.kind != "administration":
         raise BadArgument(f"{tenant!r} is no administration", name="method", value=payment.method)
     if invoices is None:
@@ -186,16 +189,28 @@ async def _check_chosen(change: Change, payment: PaymentRecord, chosen: Sequence
     if sum(one.amount for one in chosen) > payment.amount:
         raise BadArgument("more is counted on invoices than came in", name="invoices")
     for one in chosen:
-        record = await find_final(change, one.invoice)
-        if record.tenant != payment.tenant or record.currency != payment.currency:
+        record = await _own_invoice(change, payment.tenant, one.invoice)
+        if record.currency != payment.currency:
             raise BadArgument(
-                f"{record.number} is an invoice of {record.tenant!r} in {record.currency}",
+                f"{record.number} is in {record.currency}, not in {payment.currency}",
                 name="invoice",
                 value=one.invoice,
             )
         if not 0 < one.amount <= open_amount(record):
             left = Money(open_amount(record), record.currency)
             raise BadArgument(f"{record.number} has {left} open", name="amount", value=str(one.amount))
+
+
+async def _own_invoice(change: Change, tenant: str, invoice: str) -> InvoiceRecord:
+    """An invoice of this customer; whatever is another's is not there, for tenants ask as well.
+
+    Raises: BadArgument.
+    """
+    absent = no_such_document(invoice)
+    record = await change.found(document_key(invoice), InvoiceRecord, absent)
+    if record.tenant != tenant:
+        raise absent
+    return await find_final(change, invoice)
 
 
 async def reverse_payment(kv: Kv, payment: str, *, reason: str, now_us: int) -> PaymentRecord:

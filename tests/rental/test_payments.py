@@ -156,6 +156,17 @@ async def test_what_cannot_be_is_refused_and_changes_nothing() -> None:
     ):
         with pytest.raises(BadArgument):
             await pay(kv, 1, "acme", amount, invoices)
+    their_draft = await a_draft(kv, "bolt", [line(1)], month=APRIL)
+    note = await issue_credit_note(
+        kv, an_id(9), theirs.id, [Credit(1, 1)], reason="goodwill", now_us=ISSUED_US
+    )
+    before = await kv.scan(b"", b"\xff", 1_000)
+    for other in (theirs, their_draft, note):  # As if it were not there.
+        with pytest.raises(BadArgument, match=f"^there is no document '{other.id}'$"):
+            await pay(kv, 1, "acme", 100, [(other.id, 100)])
+    ahead = new_payment(an_id(1), "acme", "especes", Money(1, "DZD"), received_us=ISSUED_US + 2 * DAY_US)
+    with pytest.raises(BadArgument, match="lies ahead"):
+        await receive_payment(kv, ahead, None, now_us=ISSUED_US)
     with pytest.raises(BadArgument, match="no customer"):
         await pay(kv, 1, "nobody", 1)
     with pytest.raises(BadArgument, match="no administration"):
