@@ -289,7 +289,9 @@ async def test_a_reseller_stops_its_customers_and_lets_go_only_those_it_stopped(
     for state in ("suspended", "read_only", "terminating"):  # Nor is it taken over, to be let go again.
         assert (await api("PUT", path, {"state": state}, token=above)).status == 403
     assert (await api("GET", "/api/v1/tenants/lower")).body["customer"]["state_reason"] == "fraud"
-    assert (await api("PATCH", "/api/v1/tenants/lower", {"currency": "EUR"}, token=above)).status == 403
+    # Without an order no invoice of it would become final.
+    for theirs in ({"currency": "EUR"}, {"purchase_order_required": True}):
+        assert (await api("PATCH", "/api/v1/tenants/lower", theirs, token=above)).status == 403
 
 
 # Sent again.

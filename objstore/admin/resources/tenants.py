@@ -48,8 +48,8 @@ ABOVE: Final = Rule(action="tenant:Write", tenants=False)  # Who is above it, no
 # What a reseller says of its customers; all else binds the operator.
 RESELLERS: Final = frozenset(
     {
-        "legal_name", "address", "country", "tax_ids", "language", "purchase_order_required",
-        "purchase_order", "identity_checked_us", "documents",
+        "legal_name", "address", "country", "tax_ids", "language", "purchase_order",
+        "identity_checked_us", "documents",
     }
 )  # fmt: skip
 
