@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 import json
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -23,9 +23,11 @@ from objstore.iam.users import create_user
 from objstore.ids import Randomness
 from objstore.meta.kv import DictKv, Kv, Transaction
 from objstore.meta.schema import (
+    AccountRecord,
     BucketRecord,
     ObjectRecord,
     TokenRecord,
+    account_key,
     bucket_key,
     encode,
     object_key,
@@ -182,6 +184,8 @@ async def serving(
         render=render,
         exports=Exports(memory_store(kv=kv, clock=clock)),
         release=release,
+        sites=sites,
+        bind=bind,
     )
     gate = Gate(table, wrap(kv), services, token=TOKEN, clock=clock)
     others = {
@@ -257,6 +261,17 @@ async def survey() -> Supply:
 
 async def capacity(kv: Kv, clock: Clock) -> list[Capacity]:
     return [report(await read_book(kv, await survey()), "", Holdings(), [], now_us=clock.now_us())]
+
+
+async def sites() -> frozenset[str]:
+    return frozenset({"oran", "alger"})
+
+
+async def bind(kv: Kv, tenant: str, sites: Sequence[str]) -> AccountRecord:
+    """Without buckets to look at."""
+    account = AccountRecord(sites=list(sites))
+    await kv.commit(Transaction(put={account_key(tenant): encode(account)}))
+    return account
 
 
 async def release(kv: Kv, lease: str) -> Released:

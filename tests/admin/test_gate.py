@@ -47,6 +47,7 @@ LATER = "2027-01-01T00:00:00Z"
 BODIES: dict[str, dict[str, object]] = {
     "create_tenant": {"name": "new", "kind": "tpe_pme"},
     "set_tenant_state": {"state": "terminating"},
+    "set_tenant_sites": {"sites": ["oran"]},
     "create_seller": {"id": "new", "name": "New", "address": ["1"], "country": "DZ"},
     "create_project": {"name": "new"},
     "create_user": {"name": "new", "tenant": "lower", "role": "reader"},

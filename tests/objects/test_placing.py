@@ -4,22 +4,27 @@ import pytest
 
 from objstore.blobs.topology import Policy
 from objstore.errors import BadArgument, BadStorageClass, BucketNotEmpty, CopyToSelf, Denied
+from objstore.iam.tenants import create_tenant
 from objstore.meta.kv import Transaction
 from objstore.meta.schema import PartRecord, bucket_key, decode
+from objstore.objects.accounting import open_account
 from objstore.objects.buckets import create_bucket, place_bucket
 from objstore.objects.copies import Source, copy_object
 from objstore.objects.layout import LAYOUT_KEY
 from objstore.objects.listing import list_objects
 from objstore.objects.multipart import Claimed, complete_upload, create_upload, put_part
-from objstore.objects.placing import STORAGE_CLASS, sites_open_to_all
+from objstore.objects.placing import STORAGE_CLASS, policy_of_bucket, sites_open_to_all
 from objstore.objects.reads import find_object
 from objstore.objects.residence import bind_tenant
 from objstore.objects.store import Store
 from objstore.objects.values import About
 from objstore.objects.writes import put_object
+from objstore.rental.customers import change_customer, create_customer, new_customer
+from objstore.rental.sellers import create_seller
 from tests.blobs.rig import Rig
 from tests.blobs.sites import two_sites
 from tests.objects.fakes import MemoryBody, principal, read_all
+from tests.rental.parties import SELLER, a_customer
 
 WHO = principal()
 A, B = {1, 2, 3, 4, 5, 6}, {7, 8, 9, 10, 11, 12}
@@ -240,3 +245,92 @@ async def test_a_bucket_placed_elsewhere_while_its_tenant_is_bound_is_one_or_the
     store.kv.commit = overtaken  # type: ignore[method-assign]
     with pytest.raises(BadArgument, match="lie elsewhere: bucket"):
         await bind_tenant(store, WHO.tenant, sites=["a"])
+
+
+async def at_two_sites_with_a_reseller(*sites: str) -> Store:
+    """Reseller `top`, bound to these sites; customers under it as tests make them."""
+    store, _ = await at_two_sites()
+    await create_seller(store.kv, SELLER)
+    await a_customer(store.kv, "top", reseller=True)
+    await bind_tenant(store, "top", sites=sites)
+    return store
+
+
+async def a_customer_of_top(store: Store, *sites: str) -> list[str]:
+    """Makes `low`; where its bytes may lie."""
+    record = new_customer("tpe_pme", "low", "oran", parent="top")
+    await create_customer(store.kv, record, now_us=1, sites=sites, trial_days=30)
+    return (await open_account(store, "low")).record.sites
+
+
+async def test_a_customers_bytes_lie_where_its_resellers_may_and_nowhere_else() -> None:
+    store = await at_two_sites_with_a_reseller("a")
+    with pytest.raises(BadArgument, match="bytes of 'top' may not lie at b"):
+        await a_customer_of_top(store, "a", "b")
+    assert await a_customer_of_top(store) == ["a"]  # None said: its reseller's.
+    who = principal("low")
+    assert policy_of_bucket(await create_bucket(store, who, "bucket", region="")) == "a"
+    with pytest.raises(Denied, match="leads out of where"):
+        await create_bucket(store, who, "elsewhere", region="", policy="b")
+    with pytest.raises(BadArgument, match="may not lie at b"):
+        await bind_tenant(store, "low", sites=["b"])
+    assert (await bind_tenant(store, "low", sites=[])).sites == ["a"]
+
+
+async def test_under_a_reseller_that_may_store_anywhere_a_customer_may_and_is_bound_on_its_own() -> None:
+    store = await at_two_sites_with_a_reseller()
+    assert await a_customer_of_top(store) == []
+    with pytest.raises(BadArgument, match="'low' may lie anywhere, those of 'top' only at a"):
+        await bind_tenant(store, "top", sites=["a"])
+    await bind_tenant(store, "low", sites=["b"])
+    with pytest.raises(BadArgument, match="may not lie at b"):
+        await bind_tenant(store, "top", sites=["a"])
+    assert (await bind_tenant(store, "top", sites=["b"])).sites == ["b"]
+
+
+async def test_a_customer_moves_only_under_a_reseller_whose_sites_it_is_within() -> None:
+    store = await at_two_sites_with_a_reseller("a")
+    record = new_customer("tpe_pme", "low", "oran")
+    await create_customer(store.kv, record, now_us=1, sites=["b"], trial_days=30)
+    with pytest.raises(BadArgument, match="may not lie at b"):
+        await change_customer(store.kv, "low", parent="top")
+    await bind_tenant(store, "low", sites=[])
+    with pytest.raises(BadArgument, match="may lie anywhere"):
+        await change_customer(store.kv, "low", parent="top")
+    await bind_tenant(store, "low", sites=["a"])
+    assert (await change_customer(store.kv, "low", parent="top")).parent == "top"
+
+
+async def test_a_tenant_from_before_becomes_a_resellers_customer_within_its_sites_only() -> None:
+    store = await at_two_sites_with_a_reseller("a")
+    await create_tenant(store.kv, "low", now_us=1)
+    record = new_customer("tpe_pme", "low", "oran", parent="top")
+    with pytest.raises(BadArgument, match="may lie anywhere"):
+        await create_customer(store.kv, record, now_us=1, adopt=True)
+    await bind_tenant(store, "low", sites=["a"])
+    await create_customer(store.kv, record, now_us=1, adopt=True)
+
+
+@pytest.mark.parametrize("other", ["makes a customer", "widens a customer"])
+async def test_of_a_reseller_bound_and_a_customer_let_out_at_the_same_time_one_is_refused(other: str) -> None:
+    store = await at_two_sites_with_a_reseller("a", "b")
+    if other == "widens a customer":
+        await a_customer_of_top(store, "a")
+    real = store.kv.commit
+    overtaken = False
+
+    async def commit(transaction: Transaction) -> None:
+        nonlocal overtaken
+        if not overtaken:
+            overtaken = True
+            if other == "makes a customer":
+                await a_customer_of_top(store, "b")
+            else:
+                await bind_tenant(store, "low", sites=["a", "b"])
+        await real(transaction)
+
+    store.kv.commit = commit  # type: ignore[method-assign]
+    with pytest.raises(BadArgument, match="may not lie at b"):
+        await bind_tenant(store, "top", sites=["a"])
+    assert overtaken
+    assert (await open_account(store, "top")).record.sites == ["a", "b"]
