@@ -9,6 +9,8 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
+from objstore.rental.names import as_cell
+
 OK, FAILURE, USAGE, DEGRADED, REFUSED = 0, 1, 2, 3, 4  # Exit codes.
 SIZE_COLUMNS = frozenset(("free", "total", "bytes", "size"))
 
@@ -47,7 +49,8 @@ def show(rows: Sequence[dict[str, Any]], columns: Sequence[str], output: Format 
         if output is Format.CSV:
             writer = csv.writer(sys.stdout, lineterminator="\n")
             writer.writerow(columns)
-            writer.writerows([_cell(row.get(column)) for column in columns] for row in rows)
+            seen = harmless if sys.stdout.isatty() else str  # Programs are given what there is.
+            writer.writerows([seen(as_cell(_cell(row.get(column)))) for column in columns] for row in rows)
         else:
             print("\t".join(columns))
             for row in rows:

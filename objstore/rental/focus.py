@@ -39,6 +39,7 @@ from objstore.rental.commitments import CommitmentUse
 from objstore.rental.documents.formats import unit_name
 from objstore.rental.money import Money, round_half_up
 from objstore.rental.months import SECOND_US, Month
+from objstore.rental.names import as_cell
 from objstore.rental.plans import EGRESS, REQUESTS, STORED
 from objstore.rental.records import CustomerRecord, InvoiceRecord, Line, SellerRecord, TaxLine
 
@@ -331,7 +332,10 @@ class _Rows:
 
 
 def write_csv(found: Iterable[Row], file: TextIO) -> int:
-    """A header and a line for each row; a value that is none is an empty field. How many rows."""
+    """A header and a line for each row; a value that is none is an empty field. How many rows.
+
+    Names that a spreadsheet would take for a formula begin with an apostrophe; Parquet has them as they are.
+    """
     writer = csv.writer(file, lineterminator="\r\n")
     writer.writerow(column.name for column in COLUMNS)
     count = 0
@@ -380,7 +384,7 @@ def _text(value: Value) -> str:
         return ""
     if isinstance(value, Decimal):
         return _plain(value)
-    return value.strftime("%Y-%m-%dT%H:%M:%SZ") if isinstance(value, datetime) else value
+    return value.strftime("%Y-%m-%dT%H:%M:%SZ") if isinstance(value, datetime) else as_cell(value)
 
 
 def _plain(value: Decimal) -> str:

@@ -12,6 +12,8 @@ TEXTS_MAX: Final = 10  # Lines of an address, tax ids, tags.
 _NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?", re.ASCII)  # As of a tenant (iam/names.py).
 _COUNTRY = re.compile(r"[A-Z]{2}", re.ASCII)
 _ID = re.compile(r"[0-7][0-9A-HJKMNP-TV-Z]{25}", re.ASCII)
+_FORMULA = re.compile(r"[=+\-@\t\r].")  # What spreadsheets take for the beginning of a formula;
+_FIGURE = re.compile(r"[+-][0-9][0-9., ]*(?:[A-Z]{3})?", re.ASCII)  # a number or an amount is none.
 _CONTROL = re.compile(
     r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]"
 )  # Also what turns the text's direction.
@@ -54,6 +56,14 @@ def check_labels(labels: Mapping[str, str], name: str) -> dict[str, str]:
     if "" in labels:
         raise BadArgument(f"each of {name} has a name", name=name)
     return {check_text(label, name, size_max=64): check_text(text, name) for label, text in labels.items()}
+
+
+def as_cell(text: str) -> str:
+    """A text in a file that people open in a spreadsheet: what that would evaluate begins with an apostrophe.
+
+    Source: OWASP, "CSV Injection".
+    """
+    return "'" + text if _FORMULA.match(text) and not _FIGURE.fullmatch(text) else text
 
 
 def check_country(text: str) -> str:

@@ -260,6 +260,15 @@ def test_what_a_tenant_chose_does_nothing_to_an_operators_terminal(
     assert capsys.readouterr().err.rstrip("\n").isprintable()
 
 
+def test_what_a_tenant_chose_is_no_formula_in_a_spreadsheet(capsys: pytest.CaptureFixture[str]) -> None:
+    show(
+        [{"key": "=cmd|' /C calc'!A0", "amount": "-12.50 DZD", "bytes": -5}],
+        ["key", "amount", "bytes"],
+        Format.CSV,
+    )
+    assert capsys.readouterr().out == "key,amount,bytes\n'=cmd|' /C calc'!A0,-12.50 DZD,-5\n"
+
+
 def test_text_that_can_be_printed_is_shown_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
     show([{"key": "gr\u00fc\u00dfe \u4f60\u597d"}], ["key"], Format.TSV)
     assert capsys.readouterr().out == "key\ngr\u00fc\u00dfe \u4f60\u597d\n"

@@ -32,7 +32,7 @@ from objstore.rental.customers import (
     set_state,
 )
 from objstore.rental.departures import begin_purge, prove_purge
-from objstore.rental.names import check_name, check_text
+from objstore.rental.names import as_cell, check_name, check_text
 from objstore.rental.plan_changes import give_plan
 from objstore.rental.plans import parse_plan
 from objstore.rental.projects import change_project, create_project, find_project, list_projects
@@ -347,6 +347,26 @@ async def test_more_projects_with_limits_than_an_account_holds_are_refused() -> 
     assert "too many projects" in last
     assert made > 50
     assert len(await list_projects(kv, "acme")) == made
+
+
+@pytest.mark.parametrize(
+    ("text", "cell"),
+    [
+        ("=HYPERLINK(A1)", "'=HYPERLINK(A1)"),
+        ("@SUM(A1)", "'@SUM(A1)"),
+        ("+1+cmd|' /C calc'!A0", "'+1+cmd|' /C calc'!A0"),
+        ("-2+3", "'-2+3"),
+        ("\t=1", "'\t=1"),
+        ("-12.50 DZD", "-12.50 DZD"),
+        ("+213 21 00 00 00", "+213 21 00 00 00"),
+        ("-0.5", "-0.5"),
+        ("-", "-"),
+        ("Alger = Oran", "Alger = Oran"),
+        ("", ""),
+    ],
+)
+def test_what_a_spreadsheet_would_evaluate_is_a_text_in_its_cell(text: str, cell: str) -> None:
+    assert as_cell(text) == cell
 
 
 @pytest.mark.parametrize("text", ["a\x00b", "a\x9fb", "\u2067x", "é" * 101])
