@@ -133,7 +133,10 @@ def tenant_create(
     limits = {"bytes_max": None if bytes_ is None else size(bytes_), "objects_max": objects}
     body: dict[str, Any] = {"name": name, "kind": kind, "trial_days": trial_days, "sites": site or []}
     body |= {"adopt": adopt, "limits": limits}
-    store.show_facts(store.change("POST", "/api/v1/tenants", {**body, **fields(given)}))
+    made = store.change("POST", "/api/v1/tenants", {**body, **fields(given)})
+    store.show_facts(made)
+    if made["without_plan"]:
+        print(f"{name} has no plan yet, and is not invoiced: {made['without_plan']}", file=sys.stderr)
 
 
 @tenant_app.command("show")

@@ -27,6 +27,7 @@ from objstore.meta.schema import (
     tenant_use_key,
 )
 from objstore.rental.changes import Change, commit_change
+from objstore.rental.first_plans import begin_plan
 from objstore.rental.money import minor_units
 from objstore.rental.names import check_country, check_days, check_labels, check_name, check_text, check_texts
 from objstore.rental.records import (
@@ -170,7 +171,8 @@ async def create_customer(
     trial_days: int | None = None,
     adopt: bool = False,
 ) -> CustomerRecord:
-    """Make tenant, customer and account in one commit; on trial, or active if there is no trial.
+    """Make tenant, customer and account in one commit; on trial, or active if there is no trial. The plan
+    that it names holds at once, if a version of it is offered (rental/first_plans.py).
 
     Args:
         record: as `new_customer` makes it.
@@ -215,7 +217,7 @@ async def create_customer(
             await _check_sites(change, record)
         change.put(customer_key(tenant), record)
         await _join(change, record)
-        return record
+        return await begin_plan(change, record, now_us)
 
     return await commit_change(kv, decide, what=f"tenant {record.tenant!r}")
 
@@ -384,6 +386,8 @@ async def move_to(change: Change, tenant: str, state: str, *, reason: str, now_u
         record = await _check_move(change, record, account.state, state, now_us)
         record = msgspec.structs.replace(record, state_since_us=now_us)
         change.put(account_key(tenant), msgspec.structs.replace(account, state=state))
+        if state == "active":
+            record = await begin_plan(change, record, now_us)
     record = msgspec.structs.replace(record, state_reason=reason)
     change.put(customer_key(tenant), record)
     return record

@@ -2,9 +2,9 @@
 
     Y g <tenant> 00 <months since year 0, 2>    PlanSinceRecord: the plan from that month on
 
-A tenant without a plan gets its first one for the month that runs; another one holds from the next month on,
-and until then may be replaced by a third. What the classes bill at least changes in the account when the
-month begins (`start_plans`). Every change of these records changes the customer's, too, which is expected.
+A tenant without a plan gets its first one for the month that runs (rental/first_plans.py); another one holds
+from the next month on, and until then may be replaced by a third. What the classes bill at least changes in
+the account when the month begins (`start_plans`). Every change of these records changes the customer's, too, which is expected.
 """
 
 from datetime import UTC, date, datetime
@@ -14,26 +14,16 @@ import msgspec
 
 from objstore.errors import BadArgument
 from objstore.meta.kv import Kv, prefix_end
-from objstore.meta.schema import AccountRecord, Record, account_key, decode
+from objstore.meta.schema import decode
 from objstore.rental.catalogue import NEWEST, find_plan, no_such_plan
 from objstore.rental.changes import Change, commit_change
 from objstore.rental.customers import list_customers, no_such_customer
+from objstore.rental.first_plans import PlanSinceRecord, since_key, start_plan
 from objstore.rental.months import SECOND_US, Month
 from objstore.rental.plans import Plan, PlanRecord, class_terms, plan_key
 from objstore.rental.records import CustomerRecord, customer_key
 
 CUSTOMERS_AT_ONCE: Final = 500
-
-
-class PlanSinceRecord(Record, frozen=True, array_like=True, kw_only=True):
-    plan: str
-    version: int
-    made_us: int = 0
-
-
-def since_key(tenant: str, month: Month) -> bytes:
-    number = month.year * 12 + month.month - 1
-    return b"Yg" + tenant.encode() + b"\0" + number.to_bytes(2, "big")
 
 
 async def plan_in(kv: Kv, customer: CustomerRecord, month: Month) -> Plan:
@@ -51,7 +41,7 @@ async def plan_in(kv: Kv, customer: CustomerRecord, month: Month) -> Plan:
 
 
 async def give_plan(kv: Kv, tenant: str, code: str, version: int = NEWEST, *, now_us: int) -> CustomerRecord:
-    """Give a tenant a plan: its first at once, another from the next month on.
+    """Give a tenant a plan: its first at once, another from the next month on; the one that it has: it stays.
 
     Raises: BadArgument (no such tenant or plan; another currency; not offered then), Overloaded.
     """
@@ -65,10 +55,12 @@ async def give_plan(kv: Kv, tenant: str, code: str, version: int = NEWEST, *, no
         at_once = not customer.plan_version
         month = this_month if at_once else this_month.following()
         _check_fits(record.plan, customer, now_us, month, at_once=at_once)
+        if (customer.plan, customer.plan_version) == (code, version) and not customer.next_plan:
+            return customer
         given = PlanSinceRecord(plan=code, version=version, made_us=now_us)
         change.put(since_key(tenant, month), given)
         if at_once:
-            return await _start(change, customer, record.plan)
+            return await start_plan(change, customer, record.plan)
         customer = await _start_if_due(change, customer, this_month)
         if await _since(kv, tenant, this_month) is None:  # Its plan was set when it was created.
             born = Month.containing(customer.created_us // SECOND_US)
@@ -109,18 +101,7 @@ async def _start_if_due(change: Change, customer: CustomerRecord, month: Month) 
         return customer
     absent = no_such_plan(since.plan, since.version)
     record = await change.found(plan_key(since.plan, since.version), PlanRecord, absent)
-    return await _start(change, customer, record.plan)
-
-
-async def _start(change: Change, customer: CustomerRecord, plan: Plan) -> CustomerRecord:
-    started = msgspec.structs.replace(
-        customer, plan=plan.code, plan_version=plan.version, next_plan="", next_plan_version=0
-    )
-    change.put(customer_key(customer.tenant), started)
-    key = account_key(customer.tenant)
-    account = await change.record(key, AccountRecord) or AccountRecord()
-    change.put(key, msgspec.structs.replace(account, classes=class_terms(plan)))
-    return started
+    return await start_plan(change, customer, record.plan)
 
 
 async def _since(kv: Kv, tenant: str, month: Month) -> PlanSinceRecord | None:

@@ -56,7 +56,7 @@ from objstore.processes.writers import WriterRecord
 from objstore.rental.availability import ServedDayRecord, ServiceDayRecord, day_key, request_keys, served_key
 from objstore.rental.meters import DELTA, STORED, meter_prefix
 from objstore.rental.months import Month
-from objstore.rental.plan_changes import PlanSinceRecord, since_key
+from objstore.rental.first_plans import PlanSinceRecord, since_key
 from objstore.rental.plans import Plan as RateCard
 from objstore.rental.plans import PlanRecord, Rate, Tier, plan_key
 from objstore.rental.rates import DemandRecord

@@ -3,6 +3,7 @@
 import asyncio
 from datetime import date
 from decimal import Decimal
+from typing import Any
 
 import msgspec
 import pytest
@@ -11,11 +12,12 @@ from objstore.errors import BadArgument
 from objstore.meta.kv import DictKv
 from objstore.meta.schema import AccountRecord, ClassTerms, account_key, decode
 from objstore.rental.catalogue import publish_plan
-from objstore.rental.customers import create_customer, find_customer, new_customer
+from objstore.rental.customers import create_customer, find_customer, new_customer, set_state
+from objstore.rental.first_plans import why_no_plan
 from objstore.rental.months import SECOND_US, Month
 from objstore.rental.plan_changes import give_plan, plan_in, start_plans
 from objstore.rental.plans import Plan
-from objstore.rental.records import SellerRecord
+from objstore.rental.records import CustomerRecord, SellerRecord
 from objstore.rental.sellers import create_seller
 from tests.rental.cards import MARCH, SharedKv, plan, rate
 
@@ -133,3 +135,71 @@ async def test_the_newest_version_is_given_unless_one_is_named() -> None:
     await publish_plan(kv, second, made_us=1)
     assert (await give_plan(kv, "acme", "one", now_us=during(MARCH))).plan_version == 2
     assert (await give_plan(kv, "acme", "one", 1, now_us=during(MARCH))).next_plan_version == 1
+
+
+async def first_plan(kv: DictKv, code: str, *, trial_days: int = 0, **given: object) -> CustomerRecord:
+    """A new customer that names this plan."""
+    complete = {"legal_name": "New", "address": ["1"], "country": "DZ", "identity_checked_us": 1}
+    record = new_customer("tpe_pme", "new", "oran", plan=code, **{**complete, **given})
+    return await create_customer(kv, record, now_us=during(MARCH, 5), trial_days=trial_days)
+
+
+@pytest.mark.parametrize("trial_days", [0, 30])
+async def test_a_customer_has_the_plan_that_it_names_from_its_first_hour_on(trial_days: int) -> None:
+    kv = await new_store()
+    customer = await first_plan(kv, "three", trial_days=trial_days)
+    assert (customer.plan, customer.plan_version, await find_customer(kv, "new")) == ("three", 1, customer)
+    assert (await plan_in(kv, customer, MARCH)).code == "three"
+    value = await kv.get(account_key("new"))
+    assert value is not None
+    assert decode(value, AccountRecord).classes == {"": ClassTerms(4_096, 30 * 86_400)}
+    assert await why_no_plan(kv, customer, during(MARCH)) == ""
+
+
+async def test_a_customer_whose_plan_is_not_published_gets_it_when_it_becomes_active() -> None:
+    kv = await new_store()
+    customer = await first_plan(kv, "late", trial_days=30)
+    assert customer.plan_version == 0
+    assert "no version of plan 'late' is published" in await why_no_plan(kv, customer, during(MARCH))
+    card = msgspec.structs.replace(plan(rate("1"), currency="DZD"), code="late")
+    await publish_plan(kv, card, made_us=1)
+    customer = await set_state(kv, "new", "active", reason="", now_us=during(APRIL))
+    assert (customer.plan_version, customer.state_reason) == (1, "")
+    assert (await plan_in(kv, customer, APRIL)).code == "late"
+    value = await kv.get(account_key("new"))
+    assert value is not None
+    assert decode(value, AccountRecord).state == "active"
+
+
+@pytest.mark.parametrize(
+    ("fields", "given", "words"),
+    [
+        ({"valid_from": date(2026, 4, 1)}, {}, "no version of plan 'card' is offered on 2026-03-06"),
+        ({"valid_to": date(2026, 3, 1)}, {}, "is offered on"),
+        ({}, {"currency": "EUR"}, "is in DZD, 'new' is invoiced in EUR"),
+    ],
+)
+async def test_a_plan_that_does_not_fit_is_not_given_and_the_reason_is_said(
+    fields: dict[str, Any], given: dict[str, Any], words: str
+) -> None:
+    kv = await new_store()
+    card = msgspec.structs.replace(plan(rate("1"), currency="DZD"), code="card", **fields)
+    await publish_plan(kv, card, made_us=1)
+    customer = await first_plan(kv, "card", **given)
+    assert customer.plan_version == 0
+    assert words in await why_no_plan(kv, customer, during(MARCH, 5))
+
+
+async def test_the_newest_version_that_is_offered_is_the_first_plan() -> None:
+    kv = await new_store()
+    base = msgspec.structs.replace(plan(rate("1"), currency="DZD"), code="card")
+    for version, begins in ((1, None), (2, None), (3, date(2026, 6, 1))):
+        card = msgspec.structs.replace(base, version=version, valid_from=begins)
+        await publish_plan(kv, card, made_us=1)
+    assert (await first_plan(kv, "card")).plan_version == 2
+
+
+async def test_the_plan_that_a_tenant_has_may_be_given_again_and_changes_nothing() -> None:
+    kv = await new_store()
+    customer = await first_plan(kv, "two")
+    assert await give_plan(kv, "new", "two", now_us=during(MARCH)) == customer

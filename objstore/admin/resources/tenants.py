@@ -36,6 +36,7 @@ from objstore.rental.customers import (
     new_customer,
     no_such_customer,
 )
+from objstore.rental.first_plans import why_no_plan
 from objstore.rental.names import check_days
 from objstore.rental.records import CustomerRecord, customer_key
 from objstore.rental.sellers import list_sellers
@@ -78,6 +79,7 @@ class Tenant(msgspec.Struct, frozen=True, kw_only=True):
     leased: int | None  # Bytes that its leases let it store, beside its limits; null: none bounds it.
     use: Use
     customer: view(CustomerRecord) | None  # type: ignore[valid-type]  # None: it is no customer.
+    without_plan: str  # Why a customer has no version of a plan: it is not invoiced; empty: it has one.
 
 
 class CustomerFields(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -156,6 +158,7 @@ async def _shown(call: Call, name: str) -> dict[str, Any]:
     assert values[0] is not None
     tenant = decode(values[0], TenantRecord)
     account = AccountRecord() if values[1] is None else decode(values[1], AccountRecord)
+    customer = None if values[2] is None else decode(values[2], CustomerRecord)
     return {
         **_row(tenant),
         "state": account.state,
@@ -163,7 +166,8 @@ async def _shown(call: Call, name: str) -> dict[str, Any]:
         "sites": account.sites,
         "leased": account.leased,
         "use": dict(zip(("bytes", "objects", "buckets"), map(counter, values[3:]), strict=True)),
-        "customer": None if values[2] is None else shown(decode(values[2], CustomerRecord)),
+        "customer": None if customer is None else shown(customer),
+        "without_plan": "" if customer is None else await why_no_plan(call.kv, customer, call.now_us),
     }
 
 
