@@ -449,12 +449,7 @@ _decode_listed = msgspec.msgpack.Decoder(list[ListedRecord]).decode
 
 def decode_listed(values: Sequence[bytes]) -> list[ListedRecord]:
     """The heads of many ObjectRecords in one call: as one MessagePack array of them."""
-    return decode_listed_joined(b"".join(values), len(values))
-
-
-def decode_listed_joined(values: bytes, count: int) -> list[ListedRecord]:
-    """The same of `count` records that are in one piece already."""
-    return _decode_listed(b"\xdd" + count.to_bytes(4, "big") + values)
+    return _decode_listed(b"\xdd" + len(values).to_bytes(4, "big") + b"".join(values))
 
 
 def escape(key: bytes) -> bytes:

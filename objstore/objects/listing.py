@@ -9,15 +9,9 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
+from objstore.meta.heads import NO_HEADS, Heads, decode_heads
 from objstore.meta.kv import prefix_end
-from objstore.meta.schema import (
-    BucketRecord,
-    ListedRecord,
-    ObjectRecord,
-    decode,
-    decode_listed_joined,
-    object_key,
-)
+from objstore.meta.schema import BucketRecord, ObjectRecord, decode, object_key
 from objstore.objects.buckets import find_bucket
 from objstore.objects.placing import STORAGE_CLASS, storage_class_of
 from objstore.objects.store import Store
@@ -35,7 +29,7 @@ Scan = Callable[[bytes, bytes, int], Awaitable[list[Pair]]]  # start, end, limit
 class Page:
     bucket: BucketRecord
     names: list[str]  # The keys, in order.
-    records: list[ListedRecord]  # One for each name.
+    heads: Heads  # One for each name.
     classes: Mapping[int, str]  # Storage classes that are not STANDARD, by index in them.
     prefixes: list[str]  # Common prefixes, in order.
     truncated: bool
@@ -66,11 +60,11 @@ async def list_objects(
         truncated = len(pairs) > limit
         del pairs[limit:]
         names = _names(pairs, len(base))
-        records, classes = _records(pairs)
+        heads, classes = _heads(pairs)
         return Page(
             bucket=record,
             names=names,
-            records=records,
+            heads=heads,
             classes=classes,
             prefixes=[],
             truncated=truncated,
@@ -88,11 +82,11 @@ async def list_objects(
     del found[limit:]
     at = len(base)
     pairs = [(key, value) for key, value in found if value is not None]
-    records, classes = _records(pairs)
+    heads, classes = _heads(pairs)
     return Page(
         bucket=record,
         names=_names(pairs, at),
-        records=records,
+        heads=heads,
         classes=classes,
         prefixes=[key[at:].decode() for key, value in found if value is None],
         truncated=truncated,
@@ -101,7 +95,7 @@ async def list_objects(
 
 
 def empty_page(bucket: BucketRecord) -> Page:
-    return Page(bucket=bucket, names=[], records=[], classes={}, prefixes=[], truncated=False, next="")
+    return Page(bucket=bucket, names=[], heads=NO_HEADS, classes={}, prefixes=[], truncated=False, next="")
 
 
 def _names(pairs: list[Pair], at: int) -> list[str]:
@@ -109,18 +103,17 @@ def _names(pairs: list[Pair], at: int) -> list[str]:
     return [key[name].decode() for key, _ in pairs]
 
 
-def _records(pairs: list[Pair]) -> tuple[list[ListedRecord], dict[int, str]]:
+def _heads(pairs: list[Pair]) -> tuple[Heads, dict[int, str]]:
     """The heads of the records, and the storage classes that are not STANDARD."""
-    values = b"".join([value for _, value in pairs])
-    records = decode_listed_joined(values, len(pairs))
+    values = [value for _, value in pairs]
     # One search over all of them: the records of few buckets name a class, and decoding them whole is dear.
-    return records, _classes(pairs) if _NAMES_A_CLASS in values else {}
+    return decode_heads(values), _classes(values) if _NAMES_A_CLASS in b"".join(values) else {}
 
 
-def _classes(pairs: list[Pair]) -> dict[int, str]:
+def _classes(values: list[bytes]) -> dict[int, str]:
     found = {
         index: storage_class_of(decode(value, ObjectRecord).extra)
-        for index, (_, value) in enumerate(pairs)
+        for index, value in enumerate(values)
         if _NAMES_A_CLASS in value
     }
     return {index: name for index, name in found.items() if name}  # A client's own words may name it, too.

@@ -35,7 +35,7 @@ def keep_pieces() -> None:
     """From now on malloc keeps free pieces of up to KEPT_PIECE, and up to twice that at the end of its heap.
 
     By default both are 128 KiB, so that an answer of 300 KB takes new pages from the kernel, touches them for
-    the first time and gives them back: 180 page faults, a quarter of the CPU of a listing's page. glibc raises
+    the first time and gives them back: 180 page faults, a quarter of a listing's page. glibc raises
     its bounds to the largest piece that it was ever given back; this gives it one.
     """
     piece = bytes(KEPT_PIECE)  # Not touched: it costs address space only.

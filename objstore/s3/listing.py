@@ -12,7 +12,8 @@ from typing import Final
 
 from aiohttp import web
 
-from objstore.meta.schema import CHECKSUMS, ListedRecord
+from objstore.meta.heads import ETAG_SIZE, NO_CHECKSUM, Heads
+from objstore.meta.schema import CHECKSUMS
 from objstore.objects import buckets, listing
 from objstore.objects.listing import Page, empty_page
 from objstore.objects.placing import STANDARD
@@ -28,9 +29,8 @@ _URL_SAFE: Final = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456
 _XML_SAFE: Final = bytes(set(range(0x20, 0x7F)) - set(b"&<>\"'"))
 
 _CLASS: Final = "<StorageClass>"
-_NO_CHECKSUM: Final = "&quot;</ETag><Size>"
 # From the end of the ETag to the size, by the first byte of Checksum.pack() (meta/schema.py).
-_CHECKSUM_ROWS: Final = {
+_CHECKSUM_ROWS: Final = {NO_CHECKSUM: "&quot;</ETag><Size>"} | {
     code | high: f"&quot;</ETag><ChecksumAlgorithm>{name}</ChecksumAlgorithm>"
     f"<ChecksumType>{kind}</ChecksumType><Size>"
     for code, name in enumerate(CHECKSUMS)
@@ -109,7 +109,7 @@ class _Times(dict[int, str]):
 
 
 def _entries(
-    records: list[ListedRecord],
+    heads: Heads,
     names: list[str],
     classes: Mapping[int, str],
     *,
@@ -127,21 +127,16 @@ def _entries(
     """
     if not names:
         return ""
-    rows = _CHECKSUM_ROWS
-    times = _Times(middle)
+    rows, times, etags = _CHECKSUM_ROWS, _Times(middle), heads.etags
     pieces = [tail + head] * (6 * len(names))
     pieces[-1] = tail
     pieces[0::6] = names
-    pieces[1::6] = [times[record.order // 1_000_000] for record in records]
-    etags = b"".join([record.etag for record in records])
-    if len(etags) == 16 * len(names):  # None is shorter, and those of completed uploads are longer.
-        pieces[2::6] = etags.hex("\n", 16).split("\n")
-    else:
-        pieces[2::6] = [etag_text(record.etag) for record in records]
-    pieces[3::6] = [
-        rows[checksum[0]] if (checksum := record.checksum) else _NO_CHECKSUM for record in records
-    ]
-    pieces[4::6] = [str(record.size) for record in records]
+    pieces[1::6] = [times[order // 1_000_000] for order in heads.orders]
+    pieces[2::6] = (
+        etags.hex("\n", ETAG_SIZE).split("\n") if isinstance(etags, bytes) else map(etag_text, etags)
+    )
+    pieces[3::6] = [rows[checksum] for checksum in heads.checksums]
+    pieces[4::6] = map(str, heads.sizes)
     for index, name in classes.items():
         behind = 6 * index + 5
         pieces[behind] = pieces[behind].replace(_CLASS + STANDARD, _CLASS + escape(name), 1)
@@ -198,15 +193,16 @@ def _result(
     with_owner: bool,
     versions: bool = False,
 ) -> web.Response:
-    keys = page.names
-    write, encoding = encoding_of(call.query, [*echoed, *keys, *page.prefixes])
+    # Most names are letters and digits: one pass shows that all of them can stay as they are in any encoding.
+    plain = not "".join(page.names).encode().translate(None, _URL_SAFE)
+    write, encoding = encoding_of(call.query, [*echoed, *([] if plain else page.names), *page.prefixes])
     url = bool(encoding)
     person = owner(page.bucket.tenant) if with_owner else ""
     element = "Version" if versions else "Contents"
     version = "<VersionId>null</VersionId><IsLatest>true</IsLatest>" if versions else ""
     entries = _entries(
-        page.records,
-        _written(keys, url=url, write=write),
+        page.heads,
+        page.names if plain else _written(page.names, url=url, write=write),
         page.classes,
         head=f"<{element}><Key>",
         middle=f"</Key>{version}<LastModified>",
