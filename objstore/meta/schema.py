@@ -34,7 +34,7 @@ the end, with a default, so that every later release reads every earlier record.
     C <name>                                claims
     S <name>                                settings of the cluster
     a <tenant>                              AccountRecord: what its requests are held to; absent: no limits
-    Q t <tenant> 00 o|s|b                   counters: a tenant's objects, billed bytes (reservations among
+    Q t <tenant> 00 o|s|b|u                 counters: a tenant's objects, billed bytes (reservations among
                                             them), buckets
     Q p <tenant> 00 <project> 00 o|s        the same of a project
     Q k <access key id> 00 o|s              what an access key has stored while it had limits
@@ -201,6 +201,7 @@ class UploadRecord(Record, frozen=True, array_like=True, kw_only=True):
     checksum_type: str = ""  # FULL_OBJECT or COMPOSITE.
     owner: str = ""
     seen: int = 0  # xxh3-64 of what tells apart the object that the upload's start found; 0: there was none.
+    counted: bool = False  # Among its tenant's uploads under way: not those of before these were counted.
 
 
 class PartRecord(Record, frozen=True, array_like=True, kw_only=True):
@@ -585,7 +586,7 @@ def account_key(tenant: str) -> bytes:
 
 
 def tenant_use_key(tenant: str) -> bytes:
-    """Of three counters: + b"o" objects, + b"s" billed bytes, + b"b" buckets."""
+    """Of four counters: + b"o" objects, + b"s" billed bytes, + b"b" buckets, + b"u" uploads under way."""
     return b"Qt" + tenant.encode() + b"\0"
 
 

@@ -102,11 +102,13 @@ async def count_afresh(kv: Kv) -> None:
     """After metadata was put together from fragments: no counter of quotas and meters can be believed.
 
     All buckets are to be adopted again, as if they were from before there were meters; sealed hours stay,
-    open ones begin now. For a store that does not serve. Raises: MetaUnavailable.
+    open ones begin now. Uploads under way are in no fragment: what there is of them came with their count.
+
+    For a store that does not serve. Raises: MetaUnavailable.
     """
     for prefix in (b"M", b"y", b"E", b"Q"):
         async for found in pages(kv, prefix, prefix_end(prefix), SCAN_BUCKETS):
-            await kv.commit(Transaction(delete=[key for key, _ in found]))
+            await kv.commit(Transaction(delete=[key for key, _ in found if not _counts_uploads(key)]))
     async for found in pages(kv, b"c", prefix_end(b"c"), SCAN_BUCKETS):
         await kv.commit(Transaction(delete=[key for key, _ in found if key[-1:] == b"b"]))
     async for found in pages(kv, b"b", prefix_end(b"b"), SCAN_BUCKETS):
@@ -119,6 +121,10 @@ async def count_afresh(kv: Kv) -> None:
                 Transaction({key: value}, put, (), {tenant_use_key(record.tenant) + b"b": Add(1)})
             )
     await kv.commit(Transaction(put={METERED_KEY: encode((FORMAT,))}))
+
+
+def _counts_uploads(key: bytes) -> bool:
+    return key[:2] == b"Qt" and key[-2:] == b"\0u"
 
 
 def _with(record: BucketRecord, adoption: AdoptionRecord | None) -> BucketRecord:

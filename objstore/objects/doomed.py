@@ -28,6 +28,7 @@ from objstore.meta.schema import (
     decode,
     doomed_key,
     encode,
+    tenant_use_key,
     upload_bytes_key,
     upload_generation_key,
 )
@@ -43,6 +44,14 @@ PARTS_AT_ONCE: Final = 1_000  # Read by one look.
 GRACE_US: Final = 3_600_000_000  # How long a reader that has begun can still look up parts: an hour.
 
 
+def ended(bucket: BucketRecord, upload: UploadRecord) -> dict[bytes, Add]:
+    """What an upload that is under way no longer is counted among."""
+    add = {bucket_uploads_key(bucket.id): Add(-1)}
+    if upload.counted:
+        add[tenant_use_key(bucket.tenant) + b"u"] = Add(-1)
+    return add
+
+
 async def abort(store: Store, name: str, bucket_value: bytes, bucket: BucketRecord, key: bytes) -> None:
     """Drop the upload under this m key: one commit, however many parts it has. It reads them all.
 
@@ -54,7 +63,7 @@ async def abort(store: Store, name: str, bucket_value: bytes, bucket: BucketReco
         record, parts, part_bytes = await store.kv.get_many([key, generation, size])
         if record is None:
             raise NoSuchUpload(upload.hex())
-        add = {bucket_uploads_key(bucket.id): Add(-1)}
+        add = ended(bucket, decode(record, UploadRecord))
         freed = counter(part_bytes)
         if freed:
             add[bucket_bytes_key(bucket.id)] = Add(-freed)

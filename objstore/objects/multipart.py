@@ -98,7 +98,7 @@ from objstore.objects.values import (
 )
 from objstore.objects.writes import extra_of, owner_of
 from objstore.rental.meters import count
-from objstore.rental.terms import add_key_use, quota_of
+from objstore.rental.terms import UPLOADS_MAX, add_key_use, quota_of
 
 PART_NUMBER_MAX: Final = 10_000
 PART_SIZE_MIN: Final = 5 * 1024 * 1024  # Bytes, of all parts but the last.
@@ -173,9 +173,13 @@ async def create_upload(
             checksum_type=checksum_type,
             owner=owner_of(who, place),
             seen=_seen(None if present is None else decode(present, ObjectRecord)),
+            counted=True,
         )
         name = upload_key(place.bucket.id, place.raw_key, upload)
-        add = {bucket_uploads_key(place.bucket.id): Add(1)}
+        add = {
+            bucket_uploads_key(place.bucket.id): Add(1),
+            place.account.uploads_key: Add(1, UPLOADS_MAX),
+        }
         if is_metered(place.bucket):
             count(add, place.bucket.id, metered_class(extra), now_us // SECOND_US, requests=1)
         try:
@@ -189,6 +193,8 @@ async def create_upload(
         except Conflict:
             await reopen(store, who, place)
             continue
+        except LimitReached as limit:
+            raise quota_of(limit) from limit
         return upload.hex(), record
     raise Overloaded("the bucket's record kept changing")
 
@@ -571,7 +577,7 @@ async def _complete(
             expect=expect,
             put=put,
             delete=list(expect),
-            add={bucket_uploads_key(place.bucket.id): Add(-1)},
+            add=doomed.ended(place.bucket, record),
         )
 
     # Parts end when the object begins, and none may end before it came, whatever the clocks say.

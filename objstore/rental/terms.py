@@ -29,6 +29,9 @@ READS: Final = STORES | {"read_only", "terminating"}  # in which it may be read 
 STATES: Final = READS | {"suspended", "purged"}
 NO_TERMS: Final = ClassTerms()
 UNLIMITED: Final = Limits()
+# Uploads under way of one tenant. Until it is completed one costs a record of up to 4 KB and no billed byte,
+# so no quota would ever end them.
+UPLOADS_MAX: Final = 100_000
 PROJECT: Final = "project"  # In a bucket's settings: the name of its project;
 QUOTA: Final = "quota"  # and its own limits, encoded.
 
@@ -37,8 +40,8 @@ class Account:
     """A tenant's AccountRecord as it was read, with the keys of its counters."""
 
     __slots__ = (
-        "buckets_key", "count_key", "key", "limited", "limits", "record", "size_key", "tenant", "use_key",
-        "value",
+        "buckets_key", "count_key", "key", "limited", "limits", "record", "size_key", "tenant",
+        "uploads_key", "use_key", "value",
     )  # fmt: skip
 
     def __init__(self, tenant: str, value: bytes | None) -> None:
@@ -50,6 +53,7 @@ class Account:
         self.buckets_key = self.use_key + b"b"
         self.size_key = self.use_key + b"s"
         self.count_key = self.use_key + b"o"
+        self.uploads_key = self.use_key + b"u"
         self.limits = within_leased(self.record.limits, self.record.leased)
         self.limited = any(
             limits.bytes_max is not None or limits.objects_max is not None
@@ -168,7 +172,7 @@ def quota_of(failure: LimitReached) -> QuotaExceeded:
     """The limit that a commit would have crossed, in a tenant's words."""
     scope = {b"Qt": "tenant", b"Qp": "project", b"Qk": "access key"}.get(failure.key[:2], "bucket")
     if failure.key[:1] == b"Q":
-        unit = {b"o": "objects", b"b": "buckets"}.get(failure.key[-1:], "bytes")
+        unit = {b"o": "objects", b"b": "buckets", b"u": "uploads under way"}.get(failure.key[-1:], "bytes")
     else:
         unit = "objects" if failure.key[-1:] == b"o" else "bytes"
     return QuotaExceeded(scope, unit=unit, limit=failure.at_most, used=failure.value)

@@ -54,9 +54,9 @@ from objstore.objects.adoption import METERED_KEY
 from objstore.objects.layout import LAYOUT_KEY, PLACED_KEY, LayoutRecord, MachinePlace, Plan
 from objstore.processes.writers import WriterRecord
 from objstore.rental.availability import ServedDayRecord, ServiceDayRecord, day_key, request_keys, served_key
+from objstore.rental.first_plans import PlanSinceRecord, since_key
 from objstore.rental.meters import DELTA, STORED, meter_prefix
 from objstore.rental.months import Month
-from objstore.rental.first_plans import PlanSinceRecord, since_key
 from objstore.rental.plans import Plan as RateCard
 from objstore.rental.plans import PlanRecord, Rate, Tier, plan_key
 from objstore.rental.rates import DemandRecord
@@ -186,7 +186,7 @@ RECORDS: list[tuple[msgspec.Struct, str]] = [
     (ExtentPage(extents=[EXTENT], begin=9), "93 01 91" + EXTENT_HEX + "09"),
     (
         UploadRecord(order=2, checksum_algorithm="SHA1", checksum_type="COMPOSITE", owner="o", seen=5),
-        "98 01 02 00 c0 a4" + b"SHA1".hex() + "a9" + b"COMPOSITE".hex() + "a16f 05",
+        "99 01 02 00 c0 a4" + b"SHA1".hex() + "a9" + b"COMPOSITE".hex() + "a16f 05 c2",
     ),
     (
         PartRecord(order=2, size=3, etag=ID, checksum=b"", extents=[EXTENT], blob=ID, pages=1, home=b"m"),

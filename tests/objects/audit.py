@@ -107,12 +107,15 @@ async def audit(store: Store) -> Counter[bytes]:
     open_uploads: dict[bytes, bytes] = {}
     classes: dict[bytes, str] = {}
     keys: dict[bytes, str] = {}
+    of_tenants: Counter[str] = Counter()
     for key, value in all_of(b"m").items():
         bucket = int.from_bytes(key[1:9], "big")
         assert bucket in buckets, f"an upload of no bucket: {key!r}"
         _, upload = unescape(key[9:])
         open_uploads[upload] = key
-        uploads_extra = decode(value, UploadRecord).extra
+        upload_record = decode(value, UploadRecord)
+        uploads_extra = upload_record.extra
+        of_tenants[buckets[bucket].tenant] += upload_record.counted
         classes[upload] = metered_class(uploads_extra)
         keys[upload] = key_of(uploads_extra)
         uploads[bucket] += 1
@@ -168,7 +171,7 @@ async def audit(store: Store) -> Counter[bytes]:
         assert counter(records.get(name + b"b")) == sum(
             size for (one, _), size in billed.items() if one == bucket
         )
-    _check_use(records, buckets, billed, counted_objects, of_keys)
+    _check_use(records, buckets, billed, counted_objects, of_keys, of_tenants)
     for key in all_of(b"c"):
         assert int.from_bytes(key[1:9], "big") in buckets, "a counter of no bucket"
     counted = {int.from_bytes(key[1:], "big"): counter(value) for key, value in all_of(b"G").items()}
@@ -184,9 +187,11 @@ def _check_use(
     billed: Counter[tuple[int, str]],
     objects: Counter[int],
     of_keys: Counter[bytes],
+    uploads: Counter[str],
 ) -> None:
     """What tenants and projects hold, and what the meters say that buckets hold."""
     used: Counter[bytes] = Counter(of_keys)
+    used.update({tenant_use_key(tenant) + b"u": number for tenant, number in uploads.items()})
     for number, bucket in buckets.items():
         size = sum(size for (one, _), size in billed.items() if one == number)
         scopes = [tenant_use_key(bucket.tenant)]

@@ -4,6 +4,7 @@ import random
 from collections.abc import Awaitable, Callable
 
 import pytest
+from msgspec.structs import replace
 
 from objstore.meta.kv import Add, DictKv, Transaction, prefix_end
 from objstore.meta.schema import (
@@ -11,6 +12,7 @@ from objstore.meta.schema import (
     BucketRecord,
     ClassTerms,
     Limits,
+    UploadRecord,
     account_key,
     bucket_key,
     decode,
@@ -58,7 +60,11 @@ async def age(store: Store) -> None:
     for prefix in (b"M", b"Q", b"w", b"E", b"y"):
         gone += [key for key, _ in await store.kv.scan(prefix, prefix_end(prefix), 100_000)]
     gone += [key for key, _ in await store.kv.scan(b"c", prefix_end(b"c"), 1_000) if key[-1:] == b"b"]
-    await store.kv.commit(Transaction(delete=gone))
+    uploads = {
+        key: encode(replace(decode(value, UploadRecord), counted=False))
+        for key, value in await store.kv.scan(b"m", prefix_end(b"m"), 1_000)
+    }
+    await store.kv.commit(Transaction(put=uploads, delete=gone))
 
 
 async def record_of(store: Store, name: str = "bucket") -> BucketRecord:

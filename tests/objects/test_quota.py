@@ -10,12 +10,13 @@ import msgspec
 import pytest
 
 from objstore.errors import AccountClosed, QuotaExceeded, StoreError
-from objstore.meta.kv import DictKv, Transaction, counter
+from objstore.meta.kv import Add, DictKv, Transaction, counter
 from objstore.meta.schema import (
     AccessKeyRecord,
     AccountRecord,
     BucketRecord,
     Limits,
+    UploadRecord,
     access_key_key,
     account_key,
     bucket_key,
@@ -23,9 +24,10 @@ from objstore.meta.schema import (
     encode,
     key_use_key,
     tenant_use_key,
+    upload_key,
 )
 from objstore.objects import multipart
-from objstore.objects.buckets import create_bucket, delete_bucket
+from objstore.objects.buckets import create_bucket, delete_bucket, find_bucket
 from objstore.objects.copies import Source, copy_object
 from objstore.objects.reservations import HELD_US, release_expired
 from objstore.objects.store import Store
@@ -309,6 +311,41 @@ async def test_a_state_of_the_account_says_whether_more_may_be_stored(state: str
             await put_object(store, WHO, "bucket", "key", About(), MemoryBody(b"x"))
         with pytest.raises(AccountClosed):
             await create_bucket(store, WHO, "another", region="")
+
+
+async def test_a_tenants_uploads_under_way_are_bounded_over_all_of_its_buckets(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(multipart, "UPLOADS_MAX", 3)
+    store = memory_store()
+    for bucket in ("one", "two"):
+        await create_bucket(store, WHO, bucket, region="r")
+
+    async def begin(bucket: str) -> str:
+        about = About(metadata={"m": "x" * 2_000})
+        made = await multipart.create_upload(
+            store, WHO, bucket, "k", about, checksum_algorithm="", checksum_type=""
+        )
+        return made[0]
+
+    first, second, _ = await begin("one"), await begin("one"), await begin("two")
+    with pytest.raises(QuotaExceeded, match="3 uploads under way"):
+        await begin("two")
+    await multipart.abort_upload(store, WHO, "one", "k", first)
+    third = await begin("two")
+    part = await multipart.put_part(store, WHO, "one", "k", second, 1, MemoryBody(b"part"))
+    await multipart.complete_upload(
+        store, WHO, "one", "k", second, [multipart.Claimed(number=1, etag=part.etag)]
+    )
+    await begin("one")
+    name = upload_key((await find_bucket(store, WHO, "two")).id, b"k", bytes.fromhex(third))
+    old = decode(await store.kv.get(name) or b"", UploadRecord)
+    before = {name: encode(msgspec.structs.replace(old, counted=False))}  # One of before they were counted.
+    await store.kv.commit(Transaction(put=before, add={tenant_use_key("default") + b"u": Add(-1)}))
+    await audit(store)
+    await delete_bucket(store, WHO, "two")  # With those under way in it.
+    assert counter(await store.kv.get(tenant_use_key("default") + b"u")) == 1
+    await audit(store)
 
 
 async def test_what_a_key_with_limits_stores_counts_for_it_until_it_goes_whoever_takes_it_away() -> None:
