@@ -1,5 +1,6 @@
 """docs/operations.md does what it says: its blocks are run as they stand, and no object is lost by them."""
 
+import contextlib
 import random
 import re
 import shutil
@@ -12,14 +13,15 @@ from typing import Any
 import pytest
 
 from objstore import __version__
+from tests.certificates import issue
 from tests.deploy.files import ROOT
 from tests.deploy.manual import PAGE, Block, Machine, blocks, environment_of, machine, ports
 
-ACCESS_KEY, SECRET_KEY = "AKOPERATIONS", "a-secret-of-the-operations-page"
+KEYS = ("AKOPERATIONS", "a-secret-of-the-operations-page")
 # Upkeep's rounds are minutes apart: here they come soon after each other.
 SETTINGS = {
-    "OBJSTORE_ROOT_ACCESS_KEY": ACCESS_KEY,
-    "OBJSTORE_ROOT_SECRET_KEY": SECRET_KEY,
+    "OBJSTORE_ROOT_ACCESS_KEY": KEYS[0],
+    "OBJSTORE_ROOT_SECRET_KEY": KEYS[1],
     "OBJSTORE_UPKEEP__PERIOD_FACTOR": "0.01",
     "OBJSTORE_SERVER__WORKERS": "1",
 }
@@ -28,7 +30,9 @@ SETTINGS = {
 class Tenant:
     """Somebody who stores objects while operators work, and wants every one of them back."""
 
-    def __init__(self, address: str, seed: int) -> None:
+    def __init__(
+        self, address: str, seed: int, keys: tuple[str, str] = KEYS, authority: Path | None = None
+    ) -> None:
         import boto3
         from botocore.config import Config
 
@@ -36,10 +40,11 @@ class Tenant:
         self._objects: dict[str, bytes] = {}
         self._s3: Any = boto3.client(
             "s3",
-            endpoint_url=f"http://{address}",
+            endpoint_url=f"http://{address}" if authority is None else f"https://{address}",
+            verify=None if authority is None else str(authority),
             region_name="us-east-1",
-            aws_access_key_id=ACCESS_KEY,
-            aws_secret_access_key=SECRET_KEY,
+            aws_access_key_id=keys[0],
+            aws_secret_access_key=keys[1],
             # As patient as a tenant's program: while a part is replaced, a slow machine refuses for long.
             config=Config(retries={"mode": "standard", "max_attempts": 10}, s3={"addressing_style": "path"}),
         )
@@ -53,6 +58,10 @@ class Tenant:
             body = self._random.randbytes(size)
             self._s3.put_object(Bucket="shop", Key=key, Body=body)
             self._objects[key] = body
+
+    def take_over(self, other: "Tenant") -> None:
+        """What the other stored is this one's to check from now on."""
+        self._objects = dict(other._objects)
 
     def check(self) -> None:
         """Everything is there, byte for byte, and writes go on."""
@@ -97,11 +106,11 @@ def lose(place: Path) -> None:
 
 @pytest.mark.timeout(600)
 def test_the_procedures_for_one_machine_and_for_a_cluster_do_what_they_say(tmp_path: Path) -> None:
-    """Side by side: both wait more than they work."""
-    with ThreadPoolExecutor(2) as pool:
+    """Side by side: all wait more than they work."""
+    procedures = {"one": on_one_machine, "many": in_a_cluster, "two": in_two_stores}
+    with ThreadPoolExecutor(len(procedures)) as pool:
         found = [
-            pool.submit(procedure, _directory(tmp_path / name))
-            for name, procedure in (("one", on_one_machine), ("many", in_a_cluster))
+            pool.submit(procedure, _directory(tmp_path / name)) for name, procedure in procedures.items()
         ]
     for one in found:
         one.result()
@@ -234,6 +243,78 @@ def in_a_cluster(tmp_path: Path) -> None:
         for block in of("Losing the gateway", "cluster"):
             store.run(block)
         tenant.check()
+
+
+def in_two_stores(tmp_path: Path) -> None:
+    """A bucket outlives the loss of a store, and goes back to it."""
+    names = ("near", "far")
+    places = ports("s3.near.example:9000", "s3.far.example:9000")
+    keys = {name: (f"AK{name.upper()}", f"the-secret-of-the-{name}-store") for name in names}
+    with contextlib.ExitStack() as both:
+        stores = {}
+        for name in names:
+            directory = _directory(tmp_path / name)
+            issue(directory, name)
+            settings = SETTINGS | {
+                "OBJSTORE_ROOT_ACCESS_KEY": keys[name][0],
+                "OBJSTORE_ROOT_SECRET_KEY": keys[name][1],
+                "OBJSTORE_TLS__CERTIFICATE": str(directory / "cert.pem"),
+                "OBJSTORE_TLS__KEY": str(directory / "key.pem"),
+                "OBJSTORE_TLS__ADMIN": "false",
+                "OBJSTORE_REPLICATION__CA_FILE": str(tmp_path / names[name == "near"] / "cert.pem"),
+            }
+            store = stores[name] = both.enter_context(machine(directory, settings))
+            store.places |= places | {"0.0.0.0:9000": places[f"s3.{name}.example:9000"]}
+            config = directory / "etc/objstore.toml"
+            text = toml("Day one: one machine").replace(
+                "\n[disks]", 'admin_listen = "127.0.0.1:0"\n\n[disks]'
+            )
+            config.write_text(store.moved(text))
+            store.environment |= environment_of(config)
+            store.start("objstore", *store.unit("objstore"))
+        for name, other in (names, names[::-1]):
+            secret = tmp_path / name / f"etc/{other}.secret"
+            secret.touch(mode=0o600)
+            secret.write_text(keys[other][1])
+        tenants = {
+            name: Tenant(
+                places[f"s3.{name}.example:9000"], 3, keys[name], authority=tmp_path / name / "cert.pem"
+            )
+            for name in names
+        }
+        for tenant in tenants.values():
+            tenant.begin()
+        near, far = stores["near"], stores["far"]
+
+        def run(store: Machine, part: str) -> str:
+            return "".join(store.run(block) for block in of("With its metadata: a second store", part))
+
+        def wait_until_in_step(store: Machine) -> None:
+            limit = time.monotonic() + 120
+            while "in step" not in (
+                said := store.run(Block("", "", "sh", "objstore replication status shop\n"))
+            ):
+                assert time.monotonic() < limit, said
+                time.sleep(0.3)
+
+        tenants["near"].store()
+        run(near, "near")
+        tenants["near"].store()
+        wait_until_in_step(near)
+        near.stop("objstore", signal.SIGKILL)
+
+        run(far, "far")
+        tenants["far"].take_over(tenants["near"])
+        tenants["far"].check()
+
+        near.start("objstore", *near.unit("objstore"))
+        run(near, "near again")
+        run(far, "far again")
+        tenants["far"].store()
+        wait_until_in_step(far)
+        near.run(of("With its metadata: a second store", "far")[0])
+        tenants["near"].take_over(tenants["far"])
+        tenants["near"].check()
 
 
 def test_every_link_of_the_page_leads_somewhere() -> None:
