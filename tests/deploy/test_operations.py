@@ -16,6 +16,7 @@ from objstore import __version__
 from tests.certificates import issue
 from tests.deploy.files import ROOT
 from tests.deploy.manual import PAGE, Block, Machine, blocks, environment_of, machine, ports
+from tests.postgres import PostgresServer
 
 KEYS = ("AKOPERATIONS", "a-secret-of-the-operations-page")
 # Upkeep's rounds are minutes apart: here they come soon after each other.
@@ -107,7 +108,12 @@ def lose(place: Path) -> None:
 @pytest.mark.timeout(600)
 def test_the_procedures_for_one_machine_and_for_a_cluster_do_what_they_say(tmp_path: Path) -> None:
     """Side by side: all wait more than they work."""
-    procedures = {"one": on_one_machine, "many": in_a_cluster, "two": in_two_stores}
+    procedures = {
+        "one": on_one_machine,
+        "many": in_a_cluster,
+        "two": in_two_stores,
+        "gateways": with_two_gateways,
+    }
     with ThreadPoolExecutor(len(procedures)) as pool:
         found = [
             pool.submit(procedure, _directory(tmp_path / name)) for name, procedure in procedures.items()
@@ -315,6 +321,55 @@ def in_two_stores(tmp_path: Path) -> None:
         near.run(of("With its metadata: a second store", "far")[0])
         tenants["near"].take_over(tenants["far"])
         tenants["near"].check()
+
+
+def with_two_gateways(tmp_path: Path) -> None:
+    """Metadata in PostgreSQL; the second gateway goes on where the first one was killed."""
+    heading, names = "Many gateways", ("m1", "m2")
+    server = PostgresServer()
+    with contextlib.ExitStack() as both:
+        both.callback(server.remove)
+        server.start()
+        url = re.search(r'"(postgresql://[^"]*)"', toml(heading))
+        assert url is not None
+        shared = ports(*(f"{name}:9002" for name in names), "m1:9003") | {url[1]: server.url()}
+        gateways = {}
+        for name in names:
+            one = gateways[name] = both.enter_context(machine(_directory(tmp_path / name), SETTINGS))
+            one.places |= ports("0.0.0.0:9000") | shared | {"0.0.0.0:9002": shared[f"{name}:9002"]}
+            text = toml("Day one: three machines").replace("m1", name)
+            text = text.replace("\n[cluster]", f'admin_listen = "127.0.0.1:0"\n\n{toml(heading)}\n[cluster]')
+            config = tmp_path / name / "etc/gateway.toml"
+            config.write_text(one.moved(text))
+            one.environment |= environment_of(config)
+        first, second = gateways.values()
+        node = toml("Day one: three machines", 1).replace("0.0.0.0:9003", "m1:9003")
+        disks = ", ".join(f'"/srv/objstore/d{number}"' for number in range(1, 7))
+        node = re.sub(r"paths = .*", f"paths = [{disks}]", node)
+        (tmp_path / "m1/etc/node-m1.toml").write_text(first.moved(node))
+        init, join = of("Day one: three machines", "cluster")
+        first.run(init)
+        first.run(join._replace(text="".join(join.text.splitlines(keepends=True)[:4])))
+        tenants = [Tenant(one.places["0.0.0.0:9000"], 4) for one in gateways.values()]
+        tenants[0].begin()
+        tenants[0].store()
+
+        [token] = of(heading, "first gateway")
+        first.run(token)
+        shutil.move(tmp_path / "m1/run/objstore-join-gateway.env", tmp_path / "m2/run")
+        secret = tmp_path / "m2/etc/master-key"
+        secret.write_text((tmp_path / "m1/var/objstore-gateway/master.key").read_text())
+        second.settings = SETTINGS | {"OBJSTORE_SECURITY__MASTER_KEY_FILE": str(secret)}
+        [further] = of(heading, "further gateway")
+        assert "gateway-m2" in second.run(further)
+        tenants[1].take_over(tenants[0])
+        tenants[1].check()
+
+        first.stop("objstore-gateway", signal.SIGKILL)
+        tenants[1].check()
+        [last] = of(heading, "last gateway")
+        second.run(last)
+        tenants[1].check()
 
 
 def test_every_link_of_the_page_leads_somewhere() -> None:
