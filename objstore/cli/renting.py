@@ -205,6 +205,41 @@ def plan_levels(
     store.show(found, "id", "storage_class", "tiers")
 
 
+EVENT_COLUMNS: Final = ("id", "kind", "begin", "end", "tenant", "reason")
+
+
+@plan_app.command("events")
+@asks
+def plan_events(store: Store) -> None:
+    """Maintenance and outages by which service levels are judged."""
+    store.show(store.get("/api/v1/service-events")["items"], *EVENT_COLUMNS)
+
+
+@plan_app.command("event")
+@changes
+def plan_event(
+    store: Store,
+    kind: Annotated[
+        str, typer.Argument(help="maintenance, announced; or outage, that gateways did not see.")
+    ],
+    begin: Annotated[str, typer.Argument(help="As 2027-01-31T00:00:00Z.")],
+    end: Annotated[str, typer.Argument(help="The first moment behind it.")],
+    reason: Annotated[str, typer.Argument(help="In words; it stands in the proof.")],
+    tenant: Annotated[str, typer.Option(help="Whose alone it is.  [everybody's]", show_default=False)] = "",
+) -> None:
+    """Announce maintenance: its time does not count. Or tell of an outage: its minutes count as failed."""
+    body = {"kind": kind, "begin": begin, "end": end, "reason": reason, "tenant": tenant}
+    store.show([store.change("POST", "/api/v1/service-events", body)], *EVENT_COLUMNS)
+
+
+@plan_app.command("remove-event")
+@changes
+def plan_remove_event(store: Store, event: Annotated[str, typer.Argument(help="Its id.")]) -> None:
+    """Take an event back; months that were held against their levels stay as they are."""
+    found = store.change("DELETE", f"/api/v1/service-events/{quoted(event)}")
+    store.tell(f"event {event} is gone", found)
+
+
 # --- leases ---------------------------------------------------------------------------------------
 
 LEASE_COLUMNS: Final = (
@@ -433,6 +468,23 @@ def usage_show(
     until = store.get(f"{path}?limit=1")["sealed_until"]
     sealed = f"hours until {until} are sealed" if until else "no hour is sealed"
     print(f"{sealed}; later ones are not in it", file=sys.stderr)
+
+
+@usage_app.command("service")
+@asks
+def usage_service(
+    store: Store,
+    tenant: TenantName,
+    month: Annotated[str, typer.Option(help="As 2026-10.  [the one that runs]", show_default=False)] = "",
+) -> None:
+    """Uptime of a month, what is given back for it, and the five minutes that failed."""
+    path = f"/api/v1/tenants/{quoted(tenant)}/service"
+    asked = f"?month={quoted(month)}&limit=1" if month else "?limit=1"
+    facts = {**store.get(path + asked), "items": store.listed(path, month=month)}
+    if not store.show_whole({**facts, "next": None}):
+        rows = facts.pop("items")
+        store.show_facts({name: one for name, one in facts.items() if name != "next"})
+        store.show(rows, "begin", "requests", "failures", "minutes_unserved", "error_rate", "excluded")
 
 
 @usage_app.command("verify")
@@ -744,6 +796,21 @@ def report_capacity(store: Store) -> None:
     columns = ("pool", "usable", "sold_guaranteed", "sold_best_effort", "used_logical", "sellable")
     found = store.get("/api/v1/capacity")["items"]
     store.show(found, *columns, "runway_days", "lead_days", "oversold")
+
+
+@report_app.command("service")
+@asks
+def report_service(
+    store: Store,
+    month: Annotated[str, typer.Option(help="As 2026-10.  [the one that runs]", show_default=False)] = "",
+) -> None:
+    """Uptime of all tenants in a month, and what their service levels give back."""
+    found = store.listed("/api/v1/reports/service-levels", month=month)
+    rows = [
+        {**row, "credit": None if row["credit"] is None else amount(row["credit"], row["currency"])}
+        for row in found
+    ]
+    store.show(rows, "tenant", "level", "uptime", "failed", "share", "credit")
 
 
 @report_app.command("open-invoices")

@@ -34,6 +34,7 @@ DAY_SLOTS: Final = DAY_S // INTERVAL_S
 COUNTERS_AT_ONCE: Final = 240  # Sealed by one commit,
 DAYS_AT_ONCE: Final = 24  # into at most so many records of some 2 KB.
 REMOVED_AT_ONCE: Final = 100
+OPEN_HOURS: Final = 3  # The one that runs, and those that may not be sealed yet.
 ATTEMPTS_MAX: Final = 64
 
 
@@ -171,6 +172,19 @@ async def measured(kv: Kv, tenant: str, begin_s: int, end_s: int) -> dict[int, I
             if begin_s <= slot * INTERVAL_S < end_s:
                 found[slot] = Interval(requests, min(requests, failures))
     return found
+
+
+async def open_interval(kv: Kv, tenant: str, *, until_hour: int) -> Interval:
+    """The sum of what a tenant's hours before this one (since 1970) have that is not sealed."""
+    requests = failures = 0
+    for hour in range(until_hour - OPEN_HOURS, until_hour):
+        prefix = open_prefix(hour) + tenant.encode() + b"\0"
+        for key, value in await kv.scan(prefix, prefix_end(prefix), 2 * HOUR_S // INTERVAL_S):
+            if key[-1:] == REQUESTS:
+                requests += counter(value)
+            else:
+                failures += counter(value)
+    return Interval(requests, min(requests, failures))
 
 
 async def unserved_minutes(kv: Kv, begin_s: int, end_s: int) -> set[int]:

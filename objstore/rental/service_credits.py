@@ -222,7 +222,7 @@ async def settle_service(
         invoice=invoice.number,
         uptime=f"{uptime.numerator}/{uptime.denominator}",
         counted=assessed[0].counted,
-        failed=sum(not row.excluded for row in assessed[0].rows),
+        failed=assessed[0].failed,
         credits=granted,
         made_us=now_us,
     )

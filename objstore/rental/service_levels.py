@@ -171,11 +171,20 @@ class Assessment:
         reached = [tier.credit for tier in self.level.tiers if self.uptime < Fraction(tier.below)]
         return max(reached, default=Decimal(0))
 
+    @property
+    def failed(self) -> int:
+        """Intervals that count and had a failure, or a minute unserved."""
+        return sum(not row.excluded for row in self.rows)
+
     def uptime_text(self) -> str:
-        """In percent, four places, rounded down: never better than it was."""
-        scaled = self.uptime * 1_000_000
-        whole = scaled.numerator // scaled.denominator
-        return f"{whole // 10_000}.{whole % 10_000:04d}"
+        return percent_text(self.uptime)
+
+
+def percent_text(part: Fraction) -> str:
+    """In percent, four places, rounded down: never better than it was."""
+    scaled = part * 1_000_000
+    whole = scaled.numerator // scaled.denominator
+    return f"{whole // 10_000}.{whole % 10_000:04d}"
 
 
 def service_level_key(level: str) -> bytes:

@@ -33,8 +33,8 @@ from objstore.meta.schema import (
     object_key,
     token_key,
 )
-from objstore.objects.exports import Exports
 from objstore.objects.dedication import Released
+from objstore.objects.exports import Exports
 from objstore.rental.admission import Node
 from objstore.rental.capacity import Capacity, Holdings, report
 from objstore.rental.catalogue import publish_plan
@@ -47,6 +47,8 @@ from objstore.rental.projects import create_project
 from objstore.rental.records import CapacityEventRecord, LeaseRecord, OfferRecord
 from objstore.rental.sales import Supply, put_event, read_book
 from objstore.rental.sellers import create_seller
+from objstore.rental.service_credits import put_service_event
+from objstore.rental.service_levels import ServiceEventRecord
 from tests.objects.fakes import memory_store
 from tests.rental.parties import (
     DAY_US,
@@ -79,6 +81,7 @@ PLACES = {
     "lease": SIGNED,
     "offer": "small",
     "event": an_id(9),
+    "service_event": an_id(10),
     "invoice": "",  # Set when it is made: a draft.
     "payment": PAID,
     "export": an_id(11),
@@ -249,6 +252,10 @@ async def furnish(api: Api) -> dict[str, str]:
     await kv.commit(Transaction(put={object_key(7, b"key"): encode(record)}))
     event = CapacityEventRecord(id=PLACES["event"], at_us=now_us + DAY_US, raw=TB)
     await put_event(kv, event)
+    maintenance = ServiceEventRecord(
+        id=PLACES["service_event"], kind="maintenance", begin_us=now_us + 1, end_us=now_us + 2, reason="power"
+    )
+    await put_service_event(kv, maintenance, now_us=now_us)
     final = await an_invoice(kv, "lower", [line(100_00)], month=Month(2026, 2))
     draft = await a_draft(kv, "lower", [line(50_00)])
     await pay(kv, 5, "lower", 300_00)

@@ -44,6 +44,7 @@ async def entries(kv: DictKv) -> list[AuditRecord]:
 # Of routes that take more than an empty body: one that a caller who may gets through with.
 PLAN = (ROOT / "config/plans/wholesale.toml").read_text()
 LATER = "2027-01-01T00:00:00Z"
+SOON_AFTER = LATER.replace("00Z", "59Z")
 BODIES: dict[str, dict[str, object]] = {
     "create_tenant": {"name": "new", "kind": "tpe_pme"},
     "set_tenant_state": {"state": "terminating"},
@@ -69,6 +70,7 @@ BODIES: dict[str, dict[str, object]] = {
     "change_rules_of_sale": {"lead_days": 90},
     "add_capacity_event": {"at": LATER, "raw": TB},
     "put_capacity_event": {"at": LATER, "raw": TB},
+    "add_service_event": {"kind": "maintenance", "begin": LATER, "end": SOON_AFTER, "reason": "power"},
     "draft_invoices": {"month": "2026-03"},
     "finalise_invoice": {"early": True},
     "issue_credit_note": {"reason": "goodwill"},

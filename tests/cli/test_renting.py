@@ -191,3 +191,18 @@ def test_fields_are_typed_as_they_are_meant() -> None:
 def test_a_field_that_cannot_be_is_refused_before_anything_is_sent(given: str) -> None:
     with pytest.raises(ConfigError):
         fields([given])
+
+
+def test_service_levels_are_shown_and_maintenance_is_announced_and_taken_back(rented: Server) -> None:
+    (service,) = say(rented, "usage service epicerie --month 2026-01")
+    assert (service["month"], service["levels"], service["credits"]) == ("2026-01", [], [])
+    report = say(rented, "report service --month 2026-01")
+    assert [row["tenant"] for row in report if row["level"]] == []
+    span = ["2099-01-01T00:00:00Z", "2099-01-01T02:00:00Z"]
+    (event,) = say(rented, "plan event maintenance", *span, "new switches", "--tenant", "epicerie")
+    assert (event["kind"], event["tenant"], event["reason"]) == ("maintenance", "epicerie", "new switches")
+    refused = run(rented, "plan event outage", *span, "too early")
+    assert "when it is over" in str(refused.exception)
+    assert event in say(rented, "plan events")
+    say(rented, "plan remove-event", str(event["id"]))
+    assert event not in say(rented, "plan events")

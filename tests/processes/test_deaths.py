@@ -33,6 +33,20 @@ def back(server: Server, name: str, old: int) -> None:
         time.sleep(0.01)
 
 
+def until_counted(server: Server, *, failures: int) -> None:
+    """Until five-minute error rates have what was refused while nothing could be committed."""
+    limit = time.monotonic() + 60
+    service = None
+    while True:
+        with contextlib.suppress(OSError):
+            _, service = server.admin("GET", "/api/v1/tenants/default/service")
+            if service["open_failures"] >= failures:
+                assert service["open_requests"] > service["open_failures"]
+                return
+        assert time.monotonic() < limit, service
+        time.sleep(0.1)
+
+
 class Load(threading.Thread):
     """Puts one object after another until stopped; notes what was acknowledged and what failed."""
 
@@ -133,6 +147,7 @@ def test_while_no_committer_can_start_writes_are_refused_unread_and_reads_go_on(
         assert time.monotonic() < limit, server.text()[-4000:]
         time.sleep(0.05)
     server.wait_ready()
+    until_counted(server, failures=refused + 1)
     keys = {entry["Key"] for entry in s3.list_objects_v2(Bucket="bucket")["Contents"]}
     assert "after" in keys
     assert "refused" not in keys
