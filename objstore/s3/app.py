@@ -54,8 +54,9 @@ from objstore.s3.errors import (
     service_unavailable,
     slow_down,
 )
-from objstore.s3.limits import REFUSAL_S, Admission, Limits, document_weight, scopes_of, weight
+from objstore.s3.limits import Admission, Limits, document_weight, scopes_of, weight
 from objstore.s3.outbox import Outbox
+from objstore.s3.refusals import Refusals
 from objstore.s3.sigv4 import Directory, Verified, Verifier
 from objstore.s3.target import Target, parse_target
 from objstore.s3.traffic import Traffic
@@ -119,6 +120,7 @@ class EdgeRequest(web.BaseRequest):
     first_byte_at = 0.0
     waits_for_100 = False
     body_weight = 0
+    admitted = False  # It has a place among the requests in flight.
     claimed: str | None = None  # The tenant that the request counts against.
     rated: Rated | None = None  # Of one that is held to a rate.
     begun: web.StreamResponse | None = None  # The answer whose head was written last.
@@ -224,6 +226,7 @@ class App:
         self.choose = choose
         self.domains = tuple(domain.lower().strip(".") for domain in domains)
         self.limits = limits or Limits()
+        self.refusals = Refusals(self.limits.body_bytes)
         self.admission = Admission(self.limits)
         self.access_log = access_log
         self.observer: Observer = observer or Nobody()
@@ -266,13 +269,13 @@ class App:
 
         request.body_weight = body_weight
         fault: S3Fault | None = None
-        admitted = self.admission.enter(body_weight)
+        request.admitted = self.admission.enter(body_weight)
         observer = self.observer
         observer.in_flight += 1
         response: web.StreamResponse | None = None
         try:
             try:
-                if not admitted:
+                if not request.admitted:
                     raise slow_down()
                 response = await self._serve(request)
                 if isinstance(response, web.Response) and not response.prepared and not request.waits_for_100:
@@ -296,8 +299,7 @@ class App:
         finally:
             protocol.ended += 1
             observer.in_flight -= 1
-            if admitted:
-                self.admission.leave(body_weight, request.claimed)
+            self._give_place_up(request)
             self._note(request, response, fault, began)
         assert response is not None
         if protocol.half_closed:
@@ -327,13 +329,13 @@ class App:
         self.used(who.access_key_id)
         if not self.admission.claim(who.tenant, request.body_weight):
             request.refusal = "share"
-            await self._tarry()
+            await self._put_off(request, who.tenant)
             raise slow_down()
         request.claimed = who.tenant
         if who.account.state not in READS:
             raise AccountClosed(who.account.state)
         if self.rates is not None and (scopes := scopes_of(who, self.store.buckets.get(target.bucket))):
-            await self._admit(request, self.rates, scopes)
+            await self._admit(request, who.tenant, self.rates, scopes)
         route = self.choose(method, target.bucket, target.key, target.query, verified.headers)
         request.operation = operation = route.operation
         if route.handler is None:
@@ -382,20 +384,26 @@ class App:
                 raise
             raise access_denied() from None
 
-    async def _admit(self, request: EdgeRequest, rates: Rates, scopes: list[Scope]) -> None:
+    async def _admit(self, request: EdgeRequest, tenant: str, rates: Rates, scopes: list[Scope]) -> None:
         """Hold a request to the rates of its tenant, project, bucket and key. Raises: S3Fault."""
         length = request._message.headers.get(hdrs.CONTENT_LENGTH, "")
         size = int(length) if length.isascii() and length.isdigit() and len(length) < 20 else 0
         admitted = rates.admit(scopes, size)
         if isinstance(admitted, float):
             request.refusal = "rate"
-            await self._tarry()
+            await self._put_off(request, tenant)
             raise slow_down(retry_after=retry_after(admitted))
         request.rated = admitted
 
-    async def _tarry(self) -> None:
-        """Before a refusal for a rate or a share: not all at the same moment."""
-        await asyncio.sleep(REFUSAL_S * (0.5 + self._random.random()))
+    async def _put_off(self, request: EdgeRequest, tenant: str) -> None:
+        """Before a refusal for a rate or a share: its place is free at once, its answer has time."""
+        self._give_place_up(request)
+        await self.refusals.wait(tenant, request.body_weight, time.monotonic(), self._random.random())
+
+    def _give_place_up(self, request: EdgeRequest) -> None:
+        if request.admitted:
+            request.admitted = False
+            self.admission.leave(request.body_weight, request.claimed)
 
     def _access(self, request: EdgeRequest, bounds: Bounds, verified: Verified, target: Target) -> Access:
         peer = request._transport_peername
@@ -430,8 +438,11 @@ class App:
             raise ConnectionResetError("the answer was cut off")
         writer.length = None
         response = self.fault_response(request.request_id, fault, request.method, request.bucket, request.key)
-        await response.prepare(request)
-        await response.write_eof()
+        if request.waits_for_100:
+            await response.prepare(request)
+            await response.write_eof()
+        else:
+            await self.outbox.answer(request, response)
         return response
 
     def fault_response(

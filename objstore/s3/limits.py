@@ -65,9 +65,6 @@ BODY_WEIGHT_MAX = 1 * MIB
 RESERVE_PART = 4  # One part in so many, on top of what a single tenant may hold, is for the others.
 
 
-# Whoever is refused for a rate or a share waits so long for the answer: a client that tries again takes
-# no more than a hundredth of a process with each of its connections. It is below 100 ms all the same.
-REFUSAL_S = 0.05
 LOOK_S = 0.1  # How often the event loop is looked at.
 # A turn of the loop that comes later than that, on average: the process has more to do than it can. A request
 # takes 0.2 to 0.3 ms of it, so some twenty are ready at once, and whoever comes waits for all of them.

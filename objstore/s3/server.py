@@ -472,6 +472,7 @@ class Runner:
     async def stop(self, drain_seconds: float = 30.0) -> None:
         """Take no more connections, let requests end for up to `drain_seconds`, then cut what is left."""
         self.app.draining = True
+        self.app.refusals.end()
         for listener in self.listeners:
             listener.close()
         deadline = self._loop.time() + drain_seconds

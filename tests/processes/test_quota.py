@@ -168,7 +168,7 @@ def act(s3: Any, rng: random.Random) -> str:
     return ""
 
 
-@pytest.mark.timeout(3_600 if LONG else 300)
+@pytest.mark.timeout(4 * 3_600 if LONG else 300)
 @pytest.mark.parametrize("rig_over", RIGS)
 async def test_several_gateway_processes_fill_one_quota_to_its_last_byte_and_never_cross_it(
     server: Server, tmp_path: Path, rig_over: Any
@@ -178,6 +178,7 @@ async def test_several_gateway_processes_fill_one_quota_to_its_last_byte_and_nev
         for seed in range(SEED, SEED + ROUNDS):
             await _fill(rig, seed)
             await _use_the_last_byte(rig)
+            print(f"round {seed - SEED + 1} of {ROUNDS}", flush=True)  # With pytest -s: how far it is.
 
 
 async def _fill(rig: Rig, seed: int) -> None:

@@ -1,0 +1,153 @@
+"""Refusals for a rate or a share: told at a pace, on places that are free for others."""
+
+import asyncio
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+from edge_running import SMALL_LIMITS, WITHIN_S, Edge, Line, Start
+from edge_signing import (
+    KEY_ID,
+    OTHER_ID,
+    OTHER_SECRET,
+    SECRET,
+    FakeCredential,
+    FakeDirectory,
+    principal,
+    sign,
+)
+
+from objstore.meta.schema import AccountRecord, Limits
+from objstore.rental.rates import Rates
+from objstore.s3.refusals import BODY_PART, LEAST_S, MOST_S, PACE, TENANTS_MAX, Refusals
+from tests.waiting import until
+
+MIDDLE = 0.5  # Of what chance adds.
+NOISY_GET = sign("GET", "/b/k").wire()
+QUIET_GET = sign("GET", "/b/k", key_id=OTHER_ID, secret=OTHER_SECRET).wire()
+FOR_EVER_S = 3_600.0
+
+
+def test_refusals_of_one_tenant_leave_one_after_the_other_and_hold_up_nobody_elses() -> None:
+    refusals = Refusals(1_000)
+    waits = [refusals.wait_s("noisy", 10.0, MIDDLE) for _ in range(50)]
+    assert waits == pytest.approx([LEAST_S + number / PACE for number in range(50)])
+    assert refusals.wait_s("other", 10.0, MIDDLE) == pytest.approx(LEAST_S)
+
+
+def test_however_many_are_refused_nobody_waits_longer_than_clients_do() -> None:
+    refusals = Refusals(1_000)
+    waits = [refusals.wait_s("noisy", 10.0, MIDDLE) for _ in range(10_000)]
+    assert max(waits) == pytest.approx(MOST_S)
+    assert refusals.wait_s("noisy", 11.0, MIDDLE) == pytest.approx(MOST_S - 1 + 1 / PACE)
+
+
+def test_who_is_refused_now_and_then_hardly_waits() -> None:
+    refusals = Refusals(1_000)
+    for second in range(100):
+        assert refusals.wait_s("guest", float(second), MIDDLE) == pytest.approx(LEAST_S)
+
+
+def test_what_is_known_of_tenants_has_a_bound_and_forgets_whom_nobody_waits_for_first() -> None:
+    refusals = Refusals(1_000)
+    for number in range(TENANTS_MAX - 1):
+        refusals.wait_s(f"t{number}", 1.0, MIDDLE)
+    for _ in range(100):
+        refusals.wait_s("noisy", 9.0, MIDDLE)
+    for number in range(3 * TENANTS_MAX):
+        refusals.wait_s(f"u{number}", 9.0, MIDDLE)
+        assert len(refusals._last) <= TENANTS_MAX
+        if number == TENANTS_MAX // 2:
+            assert refusals.wait_s("noisy", 9.0, MIDDLE) > 100 / PACE
+
+
+async def test_answers_are_put_off_only_within_bounds_and_while_the_process_serves(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    most = 8
+    monkeypatch.setattr("objstore.s3.refusals.WAITING_MAX", most)
+    refusals = Refusals(100 * BODY_PART, least_s=2 * FOR_EVER_S, most_s=FOR_EVER_S)
+
+    def put_off(body_weight: int) -> asyncio.Task[None]:
+        return asyncio.create_task(refusals.wait("noisy", body_weight, 10.0, MIDDLE))
+
+    waiting = [put_off(100), *(put_off(0) for _ in range(most - 2))]
+    await asyncio.sleep(0)
+    assert refusals.waiting == most - 1
+    await put_off(1)
+    waiting.append(put_off(0))
+    await asyncio.sleep(0)
+    await put_off(0)
+    assert not any(one.done() for one in waiting)
+    waiting[0].cancel()
+    await asyncio.wait(waiting[:1])
+    waiting.append(put_off(100))
+    await asyncio.sleep(0)
+    assert refusals.waiting == most
+    refusals.end()
+    await asyncio.wait(waiting)
+    assert refusals.waiting == 0
+    await put_off(0)
+
+
+async def beside(start_edge: Start, *, limits: Limits) -> Edge:
+    """An edge with five places for requests; the noisy one has these limits, and waits for ever."""
+    directory = FakeDirectory()
+    noisy = replace(principal(KEY_ID), tenant="noisy", account=AccountRecord(limits=limits))
+    directory.keys[KEY_ID] = FakeCredential(SECRET, noisy)
+    directory.keys[OTHER_ID] = FakeCredential(OTHER_SECRET, replace(principal(OTHER_ID), tenant="quiet"))
+    few = replace(SMALL_LIMITS, requests=4, body_bytes=8_000)
+    edge = await start_edge(directory=directory, limits=few, rates=Rates(lambda: 1_000.0))
+    edge.app.store = cast(Any, SimpleNamespace(buckets={}))
+    edge.app.refusals = Refusals(few.body_bytes, least_s=2 * FOR_EVER_S, most_s=FOR_EVER_S)
+    return edge
+
+
+@pytest.mark.parametrize("noisy", [Limits(requests_per_s=2), Limits(requests_per_s=0)])
+async def test_a_tenant_past_its_rate_has_its_share_of_the_work_and_its_neighbour_all_it_asks_for(
+    start_edge: Start, noisy: Limits
+) -> None:
+    edge = await beside(start_edge, limits=noisy)
+    asked, served = 25, 1 if noisy.requests_per_s else 0
+    waiting = [await edge.connect() for _ in range(asked)]
+    try:
+        for _, writer in waiting:
+            writer.write(NOISY_GET)
+        await until(lambda: edge.app.refusals.waiting == asked - served, "all but its rate wait")
+        assert len(edge.seen) == served
+        assert edge.app.admission.requests == 0, "and hold no place"
+        line = Line(edge)
+        assert [(await line.send(QUIET_GET)).status for _ in range(20)] == [200] * 20
+        assert len(edge.seen) == served + 20
+        line.close()
+    finally:
+        for _, writer in waiting:
+            writer.close()
+
+
+async def test_who_waits_for_a_refusal_is_told_when_the_process_is_to_stop(start_edge: Start) -> None:
+    edge = await beside(start_edge, limits=Limits(requests_per_s=0))
+    told = [asyncio.create_task(edge.send(NOISY_GET)) for _ in range(10)]
+    await until(lambda: edge.app.refusals.waiting == len(told))
+    await edge.runner.stop(WITHIN_S)
+    for answer in await asyncio.gather(*told):
+        assert (answer.status, answer.code, answer.headers["connection"]) == (503, "SlowDown", "close")
+
+
+async def test_bodies_that_wait_for_a_refusal_leave_room_for_others_and_more_of_them_are_told_at_once(
+    start_edge: Start,
+) -> None:
+    edge = await beside(start_edge, limits=Limits(requests_per_s=0))
+    request = sign("PUT", "/b/k", body=bytes(600)).wire()
+    waiting = await edge.connect()
+    try:
+        waiting[1].write(request)
+        await until(lambda: edge.app.refusals.waiting == 1)
+        for _ in range(5):
+            assert (await edge.send(request)).status == 503, "two would be more than an eighth of the memory"
+        assert (edge.app.refusals.waiting, edge.app.admission.body_bytes) == (1, 0)
+        own = sign("PUT", "/b/k", body=bytes(8_000), key_id=OTHER_ID, secret=OTHER_SECRET).wire()
+        assert (await edge.send(own)).status == 200
+    finally:
+        waiting[1].close()
