@@ -316,6 +316,7 @@ class AccountRecord(Record, frozen=True, array_like=True, kw_only=True):
     sites: list[str] = []  # Where the tenant's bytes may lie; none: anywhere.
     placement: str = ""  # The placement policy within which its buckets lie; empty: any.
     leased: int | None = None  # Billed bytes that its leases in force let it store; None: no lease bounds it.
+    stream: int = 0  # Like a bucket's id: what requests that name no bucket count under; 0: none has come.
 
 
 class AdoptionRecord(Record, frozen=True, array_like=True, kw_only=True):

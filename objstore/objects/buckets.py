@@ -21,11 +21,12 @@ from objstore.errors import (
     NoSuchBucket,
     Overloaded,
 )
-from objstore.meta.kv import Add, Transaction, counter, counter_value, prefix_end
+from objstore.meta.kv import Add, Kv, Transaction, counter, counter_value, prefix_end
 from objstore.meta.schema import (
     AccountRecord,
     BucketRecord,
     TitleRecord,
+    account_key,
     bucket_billed_key,
     bucket_bytes_key,
     bucket_key,
@@ -37,13 +38,14 @@ from objstore.meta.schema import (
     tenant_bucket_key,
     title_key,
 )
-from objstore.objects.accounting import open_account, project_of
+from objstore.objects.accounting import SECOND_US, open_account, project_of
 from objstore.objects.changes import check_removable
 from objstore.objects.doomed import abort_all
 from objstore.objects.layout import LAYOUT_KEY, PLACED_KEY, read_layout
 from objstore.objects.placing import PLACEMENT, is_admitted, is_bound, own_policy, policy_of_bucket
 from objstore.objects.store import KnownBucket, Store
 from objstore.objects.values import Principal
+from objstore.rental.meters import count
 from objstore.rental.records import LeaseRecord, lease_key, lease_of_pool
 from objstore.rental.terms import PROJECT, quota_of
 
@@ -130,8 +132,9 @@ async def create_bucket(
         account.check_stores()
         policy = wanted or own_policy(account.record)
         known = await known_policy(store, who.tenant, account.record, policy)
-        number = counter(newest) + 1
+        number, now_us = counter(newest) + 1, store.clock.now_us()
         add = {account.buckets_key: Add(1, account.record.limits.buckets_max)}
+        count(add, number, "", now_us // SECOND_US, requests=1)  # Its making is the first it is billed for.
         if policy:
             add[PLACED_KEY] = Add(1)
         settings = {PLACEMENT: policy.encode()} if policy else {}
@@ -141,7 +144,7 @@ async def create_bucket(
             id=number,
             tenant=who.tenant,
             owner=who.user,
-            created_us=store.clock.now_us(),
+            created_us=now_us,
             region=region,
             settings=settings or None,
         )
@@ -237,6 +240,34 @@ async def place_bucket(store: Store, name: str, policy: str, *, new_only: bool =
             continue
         return counter(objects)
     raise Overloaded(f"bucket {name!r} did not come to rest")
+
+
+async def stream_of_tenant(kv: Kv, tenant: str, now_us: int) -> int:
+    """The id under which requests of a tenant that name no bucket are metered; made when there is none.
+
+    Raises: Overloaded, MetaUnavailable.
+    """
+    key, serial = account_key(tenant), serial_key(BUCKET_SERIAL)
+    for _ in range(ATTEMPTS_MAX):
+        value, newest = await kv.get_many([key, serial])
+        account = AccountRecord() if value is None else decode(value, AccountRecord)
+        if account.stream:
+            return account.stream
+        number = counter(newest) + 1
+        title = TitleRecord(tenant=tenant, project="", name="", created_us=now_us)
+        put = {
+            key: encode(msgspec.structs.replace(account, stream=number)),
+            serial: counter_value(number),
+            title_key(number): encode(title),
+        }
+        try:
+            await kv.commit(
+                Transaction(expect={key: value, serial: newest, title_key(number): None}, put=put)
+            )
+        except Conflict:
+            continue
+        return number
+    raise Overloaded("too many buckets made at the same time")
 
 
 async def find_bucket(store: Store, who: Principal, name: str) -> BucketRecord:

@@ -1,6 +1,7 @@
 """What requests use that no commit of theirs counts: reads, listings, refusals, and bytes that are sent.
 
-A worker adds them up and commits them once a second, under the id of the bucket and so for its tenant. What a
+A worker adds them up and commits them once a second, under the id of the bucket and so for its tenant; what
+names no bucket, or one that could not be made, under an id of the caller's tenant. What a
 kill loses of them is the tenant's gain, and so is what a commit of unknown outcome would have counted.
 
     class A   PUT, POST, COPY, LIST, and what changes uploads; changes that succeed are counted by a commit
@@ -21,6 +22,7 @@ from objstore.clock import Clock
 from objstore.errors import StoreError
 from objstore.meta.kv import Add, Kv, Transaction
 from objstore.objects.accounting import is_metered
+from objstore.objects.buckets import stream_of_tenant
 from objstore.objects.store import KnownBucket
 from objstore.objects.values import Principal
 from objstore.rental.meters import (
@@ -39,10 +41,13 @@ PERIOD_S: Final = 1.0
 COUNTERS_MAX: Final = 65_536  # 16,384 known buckets x 4: more are not begun until these are committed.
 COMMITTED_AT_ONCE: Final = 256  # Counters of one commit.
 PEERS_MAX: Final = 16_384  # Addresses whose scope is remembered.
+STREAMS_MAX: Final = 16_384  # Tenants whose id is remembered.
 SECOND_US: Final = 1_000_000
 FREE: Final = b""
+_CREATE: Final = "CreateBucket"
 _COUNTED: Final = frozenset(
     {
+        _CREATE,
         "PutObject",
         "CopyObject",
         "UploadPart",
@@ -112,7 +117,8 @@ class Traffic:
         self._scopes = scopes
         self._size_max = size_max
         self._classes: dict[str, tuple[bytes, bytes]] = {}
-        self._open: dict[tuple[int, bytes], int] = {}  # By bucket id and meter.
+        self._open: dict[tuple[int | str, bytes], int] = {}  # By bucket id, or tenant, and meter.
+        self._streams: dict[str, int] = {}  # Of tenants: the ids under which they are committed.
         self.lost = 0  # Counters that were given up, in commits that failed or for want of room.
 
     def note(
@@ -128,30 +134,36 @@ class Traffic:
         """Count one finished request.
 
         Args:
-            bucket: its name; one that this worker does not know is not counted.
+            bucket: its name, empty if it names none; one that this worker does not know is not counted, but
+                where it was to be made.
             sent: bytes of the answer's body that were handed to the socket.
             peer: the address at the other end.
         """
         if who is None or status >= _SERVER_FAULT:
             return
         known = self._buckets.get(bucket)
-        if known is None:
-            return
-        record = known.record
-        if record.tenant != who.tenant:
-            return  # Refused, whatever it was refused for first: whose the bucket is does not pay for it.
-        if record.settings is not None and not is_metered(record):
+        stream: int | str
+        if known is not None:
+            record = known.record
+            if record.tenant != who.tenant:
+                return  # Refused, whatever it was refused for first: whose the bucket is does not pay for it.
+            if record.settings is not None and not is_metered(record):
+                return
+            stream = record.id
+        elif not bucket or operation == _CREATE:
+            stream = who.tenant
+        else:
             return
         classes = self._classes.get(operation)
         if classes is None:
             classes = self._classes[operation] = request_class(operation, method)
         meter = classes[_CLIENT_FAULT <= status < _CLIENT_GONE]
         if meter:
-            self._add((record.id, meter), 1)
+            self._add((stream, meter), 1)
         if sent:
-            self._add((record.id, self._scopes.meter(peer)), sent)
+            self._add((stream, self._scopes.meter(peer)), sent)
 
-    def _add(self, key: tuple[int, bytes], count: int) -> None:
+    def _add(self, key: tuple[int | str, bytes], count: int) -> None:
         there = self._open.get(key)
         if there is not None:
             self._open[key] = there + count
@@ -166,13 +178,26 @@ class Traffic:
         hour = now_s // HOUR_S
         for begin in range(0, len(taken), COMMITTED_AT_ONCE):
             some = taken[begin : begin + COMMITTED_AT_ONCE]
-            add = {meter_prefix(hour, bucket, "") + meter: Add(count) for (bucket, meter), count in some}
             try:
+                add = {
+                    meter_prefix(hour, await self._id_of(kv, stream, now_s), "") + meter: Add(count)
+                    for (stream, meter), count in some
+                }
                 await kv.commit(Transaction(add=add))
             except StoreError as failure:
                 # Its outcome may be unknown, and nothing is billed twice.
                 self.lost += len(some)
                 log.warning("%d counters of requests and transfer are lost: %s", len(some), failure)
+
+    async def _id_of(self, kv: Kv, stream: int | str, now_s: int) -> int:
+        """Raises: Overloaded, MetaUnavailable."""
+        if isinstance(stream, int):
+            return stream
+        if stream not in self._streams:
+            if len(self._streams) >= STREAMS_MAX:
+                self._streams.clear()
+            self._streams[stream] = await stream_of_tenant(kv, stream, now_s * SECOND_US)
+        return self._streams[stream]
 
     async def keep(self, kv: Kv, clock: Clock, away: Callable[[], bool], period_s: float = PERIOD_S) -> None:
         """Commit once a second while metadata takes commits. Never returns."""

@@ -260,8 +260,9 @@ RECORDS: list[tuple[msgspec.Struct, str]] = [
             classes={"": ClassTerms(bytes_min=2, seconds_min=3)},
             sites=["s"],
             leased=4,
+            stream=5,
         ),
-        "98 01 a5" + b"trial".hex() + "96 01 c0c0c0c0c0 81 a170 96 c0c0c0c0c0c0 81 a0 92 02 03 91 a173 a0 04",
+        "99 01 a5" + b"trial".hex() + "96 01 c0c0c0c0c0 81 a170 96 c0c0c0c0c0c0 81 a0 92 02 03 91 a173 a0 04 05",
     ),
     (
         ReservationRecord(

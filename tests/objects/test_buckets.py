@@ -1,5 +1,6 @@
 """Buckets: names, owners, listing by tenant, and who may not."""
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
@@ -14,17 +15,27 @@ from objstore.errors import (
     NoSuchBucket,
     NoSuchKey,
 )
+from objstore.meta.kv import counter
+from objstore.meta.schema import TitleRecord, decode, title_key
 from objstore.objects import buckets, multipart
 from objstore.objects.accounting import project_of
-from objstore.objects.buckets import create_bucket, delete_bucket, find_bucket, list_buckets
+from objstore.objects.buckets import (
+    create_bucket,
+    delete_bucket,
+    find_bucket,
+    list_buckets,
+    stream_of_tenant,
+)
 from objstore.objects.copies import Source, copy_object, copy_part
 from objstore.objects.doomed import sweep
 from objstore.objects.listing import list_objects
 from objstore.objects.reads import find_object, read_record
 from objstore.objects.values import About
 from objstore.objects.writes import Doomed, delete_object, delete_objects, put_object
+from objstore.rental.meters import HOUR_S, REQUESTS_A, split_meter
 from tests.objects.audit import audit
 from tests.objects.fakes import (
+    FakeClock,
     MemoryBody,
     VersionedKv,
     another_process,
@@ -248,3 +259,28 @@ async def test_a_projects_buckets_are_listed_in_pages_however_many_others_lie_be
         [],
         "bucket-29",
     )
+
+
+async def test_making_a_bucket_is_a_request_of_class_a_and_failing_to_is_not_counted_by_it() -> None:
+    store = memory_store(clock=FakeClock())
+    record = await create_bucket(store, principal(), "bucket", region="")
+    with pytest.raises(BucketOwnedByCaller):
+        await create_bucket(store, principal(), "bucket", region="")
+    counted = {split_meter(key): counter(value) for key, value in await store.kv.scan(b"M", b"N", 100)}
+    hour = FakeClock().now_us() // 1_000_000 // HOUR_S
+    assert counted == {(hour, record.id, "", REQUESTS_A): 1}
+    await audit(store)
+
+
+async def test_requests_without_a_bucket_have_one_id_that_is_no_buckets() -> None:
+    store = memory_store(clock=FakeClock())
+    who = principal()
+    first = await create_bucket(store, who, "bucket", region="")
+    ids = await asyncio.gather(*(stream_of_tenant(store.kv, who.tenant, 5) for _ in range(5)))
+    assert len(set(ids)) == 1
+    second = await create_bucket(store, who, "another", region="")
+    assert len({first.id, second.id, ids[0]}) == 3
+    title = await store.kv.get(title_key(ids[0]))
+    assert title is not None
+    assert decode(title, TitleRecord) == TitleRecord(tenant=who.tenant, project="", name="", created_us=5)
+    await audit(store)

@@ -158,6 +158,7 @@ async def test_sealed_usage_is_size_times_lifetime_whatever_clocks_do_and_whoeve
     other = SkewedClock(clock)
     gateways = [first, replace(another_process(first), clock=other)]
     history = History()
+    history.requests += 1  # The bucket's making.
     dying = DyingKv(first.kv, rng)
     highest = 0
     for _ in range(60):

@@ -35,7 +35,7 @@ async def test_sealed_usage_of_a_real_store_is_size_times_lifetime(
             clock.now += rng.choice([0, rng.randrange(SECOND), rng.randrange(4 * HOUR_S * SECOND)])
             if rng.random() < 0.1:
                 clock.now -= rng.randrange(3 * HOUR_S * SECOND)  # Stepped back.
-            await random_step(rng, clock, store, history)
+            await random_step(rng, clock, [store], history)
             chance = rng.random()
             if chance < 0.05:
                 store = await real.restart()

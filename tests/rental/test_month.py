@@ -851,6 +851,7 @@ async def test_one_month_in_the_life_of_a_datacentre(centre: Datacentre) -> None
     story = Story(centre)
     for tenant in TENANTS:
         await centre.ask(tenant, "create_bucket", Bucket=f"{tenant}-data")
+        story.books.requests[tenant, "a"] += 1
     await story.play(ACTS)
     await hit_the_quota(story)
     await change_the_plan(centre)

@@ -14,7 +14,7 @@ from multidict import CIMultiDict
 
 from objstore.errors import Denied, MetaUnavailable
 from objstore.meta.kv import DictKv, Transaction, counter, prefix_end
-from objstore.meta.schema import AccountRecord, BucketRecord, Limits
+from objstore.meta.schema import AccountRecord, BucketRecord, Limits, TitleRecord, decode, title_key
 from objstore.objects.store import KnownBucket
 from objstore.objects.values import Principal
 from objstore.rental.meters import (
@@ -83,6 +83,40 @@ async def test_what_its_own_commit_counts_is_not_counted_again() -> None:
         assert await counted((operation, "PUT", 200, 0)) == {}
     for operation in ("CreateMultipartUpload", "CompleteMultipartUpload", "PostReplica"):
         assert await counted((operation, "POST", 200, 0)) == {}
+
+
+async def test_what_names_no_bucket_is_billed_to_the_callers_tenant() -> None:
+    traffic, kv = Traffic(known("b"), SCOPES), DictKv()
+    other = Principal(tenant="t2", user="u", access_key_id="k")
+    for who in (WHO, WHO, other):
+        traffic.note(who, "", "ListBuckets", "GET", 200, 50, "10.1.2.3")
+    traffic.note(WHO, "new", "CreateBucket", "PUT", 200, 0, "10.1.2.3")  # By its own commit.
+    traffic.note(WHO, "taken", "CreateBucket", "PUT", 409, 300, "10.1.2.3")
+    traffic.note(WHO, "", "ListBuckets", "GET", 503, 50, "10.1.2.3")
+    traffic.note(None, "", "ListBuckets", "GET", 403, 50, "10.1.2.3")
+    traffic.note(WHO, "unknown", "GetObject", "GET", 404, 50, "10.1.2.3")
+    await traffic.commit(kv, NOW_S)
+    await traffic.commit(kv, NOW_S + 1)
+    found: dict[tuple[str, bytes], int] = {}
+    for (number, meter), count in (await committed(kv)).items():
+        title = await kv.get(title_key(number))
+        assert title is not None
+        found[decode(title, TitleRecord).tenant, meter] = count
+    assert found == {
+        ("t1", REQUESTS_A): 3,
+        ("t1", SENT_INTERNAL): 400,
+        ("t2", REQUESTS_A): 1,
+        ("t2", SENT_INTERNAL): 50,
+    }
+
+
+async def test_all_workers_count_a_tenants_requests_under_one_id() -> None:
+    kv = DictKv()
+    workers = [Traffic({}, SCOPES) for _ in range(4)]
+    for worker in workers:
+        worker.note(WHO, "", "ListBuckets", "GET", 200, 0, "10.1.2.3")
+    await asyncio.gather(*(worker.commit(kv, NOW_S) for worker in workers))
+    assert list((await committed(kv)).values()) == [4]
 
 
 async def test_deletes_aborts_and_what_the_store_fails_at_are_free() -> None:
