@@ -104,6 +104,25 @@ class AdminClient:
     def post(self, path: str, content: object = None) -> Any:
         return self.call("POST", path, content)[1]
 
+    def connect(self) -> http.client.HTTPConnection:
+        """A connection to the admin port, for one request or many."""
+        host, port = host_and_port(self._listen, "admin address")
+        if host in ("0.0.0.0", "::"):  # noqa: S104  (It listens everywhere; we are one of these places.)
+            host = "127.0.0.1" if host == "0.0.0.0" else "::1"  # noqa: S104
+        if self._tls:
+            context = ssl.create_default_context()
+            if not self._elsewhere and host in ("127.0.0.1", "::1", "localhost"):
+                # The token is read from our own disk, the peer is this machine: names do not matter.
+                context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+            return http.client.HTTPSConnection(host, port, timeout=TIMEOUT_SECONDS, context=context)
+        return http.client.HTTPConnection(host, port, timeout=TIMEOUT_SECONDS)
+
+    def unreachable(self, failure: Exception) -> Unreachable:
+        return Unreachable(
+            f"the store does not answer at {self._listen} ({failure}).\n"
+            f"Is it running? objstore serve --data {self._directory}"
+        )
+
     def call(
         self,
         method: str,
@@ -121,18 +140,7 @@ class AdminClient:
 
         Raises: Unreachable, Refused.
         """
-        host, port = host_and_port(self._listen, "admin address")
-        if host in ("0.0.0.0", "::"):  # noqa: S104  (It listens everywhere; we are one of these places.)
-            host = "127.0.0.1" if host == "0.0.0.0" else "::1"  # noqa: S104
-        connection: http.client.HTTPConnection
-        if self._tls:
-            context = ssl.create_default_context()
-            if not self._elsewhere and host in ("127.0.0.1", "::1", "localhost"):
-                # The token is read from our own disk, the peer is this machine: names do not matter.
-                context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-            connection = http.client.HTTPSConnection(host, port, timeout=TIMEOUT_SECONDS, context=context)
-        else:
-            connection = http.client.HTTPConnection(host, port, timeout=TIMEOUT_SECONDS)
+        connection = self.connect()
         headers = {"Authorization": f"Bearer {self.token()}"} if token else {}
         body = None
         if content is not None:
@@ -143,10 +151,7 @@ class AdminClient:
             response = connection.getresponse()
             answer = response.read()
         except (OSError, http.client.HTTPException) as failure:
-            raise Unreachable(
-                f"the store does not answer at {self._listen} ({failure}).\n"
-                f"Is it running? objstore serve --data {self._directory}"
-            ) from None
+            raise self.unreachable(failure) from None
         finally:
             connection.close()
         if whole and response.status < 400:

@@ -157,6 +157,12 @@ def bill(story: Story, place: Path) -> None:
     assert "FA-2027-000001\tinvoice\tlibrairie\tpaid" in said
     assert f"{Decimal('50.00') - still} DZD" in said  # To the wallet.
 
+    said = story.tell("Data handed back")
+    assert "\n3 objects, 8.6 MiB: all is what the manifest says\n" in said
+    handed = place / "librairie-export/records/documents"
+    assert {path.read_bytes()[:5] for path in handed.glob("*.pdf")} == {b"%PDF-"}
+    assert len(list(handed.iterdir())) == 4  # An invoice and a credit note, each with its lines and as PDF.
+
     said = story.tell("The audit log")
     assert "issue_credit_note" in said
     assert "nothing wrong. Anchor to keep: " in said

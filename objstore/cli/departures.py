@@ -1,0 +1,150 @@
+"""`objstore tenant export`: what a tenant has stored, handed back into a directory."""
+
+import shutil
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import typer
+
+from objstore.cli.client import Unreachable
+from objstore.cli.exported import Broken, Sums, manifest_digest, verify
+from objstore.cli.exporting import Export
+from objstore.cli.output import DEGRADED, FAILURE, REFUSED, fail, harmless, size_text
+from objstore.cli.progress import Progress
+from objstore.cli.store import Store, asks
+from objstore.config import ConfigError
+
+AT_ONCE: Final = 4  # Connections: the admin port is one process.
+SHOWN_MAX: Final = 20  # Findings, and objects that are missing, for people.
+
+
+@asks
+def export_tenant(
+    store: Store,
+    tenant: Annotated[str | None, typer.Argument(help="The tenant's name.", show_default=False)] = None,
+    directory: Annotated[
+        Path | None,
+        typer.Argument(
+            help="Where to: a new directory, or one of an export that was cut.", show_default=False
+        ),
+    ] = None,
+    check: Annotated[
+        Path | None,
+        typer.Option(
+            "--verify", help="Hold an export against its manifest; no store is asked.", show_default=False
+        ),
+    ] = None,
+    count: Annotated[bool, typer.Option("--dry-run", help="Say how much it is; fetch nothing.")] = False,
+    at_once: Annotated[int, typer.Option(help="Connections.", min=1, max=32)] = AT_ONCE,
+    accept_missing: Annotated[
+        bool, typer.Option("--accept-missing", help="Finish although some objects cannot be read.")
+    ] = False,
+) -> None:
+    """Hand everything back: objects with all their metadata, settings, users, documents, usage; a manifest.
+
+    Cut anywhere, it goes on where it was when it is run again. docs/export.md says what lies in the
+    directory. Ends with 3 if objects could not be read."""
+    if check is not None:
+        if tenant is not None or count:
+            raise ConfigError("--verify DIR stands alone: no store is asked")
+        _verify(store, check)
+        return
+    if tenant is None or (directory is None and not count):
+        raise ConfigError("what is exported, and where to: objstore tenant export TENANT DIR")
+    work = Export(store, tenant, directory or Path(), at_once=at_once)
+    try:
+        if count:
+            _say(store, work)
+        else:
+            assert directory is not None
+            _export(store, work, directory, accept_missing=accept_missing)
+    except Broken as failure:
+        fail(str(failure), REFUSED)
+    except OSError as failure:
+        fail(f"{failure.filename or directory}: {failure.strerror}; run it again to go on")
+    except Unreachable as failure:
+        fail(f"{failure}\nWhat was fetched stays: run it again to go on")
+    except KeyboardInterrupt:
+        fail("cut: run it again to go on", DEGRADED)
+    finally:
+        work.close()
+
+
+def _say(store: Store, work: Export) -> None:
+    buckets = work.buckets()
+    rows = [*buckets, {"name": "all of them"} | {name: _sum(buckets, name) for name in ("objects", "bytes")}]
+    store.show(rows, "name", "objects", "bytes")
+
+
+def _sum(buckets: list[dict[str, Any]], name: str) -> int:
+    return sum(int(one[name]) for one in buckets)
+
+
+def _export(store: Store, work: Export, directory: Path, *, accept_missing: bool) -> None:
+    work.open()
+    if manifest_digest(directory):
+        digest = work.finish()
+        store.tell(f"it is whole already: {digest}", {"directory": str(directory), "manifest": digest})
+        return
+    buckets = work.buckets()
+    expected = _sum(buckets, "bytes")
+    with Progress("looking at what is there", 0, "objects") as bar:
+        sums = work.resume(bar.add)
+    left = expected - sums.bytes
+    if left > (free := shutil.disk_usage(directory).free):
+        fail(f"{size_text(left)} are to be fetched, {size_text(free)} are free at {directory}", REFUSED)
+    with Progress("fetching", left, "objects") as bar:
+        work.fetch(sums, bar.add)
+    if sums.missing and not accept_missing:
+        _name_missing(sums)
+        fail(
+            f"{len(sums.missing)} objects could not be read: run it again to try them once more, or with"
+            " --accept-missing to finish without them",
+            DEGRADED,
+        )
+    work.records()
+    work.seal(sums)
+    digest = work.finish()
+    told = f"{sums.objects} objects, {size_text(sums.bytes)}. Keep elsewhere, of the manifest: {digest}"
+    facts = {
+        "directory": str(directory),
+        "objects": sums.objects,
+        "bytes": sums.bytes,
+        "missing": len(sums.missing),
+        "doubtful": sums.doubtful,
+        "uploads": _sum(buckets, "uploads"),
+        "manifest": digest,
+    }
+    store.tell(told, facts)
+    if sums.missing or sums.doubtful:
+        _name_missing(sums)
+        words = f"{len(sums.missing)} objects are missing, {sums.doubtful} are not what their ETag says"
+        fail(f"{words}: {directory / 'objects.jsonl'} says which", DEGRADED)
+
+
+def _name_missing(sums: Sums) -> None:
+    for (bucket, key), why in list(sums.missing.items())[:SHOWN_MAX]:
+        print(harmless(f"missing: {bucket}/{key}: {why}"), file=sys.stderr)
+
+
+def _verify(store: Store, directory: Path) -> None:
+    with Progress("verifying", 0, "objects") as bar:
+        try:
+            sums, wrong = verify(directory, bar.add)
+        except Broken as failure:
+            fail(str(failure), REFUSED)
+    for words in wrong[:SHOWN_MAX]:
+        print(harmless(words), file=sys.stderr)
+    if wrong:
+        more = " or more" if len(wrong) > SHOWN_MAX else ""
+        fail(f"{len(wrong)}{more} things are not what the manifest says", FAILURE)
+    facts = {
+        "objects": sums.objects,
+        "bytes": sums.bytes,
+        "missing": len(sums.missing),
+        "doubtful": sums.doubtful,
+    }
+    store.tell(f"{sums.objects} objects, {size_text(sums.bytes)}: all is what the manifest says", facts)
+    if sums.missing or sums.doubtful:
+        fail(f"but {len(sums.missing)} are missing and {sums.doubtful} doubtful", DEGRADED)

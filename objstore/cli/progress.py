@@ -1,0 +1,90 @@
+"""How far long work is: a bar with its rate and the time to go on a terminal, else a line now and then.
+
+Concurrency: any thread may `add`.
+"""
+
+import sys
+import threading
+import time
+from types import TracebackType
+from typing import Any, Final, Self
+
+from objstore.cli.output import size_text
+
+LINE_SECONDS: Final = 10.0  # Between two lines of a log.
+
+
+class Progress:
+    """Of one piece of work: so many bytes in so many things. A context manager.
+
+    Args:
+        name: what is done.
+        total: bytes; more may come.
+        unit: what the things are: objects, files.
+    """
+
+    def __init__(self, name: str, total: int, unit: str) -> None:
+        self._name = name
+        self._total = total
+        self._unit = unit
+        self._done = 0  # Bytes.
+        self._count = 0
+        self._began = time.monotonic()
+        self._told = self._began
+        self._lock = threading.Lock()
+        self._bar: Any = None
+        self._task: Any = None
+
+    def __enter__(self) -> Self:
+        if sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import (
+                BarColumn,
+                DownloadColumn,
+                TextColumn,
+                TimeRemainingColumn,
+                TransferSpeedColumn,
+            )
+            from rich.progress import Progress as Bar
+
+            columns: list[Any] = [
+                TextColumn("{task.description}"),
+                BarColumn(),
+                DownloadColumn(binary_units=True),
+                TransferSpeedColumn(),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[count]} " + self._unit),
+            ]
+            self._bar = Bar(*columns, console=Console(stderr=True))
+            self._bar.start()
+            self._task = self._bar.add_task(self._name, total=self._total or None, count=0)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+        else:
+            self._tell()
+
+    def add(self, size: int, count: int = 0) -> None:
+        """So many bytes, and things, more."""
+        with self._lock:
+            self._done += size
+            self._count += count
+            if self._bar is not None:
+                total = max(self._total, self._done) or None
+                self._bar.update(self._task, completed=self._done, total=total, count=self._count)
+            elif time.monotonic() >= self._told + LINE_SECONDS:
+                self._tell()
+
+    def _tell(self) -> None:
+        self._told = time.monotonic()
+        passed = self._told - self._began
+        total = size_text(max(self._total, self._done))
+        words = f"{self._count} {self._unit}, {size_text(self._done)} of {total}"
+        if self._done and passed > 0:
+            left = max(0, self._total - self._done)
+            words += f", {size_text(self._done / passed)}/s, {left * passed / self._done:.0f} s to go"
+        print(f"{self._name}: {words}", file=sys.stderr, flush=True)
