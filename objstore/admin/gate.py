@@ -1,7 +1,7 @@
 """The one way into the versioned admin API: who asks, whether they may, what they send, what they get.
 
     1. token              401, whatever the path
-    2. route              404, 405
+    2. route              404, 405; 429 for more than a tenant's share (shares.py)
     3. query              400, 413, 415; a body is read from known callers only
     4. rule, body         403, 404 of what is another tenant's; 400
     5. Idempotency-Key    422, 409, or the answer of the first time
@@ -26,6 +26,7 @@ from objstore.admin.bodies import parse_body, parse_query, read_body
 from objstore.admin.callers import Caller, caller_of, check_may
 from objstore.admin.problems import FieldError, Problem
 from objstore.admin.routes import PREFIX, Call, File, Match, Nothing, Page, Route, Services, Table
+from objstore.admin.shares import Shares
 from objstore.audit.log import Deed, RecordedKv, note
 from objstore.clock import Clock
 from objstore.errors import BadArgument, ConditionFailed, Rejected, StoreError, Unavailable
@@ -48,6 +49,7 @@ class Gate:
         self._clock = clock
         self._noted: dict[tuple[str, int], int] = {}  # Caller and hour -> refusals recorded.
         self._description: bytes | None = None
+        self._shares = Shares(clock)
 
     async def answer(self, request: web.BaseRequest) -> web.Response | None:
         """None: no such path is here."""
@@ -65,7 +67,10 @@ class Gate:
             return _json(self._description)
         if match is None:
             raise Problem(405, f"{path} takes {', '.join(sorted(set(methods)))}")
-        return await self._serve(request, caller, match)
+        if caller.is_operator:
+            return await self._serve(request, caller, match)
+        with self._shares.taken(caller.tenant, changes=match.route.changes):
+            return await self._serve(request, caller, match)
 
     async def _serve(self, request: web.BaseRequest, caller: Caller, match: Match) -> web.Response:
         route = match.route

@@ -5,13 +5,15 @@ import dataclasses
 import json
 import zlib
 from collections.abc import AsyncIterator, Mapping
+from contextlib import ExitStack
 
 import msgspec
 import pytest
 
-from objstore.admin import openapi, repeats
+from objstore.admin import openapi, repeats, shares
 from objstore.admin.bodies import BODY_SIZE_MAX, explained
 from objstore.admin.callers import Caller, Rule
+from objstore.admin.problems import Problem
 from objstore.admin.resources import TABLE
 from objstore.admin.resources.users import ROUTES as USER_ROUTES
 from objstore.admin.routes import File, Route, Table
@@ -22,7 +24,7 @@ from objstore.iam.roles import PRESETS, may
 from objstore.iam.users import create_user, set_user_disabled
 from objstore.meta.kv import DictKv, Transaction, prefix_end
 from objstore.meta.schema import user_key
-from tests.admin.api import DRAFT, QUOTE, TB, TOKEN, Api, furnish, people, serving
+from tests.admin.api import DRAFT, QUOTE, TB, TOKEN, Api, Clock, furnish, people, serving
 from tests.server import ROOT
 
 DAY_US = 86_400 * 1_000_000
@@ -725,6 +727,44 @@ async def test_what_is_refused_to_a_known_caller_is_recorded_within_a_bound(api:
     assert len(found) == 60
     assert found[0].outcome == "refused: the role reader does not allow users:Write"
     assert (await verify(api.kv)).finished
+
+
+async def test_a_tenants_users_have_a_share_of_the_port_and_the_operator_all_of_it(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shares, "CHANGES_MAX", 3)
+    tokens = await people(api)
+
+    async def make(number: int, token: str = TOKEN) -> int:
+        body = {"name": f"user-{number}", "tenant": "lower"}
+        return (await api("POST", "/api/v1/users", body, token=token)).status
+
+    found = [
+        await make(number, tokens[f"lower-{role}"]) for number, role in enumerate(["owner", "admin"] * 2)
+    ]
+    assert found == [201, 403, 201, 429]  # An admin makes no owner; it was a change asked for.
+    assert (await api("GET", "/api/v1/users", token=tokens["lower-owner"])).status == 200
+    assert await make(4, tokens["upper-owner"]) == 201, "another tenant's share is its own"
+    assert [await make(number) for number in range(5, 10)] == [201] * 5
+    before = len(await entries(api.kv))
+    assert await make(10, tokens["lower-owner"]) == 429
+    assert len(await entries(api.kv)) == before, "whoever is refused for it fills no log"
+    api.clock.us += 3_600 * 1_000_000
+    assert await make(10, tokens["lower-owner"]) == 201
+
+
+def test_what_a_tenant_has_under_way_at_once_is_bounded_and_given_back() -> None:
+    clock = Clock()
+    found = shares.Shares(clock)
+    with ExitStack() as stack:
+        for _ in range(shares.AT_ONCE_MAX):
+            stack.enter_context(found.taken("lower", changes=False))
+        with pytest.raises(Problem, match="under way"), found.taken("lower", changes=False):
+            pass
+        with found.taken("other", changes=True):
+            pass
+    with found.taken("lower", changes=False):
+        pass
 
 
 async def test_a_read_and_a_slip_of_the_finger_are_not_acts(api: Api) -> None:
