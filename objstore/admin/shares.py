@@ -16,7 +16,7 @@ from objstore.admin.problems import Problem
 from objstore.clock import Clock
 
 CHANGES_MAX: Final = 1_000  # Of a tenant's users within an hour of the clock.
-AT_ONCE_MAX: Final = 8  # Requests of a tenant's users under way.
+AT_ONCE_MAX: Final = 32  # Requests of a tenant's users under way: an export has as many connections at most.
 TENANTS_MAX: Final = 10_000  # Remembered; beyond that those with nothing under way begin anew.
 _HOUR_US: Final = 3_600 * 1_000_000
 TOO_MANY: Final = 429
