@@ -473,7 +473,7 @@ class AdminPort:
             gauge("alarms", "Conditions that need an operator.", len(found["alarms"])),
             gauge(
                 "renting_alarms",
-                "Of them, those of capacity sold, invoices and the audit log.",
+                "Alarms of capacity sold, invoices and the audit log; each has an alert.",
                 len(RENTING & found["alarms"].keys()),
             ),
             gauge(

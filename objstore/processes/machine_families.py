@@ -46,7 +46,7 @@ def member_families(seen: Iterable[Seen] = ()) -> list[Family]:
         Family(
             "member_answered_timestamp_seconds",
             "gauge",
-            "When it answered last; 0: not since this gateway began.",
+            "When the machine answered last; 0: not since this gateway began.",
             names,
             (),
             answered,
@@ -54,12 +54,14 @@ def member_families(seen: Iterable[Seen] = ()) -> list[Family]:
         Family(
             "member_certificate_expiry_timestamp_seconds",
             "gauge",
-            "When the certificate that it shows ends.",
+            "When the certificate that the machine shows ends.",
             names,
             (),
             ends,
         ),
-        Family("member_info", "gauge", "The version that it runs.", (*names, "version"), (), versions),
+        Family(
+            "member_info", "gauge", "The version that the machine runs.", (*names, "version"), (), versions
+        ),
     ]
 
 

@@ -107,19 +107,25 @@ def _gauge(name: str, doc: str, labels: Labels, samples: Samples) -> Family:
 
 _POOLS: Final[Mapping[str, tuple[str, Callable[[Capacity], float | None]]]] = {
     "pool_raw_bytes": ("Of the pool's disks that are well and stay.", lambda one: one.raw),
-    "pool_failed_bytes": ("Of its disks that are not, or are to be emptied.", lambda one: one.failed),
-    "pool_spare_bytes": ("Raw bytes kept free to rebuild in.", lambda one: one.spare),
-    "pool_usable_bytes": ("What of objects it may hold, by the rules of sale.", lambda one: one.usable),
-    "pool_used_bytes": ("Of objects and parts in it.", lambda one: one.used_logical),
+    "pool_failed_bytes": (
+        "Of the pool's disks that are not well, or are to be emptied.",
+        lambda one: one.failed,
+    ),
+    "pool_spare_bytes": ("Raw bytes of the pool kept free to rebuild in.", lambda one: one.spare),
+    "pool_usable_bytes": ("Of objects that the pool may hold, by the rules of sale.", lambda one: one.usable),
+    "pool_used_bytes": ("Of objects and parts in the pool.", lambda one: one.used_logical),
     "pool_physical_used_bytes": (
-        "Of fragment files in it, with what is garbage in them.",
+        "Of fragment files in the pool, with what is garbage in them.",
         lambda one: one.used_physical,
     ),
-    "pool_reserved_bytes": ("That uploads under way may still store.", lambda one: one.reserved),
-    "pool_free_bytes": ("Free on its disks that are well.", lambda one: one.free),
-    "pool_sellable_bytes": ("That can be promised from now on for ever.", lambda one: one.sellable),
+    "pool_reserved_bytes": ("That uploads under way may still store in the pool.", lambda one: one.reserved),
+    "pool_free_bytes": ("Free on the pool's disks that are well.", lambda one: one.free),
+    "pool_sellable_bytes": (
+        "Of the pool that can be promised from now on for ever.",
+        lambda one: one.sellable,
+    ),
     "pool_oversold_bytes": (
-        "Promised above what is usable, at the worst moment from now on.",
+        "Of the pool promised above what is usable, at the worst moment from now on.",
         lambda one: one.oversold,
     ),
     "pool_growth_bytes_per_day": (
@@ -134,7 +140,7 @@ _POOLS: Final[Mapping[str, tuple[str, Callable[[Capacity], float | None]]]] = {
         "Until used bytes reach what is usable; +Inf: they do not grow.",
         lambda one: NEVER if one.full_days is None else one.full_days,
     ),
-    "pool_lead_days": ("That an order of disks takes.", lambda one: one.lead_days),
+    "pool_lead_days": ("Days that an order of disks takes.", lambda one: one.lead_days),
 }
 
 
@@ -152,7 +158,9 @@ def _pool_families(pools: Iterable[Capacity]) -> list[Family]:
     for label, one in shown:
         sold.append(((label, "guaranteed"), [one.sold_guaranteed]))
         sold.append(((label, "best_effort"), [one.sold_best_effort]))
-    families.append(_gauge("pool_sold_bytes", "Promised just now.", ("pool", "kind"), sold))
+    families.append(
+        _gauge("pool_sold_bytes", "Of the pool promised just now, by kind of lease.", ("pool", "kind"), sold)
+    )
     return families
 
 
@@ -173,8 +181,10 @@ def _lease_families(leases: LeaseFigures | None) -> list[Family]:
         rest = sum(leases.committed.values()) - sum(size for _, size in most)
         committed = _labelled({**{label_of(tenant): size for tenant, size in most}, OTHER: rest})
     return [
-        _gauge("leases", "Leases.", ("kind", "state"), count),
-        _gauge("leases_ending", "That end within so many days, and are not renewed.", ("days",), ending),
+        _gauge("leases", "Leases by kind and state.", ("kind", "state"), count),
+        _gauge(
+            "leases_ending", "Leases that end within so many days and are not renewed.", ("days",), ending
+        ),
         _gauge(
             "leases_monthly_minor_units",
             "What leases charge a month for what they hold now, before tax.",
@@ -194,8 +204,11 @@ def _lease_families(leases: LeaseFigures | None) -> list[Family]:
 
 _AMOUNTS: Final[Mapping[str, tuple[str, Callable[[BillingFigures], Mapping[str, int]]]]] = {
     "billing_open_minor_units": ("Still to be paid of invoices, overdue or not.", lambda one: one.open),
-    "billing_overdue_minor_units": ("Of that, what is overdue.", lambda one: one.overdue),
-    "billing_drafted_minor_units": ("On drafts, with tax.", lambda one: one.drafted),
+    "billing_overdue_minor_units": (
+        "Still to be paid of invoices that are overdue.",
+        lambda one: one.overdue,
+    ),
+    "billing_drafted_minor_units": ("On drafts of invoices, with tax.", lambda one: one.drafted),
     "billing_last_month_minor_units": (
         "On invoices and drafts of the month before this one, before tax.",
         lambda one: one.last_month,
@@ -215,21 +228,28 @@ def _billing_families(billing: BillingFigures | None) -> list[Family]:
     documents = here.documents if there else {}
     numbers = {
         "billing_late_drafts": ("Drafts that could be invoices by now.", here.late_drafts),
-        "billing_open_months": ("Months that such drafts are of.", here.open_months),
+        "billing_open_months": ("Months of drafts that could be invoices by now.", here.open_months),
         "billing_oldest_due_timestamp_seconds": (
             "When the oldest overdue invoice was due; 0: nothing is overdue.",
             here.oldest_due_us / 1e6,
         ),
     }
     return [
-        _gauge("customers", "Customers.", ("kind",), _labelled(here.customers)),
+        _gauge("customers", "Customers by kind.", ("kind",), _labelled(here.customers)),
         _gauge(
             "billing_invoices",
             "Invoices: draft, final (open, not due), overdue, settled (paid or given back).",
             ("state",),
             _labelled(invoices),
         ),
-        Family("billing_documents", "counter", "Documents issued.", ("type",), (), _labelled(documents)),
+        Family(
+            "billing_documents",
+            "counter",
+            "Invoices and credit notes that were given a number.",
+            ("type",),
+            (),
+            _labelled(documents),
+        ),
         *(_gauge(name, doc, ("currency",), _amounts(of(here))) for name, (doc, of) in _AMOUNTS.items()),
         *(
             _gauge(name, doc, (), [((), [number])] if there else [])
@@ -251,9 +271,12 @@ def _sealing_families(sealed_hour: int, now_us: int) -> list[Family]:
     now_s = now_us / SECOND_US
     waiting = max(0, int(now_s - SETTLE_S) // HOUR_S - sealed_hour)
     numbers = {
-        "metering_sealed_until_timestamp_seconds": ("Up to then all hours are sealed.", float(until_s)),
-        "metering_lag_seconds": ("Since then.", max(0.0, now_s - until_s)),
-        "metering_hours_waiting": ("Hours that should be sealed and are not.", float(waiting)),
+        "metering_sealed_until_timestamp_seconds": (
+            "Up to when all hours of usage are sealed.",
+            float(until_s),
+        ),
+        "metering_lag_seconds": ("Since the end of the last hour that is sealed.", max(0.0, now_s - until_s)),
+        "metering_hours_waiting": ("Hours of usage that should be sealed and are not.", float(waiting)),
     }
     return [
         _gauge(name, doc, (), [((), [number])] if sealed_hour else [])

@@ -145,10 +145,17 @@ class QuotaWatch:
                 soft.append((label, [quota.limits.bytes_soft]))
         names = ("tenant",)
         return [
-            Family("tenant_used_bytes", "gauge", "Billed bytes in use.", names, (), used),
-            Family("tenant_objects", "gauge", "Objects in use.", names, (), objects),
-            Family("tenant_quota_bytes", "gauge", "What it may store at most.", names, (), hard),
-            Family("tenant_soft_quota_bytes", "gauge", "Beyond this it is told.", names, (), soft),
+            Family("tenant_used_bytes", "gauge", "Billed bytes that the tenant stores.", names, (), used),
+            Family("tenant_objects", "gauge", "Objects that the tenant stores.", names, (), objects),
+            Family("tenant_quota_bytes", "gauge", "What the tenant may store at most.", names, (), hard),
+            Family(
+                "tenant_soft_quota_bytes",
+                "gauge",
+                "What the tenant may store before it is told.",
+                names,
+                (),
+                soft,
+            ),
             Family(
                 "quota_scopes_at_level",
                 "gauge",

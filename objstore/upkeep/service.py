@@ -286,7 +286,9 @@ class Service:
             *self._figures.families(),
             *(_shown(family, leads) for family in self._of_passes()),
             counter("metering_records", "Usage records sealed.", metering.sealed),
-            counter("metering_corrections", "Of them, those that came late.", metering.corrected),
+            counter(
+                "metering_corrections", "Usage records made or changed by what came late.", metering.corrected
+            ),
         ]
 
     def _of_passes(self) -> list[Family]:

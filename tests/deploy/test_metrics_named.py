@@ -1,5 +1,6 @@
 """Every metric that an alert or a dashboard names is one that a running store shows, with those labels."""
 
+import asyncio
 import json
 import re
 import subprocess
@@ -12,7 +13,9 @@ import pytest
 import yaml
 from botocore.exceptions import ClientError
 
+from objstore.metrics import Family
 from tests.deploy.files import CONFIG, needs
+from tests.deploy.metrics_page import PAGE, families_of, page_of
 from tests.server import running_server
 
 ALERTS = CONFIG / "prometheus/alerts.yml"
@@ -21,6 +24,7 @@ TARGET_LABELS = {"instance", "job"}  # Prometheus adds them.
 # Not seen in a store that is well and small, but real.
 POSSIBLE = {
     ("objstore_s3_requests_total", "code_class"): r"[1-5]xx",
+    ("objstore_tenant_requests_total", "code_class"): r"[1-5]xx",
     ("objstore_disk_operations_total", "op"): "read",  # What the page cache answers is no call.
     ("objstore_disk_io_duration_seconds_total", "op"): "read",
 }
@@ -28,10 +32,11 @@ POSSIBLE = {
 
 @dataclass
 class Page:
-    """What /metrics shows: names, and the values seen of each label."""
+    """What /metrics shows: names, and the values seen of each label; and what processes say of them."""
 
     names: set[str] = field(default_factory=set)
     labels: dict[str, dict[str, set[str]]] = field(default_factory=dict)
+    families: dict[str, Family] = field(default_factory=dict)
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +53,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Page:
             store.boto3("AKNOBODY", "no-secret").list_buckets()
         status, text = store.admin("GET", "/metrics")
         assert status == 200
-    found = Page()
+        found = Page(families=asyncio.run(families_of(f"{store.data}/run")))
     for line in text.splitlines():
         if match := re.match(r"# TYPE (\S+) (\S+)", line):
             name, kind = match.groups()
@@ -77,9 +82,14 @@ def queries() -> Iterator[tuple[str, str]]:
                 yield f"{file.name}: ${variable['name']}", f"count by ({label}) ({metric})"
 
 
+def test_the_page_of_metrics_says_what_the_store_says_of_them(page: Page, tmp_path: Path) -> None:
+    (tmp_path / "metrics.md").write_text(page_of(page.families.values()))
+    assert PAGE.read_text() == page_of(page.families.values()), f"{tmp_path}/metrics.md is as it should be"
+
+
 def test_there_are_alerts_and_dashboards_to_look_at() -> None:
-    assert len(list(queries())) > 90
-    assert len(DASHBOARDS) == 3
+    assert len(list(queries())) > 250
+    assert len(DASHBOARDS) == 6
 
 
 def test_every_query_names_metrics_and_labels_that_the_store_shows(page: Page) -> None:
