@@ -133,7 +133,7 @@ async def create_bucket(
         policy = wanted or own_policy(account.record)
         known = await known_policy(store, who.tenant, account.record, policy)
         number, now_us = counter(newest) + 1, store.clock.now_us()
-        add = {account.buckets_key: Add(1, account.record.limits.buckets_max)}
+        add = {account.buckets_key: Add(1, account.buckets_max)}
         count(add, number, "", now_us // SECOND_US, requests=1)  # Its making is the first it is billed for.
         if policy:
             add[PLACED_KEY] = Add(1)

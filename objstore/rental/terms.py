@@ -29,6 +29,8 @@ READS: Final = STORES | {"read_only", "terminating"}  # in which it may be read 
 STATES: Final = READS | {"suspended", "purged"}
 NO_TERMS: Final = ClassTerms()
 UNLIMITED: Final = Limits()
+# Of a tenant to which no other limit was given: each bucket is a record an hour for each of its meters.
+BUCKETS_MAX: Final = 10_000
 # Uploads under way of one tenant. Until it is completed one costs a record of up to 4 KB and no billed byte,
 # so no quota would ever end them.
 UPLOADS_MAX: Final = 100_000
@@ -59,6 +61,11 @@ class Account:
             limits.bytes_max is not None or limits.objects_max is not None
             for limits in (self.limits, *self.record.projects.values())
         )
+
+    @property
+    def buckets_max(self) -> int:
+        given = self.record.limits.buckets_max
+        return BUCKETS_MAX if given is None else given
 
     def check_stores(self) -> None:
         """Raises: AccountClosed unless more may be stored."""

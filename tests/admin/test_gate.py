@@ -266,6 +266,8 @@ async def test_a_reseller_makes_customers_of_its_own_within_its_quota(api: Api) 
     assert (await make("role", tokens["upper-billing"]))[0] == 403
     assert (await make("long", trial_days=31))[0] == 400  # Nothing is invoiced on trial.
     assert (await make("short", trial_days=7))[0] == 201
+    assert (await make("many", limits={"buckets_max": 10_001}))[0] == 403
+    assert (await make("some", limits={"buckets_max": 10_000}))[0] == 201
     own = {"bytes_max": 100, "objects_max": 100, "requests_per_s": 100}
     assert (await api("PATCH", "/api/v1/tenants/upper/quota", own)).status == 200
     for name in own:

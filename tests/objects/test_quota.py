@@ -33,6 +33,7 @@ from objstore.objects.reservations import HELD_US, release_expired
 from objstore.objects.store import Store
 from objstore.objects.values import About, Buffer, Principal
 from objstore.objects.writes import delete_object, put_object
+from objstore.rental import terms
 from tests.objects.audit import audit
 from tests.objects.fakes import FakeClock, MemoryBody, another_process, memory_store, principal
 from tests.seed import SEED
@@ -311,6 +312,18 @@ async def test_a_state_of_the_account_says_whether_more_may_be_stored(state: str
             await put_object(store, WHO, "bucket", "key", About(), MemoryBody(b"x"))
         with pytest.raises(AccountClosed):
             await create_bucket(store, WHO, "another", region="")
+
+
+async def test_buckets_are_bounded_where_no_limit_says_how_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(terms, "BUCKETS_MAX", 2)
+    store = memory_store()
+    for number in range(2):
+        await create_bucket(store, WHO, f"bucket-{number}", region="")
+    with pytest.raises(QuotaExceeded, match="2 buckets"):
+        await create_bucket(store, WHO, "another", region="")
+    await limited(store, AccountRecord(limits=Limits(buckets_max=3)))
+    await create_bucket(store, WHO, "another", region="")
+    await audit(store)
 
 
 async def test_a_tenants_uploads_under_way_are_bounded_over_all_of_its_buckets(

@@ -21,7 +21,7 @@ from objstore.meta.schema import (
     decode,
 )
 from objstore.rental.quota import Scope, change_limits, show_quota
-from objstore.rental.terms import within_leased
+from objstore.rental.terms import BUCKETS_MAX, within_leased
 
 READ, WRITE = Rule(action="quotas:Read"), Rule(action="quotas:Write")
 ABOVE: Final = Rule(action="quotas:Write", tenants=False)
@@ -130,6 +130,8 @@ async def check_within_own(call: Call, new: Mapping[str, int | None]) -> None:
     own = msgspec.structs.asdict(await limits_of(call, call.caller.tenant))
     for name, value in new.items():
         most = own[name]
+        if most is None and name == "buckets_max" and value is not None:
+            most = BUCKETS_MAX  # What it has itself where no limit says otherwise.
         if most is not None and name != "bytes_soft" and (value is None or value > most):
             raise Problem(403, f"{name} of a customer of yours is at most your own: {most}")
 
