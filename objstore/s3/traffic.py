@@ -7,7 +7,7 @@ kill loses of them is the tenant's gain, and so is what a commit of unknown outc
     class A   PUT, POST, COPY, LIST, and what changes uploads; changes that succeed are counted by a commit
     class B   GET, HEAD and others
     free      DELETE and Abort, answers of 5xx (503 SlowDown among them), strangers, and whatever is asked of
-              another tenant's bucket
+              another tenant's bucket; bytes that are sent to who takes its data along (terminating)
 
 Concurrency: one per worker, on its event loop. `note` is on the way of every request: some lookups, no await.
 """
@@ -44,6 +44,7 @@ PEERS_MAX: Final = 16_384  # Addresses whose scope is remembered.
 STREAMS_MAX: Final = 16_384  # Tenants whose id is remembered.
 SECOND_US: Final = 1_000_000
 FREE: Final = b""
+LEAVING: Final = "terminating"
 _CREATE: Final = "CreateBucket"
 _COUNTED: Final = frozenset(
     {
@@ -160,7 +161,7 @@ class Traffic:
         meter = classes[_CLIENT_FAULT <= status < _CLIENT_GONE]
         if meter:
             self._add((stream, meter), 1)
-        if sent:
+        if sent and who.account.state != LEAVING:
             self._add((stream, self._scopes.meter(peer)), sent)
 
     def _add(self, key: tuple[int | str, bytes], count: int) -> None:

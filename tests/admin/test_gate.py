@@ -290,6 +290,9 @@ async def test_a_reseller_stops_its_customers_and_lets_go_only_those_it_stopped(
     assert (await api("PUT", path, {"state": "active"}, token=above)).status == 200
     # Stores as before, and would be dunned no further.
     assert (await api("PUT", path, {"state": "past_due"}, token=above)).status == 403
+    assert (await api("PUT", path, {"state": "terminating"}, token=above)).status == 200
+    assert (await api("PUT", path, {"state": "active"}, token=above)).status == 403
+    assert (await api("PUT", path, {"state": "active"})).status == 200
     assert (await api("PUT", path, {"state": "suspended", "reason": "fraud"})).status == 200
     answer = await api("PUT", path, {"state": "active"}, token=above)
     assert (answer.status, "fraud" in answer.body["detail"]) == (403, True)

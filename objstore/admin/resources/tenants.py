@@ -264,7 +264,7 @@ async def move(call: Call) -> Any:
 
     async def decide(change: Change) -> None:
         if ours:
-            await _check_ours(change, tenant, ours)
+            await _check_ours(change, tenant, ours, state)
         words = f"{ours} {reason}" if ours else reason
         await move_to(change, tenant, state, reason=words, now_us=call.now_us)
 
@@ -272,11 +272,13 @@ async def move(call: Call) -> Any:
     return await _shown(call, tenant)
 
 
-async def _check_ours(change: Change, tenant: str, ours: str) -> None:
+async def _check_ours(change: Change, tenant: str, ours: str, state: str) -> None:
     """A reseller stops its customers, and changes the state of those only that it stopped itself: whatever it
     put another's state into, it could let go again. Raises: Problem 403."""
     customer = await change.found(customer_key(tenant), CustomerRecord, no_such_customer(tenant))
     account = await change.record(account_key(tenant), AccountRecord) or AccountRecord()
+    if account.state == "terminating" and state == "active":  # It took its data along without paying for it.
+        raise Problem(403, "only the operator takes back who is leaving")
     if account.state not in ("trial", "active") and not customer.state_reason.startswith(ours):
         raise Problem(403, f"its state is not yours to end: {customer.state_reason}")
 

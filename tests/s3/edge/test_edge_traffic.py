@@ -134,6 +134,11 @@ async def test_deletes_aborts_and_what_the_store_fails_at_are_free() -> None:
     )
 
 
+async def test_who_takes_its_data_along_pays_for_requests_and_not_for_bytes() -> None:
+    leaving = replace(WHO, account=AccountRecord(state="terminating"))
+    assert await counted(("GetObject", "GET", 200, 70_000), who=leaving) == {REQUESTS_B: 1}
+
+
 async def test_strangers_cost_nobody_anything() -> None:
     assert await counted(("GetObject", "GET", 403, 300), who=None) == {}
     other = Principal(tenant="t2", user="u", access_key_id="k")
