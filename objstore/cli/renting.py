@@ -27,6 +27,10 @@ OfTenant = Annotated[str, typer.Option("--tenant", help="The tenant's name.", sh
 LeaseId = Annotated[str, typer.Argument(help="The lease's id.")]
 InvoiceId = Annotated[str, typer.Argument(help="The id of an invoice or credit note.")]
 Moment = Annotated[str | None, typer.Option(help="As 2027-01-31T00:00:00Z.", show_default=False)]
+OverageMax = Annotated[
+    str | None,
+    typer.Option(help="Bytes that may be stored above it, as 10TB.  [no limit]", show_default=False),
+]
 File = Annotated[Path, typer.Argument(help="A file in TOML or JSON.")]
 
 UNITS: Final = {"": 1, "b": 1} | {
@@ -62,6 +66,34 @@ def _priced(rows: list[dict[str, Any]], *fields: str) -> list[dict[str, Any]]:
         {**row, **{field: amount(row[field], row["currency"]) for field in fields if field in row}}
         for row in rows
     ]
+
+
+def percent(share: str) -> str:
+    """A share for people, rounded half up to a hundredth of a percent: 1/3 is 33.33 %."""
+    return f"{ratio(share, hundred=True)} %"
+
+
+def ratio(exact: str, *, hundred: bool = False) -> str:
+    """A fraction (times a hundred) to two places, rounded half up: 3/2 is 1.50."""
+    from fractions import Fraction  # Like money: not for every command.
+
+    from objstore.rental.money import round_half_up
+
+    hundredths = round_half_up(Fraction(exact) * (10_000 if hundred else 100))
+    whole, part = divmod(abs(hundredths), 100)
+    return f"{'-' if hundredths < 0 else ''}{whole}.{part:02d}"
+
+
+def _capacity_for_people(pool: dict[str, Any]) -> dict[str, Any]:
+    """A pool's report with shares in percent; JSON has them exactly."""
+    growth = pool["growth"]
+    return {
+        **pool,
+        "sold_share": percent(pool["sold_share"]),
+        "fill": percent(pool["fill"]),
+        "overhead": ratio(pool["overhead"]),
+        "growth": None if growth is None else f"{ratio(growth)} bytes a day",
+    }
 
 
 def _file(place: Path) -> dict[str, str]:
@@ -277,6 +309,7 @@ def lease_quote(
     pool: str = "",
     overage: Annotated[str, typer.Option(help="average, instantaneous or peak_daily.")] = "",
     overage_price: str = "0",
+    overage_max: OverageMax = None,
     valid_until: Moment = None,
     renews: Annotated[bool, typer.Option("--renews", help="For the same term again.")] = False,
     draft: Annotated[bool, typer.Option("--draft", help="To be signed at once: no quote.")] = False,
@@ -296,6 +329,7 @@ def lease_quote(
         "nodes": node or [],
         "overage_mode": overage,
         "overage_price": overage_price,
+        "overage_max": None if overage_max is None else size(overage_max),
         "valid_until": valid_until,
         "renews": renews,
     }
@@ -415,6 +449,14 @@ def offer_put(
     for_: Annotated[
         list[str] | None, typer.Option("--for", help="A kind of customer; once for each.")
     ] = None,
+    pool: str = "",
+    overage: Annotated[
+        str,
+        typer.Option(help="average, instantaneous or peak_daily.  [nothing above it]", show_default=False),
+    ] = "",
+    overage_price: str = "0",
+    overage_max: OverageMax = None,
+    renews: Annotated[bool, typer.Option("--renews", help="For the same term again.")] = False,
     closed: Annotated[bool, typer.Option("--closed", help="Takes no orders.")] = False,
 ) -> None:
     """Make an offer, or change what later orders get."""
@@ -430,6 +472,11 @@ def offer_put(
         "unit_price": price,
         "unit": unit,
         "currency": currency,
+        "pool": pool,
+        "overage_mode": overage,
+        "overage_price": overage_price,
+        "overage_max": None if overage_max is None else size(overage_max),
+        "renews": renews,
     }
     store.show_facts(store.change("PUT", f"/api/v1/offers/{quoted(name)}", body))
 
@@ -725,7 +772,8 @@ def capacity_show(store: Store) -> None:
     Ends with 3 if more is sold than there is, or it is time to order disks."""
     found = store.get("/api/v1/capacity")["items"]
     for pool in found:
-        store.show_facts(pool)
+        if not store.show_whole(pool):
+            store.show_facts(_capacity_for_people(pool))
     raise SystemExit(DEGRADED if any(one["oversold"] or one["order_now"] for one in found) else OK)
 
 
@@ -793,9 +841,10 @@ def capacity_event(
 @asks
 def report_capacity(store: Store) -> None:
     """As a table: what is sold and used of each pool."""
-    columns = ("pool", "usable", "sold_guaranteed", "sold_best_effort", "used_logical", "sellable")
+    columns = ("pool", "usable", "sold_guaranteed", "sold_share", "sold_best_effort", "used_logical", "fill")
     found = store.get("/api/v1/capacity")["items"]
-    store.show(found, *columns, "runway_days", "lead_days", "oversold")
+    rows = found if store.nests else [_capacity_for_people(pool) for pool in found]
+    store.show(rows, *columns, "sellable", "runway_days", "lead_days", "oversold")
 
 
 @report_app.command("service")

@@ -93,10 +93,14 @@ class Store(AdminClient):
 
     def show_whole(self, facts: Facts) -> bool:
         """Show all of a nested answer in a form that can; whether it was shown."""
-        nests = self._form in (Format.JSON, Format.YAML)
-        if nests:
+        if self.nests:
             show([facts], [], self._form)
-        return nests
+        return self.nests
+
+    @property
+    def nests(self) -> bool:
+        """Whether what was asked for is a form for programs, that has everything as it is."""
+        return self._form in (Format.JSON, Format.YAML)
 
 
 def flat(facts: Facts, prefix: str = "") -> Iterator[tuple[str, Any]]:

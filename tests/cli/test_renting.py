@@ -7,7 +7,7 @@ from typer.testing import CliRunner, Result
 
 from objstore.cli.accounts import fields
 from objstore.cli.main import app
-from objstore.cli.renting import amount, size
+from objstore.cli.renting import amount, percent, ratio, size
 from objstore.config import ConfigError
 from tests.server import ROOT, Server
 
@@ -74,6 +74,10 @@ def test_a_plan_a_lease_and_a_payment_are_what_was_typed(rented: Server) -> None
     assert say(rented, f"lease sign {quote['id']}")[0]["state"] == "signed"
     (pool,) = say(rented, "report capacity")
     assert pool["usable"] > 0  # type: ignore[operator]
+    assert pool["sold_share"] == "0/1"  # Exact for programs; it begins tomorrow.
+    shown = run(rented, "capacity show").stdout
+    assert "sold_share\t0.00 %\n" in shown
+    assert "fill\t" in shown
     (paid,) = say(rented, "payment receive epicerie 100.25 --method especes")
     assert (paid["amount"], paid["to_wallet"]) == ("100.25 DZD", "100.25 DZD")
     assert say(rented, "payment wallet epicerie")[0]["balance"] == "100.25 DZD"
@@ -104,6 +108,30 @@ def test_a_tenants_token_may_what_its_user_may(rented: Server) -> None:
     assert "token is needed" in str(run(rented, "tenant list", token=token).exception)
 
 
+def test_a_tenant_orders_from_an_offer_by_itself_once_it_is_active(rented: Server) -> None:
+    say(rented, "offer put petite --least 1MB --most 3MB --step 1MB --months 12 --months 36 --price 650")
+    say(rented, "offer put gros --least 1PB --most 2PB --months 12 --price 1 --for wholesale")
+    token = str(say(rented, "user token epicier --days 1")[0]["token"])
+    order = "offer order petite 2MB --months 12"
+    assert "is trial" in str(run(rented, order, token=token).exception)
+    say(rented, "tenant set epicerie", "--set", "identity_checked=2026-01-01T00:00:00Z")
+    say(rented, "tenant state epicerie active")
+    assert [one["name"] for one in say(rented, "offer list", token=token)] == ["petite"]
+    (lease,) = say(rented, order, token=token)
+    assert (lease["tenant"], lease["state"], lease["capacity"]) == ("epicerie", "signed", 2_000_000)
+    assert (lease["offer"], lease["unit_price"]) == ("petite", "650")
+    assert lease in say(rented, "lease list", token=token)
+    for wrong, why in (
+        ("4MB --months 12", "1000000 to 3000000 bytes"),
+        ("2MB --months 13", "terms of 12, 36"),
+    ):
+        assert why in str(run(rented, f"offer order petite {wrong}", token=token).exception)
+    assert "only the operator" in str(run(rented, f"lease sign {lease['id']}", token=token).exception)
+    reader = str(say(rented, "user create lectrice --tenant epicerie --role reader")[0]["name"])
+    reading = str(say(rented, f"user token {reader} --days 1")[0]["token"])
+    assert "does not allow leases:Write" in str(run(rented, order, token=reading).exception)
+
+
 def test_a_dry_run_shows_what_would_be_sent_and_sends_nothing(rented: Server) -> None:
     done = run(rented, "user create nobody-at-all --tenant epicerie --dry-run")
     (asked,) = json.loads(done.stdout)
@@ -113,7 +141,7 @@ def test_a_dry_run_shows_what_would_be_sent_and_sends_nothing(rented: Server) ->
     assert "nobody-at-all" not in {row["name"] for row in say(rented, "user list")}
     gone = run(rented, "tenant state epicerie terminating --dry-run")
     assert json.loads(gone.stdout)[0]["body"]["state"] == "terminating"
-    assert say(rented, "tenant show epicerie")[0]["state"] == "trial"
+    assert say(rented, "tenant show epicerie")[0]["state"] != "terminating"
 
 
 def test_what_cannot_be_undone_is_not_done_without_a_word(rented: Server) -> None:
@@ -168,6 +196,22 @@ def test_what_is_no_size_is_refused(text: str) -> None:
 )
 def test_an_amount_is_shown_with_the_places_of_its_currency(minor: int, currency: str, words: str) -> None:
     assert amount(minor, currency) == words
+
+
+@pytest.mark.parametrize(
+    ("share", "percents", "times"),
+    [
+        ("1/3", "33.33 %", "0.33"),
+        ("1", "100.00 %", "1.00"),
+        ("0", "0.00 %", "0.00"),
+        ("3/2", "150.00 %", "1.50"),
+        ("1/20000", "0.01 %", "0.00"),
+        ("1/20001", "0.00 %", "0.00"),
+        ("-1/8", "-12.50 %", "-0.13"),
+    ],
+)
+def test_a_share_is_shown_in_percent_rounded_half_up(share: str, percents: str, times: str) -> None:
+    assert (percent(share), ratio(share)) == (percents, times)
 
 
 def test_fields_are_typed_as_they_are_meant() -> None:

@@ -17,10 +17,11 @@ import pytest
 
 from objstore.errors import BadArgument, Overloaded
 from objstore.rental.documents.content import Document, clean, content
-from objstore.rental.documents.formats import Formats, unit_name
+from objstore.rental.documents.formats import Formats, unit_name, unit_text
 from objstore.rental.documents.pdf import WAITING_MAX, Printer, Typesetter
 from objstore.rental.documents.texts import text
 from objstore.rental.money import MINOR_UNITS
+from objstore.rental.plans import BYTES, COUNTS
 from objstore.rental.records import LANGUAGES, InvoiceRecord, Line, SellerRecord, TaxLine
 from tests.rental.papers import BEGIN_US, CUSTOMER, END_US, SELLER, V10, paper
 from tests.waiting import until
@@ -74,10 +75,10 @@ def test_a_french_invoice_says_all_that_an_invoice_has_to_say(typesetter: Typese
         "Montants en DZD",
         "Projet archives",
         "photos-2026",
-        "TB-Months",
+        "To-mois",
         "690,00",
         "69 000,00",
-        "1000 Requests",
+        "1000 requêtes",
         "935,50",
         "9 355,00",
         "19 %",
@@ -102,7 +103,14 @@ def test_a_document_is_issued_at_any_microsecond(typesetter: Typesetter) -> None
 
 def test_an_english_invoice_is_in_english(typesetter: Typesetter) -> None:
     page = words(typesetter.render(document(language="en")))
-    for expected in ("Invoice", "April 2, 2026", "March 1, 2026 to March 31, 2026", "69,000.00", "93,242.45"):
+    for expected in (
+        "Invoice",
+        "April 2, 2026",
+        "March 1, 2026 to March 31, 2026",
+        "69,000.00",
+        "93,242.45",
+        "TB-Months",
+    ):
         assert expected in page
     assert "ninety-three thousand two hundred and forty-two Algerian dinars and forty-five centimes" in page
 
@@ -110,7 +118,7 @@ def test_an_english_invoice_is_in_english(typesetter: Typesetter) -> None:
 def test_an_arabic_invoice_runs_from_right_to_left_with_western_digits(typesetter: Typesetter) -> None:
     pdf = typesetter.render(document(language="ar"))
     page = words(pdf)
-    for expected in ("93.242,45", "14.887,45", "FA-2026-000001", "690,00", "TB-Months"):
+    for expected in ("93.242,45", "14.887,45", "FA-2026-000001", "690,00", "تيرابايت", "شهر", "طلب"):
         assert expected in page
     assert not re.search("[٠-٩۰-۹]", page)
     # The first column begins at the right edge and the last at the left one.
@@ -118,8 +126,7 @@ def test_an_arabic_invoice_runs_from_right_to_left_with_western_digits(typesette
         word: float(left)
         for left, word in re.findall(r'<word xMin="([0-9.]+)"[^>]*>([^<]+)</word>', read(pdf, "-bbox"))
     }
-    assert boxes["photos-2026"] > boxes["100"] > boxes["TB-Months"]
-    assert boxes["TB-Months"] > boxes["690,00"] > boxes["69.000,00"]
+    assert boxes["photos-2026"] > boxes["100"] > boxes["690,00"] > boxes["69.000,00"]
 
 
 def test_arabic_can_be_copied_out_as_it_was_typed(typesetter: Typesetter) -> None:
@@ -411,6 +418,37 @@ def test_quantities_are_rounded_half_up_before_they_are_written() -> None:
 )
 def test_a_unit_has_one_number_at_most(unit: str, written: str) -> None:
     assert unit_name(unit) == written
+    assert unit_text(unit, "en") == written
+
+
+@pytest.mark.parametrize(
+    ("unit", "french", "arabic"),
+    [
+        ("GiB-Months", "Gio-mois", "غيبيبايت-شهر"),
+        ("TB-Hours", "To-heures", "تيرابايت-ساعة"),
+        ("PB", "Po", "بيتابايت"),
+        ("Months", "mois", "شهر"),
+        ("100 1000 Requests", "100000 requêtes", "100000 طلب"),
+        ("5 GB-Months", "5 Go-mois", "5 غيغابايت-شهر"),
+        ("0.5 1000 Requests", "0.5 1000 Requests", "0.5 1000 Requests"),
+        ("Bananas", "Bananas", "Bananas"),
+        ("GB-Bananas", "GB-Bananas", "GB-Bananas"),
+        ("", "", ""),
+    ],
+)
+def test_a_unit_is_in_the_language_of_its_document(unit: str, french: str, arabic: str) -> None:
+    assert (unit_text(unit, "fr"), unit_text(unit, "ar")) == (french, arabic)
+
+
+def test_every_unit_that_a_rate_card_can_have_is_known_in_every_language() -> None:
+    for unit in (
+        *BYTES,
+        *(f"{name}-{per}" for name in BYTES for per in ("Months", "Hours")),
+        *COUNTS,
+        "Months",
+    ):
+        for language in ("fr", "ar"):
+            assert unit_text(unit, language) != unit, unit
 
 
 async def test_the_event_loop_goes_on_while_a_document_is_typeset() -> None:

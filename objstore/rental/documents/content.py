@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from objstore.errors import BadArgument
 from objstore.meta.schema import decode
-from objstore.rental.documents.formats import Formats, unit_name
+from objstore.rental.documents.formats import Formats, unit_text
 from objstore.rental.documents.texts import text
 from objstore.rental.lines import LINES_MAX
 from objstore.rental.money import Money
@@ -214,7 +214,7 @@ class _Content:
             "description": _typed(line.description),
             "bucket": _typed(line.bucket),
             "quantity": self._formats.quantity(Fraction(line.quantity)) if line.quantity else "",
-            "unit": clean(unit_name(line.unit)),
+            "unit": _typed(unit_text(line.unit, self._document.language)),
             "price": self._formats.price(Decimal(line.unit_price)) if line.unit_price else "",
             "tier": str(line.tier) if line.tier else "",
             "net": self._amount(line.net),

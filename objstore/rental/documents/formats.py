@@ -21,6 +21,19 @@ if TYPE_CHECKING:
 QUANTITY_PLACES: Final = 6  # As printed; amounts come from exact quantities.
 DIGITS_MAX: Final = 100  # Of a number; byte-seconds of an exabyte over a century have 28.
 _PACKAGE: Final = re.compile(r"([0-9]{1,18}) ([0-9]{1,18}) (\D.*)", re.ASCII)
+_UNIT: Final = re.compile(r"(?:([0-9.]{1,40}) )?([A-Za-z]{1,20})(?:-([A-Za-z]{1,20}))?", re.ASCII)
+# Units as they are written on lines and in exports -> French, Arabic. English has them as they are.
+_UNITS: Final = {
+    "GB": ("Go", "غيغابايت"),
+    "GiB": ("Gio", "غيبيبايت"),
+    "TB": ("To", "تيرابايت"),
+    "TiB": ("Tio", "تيبيبايت"),
+    "PB": ("Po", "بيتابايت"),
+    "PiB": ("Pio", "بيبيبايت"),
+    "Months": ("mois", "شهر"),
+    "Hours": ("heures", "ساعة"),
+    "Requests": ("requêtes", "طلب"),
+}
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -89,6 +102,23 @@ def unit_name(unit: str) -> str:
     """A line's unit with one number: a package of '100 1000 Requests' is '100000 Requests'."""
     package = _PACKAGE.fullmatch(unit)
     return f"{int(package[1]) * int(package[2])} {package[3]}" if package else unit
+
+
+def unit_text(unit: str, language: str) -> str:
+    """A line's unit in a document's language: TB-Months are To-mois. One that nobody knows stays as it is.
+
+    Source: IEC 80000-13, which has `o` for octet beside `B`.
+    """
+    name = unit_name(unit)
+    found = _UNIT.fullmatch(name)
+    if language == "en" or found is None:
+        return name
+    number, *parts = found.groups()
+    known = [_UNITS[part] for part in parts if part in _UNITS]
+    if len(known) < sum(part is not None for part in parts):
+        return name
+    text = "-".join(words[language == "ar"] for words in known)
+    return f"{number} {text}" if number else text
 
 
 def _shifted(number: int, places: int) -> Decimal:
