@@ -145,8 +145,8 @@ async def _count_open(kv: Kv, found: BillingFigures, now_us: int) -> None:
             late = record.due_us < now_us
             found.invoices["overdue" if late else "final"] += 1
             _add(found.open, record, amount)
+            _add(found.overdue, record, amount if late else 0)
             if late:
-                _add(found.overdue, record, amount)
                 found.oldest_due_us = min(found.oldest_due_us or record.due_us, record.due_us)
 
 

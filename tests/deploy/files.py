@@ -11,7 +11,12 @@ ROOT = Path(__file__).parents[2]
 CONFIG = ROOT / "config"
 
 # Program -> Debian's package.
-PACKAGES = {"haproxy": "haproxy", "promtool": "prometheus", "systemd-analyze": "systemd"}
+PACKAGES = {
+    "haproxy": "haproxy",
+    "prometheus": "prometheus",
+    "promtool": "prometheus",
+    "systemd-analyze": "systemd",
+}
 
 
 def needs(program: str) -> str:

@@ -37,6 +37,7 @@ WELL = {
     'objstore_s3_requests_total{op="PutObject",code_class="2xx",instance="a"}': f"0+6000x{LAST}",
     'objstore_s3_requests_total{op="GetObject",code_class="5xx",instance="a"}': f"0+1x{LAST}",
     'objstore_s3_throttled_total{instance="a"}': f"0x{LAST}",
+    'objstore_s3_rate_refusals_total{instance="a"}': f"0x{LAST}",
     'objstore_s3_auth_failures_total{reason="AccessDenied",instance="a"}': f"0+5x{LAST}",
     'objstore_s3_ttfb_seconds_bucket{op="GetObject",le="0.005",instance="a"}': f"0+6000x{LAST}",
     'objstore_s3_ttfb_seconds_bucket{op="GetObject",le="5.0",instance="a"}': f"0+6000x{LAST}",
@@ -121,6 +122,10 @@ ILL: dict[str, dict[str, str]] = {
     "ObjstoreReplicationKeysFail": {"objstore_replication_failing_keys{": f"2x{LAST}"},
     "ObjstoreDown": {"up{": f"0x{LAST}"},
     "ObjstoreRequestsFail": {'objstore_s3_requests_total{op="GetObject",code_class="5xx"': f"0+120x{LAST}"},
+    "ObjstoreErrorBudgetBurns": {
+        'objstore_s3_requests_total{op="GetObject",code_class="5xx"': f"0+88x{LAST}"
+    },
+    "ObjstoreErrorBudgetGoes": {'objstore_s3_requests_total{op="GetObject",code_class="5xx"': f"0+37x{LAST}"},
     "ObjstoreThrottles": {"objstore_s3_throttled_total{": f"0+90x{LAST}"},
     "ObjstoreCommitterAway": {"objstore_meta_commits_refused_total{": f"0+1x{LAST}"},
     "ObjstoreProcessesRestart": {"objstore_process_restarts_total{": f"0+1x{LAST}"},
@@ -195,6 +200,13 @@ NEAR: dict[str, dict[str, str]] = {
         'objstore_upkeep_failures_total{service="invoices"': f"0x50 1x50 2x{LAST}"
     },
     "drafts that became late an hour ago": {"objstore_billing_late_drafts{": f"0x140 1x{LAST}"},
+    "clients that are past their rates": {
+        'objstore_s3_requests_total{op="GetObject",code_class="5xx"': f"0+55x{LAST}",
+        "objstore_s3_rate_refusals_total{": f"0+50x{LAST}",
+    },
+    "errors that were over an hour ago": {
+        'objstore_s3_requests_total{op="GetObject",code_class="5xx"': f"0+50x140 7000x{LAST}"
+    },
     "a customer at fault": {
         'objstore_tenant_requests_total{tenant="t",code_class="5xx"': f"0+3000x{LAST}",
         "objstore_tenant_refusals_total{": f"0+2970x{LAST}",
@@ -210,6 +222,8 @@ ALSO = {
     "ObjstoreDisksDownTogether": {"ObjstoreDiskNotHealthy"},
     "ObjstoreCertificateEndsNow": {"ObjstoreCertificateEnds"},
     "ObjstoreHoursLongNotSealed": {"ObjstoreHoursNotSealed"},
+    "ObjstoreRequestsFail": {"ObjstoreErrorBudgetBurns", "ObjstoreErrorBudgetGoes"},
+    "ObjstoreErrorBudgetBurns": {"ObjstoreErrorBudgetGoes", "ObjstoreRequestsFail"},
     "a customer at fault": {"ObjstoreRatesRefuse"},
 }
 AT = "200m"  # When they are looked at.

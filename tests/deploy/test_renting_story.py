@@ -5,22 +5,41 @@ goes on six hours behind it. Signatures of requests keep the real time (they do 
 """
 
 import csv
+import json
 import re
 import sys
 import time
 from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.deploy.files import CONFIG, ROOT
 from tests.deploy.manual import Block, Machine, blocks, environment_of, machine, ports
+from tests.deploy.test_metrics_named import as_asked, queries
+from tests.deploy.watching import Prometheus, prometheus
 
 PAGE = ROOT / "docs/renting.md"
 BEGIN = datetime(2027, 1, 31, 12, tzinfo=UTC)
 BEHIND = datetime(2027, 2, 1, 6, tzinfo=UTC)
 SEALED_SECONDS = 120.0
+# Metrics that are gone after a start: what was asked and refused before it.
+OF_SALES = {"objstore_tenant_refusals_total", "objstore_s3_auth_failures_total"}
+# What a store on one machine, without TLS and without a second site, has nothing to say of.
+ELSEWHERE = {
+    "objstore_member_answered_timestamp_seconds",
+    "objstore_member_certificate_expiry_timestamp_seconds",
+    "objstore_member_info",
+    "objstore_member_up",
+    "objstore_replication_failing_keys",
+    "objstore_replication_lag_seconds",
+    "objstore_replication_pending_changes",
+    "objstore_replication_refused",
+    "objstore_replication_sent_bytes_total",
+    "objstore_tls_cert_expiry_timestamp_seconds",
+}
 
 STORE = """
 [server]
@@ -59,6 +78,37 @@ def wait_until_sealed(store: Machine, hours_until: str) -> None:
         time.sleep(0.2)
 
 
+def admin_address(root: Path) -> str:
+    state = json.loads((root / "var/objstore/run/state.json").read_text())
+    return str(state["admin_listen"])
+
+
+def wait_until_scraped(watcher: Prometheus, names: set[str]) -> None:
+    """Figures are looked at every few seconds, and a scrape shows the last look."""
+
+    def missing() -> list[str]:
+        return sorted(names - set(watcher.ask("label/__name__/values")))
+
+    watcher.wait(lambda: not missing(), missing)
+
+
+def watched(watcher: Prometheus) -> None:
+    """Of all that alerts and dashboards name there is something, and Prometheus can make sense of each."""
+    named = {name for _, query in queries() for name in re.findall(r"\bobjstore_\w+", query)}
+    assert named >= ELSEWHERE
+    wait_until_scraped(watcher, named - ELSEWHERE)
+
+    def rules() -> list[Any]:
+        return [rule for group in watcher.ask("rules")["groups"] for rule in group["rules"]]
+
+    watcher.wait(lambda: all(rule["health"] != "unknown" for rule in rules()), rules)
+    found = rules()
+    assert len(found) == sum(where.startswith("Objstore") for where, _ in queries())
+    assert [(rule["name"], rule["lastError"]) for rule in found if rule["health"] != "ok"] == []
+    for _, query in queries():
+        watcher.ask("query", query=as_asked(query))
+
+
 class Story:
     """The page's blocks, each of which is told once."""
 
@@ -92,11 +142,16 @@ def test_an_operator_rents_out_capacity_as_the_page_says(tmp_path: Path) -> None
         (tmp_path / "clock/sitecustomize.py").write_text(CLOCK)
         start_at(store, BEGIN)
         story = Story(store)
-        sell(story)
-        start_at(store, BEHIND)
-        wait_until_sealed(store, "2027-02-01T05:00:00Z")
-        bill(story, tmp_path)
-        assert story.ended
+        with prometheus(tmp_path / "prometheus", tmp_path / "var/objstore/admin.token") as watcher:
+            watcher.watch(admin_address(tmp_path))
+            sell(story)
+            wait_until_scraped(watcher, OF_SALES)
+            start_at(store, BEHIND)
+            watcher.watch(admin_address(tmp_path))
+            wait_until_sealed(store, "2027-02-01T05:00:00Z")
+            bill(story, tmp_path)
+            assert story.ended
+            watched(watcher)
 
 
 def sell(story: Story) -> None:
