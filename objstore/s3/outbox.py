@@ -1,4 +1,4 @@
-"""Whole answers on their way out: head and body in one piece, all of one turn of the loop in one burst.
+"""Whole answers on their way out: head and body at once, all of one turn of the loop in one burst.
 
 aiohttp writes each answer at once, through a chain of coroutines made for streams. An answer that is whole in
 memory needs none of it: its head is made in one step (by aiohttp's own serializer, which refuses CR and LF),
@@ -15,7 +15,7 @@ connection waits.
 import asyncio
 import time
 from email.utils import formatdate
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from aiohttp import hdrs, web
 from aiohttp.helpers import must_be_empty_body, should_remove_content_length
@@ -25,6 +25,10 @@ from multidict import CIMultiDict
 
 if TYPE_CHECKING:
     from objstore.s3.app import EdgeRequest
+
+# Bytes: a larger body is not copied behind its head. uvloop hands both to the kernel in one call: from its
+# high-water mark on, which is as much, it does not wait for the end of the turn.
+JOINED_MAX: Final = 64 * 1024
 
 
 class Answer(web.Response):
@@ -47,7 +51,7 @@ class Outbox:
 
     def __init__(self, fixed: bytes) -> None:
         self._fixed = fixed
-        self._waiting: list[tuple[asyncio.Transport, bytes]] = []
+        self._waiting: list[tuple[asyncio.Transport, bytes | bytearray]] = []
         self._date = (0, b"")  # The second, and its header line.
 
     async def answer(self, request: "EdgeRequest", response: web.Response) -> None:
@@ -84,22 +88,27 @@ class Outbox:
         if not response._keep_alive:
             headers[hdrs.CONNECTION] = "close"
         head = _serialize_headers(f"HTTP/1.1 {status} {response._reason}", headers)
+        rest = b"" if empty or not body else body
+        apart = len(rest) > JOINED_MAX
         lines = (
             memoryview(head)[:-2],  # Without the blank line: what follows is ours, and knows no CR or LF.
             self._fixed,
             self._date_line(),
             b"x-amz-request-id: %b\r\n\r\n" % request.request_id.encode(),
-            b"" if empty or not body else body,
+            b"" if apart else rest,
         )
         data = b"".join(lines)
-        request._payload_writer.output_size = len(data)
-        response._body_length = len(data)
+        size = len(data) + len(rest) if apart else len(data)
+        request._payload_writer.output_size = size
+        response._body_length = size
         response._must_be_empty_body = empty
         response._eof_sent = True  # aiohttp's own prepare and write_eof have nothing left to do.
         request.first_byte_at = time.monotonic()
         if not self._waiting:
             asyncio.get_running_loop().call_soon(self.send)
         self._waiting.append((transport, data))
+        if apart:
+            self._waiting.append((transport, rest))
 
     def _date_line(self) -> bytes:
         now = int(time.time())

@@ -22,6 +22,7 @@ from objstore.errors import Corrupt, MetaUnavailable
 from objstore.s3.answers import stream
 from objstore.s3.call import Call
 from objstore.s3.limits import DOCUMENT_COPIES, MIB, Limits
+from objstore.s3.outbox import JOINED_MAX
 from objstore.s3.server import UNSENT_MAX
 from tests.waiting import LIMIT_S, until
 
@@ -212,6 +213,25 @@ async def test_pipelined_answers_of_every_kind_come_in_order_and_the_last_one_be
         is_s3_error(await asyncio.wait_for(read_answer(reader), WITHIN_S))
     assert (await asyncio.wait_for(read_answer(reader), WITHIN_S)).body == b"last"
     assert await asyncio.wait_for(reader.read(), WITHIN_S) == b""
+    writer.close()
+
+
+async def test_answers_too_large_to_be_copied_behind_their_head_come_whole_and_in_order(
+    start_edge: Start,
+) -> None:
+    async def handle(call: Call) -> web.StreamResponse:
+        return web.Response(body=call.key.encode() * (int(call.key) // len(call.key)))
+
+    edge = await start_edge(handle)
+    reader, writer = await edge.connect()
+    lengths = [5, JOINED_MAX, 10 * JOINED_MAX, JOINED_MAX + 5, 5, 3 * JOINED_MAX]
+    for method in ("GET", "HEAD"):
+        writer.write(b"".join(sign(method, f"/b/{length}").wire() for length in lengths))
+        for length in lengths:
+            answer = await asyncio.wait_for(read_answer(reader, head_only=method == "HEAD"), WITHIN_S)
+            whole = str(length).encode() * (length // len(str(length)))
+            assert answer.headers["content-length"] == str(len(whole))
+            assert answer.body == (whole if method == "GET" else b"")
     writer.close()
 
 

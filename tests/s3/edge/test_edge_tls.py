@@ -18,6 +18,7 @@ from multidict import CIMultiDict
 from objstore.s3.answers import stream
 from objstore.s3.call import Call
 from objstore.s3.limits import Limits
+from objstore.s3.outbox import JOINED_MAX
 from objstore.s3.server import serve_s3
 from objstore.s3.tls import Certificate, TlsFailure
 from tests.certificates import issue
@@ -53,6 +54,22 @@ async def test_a_signed_request_is_served_over_tls(start_edge: Start, tmp_path: 
         assert secure.seen[-1].body == body
     writer.write(b"nonsense\r\n\r\n")
     assert (await read_answer(reader)).code == "BadRequest"
+    writer.close()
+    await secure.runner.stop(0.5)
+
+
+async def test_an_answer_of_one_piece_arrives_whole_over_tls_however_large(
+    start_edge: Start, tmp_path: Path
+) -> None:
+    async def handle(call: Call) -> web.StreamResponse:
+        return web.Response(body=bytes(int(call.key)))
+
+    edge = await start_edge(handle)
+    secure = await over_tls(edge, Certificate(*issue(tmp_path, "one")))
+    reader, writer = await asyncio.open_connection("127.0.0.1", secure.port, ssl=client_context())
+    for size in (0, 100, JOINED_MAX, JOINED_MAX + 1, 20 * JOINED_MAX, 100):
+        writer.write(sign("GET", f"/b/{size}").wire())
+        assert (await asyncio.wait_for(read_answer(reader), WITHIN_S)).body == bytes(size)
     writer.close()
     await secure.runner.stop(0.5)
 
