@@ -244,6 +244,8 @@ def mirror_taxes(
 
     Returns:
         The lines with their places among the credit note's own tax lines, and these.
+
+    Raises: BadArgument, where more of a rate would be given back than was charged.
     """
     found: list[TaxLine] = []
     places: dict[int, int] = {}
@@ -252,6 +254,13 @@ def mirror_taxes(
         if not any(line.tax == number for line in mirrored):
             continue
         gone = sum(amount for line, amount in before.items() if lines[line - 1].tax == number)
+        if not min(0, tax.base) <= gone - base <= max(0, tax.base):
+            # Of a line whose discount stands beside it, say: more tax of this rate than there was.
+            raise BadArgument(
+                f"{tax.label} was charged on {tax.base}: {tax.base - gone} of it are left to give back, not "
+                f"{-base}",
+                name="credits",
+            )
         amount = _tax_of(tax, gone) - _tax_of(tax, gone - base)
         found.append(msgspec.structs.replace(tax, base=base, amount=amount))
         places[number] = len(found)

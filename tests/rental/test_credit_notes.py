@@ -113,6 +113,21 @@ async def test_charges_alone_are_not_given_back_beyond_the_total() -> None:
         await give(kv, 2, invoice, None)
 
 
+async def test_no_more_of_a_tax_is_given_back_than_was_charged() -> None:
+    kv = await a_market()
+    lines = [line(100_00), line(-50_00, kind="discount"), line(100_00, product="reduced")]
+    invoice = await an_invoice(kv, "acme", lines)
+    assert [(tax.base, tax.amount) for tax in invoice.taxes] == [(50_00, 9_50), (100_00, 9_00)]
+    with pytest.raises(BadArgument, match="TVA 19 % was charged on 5000: 5000 of it are left"):
+        await give(kv, 1, invoice, [Credit(1, 100_00)])
+    note = await give(kv, 2, invoice, [Credit(1, 50_00)])
+    assert (note.total_net, note.total_tax) == (-50_00, -9_50)
+    with pytest.raises(BadArgument, match="0 of it are left"):
+        await give(kv, 3, invoice, [Credit(1, 1)])
+    rest = await give(kv, 4, invoice, None)
+    assert (rest.total_net, rest.total_tax) == (-100_00, -9_00)
+
+
 async def test_a_draft_and_a_credit_note_have_no_credit_notes_and_a_reason_is_one_of_four() -> None:
     kv = await a_market("acme", "bolt")
     draft = await a_draft(kv, "bolt", [line(1)])
