@@ -13,6 +13,7 @@ from objstore.meta.kv import Kv, Transaction, prefix_end
 from objstore.meta.schema import UserRecord, decode, encode, tenant_key, user_key
 
 ROOT_USER: Final = "root"
+RESERVED: Final = frozenset({"operator", "upkeep"})  # Whom the audit log names so.
 
 
 def no_such_user(name: str) -> BadArgument:
@@ -30,6 +31,8 @@ async def create_user(
     role: str = DEFAULT_ROLE,
 ) -> UserRecord:
     """Raises: BadArgument (not a name, not a role, it exists, or there is no such tenant)."""
+    if name.lower() in RESERVED:
+        raise BadArgument(f"no user is called {name!r}: the audit log would not tell them apart", name="name")
     record = UserRecord(
         tenant=tenant,
         name=check_user(name),

@@ -184,6 +184,13 @@ async def test_a_user_name_outside_the_pattern_is_refused(name: str) -> None:
         await directory.create_user(name)
 
 
+@pytest.mark.parametrize("name", ["operator", "Operator", "upkeep"])
+async def test_no_user_is_called_as_the_audit_log_calls_the_operator(name: str) -> None:
+    directory, _, _ = await ready()
+    with pytest.raises(BadArgument, match="would not tell them apart"):
+        await directory.create_user(name)
+
+
 async def test_names_are_taken_once_and_owners_must_exist() -> None:
     directory, one, _ = await ready()
     await directory.create_tenant("acme")
