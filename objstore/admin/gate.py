@@ -15,7 +15,7 @@ Concurrency: one event loop; nothing is kept between requests but the count of r
 
 import hashlib
 import logging
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from typing import Any, Final
 
 import msgspec
@@ -25,7 +25,7 @@ from objstore.admin import openapi, repeats
 from objstore.admin.bodies import parse_body, parse_query, read_body
 from objstore.admin.callers import Caller, caller_of, check_may
 from objstore.admin.problems import FieldError, Problem
-from objstore.admin.routes import PREFIX, Call, File, Match, Nothing, Page, Route, Services, Table
+from objstore.admin.routes import PREFIX, Call, File, Match, Nothing, Page, Route, Services, Stream, Table
 from objstore.admin.shares import Shares
 from objstore.audit.log import Deed, RecordedKv, note
 from objstore.clock import Clock
@@ -162,7 +162,9 @@ class Gate:
             tag = _tag([act.written.get(key, value) for key, value in zip(keys, values, strict=True)])
         headers = {"ETag": tag} if tag else {}
         if isinstance(content, File):
-            return _file(content)
+            return _file(content.content, content.kind, content.name)
+        if isinstance(content, Stream):
+            return _file(content.pieces, content.kind, content.name)
         return _json(msgspec.json.encode(content), route.status, headers)
 
     async def _note(self, deed: Deed, changes: bool, problem: Problem) -> None:
@@ -249,11 +251,11 @@ def _json(content: bytes, status: int = 200, headers: Mapping[str, str] = {}) ->
     return web.Response(status=status, body=content, headers={**fixed, **headers})
 
 
-def _file(file: File) -> web.Response:
+def _file(content: bytes | AsyncIterator[bytes], kind: str, name: str) -> web.Response:
     headers = {
-        "Content-Type": file.kind,
-        "Content-Disposition": f'attachment; filename="{file.name}"',
+        "Content-Type": kind,
+        "Content-Disposition": f'attachment; filename="{name}"',
         "Cache-Control": "no-store",
         "X-Content-Type-Options": "nosniff",
     }
-    return web.Response(body=file.content, headers=headers)
+    return web.Response(body=content, headers=headers)

@@ -4,7 +4,7 @@ A table is checked when it is made: a route without a rule, or two of one place,
 """
 
 import re
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import unquote
@@ -90,6 +90,15 @@ class File:
     name: str
 
 
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """A File in pieces: cut off, with its connection, where making it fails."""
+
+    pieces: AsyncIterator[bytes]
+    kind: str  # Its media type.
+    name: str
+
+
 Handler = Callable[[Call], Awaitable[Any]]
 Owner = Callable[[Call], Awaitable[str | None]]
 
@@ -128,7 +137,7 @@ class Route:
     rule: Rule
     owner: Owner
     handler: Handler
-    answer: Any  # Its type; File for what is no JSON.
+    answer: Any  # Its type; File for what is no JSON, in one piece or in many.
     body: type = Nothing
     query: type = Nothing
     status: int = 200

@@ -30,10 +30,10 @@ from objstore.cli.renting import (
     payment_app,
     plan_app,
     quota_app,
-    report_app,
     usage_app,
 )
 from objstore.cli.replication import replication_app
+from objstore.cli.reports import report_app
 from objstore.cli.starting import AdminListenOption, CodecOption, ListenOption, WorkersOption, explained
 from objstore.config import ConfigError
 

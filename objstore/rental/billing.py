@@ -16,7 +16,7 @@ from objstore.meta.schema import decode
 from objstore.rental.commitments import Charge, Commitment, commitment_of
 from objstore.rental.customers import account_state, list_customers
 from objstore.rental.drafts import draft_invoice
-from objstore.rental.invoices import find_document, read_lines
+from objstore.rental.invoices import final_invoice, find_document, read_lines
 from objstore.rental.late_usage import correct_month
 from objstore.rental.leased import leases_of
 from objstore.rental.meters import HOUR_S
@@ -218,11 +218,8 @@ async def _billed_in_advance(kv: Kv, tenant: str, month: Month, leases: set[str]
 
 async def _final_lines(kv: Kv, tenant: str, month: Month) -> list[Line] | None:
     """The lines of the month's invoice; None while it is a draft, or not there."""
-    value = await kv.get(period_key(tenant, month.begin_s * SECOND_US))
-    if value is None:
-        return None
-    document = await find_document(kv, decode(value, PeriodRecord).invoice)
-    return None if document.state == DRAFT else await read_lines(kv, document)
+    invoice = await final_invoice(kv, tenant, month)
+    return None if invoice is None else await read_lines(kv, invoice)
 
 
 def _charged(lines: Sequence[Line], lease: str) -> tuple[Charge, ...]:

@@ -8,7 +8,7 @@ TRANSITIONS says what may follow what. The state itself is in the AccountRecord,
 change of state writes it in the same commit as what the CustomerRecord says of it.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -44,6 +44,7 @@ from objstore.rental.records import (
 from objstore.rental.sellers import read_seller
 from objstore.rental.terms import STORES, check_limits, check_sites_within, sites_within
 
+CUSTOMERS_AT_ONCE: Final = 200  # Read at once.
 LEVELS_MAX: Final = 4  # Customers above one another, the operator not among them.
 DAY_US: Final = 86_400 * 1_000_000
 DOCUMENTS_MAX: Final = 20  # Names in a client file.
@@ -326,6 +327,27 @@ async def list_customers_of(kv: Kv, reseller: str, *, after: str = "", limit: in
     prefix = reseller_customer_key(reseller, "")
     start = reseller_customer_key(reseller, after) + b"\0" if after else prefix
     return [key[len(prefix) :].decode() for key, _ in await kv.scan(start, prefix_end(prefix), limit)]
+
+
+async def all_customers(kv: Kv) -> AsyncIterator[CustomerRecord]:
+    """In order of tenants."""
+    after = ""
+    while found := await list_customers(kv, after=after, limit=CUSTOMERS_AT_ONCE):
+        for customer in found:
+            yield customer
+        after = found[-1].tenant
+
+
+async def tenants_under(kv: Kv, reseller: str) -> list[str]:
+    """A tenant and all customers under it, at any depth, in order of name."""
+    found, waiting = [reseller], [reseller]
+    while waiting:
+        above, after = waiting.pop(), ""
+        while names := await list_customers_of(kv, above, after=after):
+            found += names
+            waiting += names
+            after = names[-1]
+    return sorted(found)
 
 
 async def account_state(kv: Kv, tenant: str) -> str:

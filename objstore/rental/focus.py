@@ -7,8 +7,8 @@ in. What 1.3 calls ServiceProviderName is a custom column, with the prefix that 
     line                        row
     usage, overage              Usage; PricingQuantity x ContractedUnitPrice = ContractedCost
     purchase                    Purchase, with the same rule
-    commitment of a lease       a capacity reservation: two rows of Usage, Used and Unused, where it is known
-                                what was used of it; else one Purchase
+    commitment of a lease       Purchase; where it is known what was used of it also two rows of Usage, Used
+                                and Unused, that are billed nothing and bear its EffectiveCost
     correction                  Usage of class Correction: it is about a month that was billed already
     discount, credit            Credit
     adjustment                  Adjustment
@@ -18,18 +18,25 @@ BilledCost is rounded as on the document, so that the rows of an InvoiceId add u
 and ListCost are the exact product. Quantities are rounded to 12 places. Rows of a credit note are below zero;
 those of a wrong bill or an ended contract are Corrections, those that are granted are Credits.
 
+A lease is a capacity reservation and a commitment discount: a quantity for a term, at a price agreed for it.
+What is charged in advance has its EffectiveCost in the month that it is for.
+
+Tags are those of the project, as they are when the file is made; its cost centre is ours to name, and so has
+the prefix `objstore/`, which no tag of a project's own may begin with.
+
 Source: FinOps-Open-Cost-and-Usage-Spec/FOCUS_Spec, tag v1.2.
 """
 
 import csv
+import io
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal, localcontext
 from fractions import Fraction
 from itertools import islice
-from typing import TYPE_CHECKING, Any, BinaryIO, Final, Literal, TextIO
+from typing import TYPE_CHECKING, Any, BinaryIO, Final, Literal, Protocol, TextIO
 
 import msgspec
 
@@ -47,6 +54,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 VERSION: Final = "1.2"
+FORMS: Final = ("csv", "parquet")
 QUANTITY_PLACES: Final = 12  # Of quantities and unit prices; their product has
 COST_PLACES: Final = 2 * QUANTITY_PLACES
 DIGITS_MAX: Final = 38  # A decimal128, which every reader of Parquet knows.
@@ -83,7 +91,6 @@ COLUMNS: Final = (
     Column("ChargeFrequency", "text"),
     Column("ChargePeriodEnd", "time"),
     Column("ChargePeriodStart", "time"),
-    # Leases reserve capacity; none lowers the price of what is used elsewhere.
     Column("CommitmentDiscountCategory", "text", nullable=True),
     Column("CommitmentDiscountId", "text", nullable=True),
     Column("CommitmentDiscountName", "text", nullable=True),
@@ -147,6 +154,7 @@ def rows(
     region: str = "",
     tags: Mapping[str, Mapping[str, str]] = _NO_TAGS,
     uses: Mapping[str, CommitmentUse] = _NO_USES,
+    before: Sequence[Line] = (),
 ) -> Iterator[Row]:
     """A document as rows of COLUMNS.
 
@@ -155,6 +163,7 @@ def rows(
         region: where the capacity stands; empty: not said.
         tags: of projects, by name.
         uses: by lease, what of its capacity was used in the month that this document bills.
+        before: lines of the invoice before, on which a charge in advance for this month may stand.
 
     Raises:
         Corrupt: the rows would not add up to the document's total.
@@ -162,7 +171,7 @@ def rows(
     """
     if sum(line.net for line in lines) + sum(tax.amount for tax in invoice.taxes) != invoice.total:
         raise Corrupt(f"the lines of {invoice.number or invoice.id} do not add up to its total")
-    return _Rows(invoice, lines, region, tags, uses).all()
+    return _Rows(invoice, lines, region, tags, uses, before).all()
 
 
 class _Rows:
@@ -173,19 +182,22 @@ class _Rows:
         region: str,
         tags: Mapping[str, Mapping[str, str]],
         uses: Mapping[str, CommitmentUse],
+        before: Sequence[Line],
     ) -> None:
         self._invoice = invoice
         self._lines = lines
         self._tags = tags
-        self._uses = uses
         self._corrects = invoice.type == "credit_note" and invoice.reason not in _GRANTED
         self._grants = invoice.type == "credit_note" and invoice.reason in _GRANTED
         self._begin_us, self._end_us = _period(invoice)
         self._common = self._document_values(region)
+        self._covered = self._known([*before, *lines], uses) if invoice.type == "invoice" else {}
 
     def all(self) -> Iterator[Row]:
         for line in self._lines:
-            for row in self._of_line(line):
+            yield _checked(self._of_line(line))
+        for use, charged in self._covered.values():
+            for row in self._used(use, charged):
                 yield _checked(row)
         for tax in self._invoice.taxes:
             yield _checked(self._of_tax(tax))
@@ -215,28 +227,57 @@ class _Rows:
         )
         return row
 
-    def _of_line(self, line: Line) -> Iterator[Row]:
-        use = self._uses.get(line.lease) if line.kind == "commitment" else None
-        # What is given back, or is for another month than the one whose use is known, stays whole.
-        whole = self._invoice.type != "invoice" or not line.quantity or not line.consumed
-        if use is None or whole or not use.committed or Fraction(line.consumed) != use.committed:
-            yield self._whole(line)
-            return
-        share = Fraction(use.used, use.committed)
-        used_net = round_half_up(line.net * share)
-        quantity = Fraction(line.quantity)
-        for status, part, net, consumed in (
-            ("Used", quantity * share, used_net, use.used),
-            ("Unused", quantity * (1 - share), line.net - used_net, 0),
-        ):
-            if part:
-                row = self._base(line, "Usage", net)
-                row.update(CapacityReservationStatus=status, ChargeFrequency="Recurring")
-                self._price(row, line, part)
-                row.update(ConsumedQuantity=Decimal(consumed), ConsumedUnit="B-Seconds")
-                yield row
+    def _known(
+        self, lines: Sequence[Line], uses: Mapping[str, CommitmentUse]
+    ) -> dict[str, tuple[CommitmentUse, list[Line]]]:
+        """Leases of which it is known what was used of all that was charged for this month."""
+        found: dict[str, list[Line]] = {}
+        for line in lines:
+            if line.lease in uses and line.quantity and line.consumed and self._is_of_month(line):
+                found.setdefault(line.lease, []).append(line)
+        return {
+            lease: (uses[lease], charged)
+            for lease, charged in found.items()
+            if sum(Fraction(line.consumed) for line in charged) == uses[lease].committed > 0
+        }
 
-    def _whole(self, line: Line) -> Row:
+    def _is_of_month(self, line: Line) -> bool:
+        begin_us = line.begin_us or self._begin_us
+        return line.kind == "commitment" and self._begin_us <= begin_us < self._end_us
+
+    def _used(self, use: CommitmentUse, charged: Sequence[Line]) -> Iterator[Row]:
+        """What was used of a lease's charge, and what lay idle: together they cost what was charged."""
+        net = sum(line.net for line in charged)
+        quantity = sum((Fraction(line.quantity) for line in charged), Fraction(0))
+        share = Fraction(use.used, use.committed)
+        used_net = round_half_up(net * share)
+        first = msgspec.structs.replace(
+            charged[0],
+            begin_us=min(line.begin_us for line in charged),
+            end_us=max(line.end_us for line in charged),
+        )
+        for status, part, cost in (
+            ("Used", quantity * share, used_net),
+            ("Unused", quantity * (1 - share), net - used_net),
+        ):
+            if not part:
+                continue
+            row = self._base(first, "Usage", 0)
+            self._price(row, first, part)
+            row.update(
+                CapacityReservationStatus=status,
+                ChargeFrequency="Recurring",
+                CommitmentDiscountQuantity=row["PricingQuantity"],
+                CommitmentDiscountStatus=status,
+                CommitmentDiscountUnit=row["PricingUnit"],
+                EffectiveCost=_cost(cost, self._invoice),
+                PricingCategory="Committed",
+            )
+            if status == "Used":
+                row.update(ConsumedQuantity=Decimal(use.used), ConsumedUnit="B-Seconds")
+            yield row
+
+    def _of_line(self, line: Line) -> Row:
         category = "Credit" if self._grants else _CATEGORIES[line.kind]
         row = self._base(line, category, line.net)
         if self._corrects or line.kind == "correction":
@@ -250,6 +291,12 @@ class _Rows:
                 self._price(row, one, Fraction(-1 if line.net < 0 else 1))
         if category == "Usage":
             self._consume(row, line)
+        if category == "Purchase" and line.kind == "commitment" and row["ChargeClass"] is None:
+            row.update(
+                CommitmentDiscountQuantity=row["PricingQuantity"], CommitmentDiscountUnit=row["PricingUnit"]
+            )
+            if line.lease in self._covered or line.begin_us >= self._end_us:
+                row["EffectiveCost"] = _cost(0, self._invoice)
         return row
 
     def _base(self, line: Line, category: str, net: int) -> Row:
@@ -268,7 +315,12 @@ class _Rows:
             ChargePeriodEnd=_time(max(end_us, begin_us + SECOND_US)),
         )
         if line.kind == "commitment":
-            row["CapacityReservationId"] = line.lease
+            row.update(
+                CapacityReservationId=line.lease,
+                CommitmentDiscountCategory="Usage",
+                CommitmentDiscountId=line.lease,
+                CommitmentDiscountType="Lease",
+            )
         if line.bucket:
             row.update(
                 ResourceId=f"arn:aws:s3:::{line.bucket}", ResourceName=line.bucket, ResourceType="Bucket"
@@ -331,39 +383,112 @@ class _Rows:
 # --- files ----------------------------------------------------------------------------------------
 
 
-def write_csv(found: Iterable[Row], file: TextIO) -> int:
-    """A header and a line for each row; a value that is none is an empty field. How many rows.
+class Pieces(Protocol):
+    """A file in the making, in pieces: whoever sends them in order has sent it."""
+
+    def add(self, found: Sequence[Row]) -> bytes:
+        """Blocks the CPU: a millisecond for a hundred rows."""
+        ...
+
+    def end(self) -> bytes: ...
+
+
+class CsvPieces:
+    """A header and a line for each row; a value that is none is an empty field.
 
     Names that a spreadsheet would take for a formula begin with an apostrophe; Parquet has them as they are.
     """
-    writer = csv.writer(file, lineterminator="\r\n")
-    writer.writerow(column.name for column in COLUMNS)
-    count = 0
-    for row in found:
-        writer.writerow(_text(row[column.name]) for column in COLUMNS)
-        count += 1
-    return count
+
+    def __init__(self) -> None:
+        self._text = io.StringIO(newline="")
+        self._writer = csv.writer(self._text, lineterminator="\r\n")
+        self._writer.writerow(column.name for column in COLUMNS)
+
+    def add(self, found: Sequence[Row]) -> bytes:
+        self._writer.writerows([_text(row[column.name]) for column in COLUMNS] for row in found)
+        return self._taken()
+
+    def end(self) -> bytes:
+        return self._taken()
+
+    def _taken(self) -> bytes:
+        text = self._text.getvalue()
+        self._text.seek(0)
+        self._text.truncate()
+        return text.encode()
+
+
+class ParquetPieces:
+    """The same with types: decimals of 38 digits, UTC timestamps. A group of rows for each `add`."""
+
+    def __init__(self) -> None:
+        """Raises: BadArgument where pyarrow is not installed."""
+        try:
+            import pyarrow as pa
+            from pyarrow import parquet
+        except ImportError as failure:
+            raise BadArgument(
+                "Parquet needs pyarrow, which is not installed: objstore[parquet]",
+                name="format",
+                value="parquet",
+            ) from failure
+        self._pa, self._schema = pa, _schema(pa)
+        self._sink = _Sink()
+        self._writer = parquet.ParquetWriter(pa.PythonFile(self._sink, "w"), self._schema, compression="zstd")
+
+    def add(self, found: Sequence[Row]) -> bytes:
+        if found:
+            self._writer.write_batch(self._pa.RecordBatch.from_pylist(list(found), schema=self._schema))
+        return self._sink.taken()
+
+    def end(self) -> bytes:
+        self._writer.close()
+        return self._sink.taken()
+
+
+class _Sink(io.RawIOBase):
+    """What pyarrow writes, until it is taken."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._written = bytearray()
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        self._written += data
+        return len(data)
+
+    def taken(self) -> bytes:
+        taken, self._written = bytes(self._written), bytearray()
+        return taken
+
+
+def pieces_of(form: str) -> Pieces:
+    """form: csv or parquet. Raises: BadArgument."""
+    if form not in FORMS:
+        raise BadArgument(f"a format is one of {', '.join(FORMS)}", name="format", value=form)
+    return ParquetPieces() if form == "parquet" else CsvPieces()
+
+
+def write_csv(found: Iterable[Row], file: TextIO) -> int:
+    """How many rows. As CsvPieces."""
+    return _write(found, CsvPieces(), lambda piece: file.write(piece.decode()))
 
 
 def write_parquet(found: Iterable[Row], file: BinaryIO) -> int:
-    """The same with types: decimals of 38 digits, UTC timestamps. How many rows.
+    """How many rows. Raises: BadArgument where pyarrow is not installed."""
+    return _write(found, ParquetPieces(), file.write)
 
-    Raises: BadArgument where pyarrow is not installed.
-    """
-    try:
-        import pyarrow as pa
-        from pyarrow import parquet
-    except ImportError as failure:
-        raise BadArgument(
-            "Parquet needs pyarrow, which is not installed: objstore[parquet]", name="format", value="parquet"
-        ) from failure
-    schema = _schema(pa)
+
+def _write(found: Iterable[Row], pieces: Pieces, write: Callable[[bytes], object]) -> int:
     count = 0
     iterator = iter(found)
-    with parquet.ParquetWriter(file, schema, compression="zstd") as writer:
-        while batch := list(islice(iterator, _BATCH_ROWS)):
-            writer.write_batch(pa.RecordBatch.from_pylist(batch, schema=schema))
-            count += len(batch)
+    while batch := list(islice(iterator, _BATCH_ROWS)):
+        write(pieces.add(batch))
+        count += len(batch)
+    write(pieces.end())
     return count
 
 

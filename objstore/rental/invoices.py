@@ -27,10 +27,12 @@ from objstore.rental.records import (
     CustomerRecord,
     InvoiceRecord,
     Line,
+    PeriodRecord,
     SellerRecord,
     customer_key,
     document_key,
     draft_key,
+    period_key,
     tenant_document_key,
 )
 from objstore.rental.sellers import find_seller, read_seller
@@ -199,6 +201,15 @@ async def find_document(kv: Kv, document: str) -> InvoiceRecord:
     if value is None:
         raise no_such_document(document)
     return decode(value, InvoiceRecord)
+
+
+async def final_invoice(kv: Kv, tenant: str, month: Month) -> InvoiceRecord | None:
+    """The invoice of a tenant's month, once it is final."""
+    value = await kv.get(period_key(tenant, month.begin_s * SECOND_US))
+    if value is None:
+        return None
+    document = await find_document(kv, decode(value, PeriodRecord).invoice)
+    return None if document.state == DRAFT else document
 
 
 async def read_lines(kv: Kv, record: InvoiceRecord) -> list[Line]:

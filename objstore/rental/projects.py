@@ -14,6 +14,7 @@ from objstore.rental.names import check_labels, check_name, check_text
 from objstore.rental.records import CustomerRecord, ProjectRecord, customer_key, project_key
 from objstore.rental.terms import UNLIMITED, check_limits
 
+OUR_TAGS: Final = "objstore/"  # What reports add to a project's own tags begins with it.
 ACCOUNT_SIZE_MAX: Final = (
     6_144  # Bytes of an AccountRecord: some 70 projects with limits, and room for the rest.
 )
@@ -21,6 +22,14 @@ ACCOUNT_SIZE_MAX: Final = (
 
 def no_such_project(tenant: str, name: str) -> BadArgument:
     return BadArgument(f"{tenant!r} has no project {name!r}", name="project", value=name)
+
+
+def check_tags(tags: Mapping[str, str]) -> dict[str, str]:
+    """A project's own. Raises: BadArgument."""
+    for name in tags:
+        if name.startswith(OUR_TAGS):
+            raise BadArgument(f"tags that begin with {OUR_TAGS} are the store's", name="tags", value=name)
+    return check_labels(tags, "tags")
 
 
 async def create_project(
@@ -37,7 +46,7 @@ async def create_project(
     record = ProjectRecord(
         name=check_name(name, "project"),
         created_us=now_us,
-        tags=check_labels(tags or {}, "tags"),
+        tags=check_tags(tags or {}),
         cost_centre=check_text(cost_centre, "cost centre", size_max=64),
     )
 
@@ -66,7 +75,7 @@ async def change_project(
     async def decide(change: Change) -> ProjectRecord:
         record = await change.found(project_key(tenant, name), ProjectRecord, no_such_project(tenant, name))
         if tags is not None:
-            record = msgspec.structs.replace(record, tags=check_labels(tags, "tags"))
+            record = msgspec.structs.replace(record, tags=check_tags(tags))
         if cost_centre is not None:
             text = check_text(cost_centre, "cost centre", size_max=64)
             record = msgspec.structs.replace(record, cost_centre=text)

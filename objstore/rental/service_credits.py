@@ -22,19 +22,12 @@ from objstore.rental.carried import put_carried
 from objstore.rental.catalogue import find_service_level
 from objstore.rental.changes import Change, commit_change
 from objstore.rental.customers import no_such_customer
-from objstore.rental.invoices import find_document, read_lines
+from objstore.rental.invoices import final_invoice, read_lines
 from objstore.rental.leased import leases_of
 from objstore.rental.months import SECOND_US, Month
 from objstore.rental.names import check_id, check_text
 from objstore.rental.plan_changes import plan_in
-from objstore.rental.records import (
-    CustomerRecord,
-    InvoiceRecord,
-    Line,
-    PeriodRecord,
-    customer_key,
-    period_key,
-)
+from objstore.rental.records import CustomerRecord, InvoiceRecord, Line, customer_key
 from objstore.rental.service_levels import (
     INTERVAL_S,
     Assessment,
@@ -48,7 +41,6 @@ from objstore.rental.service_levels import (
     service_event_key,
     service_month_key,
 )
-from objstore.rental.settlement import DRAFT
 
 KINDS: Final = ("maintenance", "outage")
 EVENTS_MAX: Final = 1_000  # Kept at a time.
@@ -195,7 +187,7 @@ async def settle_service(
     there = await settled_service(kv, tenant, month)
     if there is not None:
         return there
-    invoice = await _final_invoice(kv, tenant, month)
+    invoice = await final_invoice(kv, tenant, month)
     if invoice is None:
         return None
     promised = await promised_to(kv, customer, month)
@@ -204,7 +196,7 @@ async def settle_service(
     if not assessed:
         return None
     # A charge in advance for this month stands on the invoice of the month before.
-    before = await _final_invoice(kv, tenant, Month.containing(month.begin_s - 1))
+    before = await final_invoice(kv, tenant, Month.containing(month.begin_s - 1))
     documents = [(one, await read_lines(kv, one)) for one in (before, invoice) if one is not None]
     lines: list[Line] = []
     granted: list[GrantedCredit] = []
@@ -254,11 +246,3 @@ def _credited(
         return month.begin_s <= begin_s < month.end_s and promised.level_of(line) == assessment.level.id
 
     return credit_lines(assessment, charged, document.currency, customer.language, of=of_level)
-
-
-async def _final_invoice(kv: Kv, tenant: str, month: Month) -> InvoiceRecord | None:
-    value = await kv.get(period_key(tenant, month.begin_s * SECOND_US))
-    if value is None:
-        return None
-    document = await find_document(kv, decode(value, PeriodRecord).invoice)
-    return None if document.state == DRAFT else document

@@ -216,6 +216,25 @@ def _broken_by_category(row: dict[str, str]) -> Iterator[str]:
         yield "CapacityReservationStatus of usage is null"
     if category in ("Credit", "Adjustment") and row["EffectiveCost"] != row["BilledCost"]:
         yield "EffectiveCost of a charge of its own is its BilledCost"
+    yield from _broken_by_commitment(row, category, correction)
+
+
+def _broken_by_commitment(row: dict[str, str], category: str, correction: bool) -> Iterator[str]:
+    committed = bool(row["CommitmentDiscountId"])
+    counts = committed and category in ("Usage", "Purchase")
+    if committed and category == "Usage" and not row["CommitmentDiscountStatus"]:
+        yield "CommitmentDiscountStatus of usage is null"
+    if counts and not correction and not row["CommitmentDiscountQuantity"]:
+        yield "CommitmentDiscountQuantity is null"
+    if not counts and row["CommitmentDiscountQuantity"]:
+        yield "CommitmentDiscountQuantity of neither usage nor a purchase"
+    covered = committed and category == "Usage"
+    priced = category in ("Usage", "Purchase") and not correction
+    if priced and covered != (row["PricingCategory"] == "Committed"):
+        yield "PricingCategory is Committed where a commitment covers usage, and nowhere else"
+    future = row["ChargePeriodStart"] >= row["BillingPeriodEnd"]
+    if committed and category == "Purchase" and not correction and future and row["EffectiveCost"] != "0":
+        yield "EffectiveCost of a purchase for later is zero"
 
 
 def _broken_by_price(row: dict[str, str]) -> Iterator[str]:
@@ -240,8 +259,27 @@ def _broken_by_file(rows: list[dict[str, str]], totals: dict[str, Decimal]) -> I
         sums[row["InvoiceId"]] = sums.get(row["InvoiceId"], Decimal(0)) + Decimal(row["BilledCost"])
         if row["SkuPriceId"] and parents.setdefault(row["SkuPriceId"], row["SkuId"]) != row["SkuId"]:
             yield f"SkuPriceId {row['SkuPriceId']} has two parents"
+    yield from _broken_by_coverage(rows)
     if sums != totals:
         yield f"BilledCost adds up to {sums}, the invoices to {totals}"
+
+
+def _broken_by_coverage(rows: list[dict[str, str]]) -> Iterator[str]:
+    """What usage under a commitment costs is what was billed for it, where the file has both."""
+    bought: dict[str, Decimal] = {}
+    used: dict[str, Decimal] = {}
+    for row in rows:
+        name, within = row["CommitmentDiscountId"], row["ChargePeriodStart"] < row["BillingPeriodEnd"]
+        if not name or not within or row["ChargeClass"] == "Correction":
+            continue
+        if row["ChargeCategory"] == "Purchase":
+            left = Decimal(row["BilledCost"]) - Decimal(row["EffectiveCost"])
+            bought[name] = bought.get(name, Decimal(0)) + left
+        elif row["ChargeCategory"] == "Usage":
+            used[name] = used.get(name, Decimal(0)) + Decimal(row["EffectiveCost"])
+    for name in used.keys() & bought.keys():
+        if used[name] != bought[name]:
+            yield f"EffectiveCost under {name} is {used[name]}, and {bought[name]} was billed"
 
 
 def _is_flat(text: str) -> bool:

@@ -46,6 +46,9 @@ LEASE = Line(
 )
 
 
+replaced = msgspec.structs.replace
+
+
 def exported(*papers: tuple[InvoiceRecord, list[Line]], **options: Any) -> str:
     file = io.StringIO(newline="")
     write_csv((row for invoice, lines in papers for row in rows(invoice, lines, **options)), file)
@@ -122,15 +125,42 @@ def test_the_idle_part_of_a_lease_is_an_unused_reservation() -> None:
         lease="01JLEASE", storage_class="STANDARD", committed=100 * TB_MONTH, used=80 * TB_MONTH
     )
     text = exported((invoice, [LEASE]), uses={"01JLEASE": use})
-    used, unused, _ = parsed(text)
+    bought, used, unused, _ = parsed(text)
     assert focus_rules.broken_rules(text, totals(invoice)) == []
-    for row, status, net, quantity, consumed in (
+    assert (bought["ChargeCategory"], bought["BilledCost"], bought["EffectiveCost"]) == (
+        "Purchase",
+        "590",
+        "0",
+    )
+    assert (bought["CommitmentDiscountQuantity"], bought["CommitmentDiscountUnit"]) == ("100", "TB-Months")
+    for row, status, cost, quantity, consumed in (
         (used, "Used", "472", "80", str(80 * TB_MONTH)),
-        (unused, "Unused", "118", "20", "0"),
+        (unused, "Unused", "118", "20", ""),
     ):
-        assert row["CapacityReservationId"] == "01JLEASE"
-        assert (row["CapacityReservationStatus"], row["BilledCost"]) == (status, net)
+        assert row["CapacityReservationId"] == row["CommitmentDiscountId"] == "01JLEASE"
+        assert row["CapacityReservationStatus"] == row["CommitmentDiscountStatus"] == status
+        assert (row["BilledCost"], row["EffectiveCost"]) == ("0", cost)
         assert (row["PricingQuantity"], row["ConsumedQuantity"]) == (quantity, consumed)
+        assert (row["PricingCategory"], row["CommitmentDiscountQuantity"]) == ("Committed", quantity)
+
+
+def test_what_was_charged_in_advance_costs_in_the_month_that_it_is_for() -> None:
+    april = replaced(LEASE, begin_us=END_US, end_us=END_US + 30 * 86_400 * 10**6)
+    invoice = paper([april])
+    text = exported((invoice, [april]))
+    assert parsed(text)[0]["EffectiveCost"] == "0"
+    assert focus_rules.broken_rules(text, totals(invoice)) == []
+    # Of March's charge, which stands on February's invoice, a quarter was given back: the lease ended.
+    back = replaced(LEASE, quantity="-25/1", net=-14_750, consumed=str(-25 * TB_MONTH))
+    use = CommitmentUse(
+        lease="01JLEASE", storage_class="STANDARD", committed=75 * TB_MONTH, used=50 * TB_MONTH
+    )
+    usage = replaced(LEASE, kind="usage", lease="", net=590_00)
+    march = paper([usage, back])
+    text = exported((march, [usage, back]), uses={"01JLEASE": use}, before=[LEASE])
+    _, returned, used, unused, _ = parsed(text)
+    assert (returned["BilledCost"], returned["EffectiveCost"]) == ("-147.5", "0")
+    assert (used["EffectiveCost"], unused["EffectiveCost"]) == ("295", "147.5")  # 5.90 x 50, 5.90 x 25.
 
 
 def test_the_parts_of_a_lease_add_up_to_its_charge_whatever_was_used_of_it() -> None:
@@ -250,6 +280,15 @@ def test_every_column_of_the_version_is_there_but_those_that_do_not_apply() -> N
         assert (column.nullable, kinds[column.kind]) == (nulls == "null", kind), column.name
 
 
+COMMITTED = {
+    "CommitmentDiscountId": "x", "CommitmentDiscountCategory": "Usage", "CommitmentDiscountType": "Lease",
+    "CommitmentDiscountQuantity": "1", "CommitmentDiscountUnit": "TB",
+}  # fmt: skip
+UNCOUNTED = {"CommitmentDiscountQuantity": "", "CommitmentDiscountUnit": ""}
+LATER_PURCHASE = {
+    **COMMITTED, "ChargeCategory": "Purchase", "ConsumedQuantity": "", "ConsumedUnit": "",
+    "ChargePeriodStart": "2026-04-01T00:00:00Z", "ChargePeriodEnd": "2026-05-01T00:00:00Z",
+}  # fmt: skip
 BREAKS: list[tuple[str, Callable[[dict[str, str]], None]]] = [
     ("BilledCost is null", lambda row: row.update(BilledCost="")),
     ("BilledCost is no number", lambda row: row.update(BilledCost="+69000")),
@@ -270,6 +309,10 @@ BREAKS: list[tuple[str, Callable[[dict[str, str]], None]]] = [
     ("a purchase is not usage-based", lambda row: row.update(ChargeCategory="Purchase")),
     ("SkuPriceDetails is no flat object", lambda row: row.update(SkuPriceDetails='{"a": {}}')),
     ("SkuPriceDetails has a property", lambda row: row.update(SkuPriceDetails='{"Colour": "red"}')),
+    ("CommitmentDiscountStatus of usage is null", lambda row: row.update(COMMITTED)),
+    ("PricingCategory is Committed where", lambda row: row.update(COMMITTED)),
+    ("CommitmentDiscountQuantity is null", lambda row: row.update(COMMITTED, **UNCOUNTED)),
+    ("EffectiveCost of a purchase for later", lambda row: row.update(LATER_PURCHASE)),
     ("BilledCost adds up", lambda row: row.update(BilledCost="69000.01")),
 ]  # fmt: skip
 
@@ -376,12 +419,13 @@ def test_a_rated_lease_is_used_unused_and_above() -> None:
     text = exported((invoice, list(rated.lines)), uses={use.lease: use for use in rated.uses})
     assert focus_rules.broken_rules(text, totals(invoice)) == []
     found = [
-        (row["ChargeCategory"], row["CapacityReservationStatus"], row["PricingQuantity"], row["BilledCost"])
+        (row["ChargeCategory"], row["CommitmentDiscountStatus"], row["PricingQuantity"], row["EffectiveCost"])
         for row in parsed(text)
     ]
     assert found == [
+        ("Purchase", "", "100", "0"),
+        ("Usage", "", "10", "79.9"),
         ("Usage", "Used", "90", "531"),
         ("Usage", "Unused", "10", "59"),
-        ("Usage", "", "10", "79.9"),
         ("Tax", "", "", "127.28"),  # 19 % of 669.90, rounded half up.
     ]

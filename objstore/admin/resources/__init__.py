@@ -6,6 +6,7 @@ from objstore.admin.resources import (
     audit,
     capacity,
     departures,
+    focus,
     invoices,
     keys,
     leases,
@@ -36,6 +37,7 @@ TABLE: Final = Table(
         *usage.ROUTES,
         *service.ROUTES,
         *invoices.ROUTES,
+        *focus.ROUTES,
         *payments.ROUTES,
         *audit.ROUTES,
     )
