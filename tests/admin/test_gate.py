@@ -14,7 +14,7 @@ from objstore.admin import openapi, repeats, shares
 from objstore.admin.bodies import BODY_SIZE_MAX, explained
 from objstore.admin.callers import Caller, Rule
 from objstore.admin.problems import Problem
-from objstore.admin.resources import TABLE
+from objstore.admin.resources import TABLE, tenants
 from objstore.admin.resources.users import ROUTES as USER_ROUTES
 from objstore.admin.routes import File, Route, Table
 from objstore.audit.log import Deed, RecordedKv, Wanted, newest, verify
@@ -85,6 +85,9 @@ ABOUT = {
     "change_lease": DRAFT, "accept_quote": QUOTE, "withdraw_lease": DRAFT, "sign_lease": DRAFT,
     "show_admission": DRAFT, "issue_credit_note": "final", "export_invoice": "final",
     "list_credit_notes": "final",
+}  # fmt: skip
+COMPLETE: dict[str, object] = {
+    "legal_name": "L", "address": ["1"], "country": "DZ", "identity_checked": "2026-01-01T00:00:00Z",
 }  # fmt: skip
 # What is refused to a caller whom the rule allows, in words that say why.
 REFUSALS = (
@@ -281,14 +284,29 @@ async def test_a_reseller_makes_customers_of_its_own_within_its_quota(api: Api) 
     assert (await make("afresh", limits=own))[0] == 403  # Or it would store on under another name.
 
 
+async def test_a_reseller_has_few_customers_on_trial_at_a_time(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tenants, "TRIALS_MAX", 2)
+    tokens = await people(api)
+
+    async def make(name: str, **fields: object) -> int:
+        body = {"name": name, "kind": "tpe_pme", **COMPLETE, **fields}
+        return (await api("POST", "/api/v1/tenants", body, token=tokens["upper-owner"])).status
+
+    assert [await make(name) for name in ("one", "two", "three")] == [201, 201, 403]
+    assert await make("three", trial_days=5) == 403
+    assert await make("three", trial_days=0) == 201
+    state = {"state": "active"}
+    assert (await api("PUT", "/api/v1/tenants/one/state", state, token=tokens["upper-owner"])).status == 200
+    assert [await make(name) for name in ("four", "five")] == [201, 403]
+
+
 async def test_a_reseller_stops_its_customers_and_lets_go_only_those_it_stopped(api: Api) -> None:
     tokens = await people(api)
     path, above = "/api/v1/tenants/lower/state", tokens["upper-owner"]
     assert (await api("PUT", path, {"state": "suspended"}, token=above)).status == 200
-    complete = {
-        "legal_name": "L", "address": ["1"], "country": "DZ", "identity_checked": "2026-01-01T00:00:00Z",
-    }  # fmt: skip
-    assert (await api("PATCH", "/api/v1/tenants/lower", complete, token=above)).status == 200
+    assert (await api("PATCH", "/api/v1/tenants/lower", COMPLETE, token=above)).status == 200
     assert (await api("PUT", path, {"state": "active"}, token=above)).status == 200
     # Stores as before, and would be dunned no further.
     assert (await api("PUT", path, {"state": "past_due"}, token=above)).status == 403

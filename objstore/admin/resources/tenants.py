@@ -55,6 +55,10 @@ RESELLERS: Final = frozenset(
 )  # fmt: skip
 
 
+TRIALS_MAX: Final = 10  # Customers of one reseller on trial at a time.
+CUSTOMERS_AT_ONCE: Final = 500
+
+
 class TenantRow(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     disabled: bool
@@ -225,7 +229,23 @@ async def _by_reseller(call: Call, body: NewTenant) -> dict[str, Any]:
     await check_within_own(call, msgspec.structs.asdict(body.limits))
     if body.trial_days is not None and body.kind in PRESETS:
         check_days(body.trial_days, "trial days of a reseller's customer", most=PRESETS[body.kind].trial_days)
+    if body.trial_days != 0:
+        await _check_trials(call)
     return {"parent": call.caller.tenant, "seller": own.seller}
+
+
+async def _check_trials(call: Call) -> None:
+    """Nothing is invoiced on trial: no reseller has its customers store under one such name after the other.
+
+    Raises: Problem 403.
+    """
+    trials, after = 0, ""
+    while names := await list_customers_of(call.kv, call.caller.tenant, after=after, limit=CUSTOMERS_AT_ONCE):
+        after = names[-1]
+        values = await call.kv.get_many([account_key(name) for name in names])
+        trials += sum(value is not None and decode(value, AccountRecord).state == "trial" for value in values)
+        if trials >= TRIALS_MAX:
+            raise Problem(403, f"{TRIALS_MAX} of your customers are on trial: more begin with trial_days 0")
 
 
 async def _only_seller(call: Call) -> str:
