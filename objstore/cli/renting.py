@@ -543,6 +543,16 @@ def usage_verify(store: Store, tenant: TenantName) -> None:
     raise SystemExit(DEGRADED if found["wrong"] else OK)
 
 
+@usage_app.command("resume")
+@changes
+def usage_resume(store: Store, yes: YesOption = False) -> None:
+    """Seal hours again after the store was off for more than a month: an alarm asks for it."""
+    words = "Hours up to what the store's clock says now will be sealed: is that clock right?"
+    store.confirm("resume", words, yes=yes)
+    found = store.change("POST", "/api/v1/usage/resume")
+    store.tell(f"hours until {found['accepted']} will be sealed", found)
+
+
 # --- invoices -------------------------------------------------------------------------------------
 
 INVOICE_COLUMNS: Final = ("id", "number", "type", "tenant", "state", "period_begin", "total", "due", "paid")

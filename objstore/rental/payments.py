@@ -124,6 +124,8 @@ async def _receive(
     customer = await change.found(customer_key(tenant), CustomerRecord, no_such_customer(tenant))
     if payment.received_us > now_us + AHEAD_MAX_US:
         raise BadArgument("what is written down has come in: its day lies ahead", name="received")
+    if payment.received_us < customer.created_us - AHEAD_MAX_US:
+        raise BadArgument(f"on that day {tenant!r} was no customer yet", name="received")
     if payment.method == MANDATE and customer.kind != "administration":
         raise BadArgument(f"{tenant!r} is no administration", name="method", value=payment.method)
     if invoices is None:

@@ -404,6 +404,7 @@ class SealedRecord(Record, frozen=True, array_like=True, kw_only=True):
     """At S metering: how far hours are sealed."""
 
     hour: int  # The first that is not.
+    accepted: int = 0  # An operator said that it is as late as this hour, though the store was off for long.
 
 
 class LeaseRecord(Record, frozen=True, array_like=True, kw_only=True):

@@ -94,8 +94,13 @@ async def sealed_until(kv: Kv) -> int:
 
     Raises: MetaUnavailable.
     """
+    return (await read_mark(kv)).hour
+
+
+async def read_mark(kv: Kv) -> SealedRecord:
+    """How far hours are sealed; hour 0: none was ever. Raises: MetaUnavailable."""
     value = await kv.get(SEALED_KEY)
-    return 0 if value is None else decode(value, SealedRecord).hour
+    return SealedRecord(hour=0) if value is None else decode(value, SealedRecord)
 
 
 # Sealing.
@@ -327,15 +332,28 @@ class _Sorted:
 
 async def move_mark(kv: Kv, hour: int) -> None:
     """All streams are sealed up to this hour. Raises: Overloaded, MetaUnavailable."""
+    # It may conflict with an earlier commit of this process, whose outcome was unknown.
+    await _mark(kv, lambda mark: msgspec.structs.replace(mark, hour=max(mark.hour, hour)))
+
+
+async def accept_hour(kv: Kv, hour: int) -> SealedRecord:
+    """An operator says that it is as late as this hour: however long ago the last one was sealed, those in
+    between are sealed now. Raises: Overloaded, MetaUnavailable."""
+    return await _mark(kv, lambda mark: msgspec.structs.replace(mark, accepted=hour))
+
+
+async def _mark(kv: Kv, alter: Callable[[SealedRecord], SealedRecord]) -> SealedRecord:
     for _ in range(ATTEMPTS_MAX):
         value = await kv.get(SEALED_KEY)
-        if value is not None and decode(value, SealedRecord).hour >= hour:
-            return
+        before = SealedRecord(hour=0) if value is None else decode(value, SealedRecord)
+        after = alter(before)
+        if after == before:
+            return after
         try:
-            await kv.commit(Transaction({SEALED_KEY: value}, {SEALED_KEY: encode(SealedRecord(hour=hour))}))
+            await kv.commit(Transaction({SEALED_KEY: value}, {SEALED_KEY: encode(after)}))
         except Conflict:
-            continue  # An earlier commit of this process, whose outcome was unknown, came through.
-        return
+            continue
+        return after
     raise Overloaded("the mark of sealed hours kept changing")
 
 

@@ -5,6 +5,11 @@ when they are through, the mark moves: hours that nobody sealed because nobody r
 Behind the mark only what came late is looked for, so that a store at rest costs a pass three reads. What
 service levels are measured by (rental/availability.py) is sealed before the mark moves.
 
+A clock that runs ahead would seal hours that have not been, and remove records that are still to be kept. So
+nothing is sealed or removed while it is more than AHEAD_HOURS_MAX beyond the last sealed hour, and an alarm
+says so. A store that was off for that long goes on when an operator says that the clock is right. What an
+error within the bound can remove is older than thirteen months still.
+
 Concurrency: one process at a time, under the upkeep's claim. A pass may be cut anywhere: each commit leaves
 a state from which the next pass goes on.
 """
@@ -12,24 +17,27 @@ a state from which the next pass goes on.
 from collections.abc import Callable
 from typing import Final
 
-from objstore.clock import Clock
+from objstore.clock import Clock, utc_text
 from objstore.meta.kv import Kv
 from objstore.rental.availability import retire_service, seal_service
 from objstore.rental.meters import HOUR_S
 from objstore.rental.usage import (
     first_counted,
     move_mark,
+    read_mark,
     retire_usage,
     seal_streams,
-    sealed_until,
     streams_of,
     tenants_with_usage,
 )
-from objstore.upkeep.context import no_crash
+from objstore.upkeep.context import Alarms, no_crash
 
 SETTLE_S: Final = 600  # From an hour's end to its sealing: commits under way come in, clocks differ less.
 DAY_HOURS: Final = 24
-KEPT_HOURS: Final = 400 * DAY_HOURS  # Of usage records: thirteen months have 397 days at most.
+AHEAD_HOURS_MAX: Final = 32 * DAY_HOURS  # Longer than a month, by which whoever plans a pause plans it.
+# Of usage records: thirteen months have 397 days at most, whatever a clock within its bound says.
+KEPT_HOURS: Final = 430 * DAY_HOURS
+AHEAD: Final = "clock ahead of metering"  # The alarm.
 HOURS_AT_ONCE: Final = (
     DAY_HOURS * 31
 )  # Sealed in one pass; a store that slept longer goes on in the next one.
@@ -39,11 +47,19 @@ SECOND_US: Final = 1_000_000
 class Metering:
     """Seals what is due, pass by pass."""
 
-    def __init__(self, kv: Kv, clock: Clock, crash_point: Callable[[str], None] = no_crash) -> None:
+    def __init__(
+        self,
+        kv: Kv,
+        clock: Clock,
+        crash_point: Callable[[str], None] = no_crash,
+        alarms: Alarms | None = None,
+    ) -> None:
         """kv: metadata under the upkeep's claim."""
         self._kv = kv
         self._clock = clock
         self._crash_point = crash_point
+        self._alarms = alarms if alarms is not None else Alarms()
+        self.ahead_hours = 0  # That the clock is too far beyond the last sealed hour; 0: it may be right.
         self.sealed = 0  # Usage records, since the start.
         self.corrected = 0  # Those of them that were made or changed by what came late.
         self.retired = 0  # Removed after their time.
@@ -51,11 +67,13 @@ class Metering:
     async def run(self) -> str:
         """One pass; what it came to, in words. Raises: Overloaded, Deposed, MetaUnavailable."""
         due = max(0, (self._clock.now_us() // SECOND_US - SETTLE_S) // HOUR_S)  # The first hour that is not.
-        await seal_service(self._kv, due)
-        mark = await sealed_until(self._kv)
         first = await first_counted(self._kv)
-        if not mark:
-            mark = due if first is None else min(first, due)
+        known = await read_mark(self._kv)
+        mark = known.hour or (due if first is None else min(first, due))
+        if self._is_ahead(due, max(mark, known.accepted)):
+            return f"the clock is {self.ahead_hours} hours beyond the last sealed one: nothing is sealed"
+        await seal_service(self._kv, due)
+        if not known.hour:
             await self._move(mark)
         corrected = 0
         while first is not None and first < mark:
@@ -74,6 +92,20 @@ class Metering:
         self.sealed += sealed + corrected
         hours = max(0, end - mark)
         return f"{hours} hours sealed in {sealed} records, {corrected} corrections"
+
+    def _is_ahead(self, due: int, last: int) -> bool:
+        """Whether the clock is too far beyond the last hour that is known to have been."""
+        if due - last <= AHEAD_HOURS_MAX:
+            self.ahead_hours = 0
+            self._alarms.clear(AHEAD)
+            return False
+        self.ahead_hours = due - last
+        self._alarms.set(
+            AHEAD,
+            f"usage was sealed last until {utc_text(last * HOUR_S)}, and the clock says"
+            f" {utc_text(due * HOUR_S)}: set the clock, or say `objstore usage resume` if it is right",
+        )
+        return True
 
     async def _seal(self, hour: int, *, late: bool) -> int:
         count = 0

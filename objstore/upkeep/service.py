@@ -35,7 +35,7 @@ import msgspec
 from objstore.blobs.volumes import VolumeState
 from objstore.errors import StoreError
 from objstore.meta.kv import Kv
-from objstore.metrics import Family, counter
+from objstore.metrics import Family, counter, gauge
 from objstore.node.disk import DiskState
 from objstore.objects.ledger import BEING_ADDED, DOUBTS
 from objstore.objects.store import Store
@@ -176,7 +176,7 @@ class Service:
         self._audit = LiveBytesAudit(ctx)
         self._sweep = Sweep(ctx, [self._audit], sleep=sleep)
         self.quotas = QuotaWatch(ctx.kv)
-        self.metering = Metering(ctx.kv, ctx.clock, ctx.crash_point)
+        self.metering = Metering(ctx.kv, ctx.clock, ctx.crash_point, ctx.alarms)
         self.leasing = None if store is None else Leasing(ctx, store)
         self._invoicing = Invoicing(ctx.kv, ctx.clock, ctx.alarms)
         self._figures = Figures(ctx.kv, ctx.clock, None if self.leasing is None else self.leasing.report)
@@ -285,6 +285,11 @@ class Service:
             *self.quotas.families(),
             *self._figures.families(),
             *(_shown(family, leads) for family in self._of_passes()),
+            gauge(
+                "metering_clock_ahead_hours",
+                "Hours that the clock is too far beyond the last sealed one; 0: it may be right.",
+                metering.ahead_hours,
+            ),
             counter("metering_records", "Usage records sealed.", metering.sealed),
             counter(
                 "metering_corrections", "Usage records made or changed by what came late.", metering.corrected

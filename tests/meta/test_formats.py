@@ -286,7 +286,7 @@ RECORDS: list[tuple[msgspec.Struct, str]] = [
         RetiredRecord(first_hour=1, last_hour=2, count=3, runs=[(b"\1", b"\2")], digest=b"\3"),
         "96 01 01 02 03 91 92 c40101 c40102 c40103",
     ),
-    (SealedRecord(hour=3), "92 01 03"),
+    (SealedRecord(hour=3, accepted=4), "93 01 03 04"),
     (WriterRecord(1, ID, 2, meters=True), "94 01 c410" + ID.hex() + "02 c3"),
     (Extra(access_key="k"), "81 a16b a16b"),
     (TenantRecord(name="t", created_us=2), "94 01 a174 02 c2"),

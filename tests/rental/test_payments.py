@@ -13,6 +13,7 @@ from objstore.meta.kv import DictKv, Transaction, prefix_end
 from objstore.meta.schema import decode, encode
 from objstore.rental import wallets
 from objstore.rental.credit_notes import Credit, issue_credit_note
+from objstore.rental.customers import find_customer
 from objstore.rental.drafts import ExchangeRate
 from objstore.rental.invoices import find_document, list_documents
 from objstore.rental.money import Money
@@ -167,6 +168,11 @@ async def test_what_cannot_be_is_refused_and_changes_nothing() -> None:
     ahead = new_payment(an_id(1), "acme", "especes", Money(1, "DZD"), received_us=ISSUED_US + 2 * DAY_US)
     with pytest.raises(BadArgument, match="lies ahead"):
         await receive_payment(kv, ahead, None, now_us=ISSUED_US)
+    born_us = (await find_customer(kv, "acme")).created_us
+    for early_us in (born_us - DAY_US - 1, 0, -1):
+        early = new_payment(an_id(1), "acme", "especes", Money(1, "DZD"), received_us=early_us)
+        with pytest.raises(BadArgument, match="was no customer yet"):
+            await receive_payment(kv, early, None, now_us=ISSUED_US)
     with pytest.raises(BadArgument, match="no customer"):
         await pay(kv, 1, "nobody", 1)
     with pytest.raises(BadArgument, match="no administration"):

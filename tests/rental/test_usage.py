@@ -25,6 +25,7 @@ from objstore.rental.records import HeldRecord, UsageRecord
 from objstore.rental.usage import (
     Links,
     UsageOf,
+    accept_hour,
     chain_key,
     digest_of,
     held_key,
@@ -39,7 +40,8 @@ from objstore.rental.usage import (
     usage_row,
     verify_usage,
 )
-from objstore.upkeep.metering import KEPT_HOURS, SETTLE_S, Metering
+from objstore.upkeep.context import Alarms
+from objstore.upkeep.metering import AHEAD, AHEAD_HOURS_MAX, KEPT_HOURS, SETTLE_S, Metering
 from tests.objects.fakes import FakeClock
 from tests.seed import SEED
 
@@ -336,11 +338,46 @@ async def test_the_service_keeps_thirteen_months_and_removes_what_is_older() -> 
     await Metering(kv, clock_at(FIRST + 3)).run()
     late = FIRST + KEPT_HOURS + 2
     await commit(kv, (FIRST + 3) * HOUR_S, -100)
-    metering = Metering(kv, clock_at(late))
-    while await sealed_until(kv) < late:
-        await metering.run()
+    clock = clock_at(FIRST + 3)
+    metering = Metering(kv, clock)
+    for hour in (*range(FIRST + 3, late, AHEAD_HOURS_MAX), late):
+        clock.now = clock_at(hour).now
+        for _ in range(2):  # A month at once.
+            await metering.run()
     assert metering.retired == 3, "two hours of storage and the first request"
     assert set(await by_hour(kv, STORED)) == {FIRST + 2}
+    assert (await verify_usage(kv, "acme")).wrong == ()
+
+
+@pytest.mark.parametrize("sealed", [True, False])
+async def test_a_clock_that_is_far_ahead_seals_nothing_and_removes_nothing_until_an_operator_believes_it(
+    sealed: bool,
+) -> None:
+    kv, alarms = DictKv(), Alarms()
+    await make_bucket(kv, 1)
+    await commit(kv, FIRST * HOUR_S, 100)
+    if sealed:
+        await Metering(kv, clock_at(FIRST + 3)).run()
+    before = await kv.scan(b"", b"\xff", 1_000)
+    clock = clock_at(FIRST + 3 + 3 * KEPT_HOURS)
+    metering = Metering(kv, clock, alarms=alarms)
+    assert "beyond the last sealed one" in await metering.run()
+    assert await kv.scan(b"", b"\xff", 1_000) == before
+    assert metering.ahead_hours == 3 * KEPT_HOURS + (0 if sealed else 3)
+    assert "objstore usage resume" in alarms.raised[AHEAD]
+
+    right = clock_at(FIRST + 4)  # Set right, it goes on by itself.
+    assert "hours sealed" in await Metering(kv, right, alarms=alarms).run()
+    assert AHEAD not in alarms.raised
+    assert await sealed_until(kv) == FIRST + 4
+
+    await metering.run()
+    assert metering.ahead_hours
+    await accept_hour(kv, FIRST + 3 + 3 * KEPT_HOURS)  # It was right, and the store was off.
+    while await sealed_until(kv) < FIRST + 3 + 3 * KEPT_HOURS:
+        await metering.run()
+    assert metering.ahead_hours == 0
+    assert metering.retired > 0
     assert (await verify_usage(kv, "acme")).wrong == ()
 
 

@@ -5,14 +5,14 @@ from typing import Any, Final
 
 import msgspec
 
-from objstore.admin.callers import Rule
+from objstore.admin.callers import OPERATORS, Rule
 from objstore.admin.pages import page
 from objstore.admin.problems import Problem
-from objstore.admin.routes import Call, Page, Route, in_path
+from objstore.admin.routes import Call, Page, Route, in_path, of_store
 from objstore.admin.views import List, microseconds, moment
 from objstore.rental import meters
 from objstore.rental.months import SECOND_US, Month
-from objstore.rental.usage import UsageOf, list_usage, sealed_until, total_usage, verify_usage
+from objstore.rental.usage import UsageOf, accept_hour, list_usage, sealed_until, total_usage, verify_usage
 from objstore.rental.usage import UsageRow as UsageRecordRow
 
 HOURS_MAX: Final = 24 * 400
@@ -155,6 +155,16 @@ async def verify(call: Call) -> Any:
     return {"records": found.records, "retired": found.retired, "wrong": list(found.wrong)}
 
 
+class Mark(msgspec.Struct, frozen=True, kw_only=True):
+    sealed_until: str | None
+    accepted: str | None  # An operator said that it is as late as this.
+
+
+async def resume(call: Call) -> Mark:
+    mark = await accept_hour(call.kv, call.now_us // HOUR_US)
+    return Mark(sealed_until=moment(mark.hour * HOUR_US), accepted=moment(mark.accepted * HOUR_US))
+
+
 _READ: Final = Rule(action="usage:Read")
 ROUTES: Final = (
     Route(
@@ -171,5 +181,10 @@ ROUTES: Final = (
         method="GET", path="/api/v1/tenants/{tenant}/usage/verify", name="verify_usage",
         summary="Whether a tenant's usage records are those that were sealed.",
         rule=_READ, owner=in_path, handler=verify, answer=Chain,
+    ),
+    Route(
+        method="POST", path="/api/v1/usage/resume", name="resume_sealing",
+        summary="Say that the clock is right, though the last hour was sealed long ago: the store was off.",
+        rule=OPERATORS, owner=of_store, handler=resume, answer=Mark,
     ),
 )  # fmt: skip
