@@ -54,7 +54,8 @@ class Registers:
         self.credentials = credentials
         self.ports = ports
         self.history: list[Operation] = []  # list.append is atomic.
-        self._done: list[str] = []  # Keys of acknowledged operations.
+        self._done: list[str] = []  # Keys of acknowledged operations,
+        self._doubtful: list[str] = []  # and of those of unknown outcome.
         self.strange: list[str] = []  # Answers that no outcome explains: each one fails the test.
         self.stopping = threading.Event()
         self._threads = [
@@ -71,15 +72,13 @@ class Registers:
         for thread in self._threads:
             thread.join(2 * ANSWER_S)
 
-    def acknowledged(self) -> int:
-        return len(self._done)
-
     def work_until(self, more: int) -> None:
-        goal = self.acknowledged() + more
-        limit = time.monotonic() + QUIET_S
-        while self.acknowledged() < goal:
-            assert time.monotonic() < limit, f"seed {SEED}: nothing is acknowledged any more"
-            time.sleep(0.05)
+        """Until so many more operations were acknowledged."""
+        _wait_for_more(self._done, more, "nothing is acknowledged any more")
+
+    def doubt_until(self, more: int) -> None:
+        """Until so many more operations have ended without anyone knowing how."""
+        _wait_for_more(self._doubtful, more, "nothing is in doubt")
 
     def _call(self, number: int) -> None:
         chance = random.Random(f"{SEED} {number}")
@@ -92,8 +91,9 @@ class Registers:
             kind = chance.choice([READ, READ, WRITE, CAS, CAS])
             expected = seen.get(key) if kind == CAS else None
             wrote = None if kind == READ else f"{number}-{at}"
+            port = chance.choice(self.ports)
             began = time.monotonic_ns()
-            outcome, found = caller.once(chance.choice(self.ports), kind, key, expected, wrote)
+            outcome, found = caller.once(port, kind, key, expected, wrote)
             ended = time.monotonic_ns() if outcome != UNKNOWN else FOREVER
             if outcome == NOBODY:  # Nothing was sent.
                 time.sleep(0.05)
@@ -107,8 +107,10 @@ class Registers:
                 seen[key] = wrote
                 self._done.append(key)
             elif outcome == REFUSED:  # Somebody else was quicker: the next one is to have a chance.
-                known, found = caller.once(self.ports[0], READ, key, None, None)
+                known, found = caller.once(port, READ, key, None, None)
                 seen |= {key: found} if known == DONE else {}
+            else:
+                self._doubtful.append(key)
             self.history.append(Operation(key, kind, expected, wrote, outcome, began, ended))
 
     def read_all(self) -> None:
@@ -124,6 +126,14 @@ class Registers:
                 assert time.monotonic() < limit, f"seed {SEED}: r{number} cannot be read: {found}"
             ended = time.monotonic_ns()
             self.history.append(Operation(f"r{number}", READ, None, found, DONE, began, ended))
+
+
+def _wait_for_more(done: list[str], more: int, otherwise: str) -> None:
+    goal = len(done) + more
+    limit = time.monotonic() + QUIET_S
+    while len(done) < goal:
+        assert time.monotonic() < limit, f"seed {SEED}: {otherwise}"
+        time.sleep(0.05)
 
 
 class _Caller:
@@ -303,7 +313,9 @@ class World:
         """From one gateway: it must say that it does not know, and never what it last knew."""
         proxy = self.to_metadata[self.chance.choice(self.cluster.gateways).name]
         self.network.swallow(proxy)
-        registers.work_until(BETWEEN // 10)  # Half of all callers' requests wait for seconds now.
+        # Half of all requests wait for seconds now, and every caller soon has one of them. The others go on.
+        registers.doubt_until(2 * CALLERS)
+        registers.work_until(CALLERS)
         self.network.heal(proxy)
 
     def child_dies(self, registers: Registers) -> None:
