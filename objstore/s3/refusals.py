@@ -16,8 +16,9 @@ from typing import Final
 
 LEAST_S: Final = 0.05  # Below 100 ms with all that is added to it: nobody notices one.
 MOST_S: Final = 2.0  # Clients wait for an answer for ten seconds and more.
-# A second, of one tenant in one process: one part in fifty of a core at 0.2 ms each, up to 200 connections.
-PACE: Final = 100
+# A second, of one tenant in one process: one part in a hundred of a core. Past fifty connections that ask
+# again at once each waits for `MOST_S`.
+PACE: Final = 25
 WAITING_MAX: Final = 4_096  # As many as a worker has connections; those who hang up wait on without one.
 BODY_PART: Final = 8  # One part in so many of the memory for bodies.
 TENANTS_MAX: Final = 1_000  # Of which it is known when their last one leaves: about 100 KB.
