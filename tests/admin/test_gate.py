@@ -297,9 +297,10 @@ async def test_a_reseller_has_few_customers_on_trial_at_a_time(
     assert [await make(name) for name in ("one", "two", "three")] == [201, 201, 403]
     assert await make("three", trial_days=5) == 403
     assert await make("three", trial_days=0) == 201
-    state = {"state": "active"}
-    assert (await api("PUT", "/api/v1/tenants/one/state", state, token=tokens["upper-owner"])).status == 200
-    assert [await make(name) for name in ("four", "five")] == [201, 403]
+    for state, made in (("read_only", [403, 403]), ("active", [201, 403])):
+        path = "/api/v1/tenants/one/state"
+        assert (await api("PUT", path, {"state": state}, token=tokens["upper-owner"])).status == 200
+        assert [await make(name) for name in ("four", "five")] == made
 
 
 async def test_a_reseller_stops_its_customers_and_lets_go_only_those_it_stopped(api: Api) -> None:

@@ -242,10 +242,14 @@ async def _check_trials(call: Call) -> None:
     trials, after = 0, ""
     while names := await list_customers_of(call.kv, call.caller.tenant, after=after, limit=CUSTOMERS_AT_ONCE):
         after = names[-1]
-        values = await call.kv.get_many([account_key(name) for name in names])
-        trials += sum(value is not None and decode(value, AccountRecord).state == "trial" for value in values)
+        values = await call.kv.get_many([customer_key(name) for name in names])
+        customers = [decode(value, CustomerRecord) for value in values if value is not None]
+        # Also those that were stopped meanwhile: what they stored is there, and was never billed.
+        kept = [one.tenant for one in customers if one.trial_ends_us]
+        accounts = await call.kv.get_many([account_key(name) for name in kept])
+        trials += sum(value is None or decode(value, AccountRecord).state != "purged" for value in accounts)
         if trials >= TRIALS_MAX:
-            raise Problem(403, f"{TRIALS_MAX} of your customers are on trial: more begin with trial_days 0")
+            raise Problem(403, f"{TRIALS_MAX} of your customers are on trial, or were last: use trial_days 0")
 
 
 async def _only_seller(call: Call) -> str:
