@@ -1,7 +1,10 @@
-"""`objstore tenant export`: what a tenant has stored, handed back into a directory."""
+"""`objstore tenant export` and `tenant purge`: what a tenant has stored is handed back, and ends."""
 
+import hashlib
+import json
 import shutil
 import sys
+import time
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -12,10 +15,11 @@ from objstore.cli.exported import Broken, Sums, manifest_digest, verify
 from objstore.cli.exporting import Export
 from objstore.cli.output import DEGRADED, FAILURE, REFUSED, fail, harmless, size_text
 from objstore.cli.progress import Progress
-from objstore.cli.store import Store, asks
+from objstore.cli.store import Store, YesOption, asks, changes, quoted
 from objstore.config import ConfigError
 
 AT_ONCE: Final = 4  # Connections: the admin port is one process.
+LOOK_SECONDS: Final = 5.0  # Between two looks at a purge.
 SHOWN_MAX: Final = 20  # Findings, and objects that are missing, for people.
 
 
@@ -148,3 +152,52 @@ def _verify(store: Store, directory: Path) -> None:
     store.tell(f"{sums.objects} objects, {size_text(sums.bytes)}: all is what the manifest says", facts)
     if sums.missing or sums.doubtful:
         fail(f"but {len(sums.missing)} are missing and {sums.doubtful} doubtful", DEGRADED)
+
+
+@changes
+def purge_tenant(
+    store: Store,
+    tenant: Annotated[str, typer.Argument(help="The tenant's name.")],
+    proof: Annotated[
+        Path | None,
+        typer.Option(help="Write the proof there, as JSON, once it is there.", show_default=False),
+    ] = None,
+    wait: Annotated[float, typer.Option(help="Wait so many seconds for the proof.", min=0)] = 0,
+    yes: YesOption = False,
+) -> None:
+    """Delete all that a tenant has stored, for ever, and prove from the disks that it is gone.
+
+    Only who is terminating, its time to take data along over, is purged. The store does it by itself, which takes
+    as long as its trash is kept (upkeep.trash_days); the same command shows how far it is. Invoices and
+    usage stay. Ends with 3 while nothing is proven."""
+    path = f"/api/v1/tenants/{quoted(tenant)}"
+    found = store.get(f"{path}/purge")
+    if found["state"] == "none":
+        use = store.get(path)["use"]
+        words = f"All that {tenant} has stored will be deleted for ever: "
+        words += f"{use['objects']} objects in {use['buckets']} buckets, {size_text(use['bytes'])}."
+        store.confirm(tenant, words, yes=yes)
+        found = store.change("POST", f"{path}/purge")
+    found = _proven(store, f"{path}/purge", found, wait)
+    if found["state"] != "proven":
+        store.show_whole(found)
+        fail(f"{tenant} is not proven to be gone yet: {found['waiting'] or found['state']}", DEGRADED)
+    text = json.dumps(found["proof"], indent=2, sort_keys=True) + "\n"
+    if proof is not None:
+        proof.write_text(text)
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    store.tell(f"{tenant} is gone since {found['proven']}. SHA-256 of the proof: {digest}", found)
+
+
+def _proven(store: Store, path: str, found: dict[str, Any], seconds: float) -> dict[str, Any]:
+    """The purge when it is proven, or as it is after so many seconds; what it waits for is told."""
+    limit = time.monotonic() + seconds
+    told = ""
+    while found["state"] != "proven" and time.monotonic() < limit:
+        words = found["waiting"] or found["state"]
+        if words != told:
+            print(harmless(f"waiting: {words}"), file=sys.stderr, flush=True)
+            told = words
+        time.sleep(min(LOOK_SECONDS, max(0.0, limit - time.monotonic())))
+        found = store.get(path)
+    return found

@@ -12,7 +12,7 @@ from objstore.cli.audit import audit_app
 from objstore.cli.client import ConfigOption, DataOption, Refused, Unreachable, settings
 from objstore.cli.cluster import cluster_app
 from objstore.cli.configuration import config_app
-from objstore.cli.departures import export_tenant
+from objstore.cli.departures import export_tenant, purge_tenant
 from objstore.cli.dev import dev_app
 from objstore.cli.disks import disk_app, volume_app
 from objstore.cli.durability import durability
@@ -119,6 +119,7 @@ for command in (
 ):
     app.command()(command)
 tenant_app.command("export")(export_tenant)
+tenant_app.command("purge")(purge_tenant)
 for group, name in (
     (node_app, "node"),
     (cluster_app, "cluster"),

@@ -101,3 +101,17 @@ async def set_user_disabled(kv: Kv, name: str, disabled: bool) -> UserRecord:
         return msgspec.structs.replace(record, disabled=disabled)
 
     return await change_record(kv, user_key(name), UserRecord, switch, absent=no_such_user(name))
+
+
+async def forget_user(kv: Kv, name: str) -> UserRecord:
+    """What is a person's goes; the name stays, for the audit log names it, and serves nobody any more.
+
+    Raises: BadArgument (no such user), Denied (the root user stays).
+    """
+
+    def forget(record: UserRecord) -> UserRecord:
+        if record.root:
+            raise Denied("the root user is not forgotten")
+        return msgspec.structs.replace(record, disabled=True, email="")
+
+    return await change_record(kv, user_key(name), UserRecord, forget, absent=no_such_user(name))

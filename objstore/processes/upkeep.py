@@ -44,6 +44,7 @@ from objstore.processes.salvage_copies import Copies
 from objstore.processes.spec import Spec
 from objstore.processes.stopping import Stopping
 from objstore.upkeep.compaction import CompactionRules
+from objstore.upkeep.purging import PurgeRules
 from objstore.upkeep.rebalance import RebalanceRules
 from objstore.upkeep.service import Periods, Service
 from objstore.upkeep.trash import TrashRules
@@ -168,6 +169,7 @@ def _service(parts: Parts) -> Service:
         compaction_rules=CompactionRules(garbage_share=config.garbage_percent / 100),
         trash_rules=TrashRules(grace_s=grace_s, grace_least_s=min(grace_s, 86_400)),
         repair_grace_s=config.repair_grace_seconds,
+        purge_rules=PurgeRules(settle_s=PurgeRules().settle_s * config.period_factor),
         rebalance_rules=RebalanceRules(
             enabled=config.rebalance,
             bytes_per_second=config.rebalance_bytes_per_second,

@@ -12,8 +12,15 @@ from typing import Final
 import msgspec
 
 from objstore.errors import BadArgument
-from objstore.meta.kv import Kv, prefix_end
-from objstore.meta.schema import AccountRecord, TenantRecord, account_key, decode, tenant_key
+from objstore.meta.kv import Kv, counter, prefix_end
+from objstore.meta.schema import (
+    AccountRecord,
+    TenantRecord,
+    account_key,
+    decode,
+    tenant_key,
+    tenant_use_key,
+)
 from objstore.rental.changes import Change, commit_change
 from objstore.rental.customers import DAY_US, move_to
 from objstore.rental.records import (
@@ -174,7 +181,10 @@ async def begin_purge(kv: Kv, tenant: str, *, by: str, now_us: int) -> PurgeReco
         if now_us < customer.purge_after_us:
             days = -(-(customer.purge_after_us - now_us) // DAY_US)
             raise BadArgument(f"{tenant!r} may take its data along for {days} more days", name="tenant")
-        record = PurgeRecord(tenant=tenant, by=by, begun_us=now_us)
+        use = [counter(await change.value(tenant_use_key(tenant) + letter)) for letter in (b"b", b"o", b"s")]
+        record = PurgeRecord(
+            tenant=tenant, by=by, begun_us=now_us, buckets=use[0], objects=use[1], size=use[2]
+        )
         change.put(purge_key(tenant), record)
         return record
 

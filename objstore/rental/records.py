@@ -532,9 +532,9 @@ class PurgeRecord(Record, frozen=True, array_like=True, kw_only=True):
     by: str  # Who asked for it.
     begun_us: int
     state: str = "deleting"  # deleting | clearing | proven
-    buckets: int = 0  # Deleted so far,
+    buckets: int = 0  # What it held then,
     objects: int = 0
-    size: int = 0  # and bytes of their contents.
+    size: int = 0  # in billed bytes.
     deleted_us: int = 0  # When metadata held nothing of it any more.
     settled_us: int = 0  # When nothing that was under way then could store any more,
     newest_volume: int = 0  # and the newest volume at that moment: what is made later holds nothing of it.

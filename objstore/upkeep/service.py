@@ -14,6 +14,7 @@
     metering    every minute        hours that are over become usage records
     quotas      every minute        what tenants use, against what they may: for metrics and alerts
     adoption    every minute        what is from before there were meters (objects/adoption.py, so too)
+    purges      every minute        data of tenants that are gone: deleted, cleared off the disks, proven
     leases      every minute        leases begin, renew and end; what is sold is held against what is there
     invoices    every hour          drafts become final, and who does not pay is dunned
     figures     every 5 minutes     what is sold, billed and sealed: for metrics and alerts
@@ -49,6 +50,8 @@ from objstore.upkeep.invoicing import Invoicing
 from objstore.upkeep.leasing import Leasing
 from objstore.upkeep.metering import Metering
 from objstore.upkeep.plans import Damage
+from objstore.upkeep.purging import DEFAULT_RULES as PURGE_RULES
+from objstore.upkeep.purging import Purging, PurgeRules
 from objstore.upkeep.quotas import QuotaWatch
 from objstore.upkeep.rebalance import DEFAULT_RULES as REBALANCE_RULES
 from objstore.upkeep.rebalance import Rebalance, RebalanceRules
@@ -100,6 +103,7 @@ class Periods(msgspec.Struct, frozen=True, kw_only=True):
     quotas_s: float = 60.0
     adoption_s: float = 60.0
     leases_s: float = 60.0
+    purges_s: float = 60.0
     invoices_s: float = 3_600.0
     figures_s: float = 300.0
     audit_s: float = 60.0
@@ -121,6 +125,7 @@ class Periods(msgspec.Struct, frozen=True, kw_only=True):
             "quotas_s",
             "adoption_s",
             "leases_s",
+            "purges_s",
             "invoices_s",
             "figures_s",
             "audit_s",
@@ -147,6 +152,7 @@ class Service:
         trash_rules: trash.TrashRules = trash.DEFAULT_RULES,
         repair_grace_s: float = 900.0,
         rebalance_rules: RebalanceRules = REBALANCE_RULES,
+        purge_rules: PurgeRules = PURGE_RULES,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         """
@@ -157,7 +163,7 @@ class Service:
             pack_carried: objects.carrying.pack_left_behind, in the same way.
             release_reserved: objects.reservations.release_expired, in the same way.
             adopt: objects.adoption.adopt, in the same way.
-            store: the verbs over the same metadata, for leases; None: there are no leases.
+            store: the verbs over the same metadata, for leases and purges; None: there are none.
         """
         self._claim = Claim(ctx.kv, "upkeep", holder, ctx.clock)
         self._ctx = ctx = ctx.under(self._claim)
@@ -182,6 +188,7 @@ class Service:
         self._figures = Figures(ctx.kv, ctx.clock, None if self.leasing is None else self.leasing.report)
         self._auditing = Auditing(ctx.kv, ctx.clock, ctx.alarms)
         self._files = asyncio.Lock()  # Held by whoever moves or removes fragment files.
+        self._purging = None if store is None else Purging(ctx, store, self._files, purge_rules)
         self._tasks: list[asyncio.Task[None]] = []
         self._held = asyncio.Event()
         self._unfit: Callable[[], bool] = lambda: False
@@ -214,6 +221,8 @@ class Service:
         }
         if self.leasing is not None:
             loops["leases"] = (self.leasing.run, periods.leases_s)
+        if self._purging is not None:
+            loops["purges"] = (self._purging.run, periods.purges_s)
         if self._sweep_doomed is not None:
             loops["doomed"] = (self.doomed, periods.doomed_s)
         if self._pack_carried is not None:

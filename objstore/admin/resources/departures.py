@@ -1,4 +1,4 @@
-"""Who leaves: what is stored handed back.
+"""Who leaves: what is stored handed back (exports), and its end (purges).
 
 An export is begun, resumed and finished by acts that the audit log has; what is fetched in between needs one
 that is open. The operator exports at any time; a tenant's owner only while the account is terminating, for
@@ -12,7 +12,7 @@ from typing import Any, Final, TypeVar
 
 import msgspec
 
-from objstore.admin.callers import Rule
+from objstore.admin.callers import OPERATORS, Rule
 from objstore.admin.pages import page
 from objstore.admin.problems import Problem
 from objstore.admin.routes import Call, File, Nothing, Page, Route, in_path
@@ -24,7 +24,7 @@ from objstore.objects.exports import Exports, Holding
 from objstore.objects.values import etag_text
 from objstore.rental import departures
 from objstore.rental.customers import account_state
-from objstore.rental.records import ExportRecord, export_key
+from objstore.rental.records import ExportRecord, PurgeRecord, export_key, purge_key
 
 OWNER: Final = Rule(action="tenant:Write", resellers=False)  # What is stored is not its reseller's to read.
 OBJECTS_MAX: Final = 500  # Of one page: with all their metadata about 2 MB.
@@ -114,6 +114,23 @@ class OfBody(Nothing, frozen=True, kw_only=True, forbid_unknown_fields=True):
     key: str  # A key_base64.
     order: int
     first: int = 0  # Offset of the first byte.
+
+
+class Purge(msgspec.Struct, frozen=True, kw_only=True):
+    """How far the end of a tenant's data is."""
+
+    tenant: str
+    state: str  # none | deleting | clearing | proven
+    by: str
+    begun: str | None
+    buckets: int  # What it held when it began,
+    objects: int
+    bytes: int  # billed.
+    deleted: str | None
+    looked: str | None
+    waiting: str  # Why it is not proven yet.
+    proven: str | None
+    proof: dict[str, Any] | None
 
 
 def text_of(raw: bytes) -> str:
@@ -313,6 +330,40 @@ async def body(call: Call) -> Any:
     return File(piece, "application/octet-stream", "piece")
 
 
+# Purges.
+
+
+def purge_records(call: Call) -> Sequence[bytes]:
+    return [purge_key(call.params["tenant"])]
+
+
+async def purge(call: Call) -> Any:
+    by, tenant = call.caller.name, call.params["tenant"]
+    return _purge(await departures.begin_purge(call.kv, tenant, by=by, now_us=call.now_us))
+
+
+async def show_purge(call: Call) -> Any:
+    found = await departures.find_purge(call.kv, call.params["tenant"])
+    return _purge(found or PurgeRecord(tenant=call.params["tenant"], by="", begun_us=0, state="none"))
+
+
+def _purge(record: PurgeRecord) -> dict[str, Any]:
+    return {
+        "tenant": record.tenant,
+        "state": record.state,
+        "by": record.by,
+        "begun": moment(record.begun_us),
+        "buckets": record.buckets,
+        "objects": record.objects,
+        "bytes": record.size,
+        "deleted": moment(record.deleted_us),
+        "looked": moment(record.looked_us),
+        "waiting": record.waiting,
+        "proven": moment(record.proven_us),
+        "proof": msgspec.json.decode(record.proof) if record.proof else None,
+    }
+
+
 _TENANT: Final = "/api/v1/tenants/{tenant}"
 _EXPORT: Final = f"{_TENANT}/exports/{{export}}"
 _BUCKET: Final = f"{_EXPORT}/buckets/{{bucket}}"
@@ -354,5 +405,14 @@ ROUTES: Final = (
         method="GET", path=f"{_BUCKET}/body", name="read_exported_body",
         summary="A piece of a body: at most 4 MiB from `first` on.",
         rule=OWNER, owner=in_path, query=OfBody, handler=body, answer=File,
+    ),
+    Route(
+        method="GET", path=f"{_TENANT}/purge", name="show_purge", summary="How far its purge is; its proof.",
+        rule=Rule(action="tenant:Read"), owner=in_path, handler=show_purge, answer=Purge, tags=purge_records,
+    ),
+    Route(
+        method="POST", path=f"{_TENANT}/purge", name="purge_tenant",
+        summary="Delete all that it has stored, for ever; the proof follows.",
+        rule=OPERATORS, owner=in_path, handler=purge, answer=Purge, status=202, tags=purge_records,
     ),
 )  # fmt: skip
