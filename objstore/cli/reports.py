@@ -3,12 +3,14 @@
 import http.client
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 
 import typer
 
 from objstore.cli.client import Refused
+from objstore.cli.renting import amount
 from objstore.cli.renting import report_app as report_app  # With the commands of this module.
 from objstore.cli.store import Store, asks, quoted
 from objstore.config import ConfigError
@@ -84,3 +86,81 @@ def _progress(count: int) -> None:
     """On a terminal, one line that is written over."""
     if sys.stderr.isatty():
         print(f"\r{count >> 20} MiB ...", end="", file=sys.stderr, flush=True)
+
+
+By = Annotated[str, typer.Option("--by", help="tenant; reseller: with all under it; all: one sum.")]
+Rows = list[dict[str, Any]]
+
+
+@report_app.command("revenue")
+@asks
+def report_revenue(
+    store: Store,
+    month: Annotated[str, typer.Option(help="As 2026-10.  [the one that runs]", show_default=False)] = "",
+    until: Annotated[str, typer.Option(help="The last of several months.", show_default=False)] = "",
+    by: By = "tenant",
+) -> None:
+    """What months were invoiced for, credit notes taken off; what came in, and what is open."""
+    rows = store.listed("/api/v1/reports/revenue", month=month, until=until)
+    amounts = ("net", "tax", "total", "credited", "received", "open")
+    found = summed(rows, by, ("month", "currency"), amounts)
+    store.show(_in_units(found, amounts), "tenant", "month", "currency", *amounts)
+
+
+@report_app.command("aging")
+@asks
+def report_aging(store: Store, by: By = "tenant") -> None:
+    """What is owed just now, by how many days it is due."""
+    rows = store.listed("/api/v1/reports/aging")
+    amounts = ("not_due", "due_30", "due_60", "due_90", "due_longer", "open")
+    found = summed(rows, by, ("currency",), (*amounts, "invoices"))
+    store.show(_in_units(found, amounts), "tenant", "currency", *amounts, "invoices")
+
+
+@report_app.command("usage")
+@asks
+def report_usage(
+    store: Store,
+    month: Annotated[str, typer.Option(help="As 2026-10.  [the one that runs]", show_default=False)] = "",
+    by: By = "tenant",
+) -> None:
+    """What was used in a month, as far as it is sealed: byte-seconds, requests, bytes sent."""
+    rows = store.listed("/api/v1/reports/usage", month=month)
+    counts = (
+        "stored_byte_seconds", "early_delete_byte_seconds", "requests_a", "requests_b",
+        "sent_internet_bytes", "sent_internal_bytes", "sent_replication_bytes",
+    )  # fmt: skip
+    store.show(summed(rows, by, ("month",), counts), "tenant", "month", *counts)
+
+
+def summed(rows: Rows, by: str, same: Sequence[str], counts: Sequence[str]) -> Rows:
+    """A report's rows by tenant, by whoever stands right under the caller, or all together.
+
+    Args:
+        same: fields that rows of one sum have alike.
+        counts: what is summed.
+
+    Raises: ConfigError.
+    """
+    if by not in ("tenant", "reseller", "all"):
+        raise ConfigError(f"--by {by}: it is tenant, reseller or all")
+    if by == "tenant":
+        return rows
+    sums: dict[tuple[str, ...], dict[str, Any]] = {}
+    for row in rows:
+        who = "" if by == "all" else [*row["resellers"], row["tenant"]][0]
+        place = (who, *(row[name] for name in same))
+        there = sums.setdefault(
+            place, {"tenant": who, **{name: row[name] for name in same}, **dict.fromkeys(counts, 0)}
+        )
+        for name in counts:
+            there[name] += row[name]
+    return [sums[place] for place in sorted(sums)]
+
+
+def _in_units(rows: Rows, amounts: Sequence[str]) -> Rows:
+    """Amounts as decimals of their currency: 93242.45."""
+    return [
+        {**row, **{name: amount(row[name], row["currency"]).partition(" ")[0] for name in amounts}}
+        for row in rows
+    ]
