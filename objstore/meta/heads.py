@@ -10,27 +10,34 @@ column of integers or digests is a handful of slices. Records of another shape a
     2       cf, order (8, big-endian)
     11      c4 00, the null version
     13      the size: its marker and its 0 to 8 bytes (one below 128 is its own marker)
-    14 + w  c4 10, the ETag (16)
-    32 + w  c4, the checksum's length, and its first byte: algorithm and type
+    14 + w  c4 10, the ETag (16); of a completed upload c4 12, and its number of parts (2) behind it
+    32 + w  c4, the checksum's length, and its first byte: algorithm and type; an upload's, 34 + w
 
 May not know: keys, how any of it is shown.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from struct import unpack
 from typing import Final, NamedTuple
 
+from objstore.errors import Corrupt
 from objstore.meta.schema import decode_listed
 
 NO_CHECKSUM: Final = 0xFF  # In `Heads.checksums`. No algorithm's code.
-ETAG_SIZE: Final = 16  # Bytes of an ETag that is an MD5.
+DIGEST_SIZE: Final = 16  # Bytes of an MD5.
 FEW: Final = 8  # Records: up to here one after another is quicker.
 
-_HEAD_SIZE: Final = 43  # Bytes that are looked at: up to the checksum's first, behind a size of nine bytes.
+_HEAD_SIZE: Final = (
+    45  # Bytes that are looked at: of a size of nine bytes and an upload, the end of the above.
+)
+_ORDER_AT: Final = 3
 _MARKER_AT: Final = 13
 _SIZE_AT: Final = 14
-_ORDER_AT: Final = 3
 _SHAPE: Final = ((0, b"\x99"), (1, b"\x01"), (2, b"\xcf"), (11, b"\xc4"), (12, b"\x00"))  # What is where.
+_BINARY: Final = 0xC4  # Bytes follow, of a length of one byte.
+_ETAG: Final = DIGEST_SIZE  # Lengths of an ETag,
+_UPLOADS_ETAG: Final = DIGEST_SIZE + 2
+_ETAGS: Final = bytes([_ETAG, _UPLOADS_ETAG])
 _WIDTHS: Final = {**dict.fromkeys(range(0x80), 0), 0xCC: 1, 0xCD: 2, 0xCE: 4, 0xCF: 8}  # By marker.
 # By marker: what makes it a size of eight bytes, and where the rest of the head is.
 _PADDING: Final = {
@@ -47,15 +54,19 @@ class Heads(NamedTuple):
 
     orders: Sequence[int]  # Microseconds since 1970.
     sizes: Sequence[int]  # Bytes.
-    etags: bytes | list[bytes]  # In one piece if each has ETAG_SIZE bytes.
+    digests: bytes  # The first DIGEST_SIZE bytes of each ETag, one behind the other.
+    parts: Mapping[int, int]  # Of completed uploads: index -> the number of parts that its ETag names.
     checksums: bytes  # The first byte of each Checksum.pack(), NO_CHECKSUM where there is none.
 
 
-NO_HEADS: Final = Heads((), (), b"", b"")
+NO_HEADS: Final = Heads((), (), b"", {}, b"")
 
 
 def decode_heads(values: Sequence[bytes]) -> Heads:
-    """The heads of these ObjectRecords. Raises: as `schema.decode`, for any of them."""
+    """The heads of these ObjectRecords.
+
+    Raises: as `schema.decode`, for any of them; Corrupt for one whose ETag has no digest.
+    """
     found = _in_columns(values) if len(values) > FEW else None
     return _one_by_one(values) if found is None else found
 
@@ -63,11 +74,17 @@ def decode_heads(values: Sequence[bytes]) -> Heads:
 def _one_by_one(values: Sequence[bytes]) -> Heads:
     records = decode_listed(values)
     etags = [record.etag for record in records]
-    joined = b"".join(etags)
+    if any(len(etag) < DIGEST_SIZE for etag in etags):
+        raise Corrupt("the ETag of an object's record is too short")
     return Heads(
         [record.order for record in records],
         [record.size for record in records],
-        joined if set(map(len, etags)) <= {ETAG_SIZE} else etags,
+        b"".join([etag[:DIGEST_SIZE] for etag in etags]),
+        {
+            index: int.from_bytes(etag[DIGEST_SIZE:], "big")
+            for index, etag in enumerate(etags)
+            if len(etag) > DIGEST_SIZE
+        },
         bytes([record.checksum[0] if record.checksum else NO_CHECKSUM for record in records]),
     )
 
@@ -84,19 +101,43 @@ def _in_columns(values: Sequence[bytes]) -> Heads | None:
         if markers.translate(None, _MARKERS):
             return None
         heads, width = _fitted(values, markers), 8
-    etag_at = _SIZE_AT + width + 2
-    checksum_at = etag_at + ETAG_SIZE + 2
-    variable = ((etag_at - 2, b"\xc4"), (etag_at - 1, bytes([ETAG_SIZE])), (checksum_at - 2, b"\xc4"))
-    if any(heads[at::_HEAD_SIZE] != byte * count for at, byte in _SHAPE + variable):
+    etag_at = _SIZE_AT + width
+    shape = (*_SHAPE, (etag_at, bytes([_BINARY])))
+    if any(heads[at::_HEAD_SIZE] != byte * count for at, byte in shape):
         return None
-    etags = bytearray(count * ETAG_SIZE)
-    for index in range(ETAG_SIZE):
-        etags[index::ETAG_SIZE] = heads[etag_at + index :: _HEAD_SIZE]
-    checksums, lengths = heads[checksum_at::_HEAD_SIZE], heads[checksum_at - 1 :: _HEAD_SIZE]
+    etags = heads[etag_at + 1 :: _HEAD_SIZE]
+    if etags.translate(None, _ETAGS):
+        return None
+    found = _checksums(heads, etags, etag_at + 2 + DIGEST_SIZE)
+    if found is None:
+        return None
+    digests = bytearray(count * DIGEST_SIZE)
+    for index in range(DIGEST_SIZE):
+        digests[index::DIGEST_SIZE] = heads[etag_at + 2 + index :: _HEAD_SIZE]
+    return Heads(_integers(heads, _ORDER_AT, 8), _integers(heads, _SIZE_AT, width), bytes(digests), *found)
+
+
+def _checksums(heads: bytes, etags: bytes, at: int) -> tuple[dict[int, int], bytes] | None:
+    """`Heads.parts` and `Heads.checksums`; None if there is anything else behind an ETag's digest.
+
+    Args:
+        etags: the length of each ETag.
+        at: where in a head the digest ends.
+    """
+    marks, lengths, codes = (bytearray(heads[at + index :: _HEAD_SIZE]) for index in range(3))
+    parts = {}
+    if _UPLOADS_ETAG in etags:
+        uploads = [index for index, length in enumerate(etags) if length == _UPLOADS_ETAG]
+        next_lengths, next_codes = heads[at + 3 :: _HEAD_SIZE], heads[at + 4 :: _HEAD_SIZE]
+        for index in uploads:
+            parts[index] = marks[index] << 8 | lengths[index]
+            marks[index], lengths[index], codes[index] = codes[index], next_lengths[index], next_codes[index]
+    if marks.count(_BINARY) != len(etags):
+        return None
     if 0 in lengths:  # What stands at its place is no checksum.
-        pairs = zip(checksums, lengths, strict=True)
-        checksums = bytes([code if length else NO_CHECKSUM for code, length in pairs])
-    return Heads(_integers(heads, _ORDER_AT, 8), _integers(heads, _SIZE_AT, width), bytes(etags), checksums)
+        pairs = zip(codes, lengths, strict=True)
+        return parts, bytes([code if length else NO_CHECKSUM for code, length in pairs])
+    return parts, bytes(codes)
 
 
 def _fitted(values: Sequence[bytes], markers: bytes) -> bytes:

@@ -12,12 +12,11 @@ from typing import Final
 
 from aiohttp import web
 
-from objstore.meta.heads import ETAG_SIZE, NO_CHECKSUM, Heads
+from objstore.meta.heads import DIGEST_SIZE, NO_CHECKSUM, Heads
 from objstore.meta.schema import CHECKSUMS
 from objstore.objects import buckets, listing
 from objstore.objects.listing import Page, empty_page
 from objstore.objects.placing import STANDARD
-from objstore.objects.values import etag_text
 from objstore.s3.answers import whole_document
 from objstore.s3.call import Call
 from objstore.s3.errors import S3Fault, escape, invalid_argument
@@ -128,20 +127,20 @@ def _entries(
     """
     if not names:
         return []
-    times, etags, checksums = _Times(middle), heads.etags, heads.checksums
+    times, checksums = _Times(middle), heads.checksums
     pieces = [tail + head] * (6 * len(names))
     pieces[-1] = tail
     pieces[0::6] = names
     pieces[1::6] = [times[order // 1_000_000] for order in heads.orders]
-    pieces[2::6] = (
-        etags.hex("\n", ETAG_SIZE).split("\n") if isinstance(etags, bytes) else map(etag_text, etags)
-    )
+    pieces[2::6] = heads.digests.hex("\n", DIGEST_SIZE).split("\n")
     pieces[3::6] = (
         [_CHECKSUM_ROWS[checksums[0]]] * len(names)
         if checksums.count(checksums[0]) == len(names)  # As good as always.
         else map(_CHECKSUM_ROWS.__getitem__, checksums)
     )
     pieces[4::6] = map(str, heads.sizes)
+    for index, parts in heads.parts.items():
+        pieces[6 * index + 2] += f"-{parts}"
     for index, name in classes.items():
         behind = 6 * index + 5
         pieces[behind] = pieces[behind].replace(_CLASS + STANDARD, _CLASS + escape(name), 1)
