@@ -296,8 +296,8 @@ def _rotation_families(looked: bool, rotation: RotationRecord | None) -> list[Fa
             [((), [began_us / 1e6])] if looked else [],
         ),
         _gauge(
-            "master_key_rotation_secrets",
-            "Secrets that the last change of the master key has sealed anew.",
+            "master_key_rotation_sealed",
+            "What the last change of the master key has sealed anew: keys, targets, authorities.",
             (),
             [((), [float(done)])] if looked else [],
         ),

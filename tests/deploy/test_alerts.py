@@ -96,7 +96,7 @@ WELL = {
     'objstore_audit_broken{instance="a"}': f"0x{LAST}",
     'objstore_audit_verified_timestamp_seconds{instance="a"}': f"1+60x{LAST}",
     'objstore_master_key_rotation_began_timestamp_seconds{instance="a"}': f"0x{LAST}",
-    'objstore_master_key_rotation_secrets{instance="a"}': f"7x{LAST}",
+    'objstore_master_key_rotation_sealed{instance="a"}': f"7x{LAST}",
 }
 
 # Alert -> what is otherwise, as {series without its labels' braces closed: values}.
@@ -214,7 +214,7 @@ NEAR: dict[str, dict[str, str]] = {
     },
     "a change of the master key that goes on": {
         "objstore_master_key_rotation_began_timestamp_seconds{": f"60x{LAST}",
-        "objstore_master_key_rotation_secrets{": f"0+1x{LAST}",
+        "objstore_master_key_rotation_sealed{": f"0+1x{LAST}",
     },
 }
 # What comes along, since it is implied; also of what is nearly one.

@@ -143,7 +143,7 @@ async def test_a_change_of_the_master_key_is_told_while_it_is_under_way() -> Non
         await kv.commit(Transaction(put={ROTATION_KEY: encode(record)}))
         await figures.look()
         assert samples(figures, "master_key_rotation_began_timestamp_seconds") == {(): began}
-        assert samples(figures, "master_key_rotation_secrets") == {(): record.done}
+        assert samples(figures, "master_key_rotation_sealed") == {(): record.done}
 
 
 async def test_before_anybody_has_looked_and_when_another_process_does_there_is_nothing_to_show() -> None:
