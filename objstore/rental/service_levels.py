@@ -281,12 +281,10 @@ def credit_lines(
         base = round_half_up(affected + Fraction(discounts * affected, whole)) if whole else 0
         amount = round_half_up(base * Fraction(assessment.credit))
         if amount > 0:
-            share = f"{(assessment.credit * 100).normalize():f} % × {Money(base, currency)}"
             found.append(
                 Line(
                     kind="credit",
-                    description=f"{caption('sla_credit', language)} {level.id}"
-                    f" ({assessment.uptime_text()} %; {share})",
+                    description=_credit_words(assessment, Money(base, currency), language),
                     storage_class="" if level.storage_class == ANY else level.storage_class,
                     begin_us=assessment.begin_s * SECOND_US,
                     end_us=assessment.end_s * SECOND_US,
@@ -295,6 +293,16 @@ def credit_lines(
                 )
             )
     return found
+
+
+def _credit_words(assessment: Assessment, base: Money, language: str) -> str:
+    """'Avoir de niveau de service s3-standard 2026-03 (99,8947 %; 10 % × 100,00)'."""
+    share = f"{(assessment.credit * 100).normalize():f}"
+    worked = f"({assessment.uptime_text()} %; {share} % × {base})"
+    if language != "en":
+        worked = worked.replace(".", ",")
+    month = Month.containing(assessment.begin_s)
+    return f"{caption('sla_credit', language)} {assessment.level.id} {month} {worked}"
 
 
 def proof_csv(assessment: Assessment) -> str:

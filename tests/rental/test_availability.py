@@ -308,7 +308,7 @@ async def test_a_month_with_an_outage_is_credited_on_the_next_invoice_once() -> 
         assert await list_carried(kv, tenant) == []
     (_, credit) = await lines_of(kv, "acme", APRIL)
     # 1 - 9.4 / 8928 = 0.998947...
-    assert credit.description == "Avoir de niveau de service s3-standard (99.8947 %; 10 % × 100.00)"
+    assert credit.description == "Avoir de niveau de service s3-standard 2026-03 (99,8947 %; 10 % × 100,00)"
     assert (credit.begin_us, credit.end_us) == (BEGIN * SECOND_US, MARCH.end_s * SECOND_US)
     await serve(kv, APRIL)
     await seal(kv, MAY)

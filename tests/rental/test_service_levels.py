@@ -145,7 +145,7 @@ def test_the_credit_is_of_the_affected_class_before_tax_after_discounts() -> Non
     ]
     [credit] = credit_lines(failed(9), lines, "DZD")
     assert (credit.kind, credit.net) == ("credit", -72_00)  # A tenth of 800 less its 80 of discount.
-    assert credit.description == "Avoir de niveau de service s3-standard (99.8958 %; 10 % × 720.00)"
+    assert credit.description == "Avoir de niveau de service s3-standard 2026-11 (99,8958 %; 10 % × 720,00)"
     assert credit_lines(failed(8), lines, "DZD") == []
     [whole] = credit_lines(failed(433), lines, "DZD")
     assert whole.net == -720_00
@@ -180,7 +180,7 @@ def test_the_credit_is_by_product_so_that_each_gives_its_own_tax_back() -> None:
     ]
     given_back = credit_lines(failed(87), lines, "EUR", "en")
     assert [(credit.product, credit.net) for credit in given_back] == [("reduced", -1_26), ("storage", -2_50)]
-    assert given_back[0].description == "Service level credit s3-standard (98.9930 %; 25 % × 5.05)"
+    assert given_back[0].description == "Service level credit s3-standard 2026-11 (98.9930 %; 25 % × 5.05)"
 
 
 def test_a_level_for_all_classes_gives_back_of_all_charges() -> None:
