@@ -40,7 +40,7 @@ from objstore.metrics import Family, counter, gauge
 from objstore.node.disk import DiskState
 from objstore.objects.ledger import BEING_ADDED, DOUBTS
 from objstore.objects.store import Store
-from objstore.upkeep import auditing, compaction, invoicing, leasing, scrub, trash
+from objstore.upkeep import auditing, compaction, invoicing, leasing, metering, scrub, trash
 from objstore.upkeep.auditing import Auditing
 from objstore.upkeep.claims import Claim
 from objstore.upkeep.context import Context
@@ -51,7 +51,7 @@ from objstore.upkeep.leasing import Leasing
 from objstore.upkeep.metering import Metering
 from objstore.upkeep.plans import Damage
 from objstore.upkeep.purging import DEFAULT_RULES as PURGE_RULES
-from objstore.upkeep.purging import Purging, PurgeRules
+from objstore.upkeep.purging import PurgeRules, Purging
 from objstore.upkeep.quotas import QuotaWatch
 from objstore.upkeep.rebalance import DEFAULT_RULES as REBALANCE_RULES
 from objstore.upkeep.rebalance import Rebalance, RebalanceRules
@@ -68,7 +68,15 @@ REPAIRED_AT_ONCE: Final = 8  # Files of one pass.
 REPAIRS_IN_A_ROW: Final = 64  # Passes without a pause while there is much to rebuild.
 # Alarms of renting: each has a metric and an alert of its own, most of them for a working day.
 RENTING: Final = frozenset(
-    {leasing.ALARM, leasing.RUNWAY, leasing.IDLE, invoicing.REFUSED, invoicing.UNPRICED, auditing.ALARM}
+    {
+        leasing.ALARM,
+        leasing.RUNWAY,
+        leasing.IDLE,
+        invoicing.REFUSED,
+        invoicing.UNPRICED,
+        metering.AHEAD,
+        auditing.ALARM,
+    }
 )
 JUDGED_MAX: Final = 100_000  # Volumes whose garbage was found not worth it, remembered.
 
@@ -289,7 +297,7 @@ class Service:
         if not leads:
             self.quotas.forget()
             self._figures.forget()
-        metering = self.metering
+        meters = self.metering
         return [
             *self.quotas.families(),
             *self._figures.families(),
@@ -297,11 +305,11 @@ class Service:
             gauge(
                 "metering_clock_ahead_hours",
                 "Hours that the clock is too far beyond the last sealed one; 0: it may be right.",
-                metering.ahead_hours,
+                meters.ahead_hours,
             ),
-            counter("metering_records", "Usage records sealed.", metering.sealed),
+            counter("metering_records", "Usage records sealed.", meters.sealed),
             counter(
-                "metering_corrections", "Usage records made or changed by what came late.", metering.corrected
+                "metering_corrections", "Usage records made or changed by what came late.", meters.corrected
             ),
         ]
 
