@@ -610,3 +610,64 @@ async def test_leases_that_begin_and_end_at_the_same_time_leave_the_bound_of_wha
         )
         expected = storable_bytes(await leases_of(kv, "acme"), now_us)
         assert await bound_of(kv) == expected, SEED
+
+
+class WatchedMarket(SlowKv):
+    """Nothing is ever sold above what is usable, at no moment of any lease, behind no commit."""
+
+    watching = False
+
+    async def commit(self, transaction: Transaction) -> None:
+        await super().commit(transaction)
+        if self.watching:
+            sold = await read_book(self, Supply(nodes=POOLS, code=(4, 2)))
+            assert sold.oversold(START_US) == 0, "a commit sold the same byte twice"
+
+
+POOLS = [*six_nodes(), *six_nodes(first=11, pool="cold")]
+
+
+async def test_whatever_gateways_sell_at_the_same_time_no_commit_sells_a_byte_twice() -> None:
+    """Signatures, orders, larger steps, renewals and early ends of two pools, from many sides at once."""
+    chance = random.Random(SEED)
+    survey = surveyed(POOLS)
+    for _ in range(10):
+        kv = WatchedMarket()
+        market = await a_market()
+        await kv.commit(Transaction(put=dict(await market.scan(b"", b"\xff", 1_000))))
+        for pool in ("", "cold"):
+            offer = OfferRecord(name=f"of{pool}", least=TB, most=4 * TB, terms_months=[6, 12], pool=pool)
+            await put_offer(kv, offer, now_us=START_US)
+        for number in range(14):
+            pool = chance.choice(["", "cold"])
+            base = lease(number, months=chance.choice([1, 6, 12]), capacity=chance.randint(1, 5) * TB)
+            await make_lease(
+                kv, msgspec.structs.replace(base, pool=pool, renews=chance.random() < 0.5), now_us=START_US
+            )
+        for number in range(4):
+            await asyncio.gather(sign(kv, an_id(number), survey, now_us=START_US), return_exceptions=True)
+        await advance(kv, survey, now_us=START_US)
+        kv.watching = True
+        now_us = (await find_lease(kv, an_id(0))).begin_us + 20 * DAY_US  # Renewals of a month are due.
+        acts = [sign(kv, an_id(number), survey, now_us=now_us) for number in range(4, 14)]
+        acts += [
+            extend_ramp(kv, an_id(number), survey, from_us=now_us + DAY_US, size=size * TB, now_us=now_us)
+            for number, size in zip(range(4), chance.sample(range(1, 8), 4), strict=True)
+        ]
+        orders = [
+            order(
+                kv, f"of{pool}", survey, lease=an_id(100 + number), tenant="acme", begin_us=now_us,
+                size=chance.randint(1, 4) * TB, term_months=6, now_us=now_us,
+            )
+            for number, pool in enumerate(chance.choices(["", "cold"], k=6))
+        ]  # fmt: skip
+        others = [
+            advance(kv, survey, now_us=now_us),
+            terminate(kv, an_id(0), at_us=now_us + 2 * DAY_US, now_us=now_us),
+        ]
+        everything = [*acts, *orders, *others]
+        chance.shuffle(everything)
+        outcomes = await asyncio.gather(*everything, return_exceptions=True)
+        refusals = [one for one in outcomes if isinstance(one, BaseException)]
+        assert all(isinstance(one, (NotEnoughCapacity, BadArgument)) for one in refusals), (SEED, refusals)
+        assert len(refusals) < len(outcomes), SEED
