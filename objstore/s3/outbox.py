@@ -26,8 +26,7 @@ from multidict import CIMultiDict
 if TYPE_CHECKING:
     from objstore.s3.app import EdgeRequest
 
-# Bytes: a larger body is not copied behind its head. uvloop hands both to the kernel in one call: from its
-# high-water mark on, which is as much, it does not wait for the end of the turn.
+# Bytes: a larger body is not copied behind its head; uvloop hands both to the kernel in one call.
 JOINED_MAX: Final = 64 * 1024
 
 
@@ -51,7 +50,7 @@ class Outbox:
 
     def __init__(self, fixed: bytes) -> None:
         self._fixed = fixed
-        self._waiting: list[tuple[asyncio.Transport, bytes | bytearray]] = []
+        self._waiting: list[tuple[asyncio.Transport, tuple[bytes | bytearray, ...]]] = []
         self._date = (0, b"")  # The second, and its header line.
 
     async def answer(self, request: "EdgeRequest", response: web.Response) -> None:
@@ -106,9 +105,7 @@ class Outbox:
         request.first_byte_at = time.monotonic()
         if not self._waiting:
             asyncio.get_running_loop().call_soon(self.send)
-        self._waiting.append((transport, data))
-        if apart:
-            self._waiting.append((transport, rest))
+        self._waiting.append((transport, (data, rest) if apart else (data,)))
 
     def _date_line(self) -> bytes:
         now = int(time.time())
@@ -119,6 +116,10 @@ class Outbox:
     def send(self) -> None:
         """Write what waits, now."""
         waiting, self._waiting = self._waiting, []
-        for transport, data in waiting:
-            if not transport.is_closing():
-                transport.write(data)
+        for transport, pieces in waiting:
+            if transport.is_closing():
+                continue
+            if len(pieces) == 1:
+                transport.write(pieces[0])
+            else:
+                transport.writelines(pieces)
