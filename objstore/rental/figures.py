@@ -1,4 +1,4 @@
-"""What renting comes to, in figures: leases as they stand, invoices that are open, months that wait.
+"""What renting comes to, in figures: leases, invoices that are open, what was not served, purges.
 
 Invoices are found by the indexes of what is open, so that a look costs what is open and what was drafted, not
 all that was ever billed: settled are those that were given a number less those that are open.
@@ -13,9 +13,11 @@ from typing import Final
 
 from objstore.meta.kv import Kv, pages, prefix_end
 from objstore.meta.schema import decode
+from objstore.rental.availability import unserved_minutes
 from objstore.rental.commitments import commitment_of
 from objstore.rental.customers import DAY_US
 from objstore.rental.invoices import final_from
+from objstore.rental.meters import HOUR_S
 from objstore.rental.money import Money
 from objstore.rental.months import SECOND_US, Month
 from objstore.rental.plans import BYTES
@@ -24,6 +26,7 @@ from objstore.rental.records import (
     InvoiceRecord,
     LeaseRecord,
     PeriodRecord,
+    PurgeRecord,
     SellerRecord,
     SeriesRecord,
     WalletRecord,
@@ -31,18 +34,22 @@ from objstore.rental.records import (
     document_key,
     draft_key,
     period_key,
+    purge_key,
     seller_key,
     wallet_key,
 )
 from objstore.rental.sales import SOLD
 from objstore.rental.series import CREDIT_NOTE, INVOICE, LETTERS
+from objstore.rental.service_levels import ServiceMonthRecord, service_month_key
 from objstore.rental.settlement import DRAFT, open_amount
+from objstore.rental.usage import sealed_until
 
 PAGE: Final = 500
 OPEN_PREFIX: Final = b"YO"
 SERIES_PREFIX: Final = b"Yn"
 ENDING_DAYS: Final = (30, 60, 90)
 OPEN_STATES: Final = (DRAFT, "final", "overdue")
+PURGE_STATES: Final = ("deleting", "clearing", "proven")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,6 +93,35 @@ def _size_at(lease: LeaseRecord, now_us: int) -> int:
     return sum(size for begin_s, end_s, size in commitment_of(lease).spans() if begin_s <= now_s < end_s)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PurgeFigures:
+    """Tenants whose data is deleted for ever."""
+
+    count: dict[str, int]  # By state.
+    oldest_us: int  # When the oldest that is not proven was begun; 0: there is none.
+
+
+async def purge_figures(kv: Kv) -> PurgeFigures:
+    """As metadata has it now. Raises: MetaUnavailable."""
+    count = dict.fromkeys(PURGE_STATES, 0)
+    begun: list[int] = []
+    start = purge_key("")
+    async for pairs in pages(kv, start, prefix_end(start), PAGE):
+        for _, value in pairs:
+            record = decode(value, PurgeRecord)
+            count[record.state] += 1
+            if record.state != "proven":
+                begun.append(record.begun_us)
+    return PurgeFigures(count=count, oldest_us=min(begun, default=0))
+
+
+async def unserved(kv: Kv, now_us: int) -> int:
+    """Minutes of this month, as far as it is sealed, in which no gateway served. Raises: MetaUnavailable."""
+    month = Month.containing(now_us // SECOND_US)
+    until_s = min(month.end_s, await sealed_until(kv) * HOUR_S)
+    return len(await unserved_minutes(kv, month.begin_s, until_s)) if until_s > month.begin_s else 0
+
+
 @dataclass(slots=True, kw_only=True)
 class BillingFigures:
     """Customers and their documents at one moment. Amounts: currency -> smallest units."""
@@ -97,6 +133,7 @@ class BillingFigures:
     overdue: dict[str, int] = field(default_factory=dict)
     drafted: dict[str, int] = field(default_factory=dict)  # On drafts, with tax.
     last_month: dict[str, int] = field(default_factory=dict)  # On its drafts and invoices, before tax.
+    credited: dict[str, int] = field(default_factory=dict)  # For service levels in that month, before tax.
     wallets: dict[str, int] = field(default_factory=dict)  # What was paid in advance.
     oldest_due_us: int = 0  # Of what is overdue; 0: nothing is.
     late_drafts: int = 0  # That could be final by now,
@@ -119,8 +156,8 @@ async def billing_figures(kv: Kv, now_us: int) -> BillingFigures:
     return found
 
 
-def _add(sums: dict[str, int], record: InvoiceRecord, amount: int) -> None:
-    sums[record.currency] = sums.get(record.currency, 0) + amount
+def _add(sums: dict[str, int], currency: str, amount: int) -> None:
+    sums[currency] = sums.get(currency, 0) + amount
 
 
 async def _documents(kv: Kv, ids: Sequence[str]) -> list[InvoiceRecord]:
@@ -144,8 +181,8 @@ async def _count_open(kv: Kv, found: BillingFigures, now_us: int) -> None:
                 continue  # Paid since the scan.
             late = record.due_us < now_us
             found.invoices["overdue" if late else "final"] += 1
-            _add(found.open, record, amount)
-            _add(found.overdue, record, amount if late else 0)
+            _add(found.open, record.currency, amount)
+            _add(found.overdue, record.currency, amount if late else 0)
             if late:
                 found.oldest_due_us = min(found.oldest_due_us or record.due_us, record.due_us)
 
@@ -164,7 +201,7 @@ async def _count_drafts(kv: Kv, found: BillingFigures, now_us: int) -> None:
             if record.state != DRAFT:
                 continue  # Final since the scan.
             found.invoices[DRAFT] += 1
-            _add(found.drafted, record, record.total)
+            _add(found.drafted, record.currency, record.total)
             seller = sellers.get(record.seller)
             if seller is not None and final_from(record, seller) <= now_us:
                 found.late_drafts += 1
@@ -173,7 +210,7 @@ async def _count_drafts(kv: Kv, found: BillingFigures, now_us: int) -> None:
 
 
 async def _count_customers(kv: Kv, found: BillingFigures, last: Month) -> None:
-    """Customers, their wallets, and what the month before comes to."""
+    """Customers, their wallets, and what the month before comes to and gives back."""
     kinds: Counter[str] = Counter()
     start = customer_key("")
     async for pairs in pages(kv, start, prefix_end(start), PAGE):
@@ -183,9 +220,15 @@ async def _count_customers(kv: Kv, found: BillingFigures, last: Month) -> None:
         for value in await kv.get_many([wallet_key(tenant) for tenant in tenants]):
             if value is not None:
                 wallet = decode(value, WalletRecord)
-                found.wallets[wallet.currency] = found.wallets.get(wallet.currency, 0) + wallet.balance
+                _add(found.wallets, wallet.currency, wallet.balance)
         periods = await kv.get_many([period_key(tenant, last.begin_s * SECOND_US) for tenant in tenants])
         ids = [decode(value, PeriodRecord).invoice for value in periods if value is not None]
         for record in await _documents(kv, ids):
-            _add(found.last_month, record, record.total_net)
+            _add(found.last_month, record.currency, record.total_net)
+            _add(found.credited, record.currency, 0)
+        settled = await kv.get_many([service_month_key(tenant, last) for tenant in tenants])
+        for customer, value in zip(customers, settled, strict=True):
+            if value is not None:
+                granted = decode(value, ServiceMonthRecord).credits
+                _add(found.credited, customer.currency, sum(one.net for one in granted))
     found.customers = dict(kinds)

@@ -16,7 +16,15 @@ from objstore.meta.kv import Kv
 from objstore.meta.schema import RotationRecord, decode, setting_key
 from objstore.metrics import Family, Labels
 from objstore.rental.capacity import Capacity
-from objstore.rental.figures import BillingFigures, LeaseFigures, billing_figures, lease_figures
+from objstore.rental.figures import (
+    BillingFigures,
+    LeaseFigures,
+    PurgeFigures,
+    billing_figures,
+    lease_figures,
+    purge_figures,
+    unserved,
+)
 from objstore.rental.meters import HOUR_S
 from objstore.rental.sales import all_leases
 from objstore.rental.usage import sealed_until
@@ -40,6 +48,8 @@ class Picture:
     billing: BillingFigures
     sealed_hour: int  # The first that is not sealed; 0: none was ever.
     rotation: RotationRecord | None
+    purges: PurgeFigures
+    unserved: int  # Minutes of this month.
 
 
 class Figures:
@@ -65,6 +75,8 @@ class Figures:
             billing=billing,
             sealed_hour=await sealed_until(self._kv),
             rotation=None if rotation is None else decode(rotation, RotationRecord),
+            purges=await purge_figures(self._kv),
+            unserved=await unserved(self._kv, now_us),
         )
         return (
             f"{len(pools)} pools, {sum(leases.count.values())} leases, "
@@ -85,6 +97,8 @@ class Figures:
             *_billing_families(None if picture is None else picture.billing),
             *_sealing_families(0 if picture is None else picture.sealed_hour, now_us),
             *_rotation_families(picture is not None, None if picture is None else picture.rotation),
+            *_service_families(None if picture is None else picture.unserved),
+            *_purge_families(None if picture is None else picture.purges),
         ]
 
 
@@ -213,6 +227,10 @@ _AMOUNTS: Final[Mapping[str, tuple[str, Callable[[BillingFigures], Mapping[str, 
         "On invoices and drafts of the month before this one, before tax.",
         lambda one: one.last_month,
     ),
+    "billing_service_credits_minor_units": (
+        "Given back of the month before this one for service levels, before tax.",
+        lambda one: one.credited,
+    ),
     "billing_prepaid_minor_units": ("Paid in advance and not used up.", lambda one: one.wallets),
 }
 
@@ -262,7 +280,7 @@ def _labelled(numbers: Mapping[str, int]) -> Samples:
     return [((label,), [number]) for label, number in numbers.items()]
 
 
-# Sealing, and secrets.
+# Sealing, secrets, service and purges.
 
 
 def _sealing_families(sealed_hour: int, now_us: int) -> list[Family]:
@@ -300,5 +318,27 @@ def _rotation_families(looked: bool, rotation: RotationRecord | None) -> list[Fa
             "What the last change of the master key has sealed anew: keys, targets, authorities.",
             (),
             [((), [float(done)])] if looked else [],
+        ),
+    ]
+
+
+def _service_families(minutes: int | None) -> list[Family]:
+    doc = "Minutes of this month, as far as it is sealed, in which no gateway served."
+    return [_gauge("service_unserved_minutes", doc, (), [] if minutes is None else [((), [minutes])])]
+
+
+def _purge_families(purges: PurgeFigures | None) -> list[Family]:
+    return [
+        _gauge(
+            "purges",
+            "Tenants whose data is deleted for ever: deleting, clearing it off the disks, proven.",
+            ("state",),
+            [] if purges is None else _labelled(purges.count),
+        ),
+        _gauge(
+            "purge_oldest_timestamp_seconds",
+            "When the oldest purge that is not proven was begun; 0: there is none.",
+            (),
+            [] if purges is None else [((), [purges.oldest_us / 1e6])],
         ),
     ]

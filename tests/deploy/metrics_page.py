@@ -39,7 +39,7 @@ the alerts, `config/grafana` the dashboards ([monitoring](operations.md#monitori
 # What stands together: heading, and which names. The first that fits.
 SECTIONS: Final = (
     ("Requests", r"s3_|usage_counters_lost|service_"),
-    ("Tenants", r"tenants?($|_)|quota_"),
+    ("Tenants", r"tenants?($|_)|quota_|purge"),
     ("Pools and leases", r"pool_|lease|capacity_oversold"),
     ("Invoices and meters", r"billing_|customers|metering_"),
     ("The audit log and secrets", r"audit_|master_key_|tls_"),

@@ -95,6 +95,8 @@ WELL = {
     'objstore_billing_overdue_minor_units{currency="DZD",instance="a"}': f"0x{LAST}",
     'objstore_billing_oldest_due_timestamp_seconds{instance="a"}': f"0x{LAST}",
     'objstore_audit_broken{instance="a"}': f"0x{LAST}",
+    'objstore_service_unserved_minutes{instance="a"}': f"43x{LAST}",
+    'objstore_purge_oldest_timestamp_seconds{instance="a"}': f"0x{LAST}",
     'objstore_audit_verified_timestamp_seconds{instance="a"}': f"1+60x{LAST}",
     'objstore_master_key_rotation_began_timestamp_seconds{instance="a"}': f"0x{LAST}",
     'objstore_master_key_rotation_sealed{instance="a"}': f"7x{LAST}",
@@ -169,6 +171,8 @@ ILL: dict[str, dict[str, str]] = {
     "ObjstoreInvoicesOverdue": {"objstore_billing_overdue_minor_units{": f"1x{LAST}"},
     "ObjstoreInvoiceLongOverdue": {"objstore_billing_oldest_due_timestamp_seconds{": f"60x{LAST}"},
     "ObjstoreTenantFails": {'objstore_tenant_requests_total{tenant="t",code_class="5xx"': f"0+120x{LAST}"},
+    "ObjstoreMonthNotServed": {"objstore_service_unserved_minutes{": f"44x{LAST}"},
+    "ObjstorePurgeStuck": {"objstore_purge_oldest_timestamp_seconds{": f"60x{LAST}"},
     "ObjstoreAuditLogBroken": {"objstore_audit_broken{": f"1x{LAST}"},
     "ObjstoreAuditLogNotVerified": {"objstore_audit_verified_timestamp_seconds{": f"60x{LAST}"},
     "ObjstoreMasterKeyRotationStuck": {
@@ -312,7 +316,7 @@ def test_each_alert_fires_for_what_it_is_for_and_no_other_does_and_none_for_what
         ],
     }
     text = FILE.read_text()
-    assert len(AGE.findall(text)) == 4
+    assert len(AGE.findall(text)) == 5
     _run(tmp_path, AGE.sub(r"\1 * 60", text), [test])
 
 

@@ -2,10 +2,22 @@
 
 import msgspec
 
-from objstore.rental.figures import billing_figures, lease_figures
+from objstore.meta.kv import DictKv, Transaction
+from objstore.meta.schema import encode
+from objstore.rental.availability import seal_service, served_key
+from objstore.rental.figures import (
+    PURGE_STATES,
+    PurgeFigures,
+    billing_figures,
+    lease_figures,
+    purge_figures,
+    unserved,
+)
 from objstore.rental.leases import after_months
 from objstore.rental.months import SECOND_US, Month
-from objstore.rental.records import LeaseRecord
+from objstore.rental.records import LeaseRecord, PurgeRecord, SealedRecord, purge_key
+from objstore.rental.service_levels import GrantedCredit, ServiceMonthRecord, service_month_key
+from objstore.rental.usage import SEALED_KEY
 from tests.rental.parties import DAY_US, ISSUED_US, MARCH, a_draft, a_market, an_id, an_invoice, line, pay
 
 TB = 10**12
@@ -99,6 +111,44 @@ async def test_a_draft_is_late_when_it_could_be_final_and_the_month_before_is_ad
     may_us = Month(2026, 5).begin_s * SECOND_US
     assert (await billing_figures(kv, may_us)).last_month == {}
     assert draft.made_us == ISSUED_US
+
+
+async def test_what_was_given_back_for_the_month_before_is_added_up() -> None:
+    kv = await a_market("acme", "bravo")
+    granted = [
+        GrantedCredit(level="gold", share="0.10", net=40),
+        GrantedCredit(level="base", share="1", net=2),
+    ]
+    record = ServiceMonthRecord(invoice="FA-1", uptime="1/2", counted=2, failed=1, credits=granted)
+    put = {service_month_key(tenant, MARCH): encode(record) for tenant in ("acme", "bravo")}
+    await kv.commit(Transaction(put=put))
+    assert (await billing_figures(kv, MARCH.end_s * SECOND_US)).credited == {"DZD": 84}
+    assert (await billing_figures(kv, MARCH.end_s * SECOND_US - 1)).credited == {}
+
+
+async def test_purges_are_counted_and_the_oldest_that_is_not_proven_is_told() -> None:
+    kv = DictKv()
+    assert await purge_figures(kv) == PurgeFigures(count=dict.fromkeys(PURGE_STATES, 0), oldest_us=0)
+    put = {
+        purge_key(tenant): encode(PurgeRecord(tenant=tenant, by="root", begun_us=begun, state=state))
+        for tenant, begun, state in (("a", 5, "proven"), ("b", 9, "clearing"), ("c", 7, "deleting"))
+    }
+    await kv.commit(Transaction(put=put))
+    found = await purge_figures(kv)
+    assert found.count == {"deleting": 1, "clearing": 1, "proven": 1}
+    assert found.oldest_us == 7
+
+
+async def test_minutes_that_nobody_served_are_counted_of_this_month_as_far_as_it_is_sealed() -> None:
+    kv = DictKv()
+    served = {served_key(MARCH.begin_s // 60 + minute): b"" for minute in (0, 1, 2, 5, 61)}
+    await kv.commit(Transaction(put=served))
+    await seal_service(kv, MARCH.first_hour + 1)
+    now_us = (MARCH.begin_s + 7_000) * SECOND_US
+    assert await unserved(kv, now_us) == 0, "no hour is sealed yet"
+    await kv.commit(Transaction(put={SEALED_KEY: encode(SealedRecord(hour=MARCH.first_hour + 1))}))
+    assert await unserved(kv, now_us) == 60 - 4
+    assert await unserved(kv, MARCH.end_s * SECOND_US) == 0, "another month"
 
 
 async def test_a_store_without_customers_has_figures_too() -> None:
