@@ -12,6 +12,7 @@ decided from a scan of leases is still so when it is committed.
 """
 
 from collections.abc import Iterable
+from typing import Final
 
 import msgspec
 
@@ -21,7 +22,7 @@ from objstore.rental.changes import Change, commit_change
 from objstore.rental.records import SALES_KEY, LeaseRecord, SalesRecord, lease_key, tenant_lease_key
 from objstore.rental.sales import lease_spans
 
-PAGE = 500
+PAGE: Final = 500
 
 
 def storable_bytes(leases: Iterable[LeaseRecord], at_us: int) -> int | None:

@@ -132,6 +132,23 @@ def test_a_tenant_orders_from_an_offer_by_itself_once_it_is_active(rented: Serve
     assert "does not allow leases:Write" in str(run(rented, order, token=reading).exception)
 
 
+def test_what_is_not_there_to_be_bound_released_or_believed_is_said(rented: Server) -> None:
+    nowhere = run(rented, "tenant sites epicerie --site nowhere")
+    assert "there is no site nowhere" in str(nowhere.exception)
+    assert "say --anywhere" in str(run(rented, "tenant sites epicerie").exception)
+    (tenant,) = say(rented, "tenant sites epicerie --anywhere")
+    assert tenant["sites"] == []
+    (lease,) = say(
+        rented, "lease quote epicerie 1MB --months 1 --price 1 --overage average --overage-max 2MB"
+    )
+    assert (lease["overage_mode"], lease["overage_max"]) == ("average", 2_000_000)
+    released = run(rented, f"lease release {lease['id']} --yes")
+    assert "is guaranteed: it has no nodes" in str(released.exception)
+    assert run(rented, "usage resume", typed="no").exit_code == 4
+    (mark,) = say(rented, "usage resume --yes")
+    assert mark["accepted"]
+
+
 def test_a_dry_run_shows_what_would_be_sent_and_sends_nothing(rented: Server) -> None:
     done = run(rented, "user create nobody-at-all --tenant epicerie --dry-run")
     (asked,) = json.loads(done.stdout)
