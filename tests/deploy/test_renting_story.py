@@ -194,6 +194,10 @@ def bill(story: Story, place: Path) -> None:
     assert re.search(r"FA-2027-000002\tinvoice\tnuage\tfinal\t[^\t]*\t0\.19 USD", said)
     total = Decimal(_one(r"\ntotal\t([\d.]+) DZD\n", said))
 
+    said = story.tell("Service levels")
+    assert "\nmonth\t2027-01\n" in said
+    assert Decimal(_one(r"\nuptime\t([\d.]+)\n", said)) < 100  # The clock jumped.
+
     story.tell("Documents")
     documents = [(place / name).read_bytes() for name in ("facture.pdf", "facture-ar.pdf")]
     assert all(document.startswith(b"%PDF-") and len(document) > 10_000 for document in documents)
@@ -211,6 +215,11 @@ def bill(story: Story, place: Path) -> None:
     said = story.tell("Money")
     assert "FA-2027-000001\tinvoice\tlibrairie\tpaid" in said
     assert f"{Decimal('50.00') - still} DZD" in said  # To the wallet.
+
+    said = story.tell("Reports")
+    assert re.search(rf"revendeur\t2027-01\tDZD\t.*\t{total - Decimal('1.19')}\t1\.19\t", said), said
+    with (place / "january.csv").open() as file:
+        assert {row["BillingAccountId"] for row in csv.DictReader(file)} == {"librairie", "nuage"}
 
     said = story.tell("Data handed back")
     assert "\n3 objects, 8.6 MiB: all is what the manifest says\n" in said
