@@ -16,6 +16,7 @@ from typing import Final
 
 import msgspec
 
+from objstore.errors import BadArgument
 from objstore.meta.kv import Kv, pages, prefix_end
 from objstore.meta.schema import AccountRecord, account_key, decode
 from objstore.rental.changes import Change, commit_change
@@ -66,28 +67,39 @@ async def set_leased(change: Change, tenant: str, *, now_us: int, changed: Lease
     return True
 
 
-async def follow_leases(kv: Kv, leases: Iterable[LeaseRecord], *, now_us: int) -> list[str]:
+async def follow_leases(
+    kv: Kv, leases: Iterable[LeaseRecord], *, now_us: int
+) -> tuple[list[str], dict[str, str]]:
     """Bring every tenant's bound to what its leases say now: ramps take their steps. Repeated, it does
     nothing twice.
 
     Args:
         leases: all that there are, as they were read a moment ago: they only say whom to look at.
 
-    Returns: the tenants whose bound changed. Raises: Overloaded, MetaUnavailable.
+    Returns:
+        The tenants whose bound changed, and those whose could not, with the reason.
+
+    Raises: Overloaded, MetaUnavailable.
     """
     by_tenant: dict[str, list[LeaseRecord]] = {}
     for lease in leases:
         by_tenant.setdefault(lease.tenant, []).append(lease)
     tenants = sorted(by_tenant)
     moved: list[str] = []
+    refused: dict[str, str] = {}
     for begin in range(0, len(tenants), PAGE):
         some = tenants[begin : begin + PAGE]
         values = await kv.get_many([account_key(tenant) for tenant in some])
         for tenant, value in zip(some, values, strict=True):
             known = AccountRecord().leased if value is None else decode(value, AccountRecord).leased
-            if known != storable_bytes(by_tenant[tenant], now_us) and await _follow(kv, tenant, now_us):
-                moved.append(tenant)
-    return moved
+            if known == storable_bytes(by_tenant[tenant], now_us):
+                continue
+            try:
+                if await _follow(kv, tenant, now_us):
+                    moved.append(tenant)
+            except BadArgument as failure:  # Of this tenant: it holds up no other.
+                refused[tenant] = failure.message
+    return moved, refused
 
 
 async def _follow(kv: Kv, tenant: str, now_us: int) -> bool:

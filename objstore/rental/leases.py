@@ -444,8 +444,9 @@ class Pass:
     begun: list[str]
     ended: list[str]
     renewed: list[str]
-    waiting: dict[str, str]  # What was to begin or to be renewed and could not, with the reason.
+    waiting: dict[str, str]  # Leases that were to begin, end or be renewed and could not, with the reason.
     followed: list[str] = field(default_factory=list)  # Tenants of which a ramp took a step.
+    refused: dict[str, str] = field(default_factory=dict)  # Tenants of which it could not, with the reason.
 
 
 async def advance(kv: Kv, survey: Survey, *, now_us: int, ready: Ready = all_ready) -> Pass:
@@ -458,25 +459,37 @@ async def advance(kv: Kv, survey: Survey, *, now_us: int, ready: Ready = all_rea
     done = Pass(begun=[], ended=[], renewed=[], waiting={})
     due = [lease for lease in await all_leases(kv) if _is_due(lease, now_us)]
     for lease in due[:CHANGED_MAX]:
-        if _renews_now(lease, now_us):
-            try:
-                await _renew(kv, lease.id, survey, now_us)
-                done.renewed.append(lease.id)
-            except NotEnoughCapacity as failure:
-                done.waiting[lease.id] = f"it is not renewed: {failure}"
-                if now_us >= lease.end_us:
-                    await _move(kv, lease.id, _ended(now_us, str(failure)), now_us)
-                    done.ended.append(lease.id)
-        elif now_us >= lease.end_us:
-            await _move(kv, lease.id, _ended(now_us, lease.reason), now_us)
-            done.ended.append(lease.id)
-        elif lease.kind == "dedicated" and (words := await ready(lease)):
-            done.waiting[lease.id] = words
-        else:
-            await _move(kv, lease.id, _begun(now_us), now_us)
-            done.begun.append(lease.id)
-    done.followed.extend(await follow_leases(kv, await all_leases(kv), now_us=now_us))
+        try:
+            await _advance(kv, lease, survey, done, now_us=now_us, ready=ready)
+        except BadArgument as failure:  # Of this lease: it holds up no other.
+            done.waiting[lease.id] = failure.message
+    followed, refused = await follow_leases(kv, await all_leases(kv), now_us=now_us)
+    done.followed.extend(followed)
+    done.refused.update(refused)
     return done
+
+
+async def _advance(
+    kv: Kv, lease: LeaseRecord, survey: Survey, done: Pass, *, now_us: int, ready: Ready
+) -> None:
+    """What is due of one lease; said in `done`. Raises: BadArgument."""
+    if _renews_now(lease, now_us):
+        try:
+            await _renew(kv, lease.id, survey, now_us)
+            done.renewed.append(lease.id)
+        except NotEnoughCapacity as failure:
+            done.waiting[lease.id] = f"it is not renewed: {failure}"
+            if now_us >= lease.end_us:
+                await _move(kv, lease.id, _ended(now_us, str(failure)), now_us)
+                done.ended.append(lease.id)
+    elif now_us >= lease.end_us:
+        await _move(kv, lease.id, _ended(now_us, lease.reason), now_us)
+        done.ended.append(lease.id)
+    elif lease.kind == "dedicated" and (words := await ready(lease)):
+        done.waiting[lease.id] = words
+    else:
+        await _move(kv, lease.id, _begun(now_us), now_us)
+        done.begun.append(lease.id)
 
 
 def _renews_now(lease: LeaseRecord, now_us: int) -> bool:

@@ -294,4 +294,5 @@ def _words(done: Pass) -> str:
         if ids
     ]
     parts += [f"{lease} waits: {why}" for lease, why in list(done.waiting.items())[:NAMED_MAX]]
+    parts += [f"{tenant} is not bound: {why}" for tenant, why in list(done.refused.items())[:NAMED_MAX]]
     return "; ".join(parts) or "nothing to do"

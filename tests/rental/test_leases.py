@@ -12,7 +12,7 @@ import pytest
 
 from objstore.clock import utc_text
 from objstore.errors import BadArgument, NotEnoughCapacity
-from objstore.meta.kv import DictKv, Transaction
+from objstore.meta.kv import VALUE_SIZE_MAX, DictKv, Transaction
 from objstore.meta.schema import AccountRecord, Limits, account_key, decode, encode
 from objstore.rental.admission import Node
 from objstore.rental.carried import list_carried
@@ -573,6 +573,27 @@ async def test_a_renewed_lease_holds_its_tenant_without_a_gap() -> None:
     for now_us in (START_US, notice_due(record) + 1, record.end_us - 1, record.end_us, record.end_us + 1):
         await advance(kv, SURVEY, now_us=now_us)
         assert await bound_of(kv) == TB
+
+
+async def test_a_tenant_whose_account_cannot_be_changed_holds_up_nobody_else() -> None:
+    kv = await a_market("acme", "bolt")
+    await signed(kv, lease(1, capacity=TB, ramp=[(START_US, 0), (START_US + DAY_US, TB)]))
+    await advance(kv, SURVEY, now_us=START_US)
+    await signed(kv, lease(2, capacity=TB))
+    await signed(kv, lease(3, capacity=TB, tenant="bolt"))
+    names = {f"project-{number:03}-{'x' * 40}": Limits(objects_max=1) for number in range(100)}
+    full = next(  # The bound has no room to grow in it.
+        record
+        for size in range(VALUE_SIZE_MAX)
+        if len(encode(record := AccountRecord(projects=names, leased=0, placement="z" * size)))
+        == VALUE_SIZE_MAX
+    )
+    await kv.commit(Transaction(put={account_key("acme"): encode(full)}))
+    done = await advance(kv, SURVEY, now_us=START_US + DAY_US)
+    assert done.begun == [an_id(3)]
+    assert "are kept" in done.waiting[an_id(2)]
+    assert "are kept" in done.refused["acme"]
+    assert await bound_of(kv, "bolt") == TB
 
 
 async def test_a_lower_quota_holds_beside_a_lease_and_is_not_touched_by_it() -> None:
