@@ -24,6 +24,7 @@ StoreError
 │   ├── WriteQuorumNotMet, TooFewDisks, WeakerPromise
 │   ├── MetaUnavailable         the committer is away or the outcome is unknown
 │   └── Overloaded              a bound was reached: slow down
+│       └── Contended           by requests that change one thing at once, and get in each other's way
 ├── Conflict                    an expectation of a commit does not hold: read again, decide again
 ├── LimitReached                a counter of a commit would exceed its `at_most`
 └── Corrupt                     stored bytes are not what was written; never served
@@ -320,6 +321,10 @@ class MetaUnavailable(Unavailable):
 
 class Overloaded(Unavailable):
     """A bound was reached. The message names it."""
+
+
+class Contended(Overloaded):
+    """Too many requests change one thing at the same time: it is who sends them that has to slow down."""
 
 
 class Conflict(StoreError):

@@ -15,7 +15,7 @@ fail by their expectations, and newcomers begin again from what metadata says.
 import asyncio
 from typing import Final
 
-from objstore.errors import Overloaded
+from objstore.errors import Contended
 from objstore.meta.kv import Kv, Transaction
 
 CHAIN_LENGTH_MAX: Final = 1_024  # Commits under way on one key in one process; past it: slow down.
@@ -72,13 +72,13 @@ class Chains:
     async def commit(self, key: bytes, value: bytes | None, transaction: Transaction) -> None:
         """Commit, as the next link of the key's chain, a transaction that gives `key` this value.
 
-        Raises: what kv.commit raises, and Overloaded (nothing was sent).
+        Raises: what kv.commit raises, and Contended (nothing was sent).
         """
         tails = self._tails
         before = tails.get(key)
         chain = Chain() if before is None else before.chain
         if chain.under_way >= self._length_max:
-            raise Overloaded(f"more than {self._length_max} writes of one key under way")
+            raise Contended(f"more than {self._length_max} writes of one key under way")
         link = tails[key] = Link(value, chain)
         chain.under_way += 1
         try:

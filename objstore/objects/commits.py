@@ -20,6 +20,7 @@ import msgspec
 from objstore.errors import (
     BadArgument,
     Conflict,
+    Contended,
     KeyTooLong,
     LimitReached,
     NoSuchBucket,
@@ -393,4 +394,4 @@ async def change_object(
             return record, True
         if attempt >= PATIENT_ATTEMPTS:
             await asyncio.sleep(store.randomness(1)[0] / 255 * WAIT_MAX_S)
-    raise Overloaded(f"{ATTEMPTS_MAX} rounds lost against other writes of one key")
+    raise Contended(f"{ATTEMPTS_MAX} rounds lost against other writes of one key")

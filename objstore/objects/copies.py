@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import msgspec
 
-from objstore.errors import BadArgument, BadRequest, CopyToSelf, NoSuchKey, Overloaded
+from objstore.errors import BadArgument, BadRequest, Contended, CopyToSelf, NoSuchKey
 from objstore.meta.schema import FORMAT, Checksum, Extra, ObjectRecord, PartRecord, encode, part_key
 from objstore.objects import checksums
 from objstore.objects.bodies import PUT_SIZE_MAX, keep_body
@@ -277,7 +277,7 @@ async def _change_words(
             checksum=Checksum.unpack(record.checksum),
             size=record.size,
         )
-    raise Overloaded("the object kept being overwritten")
+    raise Contended("the object kept being overwritten")
 
 
 async def copy_part(

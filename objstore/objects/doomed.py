@@ -12,7 +12,7 @@ it removes, and a loser just reads again.
 import asyncio
 from typing import Final
 
-from objstore.errors import Conflict, NoSuchUpload, Overloaded
+from objstore.errors import Conflict, Contended, NoSuchUpload, Overloaded
 from objstore.extents import Extent
 from objstore.meta.kv import Add, Transaction, counter, pages, prefix_end
 from objstore.meta.schema import (
@@ -87,7 +87,7 @@ async def abort(store: Store, name: str, bucket_value: bytes, bucket: BucketReco
                 raise
             continue  # A part arrived.
         return
-    raise Overloaded("parts of the upload kept arriving")
+    raise Contended("parts of the upload kept arriving")
 
 
 async def _latest_us(store: Store, upload: bytes) -> int:

@@ -21,6 +21,7 @@ from objstore.errors import (
     BadRequest,
     ChecksumMismatch,
     Conflict,
+    Contended,
     LimitReached,
     NoParts,
     NoSuchKey,
@@ -354,7 +355,7 @@ async def publish_part(
         if hold is not None:
             hold.settled = True
         return order
-    raise Overloaded(f"{ATTEMPTS_MAX} rounds lost against other writes of one part")
+    raise Contended(f"{ATTEMPTS_MAX} rounds lost against other writes of one part")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -428,7 +429,7 @@ async def complete_upload(
             )
         except Conflict:
             continue  # A part arrived, or another Complete or Abort was faster.
-    raise Overloaded("parts of the upload kept arriving")
+    raise Contended("parts of the upload kept arriving")
 
 
 @dataclass(slots=True)

@@ -31,7 +31,7 @@ from aiohttp.http import HttpVersion10, HttpVersion11
 from aiohttp.http_exceptions import BadHttpMethod, InvalidURLError, LineTooLong
 from multidict import istr
 
-from objstore.errors import AccountClosed, NoSuchKey, NoSuchVersion, StoreError
+from objstore.errors import AccountClosed, Contended, NoSuchKey, NoSuchVersion, StoreError
 from objstore.iam.principal import Bounds
 from objstore.objects.store import Store
 from objstore.objects.values import Principal
@@ -125,6 +125,7 @@ class EdgeRequest(web.BaseRequest):
     rated: Rated | None = None  # Of one that is held to a rate.
     begun: web.StreamResponse | None = None  # The answer whose head was written last.
     refusal = ""  # What its tenant was refused for: rate | share.
+    contended = False  # It was in the way of others of its tenant.
 
     async def _prepare_hook(self, response: web.StreamResponse) -> None:
         """The last moment before the head is written; aiohttp calls it for every answer that it writes."""
@@ -285,6 +286,7 @@ class App:
                     await response.write_eof()
                     self._check_whole(request, response)
             except (S3Fault, StoreError) as error:
+                request.contended = isinstance(error, Contended)
                 fault = fault_of(error)
             except (ConnectionError, asyncio.CancelledError):
                 raise
@@ -529,7 +531,8 @@ class App:
         if traffic is not None:
             traffic.note(who, request.bucket, request.operation, message.method, status, sent, remote)
         if self.availability is not None and who is not None:
-            self.availability.note(who.tenant, is_failure(status) and not request.refusal)
+            own = request.refusal or request.contended
+            self.availability.note(who.tenant, is_failure(status) and not own)
         if log is None:
             return
         path = message.path

@@ -11,6 +11,7 @@ from objstore.errors import (
     BucketNotEmpty,
     ConditionalConflict,
     ConditionFailed,
+    Contended,
     MetaUnavailable,
     NoSuchBucket,
     NoSuchKey,
@@ -520,7 +521,7 @@ async def test_a_chain_is_bounded_and_forgotten_when_it_ends() -> None:
         await chains.commit(b"k", value, Transaction(expect={b"k": before}, put={b"k": value}))
 
     results = await asyncio.gather(*(one(n) for n in range(8)), return_exceptions=True)
-    assert [type(result) for result in results].count(Overloaded) == 3
+    assert [type(result) for result in results].count(Contended) == 3
     assert chains.tail(b"k") is None
     assert await kv.get(b"k") == b"4"
 

@@ -9,7 +9,7 @@ from aiohttp import web
 from edge_running import Start
 from edge_signing import KEY_ID, SECRET, FakeCredential, FakeDirectory, principal, sign
 
-from objstore.errors import Corrupt, MetaUnavailable, NoSuchKey, Overloaded, QuotaExceeded
+from objstore.errors import Contended, Corrupt, MetaUnavailable, NoSuchKey, Overloaded, QuotaExceeded
 from objstore.meta.kv import DictKv
 from objstore.meta.schema import AccountRecord, Limits
 from objstore.rental.availability import measured, seal_service
@@ -36,6 +36,7 @@ async def found(counts: Availability, tenant: str) -> Interval | None:
         (Corrupt("fragments"), 1),
         (MetaUnavailable("away"), 1),
         (Overloaded("all at once"), 1),
+        (Contended("writes of one key"), 0),
         (NoSuchKey("k"), 0),
         (QuotaExceeded(scope="tenant", unit="bytes", limit=1, used=1), 0),
         (not_implemented("torrents"), 0),
