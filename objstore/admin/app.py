@@ -73,6 +73,14 @@ class ResidencyAdmin:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ComplianceAdmin:
+    """What a compliance report says of the store itself."""
+
+    begin: Callable[[], Awaitable[Json]]
+    status: Callable[[], Awaitable[Json]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LayoutAdmin:
     """Where machines stand, pools and placement policies: staged, shown as a plan, applied, reverted."""
 
@@ -123,6 +131,7 @@ class Admin:
     nodes: NodesAdmin | None = None
     sites: SitesAdmin | None = None
     residency: ResidencyAdmin | None = None
+    compliance: ComplianceAdmin | None = None
     layout: LayoutAdmin | None = None
     rotation: RotationAdmin | None = None
     gate: Gate | None = None  # The versioned API: tenants, users, keys and what is rented.
@@ -356,6 +365,16 @@ def _routes(admin: Admin) -> list[Route]:
             raise Problem(400, "after: the number of a volume")
         return _json(await residency().rows(int(after)))
 
+    def compliance() -> ComplianceAdmin:
+        assert admin.compliance is not None
+        return admin.compliance
+
+    async def begin_compliance(request: web.BaseRequest, parts: Sequence[str]) -> web.StreamResponse:
+        return _json(await compliance().begin(), 202)
+
+    async def show_compliance(request: web.BaseRequest, parts: Sequence[str]) -> web.StreamResponse:
+        return _json(await compliance().status())
+
     def rotation() -> RotationAdmin:
         assert admin.rotation is not None
         return admin.rotation
@@ -419,6 +438,8 @@ def _routes(admin: Admin) -> list[Route]:
         route("POST", "/api/v1/audit/residency", begin_audit),
         route("GET", "/api/v1/audit/residency", audit),
         route("GET", "/api/v1/audit/residency/volumes", audited_volumes),
+        route("POST", "/api/v1/compliance", begin_compliance),
+        route("GET", "/api/v1/compliance", show_compliance),
     ]
 
 

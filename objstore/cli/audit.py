@@ -2,7 +2,6 @@
 
 import json
 import sys
-import time
 from collections.abc import Iterator
 from typing import Annotated, Any, Final
 from urllib.parse import urlencode
@@ -11,8 +10,8 @@ import typer
 
 from objstore.cli.output import DEGRADED, FAILURE, OK, REFUSED
 from objstore.cli.store import PAGE, Store, asks, quoted
+from objstore.cli.waiting import until_done
 
-LOOK_S: Final = 0.2
 CODES: Final = {"proven": OK, "incomplete": DEGRADED, "violated": REFUSED}
 FINDING_COLUMNS: Final = ("volume", "index", "disk", "site", "trash", "policy", "why")
 
@@ -91,14 +90,7 @@ def _taken(store: Store, bucket: str) -> dict[str, Any]:
     """Take the inventory: its summary."""
     path = "/api/v1/audit/residency"
     found: dict[str, Any] = store.post(path + (f"?bucket={quoted(bucket)}" if bucket else ""), {})
-    while found["running"]:
-        if sys.stderr.isatty():
-            print(f"\r{found['disks_asked']} disks asked ...", end="", file=sys.stderr, flush=True)
-        time.sleep(LOOK_S)
-        found = store.get(path)
-    if sys.stderr.isatty():
-        print("\r" + " " * 40 + "\r", end="", file=sys.stderr, flush=True)
-    return found
+    return until_done(store, path, found)
 
 
 def _rows(store: Store) -> Iterator[dict[str, Any]]:
@@ -111,7 +103,6 @@ def _rows(store: Store) -> Iterator[dict[str, Any]]:
 
 def _write(found: dict[str, Any], rows: Iterator[dict[str, Any]]) -> None:
     """One JSON document; a volume a line, so that it need not be held in memory."""
-    del found["running"]
     print(json.dumps(found, indent=2)[:-2] + ',\n  "volumes": [', end="")
     before = "\n    "
     for row in rows:

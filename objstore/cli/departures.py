@@ -167,8 +167,8 @@ def purge_tenant(
 ) -> None:
     """Delete all that a tenant has stored, for ever, and prove from the disks that it is gone.
 
-    Only who is terminating, its time to take data along over, is purged. The store does it by itself, which takes
-    as long as its trash is kept (upkeep.trash_days); the same command shows how far it is. Invoices and
+    Only who is terminating, its time to take data along over, is purged. The store does it by itself, which
+    takes as long as its trash is kept (upkeep.trash_days); the same command shows how far it is. Invoices and
     usage stay. Ends with 3 while nothing is proven."""
     path = f"/api/v1/tenants/{quoted(tenant)}"
     found = store.get(f"{path}/purge")

@@ -11,6 +11,7 @@ from objstore.cli.accounts import key_app, project_app, seller_app, tenant_app, 
 from objstore.cli.audit import audit_app
 from objstore.cli.client import ConfigOption, DataOption, Refused, Unreachable, settings
 from objstore.cli.cluster import cluster_app
+from objstore.cli.compliance import compliance_app
 from objstore.cli.configuration import config_app
 from objstore.cli.departures import export_tenant, purge_tenant
 from objstore.cli.dev import dev_app
@@ -144,6 +145,7 @@ for group, name in (
     (bucket_app, "bucket"),
     (replication_app, "replication"),
     (audit_app, "audit"),
+    (compliance_app, "compliance"),
     (meta_app, "meta"),
     (dev_app, "dev"),
 ):

@@ -21,6 +21,7 @@ from objstore.meta.kv import Kv
 from objstore.metrics import Registry
 from objstore.objects import adoption, carrying, doomed, reservations
 from objstore.processes.admin_port import AdminPort, sweep_repeats
+from objstore.processes.compliance import Compliance
 from objstore.processes.control import serve_metrics
 from objstore.processes.disks import DiskSet
 from objstore.processes.engine import is_shared
@@ -89,6 +90,7 @@ async def _serve(
     registry.include(sites.families)
     residency = Residency(parts)
     rotation = Rotation.of(parts, service.context.kv)
+    compliance = Compliance(parts, rotation, copies)
     metrics = await serve_metrics(spec.run_directory, "upkeep", registry)
 
     config = spec.config
@@ -109,6 +111,7 @@ async def _serve(
         tasks.append(loop.create_task(certificate.watch()))
     admin = replace(port.admin(), sites=sites.admin(), residency=residency.admin())
     admin = replace(admin, layout=LayoutSet(parts).admin(), rotation=rotation.admin())
+    admin = replace(admin, compliance=compliance.admin())
     gateway = None
     if cluster_sockets:
         from objstore.processes.cluster_gateway import ClusterGateway  # Loads x509, as above.
@@ -146,6 +149,7 @@ async def _serve(
     if gateway is not None:
         await gateway.close()
     await residency.close()
+    await compliance.close()
     await sites.close()
     await service.close()
     metrics.close()

@@ -47,8 +47,10 @@ from objstore.meta.schema import (
 from objstore.node.disk import FragmentFile
 from objstore.objects.changes import replication_of
 from objstore.objects.ledger import decode_volume
-from objstore.objects.placing import policy_of_bucket
+from objstore.objects.placing import is_admitted, policy_of_bucket
 from objstore.objects.replication import replicated
+from objstore.objects.residence import bound_accounts, buckets_of
+from objstore.objects.store import Store
 from objstore.upkeep.context import Context
 from objstore.upkeep.homes import SNAPSHOT_HOME, extents_of
 
@@ -267,6 +269,17 @@ class Audit:
             found.append(self._row(volume, record, seen))
             if len(found) >= limit:
                 break
+        return found
+
+    async def sites_of_volumes(self) -> dict[int, frozenset[str]]:
+        """Where files of each volume were found, trash among them; a few sets are shared by all."""
+        found: dict[int, frozenset[str]] = {}
+        shared: dict[frozenset[str], frozenset[str]] = {}
+        for volume, seen in groupby(self._seen(0), key=lambda one: one.volume):
+            sites = frozenset(self._site(one.disk) for one in seen)
+            found[volume] = shared.setdefault(sites, sites)
+            if len(found) % PAGE_VOLUMES == 0:
+                await asyncio.sleep(0)
         return found
 
     # The inventory.
@@ -590,3 +603,51 @@ async def _extents(kv: Kv, key: bytes, value: bytes) -> AsyncIterator[Extent]:
         for _, page in pairs:
             for extent in decode(page, ExtentPage).extents:
                 yield extent
+
+
+# Tenants that are bound to sites, bucket by bucket.
+
+
+class Housed(msgspec.Struct, frozen=True):
+    """A bucket of a tenant whose bytes may not lie everywhere: where the files of its volumes were found."""
+
+    tenant: str
+    allowed: tuple[str, ...]  # Sites; none: as the tenant's own policy says.
+    bucket: str
+    policy: str
+    admitted: bool  # Whether the bucket's policy leads nowhere else, and what is stored next with it.
+    volumes: int  # That hold bytes of it.
+    sites: tuple[str, ...]  # Where files of these lie, trash among them.
+    outside: int  # Of its volumes: with a file at another site;
+    unseen: int  # with no file in the inventory: made since, or on disks that did not answer.
+
+
+async def housed(ctx: Context, store: Store, audit: Audit, *, most: int) -> list[Housed]:
+    """Every bucket of tenants that are bound, held against an inventory that was taken; at most `most`.
+
+    Reads every object's record of these tenants. Raises: MetaUnavailable.
+    """
+    layout = await ctx.ledger.layout()
+    places = await audit.sites_of_volumes()
+    found: list[Housed] = []
+    async for tenant, account in bound_accounts(ctx.kv):
+        async for name, record in buckets_of(store, tenant):
+            if len(found) >= most:
+                return found
+            volumes = await volumes_of(ctx.kv, record.id)
+            lying = [places.get(volume, frozenset()) for volume in volumes]
+            allowed = frozenset(account.sites)
+            found.append(
+                Housed(
+                    tenant=tenant,
+                    allowed=tuple(account.sites),
+                    bucket=name,
+                    policy=policy_of_bucket(record),
+                    admitted=is_admitted(account, layout, policy_of_bucket(record)),
+                    volumes=len(volumes),
+                    sites=tuple(sorted(frozenset().union(*lying))),
+                    outside=sum(bool(allowed) and not sites <= allowed for sites in lying),
+                    unseen=sum(not sites for sites in lying),
+                )
+            )
+    return found

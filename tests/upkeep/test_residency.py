@@ -10,24 +10,31 @@ import pytest
 from objstore.blobs.topology import Policy
 from objstore.blobs.volumes import Lane, VolumeRecord
 from objstore.errors import NoSuchBucket
+from objstore.extents import Extent
 from objstore.meta.kv import Transaction
 from objstore.meta.schema import (
+    AccountRecord,
     BucketRecord,
     DiskRecord,
     MemberRecord,
+    ObjectRecord,
     ReplicationProgress,
     ReplicationRecord,
+    account_key,
     bucket_key,
     disk_key,
     encode,
     member_key,
+    object_key,
     replication_key,
     setting_key,
+    tenant_bucket_key,
     volume_key,
 )
 from objstore.objects.changes import REPLICATION
 from objstore.objects.layout import LAYOUT_KEY, LayoutRecord, Plan
 from objstore.objects.placing import PLACEMENT
+from objstore.objects.store import Store
 from objstore.upkeep import residency
 from objstore.upkeep.homes import SNAPSHOT_HOME
 from objstore.upkeep.residency import Audit, Row, Summary
@@ -328,3 +335,33 @@ if __name__ == "__main__":
     import asyncio
 
     asyncio.run(main())
+
+
+async def test_buckets_of_bound_tenants_are_held_against_where_their_files_were_found(sites: Sites) -> None:
+    record = await sites.volume(NEAR, "only-a")
+    object_ = ObjectRecord(1, 1, b"", 5, bytes(16), b"", [Extent(record.id, 64, 16, 0, 5, 0)])
+    put: dict[bytes, bytes] = {account_key("pinned"): encode(AccountRecord(sites=["a"]))}
+    for number, (name, policy) in enumerate((("held", b"only-a"), ("loose", b"")), 7):
+        settings = {PLACEMENT: policy} if policy else None
+        bucket = BucketRecord(id=number, tenant="pinned", owner="o", created_us=1, settings=settings)
+        put |= {bucket_key(name): encode(bucket), tenant_bucket_key("pinned", name): b""}
+    put[object_key(7, b"key")] = encode(object_)
+    await sites.kv.commit(Transaction(put=put))
+    ctx = sites.context()
+    store = Store(kv=sites.kv, writer=ctx.writer, reader=ctx.reader, ledger=ctx.ledger)
+
+    async def found() -> list[residency.Housed]:
+        await sites.audit()
+        return await residency.housed(ctx, store, sites.last, most=10)
+
+    held, loose = await found()
+    assert (held.bucket, held.admitted, held.volumes, held.sites) == ("held", True, 1, ("a",))
+    assert (held.outside, held.unseen) == (0, 0)
+    assert (loose.admitted, loose.volumes) == (False, 0)  # What is stored next may go anywhere.
+    await sites.disks[9].create(record.id, 2)
+    held, _ = await found()
+    assert (held.outside, held.sites) == (1, ("a", "b"))
+    sites.moods("x" * 12)
+    held, _ = await found()
+    assert (held.sites, held.unseen) == ((), 1)
+    assert len(await residency.housed(ctx, store, sites.last, most=1)) == 1

@@ -1,4 +1,4 @@
-"""PDFs of invoices and credit notes, by typst: the same document always gives the same bytes.
+"""PDFs of invoices, credit notes and reports, by typst: the same document always gives the same bytes.
 
 What goes in is a string of JSON; it is shown, never evaluated. The template's directory is all that a
 compilation may read. Only the fonts of one directory are used, whatever else a machine has. The creation date
@@ -10,7 +10,7 @@ the event loop only waits, and not for ever.
 
 import asyncio
 import importlib.resources
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -27,6 +27,7 @@ STANDARD: Final = "a-2u"  # For archives, as invoices are kept for ten years; te
 WAITING_MAX: Final = 64  # Documents that wait for the thread: a second's work.
 TIMEOUT_S: Final = 60.0
 _TEMPLATE: Final = "document.typ"
+_REPORT: Final = "report.typ"
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -35,18 +36,7 @@ class Typesetter:
 
     def __init__(self, fonts: Path = FONTS) -> None:
         """Raises: BadArgument if the fonts are not there."""
-        import typst  # 30 MB of machine code: only where documents are made.
-
-        found = typst.Fonts(include_system_fonts=False, include_embedded_fonts=False, font_paths=[fonts])
-        if FONT not in found.families():
-            raise BadArgument(
-                f"no {FONT} in {fonts}: install fonts-dejavu-core", name="fonts", value=str(fonts)
-            )
-        self._failure = typst.TypstError
-        root = Path(str(importlib.resources.files("objstore.rental.documents")))
-        self._compiler = typst.Compiler(
-            root / _TEMPLATE, root=root, font_paths=found, ignore_system_fonts=True
-        )
+        self._compiler, self._failure = _compiler(_TEMPLATE, fonts)
 
     def render(self, document: Document) -> bytes:
         """The PDF. Blocks the CPU, not the interpreter: other threads go on.
@@ -75,6 +65,42 @@ class Typesetter:
         )
         assert isinstance(pdf, bytes)
         return pdf
+
+
+def _compiler(template: str, fonts: Path) -> tuple[Any, type[Exception]]:
+    """A compiler of a template, and what it raises. Raises: BadArgument if the fonts are not there."""
+    import typst  # 30 MB of machine code: only where documents are made.
+
+    found = typst.Fonts(include_system_fonts=False, include_embedded_fonts=False, font_paths=[fonts])
+    if FONT not in found.families():
+        raise BadArgument(f"no {FONT} in {fonts}: install fonts-dejavu-core", name="fonts", value=str(fonts))
+    root = Path(str(importlib.resources.files("objstore.rental.documents")))
+    compiler = typst.Compiler(root / template, root=root, font_paths=found, ignore_system_fonts=True)
+    return compiler, typst.TypstError
+
+
+class Section(msgspec.Struct, frozen=True, kw_only=True):
+    """Of a report: sentences, then a table whose cells are texts."""
+
+    title: str
+    words: list[str] = []
+    columns: list[str] = []
+    rows: list[list[str]] = []
+
+
+def render_report(title: str, sections: Sequence[Section], *, at: datetime, fonts: Path = FONTS) -> bytes:
+    """The PDF of a report. Blocks the CPU: 0.1 s and more.
+
+    Args:
+        at: when it was made.
+
+    Raises: BadArgument if the fonts are not there.
+    """
+    compiler, _ = _compiler(_REPORT, fonts)
+    data = msgspec.json.encode({"title": title, "sections": sections}).decode()
+    pdf = compiler.compile(format="pdf", sys_inputs={"data": data}, timestamp=at)
+    assert isinstance(pdf, bytes)
+    return pdf
 
 
 class Printer:
