@@ -33,7 +33,7 @@ from multidict import istr
 
 from objstore.errors import AccountClosed, Contended, NoSuchKey, NoSuchVersion, StoreError
 from objstore.iam.principal import Bounds
-from objstore.objects.store import Store
+from objstore.objects.store import KnownBucket, Store
 from objstore.objects.values import Principal
 from objstore.rental.rates import Rated, Rates, Scope, retry_after
 from objstore.rental.terms import READS
@@ -123,7 +123,8 @@ class EdgeRequest(web.BaseRequest):
     admitted = False  # It has a place among the requests in flight.
     claimed: str | None = None  # The tenant that the request counts against.
     rated: Rated | None = None  # Of one that is held to a rate.
-    begun: web.StreamResponse | None = None  # The answer whose head was written last.
+    begun: web.StreamResponse | None = None  # The answer whose head was written last,
+    known: KnownBucket | None = None  # and its bucket then.
     refusal = ""  # What its tenant was refused for: rate | share.
     contended = False  # It was in the way of others of its tenant.
 
@@ -131,6 +132,8 @@ class EdgeRequest(web.BaseRequest):
         """The last moment before the head is written; aiohttp calls it for every answer that it writes."""
         self.first_byte_at = time.monotonic()
         self.begun = response
+        if self.app.traffic is not None:  # A long answer is billed to whom it was begun for.
+            self.known = self.app.traffic.known(self.bucket)
         self.decorate(response)
         if self.rated is not None and self.method != hdrs.METH_HEAD:
             self.rated.expect(response.content_length or 0)
@@ -529,7 +532,9 @@ class App:
         if request.rated is not None:
             request.rated.settle(received + sent)
         if traffic is not None:
-            traffic.note(who, request.bucket, request.operation, message.method, status, sent, remote)
+            traffic.note(
+                who, request.bucket, request.operation, message.method, status, sent, remote, request.known
+            )
         if self.availability is not None and who is not None:
             own = request.refusal or request.contended
             self.availability.note(who.tenant, is_failure(status) and not own)

@@ -122,6 +122,10 @@ class Traffic:
         self._streams: dict[str, int] = {}  # Of tenants: the ids under which they are committed.
         self.lost = 0  # Counters that were given up, in commits that failed or for want of room.
 
+    def known(self, bucket: str) -> KnownBucket | None:
+        """The bucket as this worker knows it now: it may be forgotten while a long answer is sent."""
+        return self._buckets.get(bucket)
+
     def note(
         self,
         who: Principal | None,
@@ -131,6 +135,7 @@ class Traffic:
         status: int,
         sent: int,
         peer: str,
+        known: KnownBucket | None = None,
     ) -> None:
         """Count one finished request.
 
@@ -139,10 +144,11 @@ class Traffic:
                 where it was to be made.
             sent: bytes of the answer's body that were handed to the socket.
             peer: the address at the other end.
+            known: the bucket as it was known when the answer began.
         """
         if who is None or status >= _SERVER_FAULT:
             return
-        known = self._buckets.get(bucket)
+        known = known or self._buckets.get(bucket)
         stream: int | str
         if known is not None:
             record = known.record
