@@ -67,6 +67,8 @@ def decode_heads(values: Sequence[bytes]) -> Heads:
 
     Raises: as `schema.decode`, for any of them; Corrupt for one whose ETag has no digest.
     """
+    if not values:
+        return NO_HEADS
     found = _in_columns(values) if len(values) > FEW else None
     return _one_by_one(values) if found is None else found
 

@@ -29,6 +29,8 @@ _SECRET_NAMES: Final = (
 )
 _SECRET_IN_QUERY = re.compile(rf"(?i)(^|[&?])({'|'.join(_SECRET_NAMES)})=[^&]*")
 _SECRET_LOWER: Final = frozenset(name.lower() for name in _SECRET_NAMES)
+_SECRET_WORDS: Final = ("signature", "credential", "token", "accesskey")  # One is in each name.
+_ESCAPED_NAME: Final = re.compile(r"(?:^|&)[^=&]*%").search
 
 
 class Line(msgspec.Struct, omit_defaults=True, kw_only=True, gc=False):
@@ -57,8 +59,10 @@ def redact(query: str) -> str:
     """A raw query without the values of its credentials, however their names are escaped."""
     if not query:
         return query
-    query = _SECRET_IN_QUERY.sub(r"\1\2=REDACTED", query)
-    if "%" not in query:
+    lower = query.lower()
+    if any(word in lower for word in _SECRET_WORDS):
+        query = _SECRET_IN_QUERY.sub(r"\1\2=REDACTED", query)
+    if "%" not in query or _ESCAPED_NAME(query) is None:
         return query
     # A request with more parameters is refused whatever they are.
     pieces = (piece.partition("=") for piece in query.split("&", PARAMETERS_MAX)[:PARAMETERS_MAX])

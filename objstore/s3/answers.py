@@ -20,6 +20,7 @@ from multidict import CIMultiDict
 from objstore.errors import StoreError
 from objstore.s3.call import Call
 from objstore.s3.errors import S3Fault, fault_of, internal_error, render
+from objstore.s3.outbox import Answer
 from objstore.s3.xml import DECLARATION
 
 PATIENCE_S = 5.0  # Work that takes longer answers 200 early and keeps the connection alive.
@@ -37,10 +38,10 @@ def document(text: str, headers: dict[str, str] | None = None) -> web.Response:
 
 def whole_document(text: str, headers: dict[str, str] | None = None) -> web.Response:
     """As `document`, with the declaration."""
-    all_headers = {"Content-Type": "application/xml"}
+    all_headers = CIMultiDict({"Content-Type": "application/xml"})
     if headers:
         all_headers.update(headers)
-    return web.Response(body=text.encode(), headers=all_headers)
+    return Answer(all_headers, text.encode())
 
 
 def empty(status: int = 200, headers: dict[str, str] | CIMultiDict[str] | None = None) -> web.Response:

@@ -35,7 +35,7 @@ from multidict import CIMultiDictProxy, MultiMapping
 from objstore.clock import utc_text
 from objstore.objects.values import Principal
 from objstore.s3.errors import S3Fault, access_denied, invalid_argument, invalid_request
-from objstore.s3.target import Target, canonical_query
+from objstore.s3.target import Target, canonical_query_of
 
 ALGORITHM = "AWS4-HMAC-SHA256"
 SKEW_S = 15 * 60
@@ -321,7 +321,7 @@ class Verifier:
         verified = await self._check(
             method,
             target.canonical_path,
-            canonical_query(target.pairs) if target.pairs else "",
+            canonical_query_of(target) if target.pairs else "",
             found,
             scope,
             signature,

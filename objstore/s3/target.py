@@ -18,6 +18,13 @@ from objstore.s3.errors import S3Fault, bad_http, fault_of, invalid_uri
 
 _PLAIN = re.compile(r"[A-Za-z0-9_.~/-]*", re.ASCII).fullmatch  # Its own canonical form.
 _PLAIN_WORD = re.compile(r"[A-Za-z0-9_.~-]*", re.ASCII).fullmatch
+# A query of words that are their own canonical form, as most clients send them: only what must be is escaped, in
+# upper case.
+_WORD = (
+    r"(?:[A-Za-z0-9_.~-]"
+    r"|%(?:[018-9A-F][0-9A-F]|2[0-9A-CF]|3[A-F]|40|5[B-E]|60|7[B-DF]))"
+)
+_CANONICAL_QUERY = re.compile(rf"{_WORD}+(?:={_WORD}*)?(?:&{_WORD}+(?:={_WORD}*)?)*", re.ASCII).fullmatch
 _BROKEN_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})").search
 _ABSOLUTE = re.compile(r"https?://([^/?#]*)", re.ASCII | re.IGNORECASE).match
 _PORT = re.compile(r":[0-9]{1,5}\Z", re.ASCII)
@@ -92,6 +99,16 @@ def canonical_query(pairs: Pairs, *, leave_out: str = "") -> str:
     words = [(encode(name), encode(value)) for name, value in pairs if name != leave_out]
     words.sort()
     return "&".join([f"{name}={value}" for name, value in words])
+
+
+def canonical_query_of(target: "Target") -> str:
+    """The canonical query of a target's whole query, mostly without decoded words being encoded again."""
+    raw = target.raw_query
+    if _CANONICAL_QUERY(raw) is None:
+        return canonical_query(target.pairs)
+    words = [piece.partition("=") for piece in raw.split("&")]
+    words.sort()
+    return "&".join([f"{name}={value}" for name, _, value in words])
 
 
 def host_name(host: str) -> str:

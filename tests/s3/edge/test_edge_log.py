@@ -100,6 +100,9 @@ async def test_no_secret_stands_in_any_log_or_answer(
             "X-Amz-Security-Token=REDACTED&X-Amz-Credential=REDACTED",
         ),
         ("X%2DAmz%2dSignature=abc&b=%41", "X%2DAmz%2dSignature=REDACTED&b=%41"),
+        ("a=%41&%53ignature=abc", "a=%41&%53ignature=REDACTED"),
+        ("prefix=a%2Fb&x=%41=%42", "prefix=a%2Fb&x=%41=%42"),
+        ("SIGNATURE=abc&token=b&prefix=%2F", "SIGNATURE=REDACTED&token=b&prefix=%2F"),
         ("%41&" * 5000 + "X%2DAmz-Signature=abc", "&".join(["%41"] * 128)),
     ],
 )

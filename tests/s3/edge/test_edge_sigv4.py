@@ -27,7 +27,8 @@ from edge_signing import (
 
 from objstore.s3.errors import S3Fault
 from objstore.s3.sigv4 import Verified, Verifier, amz_seconds, http_date_seconds, signing_key
-from objstore.s3.target import parse_target
+from objstore.s3.target import canonical_query, canonical_query_of, parse_target
+from tests.seed import SEED
 
 
 def verifier(now: float = NOW) -> Verifier:
@@ -589,3 +590,19 @@ async def test_raw_unicode_in_the_request_line_is_signed_as_its_bytes(make: Make
     request = make("GET", "/b/%E2%98%83")
     raw = request.target.replace("%E2%98%83", "\u2603".encode().decode("utf-8", "surrogateescape"))
     await verify(Signed("GET", raw, request.headers))
+
+
+def test_the_canonical_query_of_a_target_is_that_of_its_words_however_they_are_escaped() -> None:
+    source = random.Random(SEED)
+    pieces = [*"abz019-_.~=&&&", "&a", "&a=", "=", "+", "/", "*", "é", "%", "%2", "%zz"]
+    pieces += [f"%{byte:02X}" for byte in range(128)] + ["%2f", "%c3%A9", "%C3%A9", "%E2%98%83"]
+    compared = 0
+    for _ in range(4_000):
+        raw = "".join(source.choices(pieces, [40] * 18 + [1] * (len(pieces) - 18), k=source.randrange(1, 12)))
+        try:
+            target = parse_target(f"/b?{raw}", "h")
+        except S3Fault:
+            continue  # A broken escape.
+        compared += 1
+        assert canonical_query_of(target) == canonical_query(target.pairs), f"seed {SEED}: {raw}"
+    assert compared > 1_000
