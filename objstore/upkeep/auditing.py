@@ -29,7 +29,8 @@ class Auditing:
         self._alarms = alarms
         self._whole = BEGINNING  # Up to here the log was verified once: it must go on from it.
         self._upto = BEGINNING  # Up to here in this round.
-        self._began_us: int | None = None  # This round.
+        self._began_us: int | None = None  # This round; None: the next pass begins one.
+        self._ended = False  # This round came to the head, and follows it.
         self._round_us = 0  # When the round that ended last had begun; 0: none has ended.
         self._records = 0  # In the log.
         self._finding = ""
@@ -37,8 +38,8 @@ class Auditing:
     async def run(self) -> str:
         """One step; what it came to, in words. Raises: MetaUnavailable."""
         now_us = self._clock.now_us()
-        if self._began_us is None or now_us - self._began_us >= ROUND_US or now_us < self._began_us:
-            self._upto, self._began_us = BEGINNING, now_us
+        if self._began_us is None or (self._ended and not 0 <= now_us - self._began_us < ROUND_US):
+            self._upto, self._began_us, self._ended = BEGINNING, now_us, False
         verdict = await verify(self._kv, after=self._upto, anchor=self._anchor())
         self._upto = verdict.upto
         self._records = (await read_head(self._kv)).sequence
@@ -46,7 +47,7 @@ class Auditing:
             return self._found(verdict.finding)
         if not verdict.finished:
             return f"{self._upto.sequence} of {self._records} records verified"
-        self._whole = self._upto
+        self._whole, self._ended = self._upto, True
         self._round_us = self._began_us
         self._finding = ""
         self._alarms.clear(ALARM)
