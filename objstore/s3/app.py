@@ -403,7 +403,8 @@ class App:
     async def _put_off(self, request: EdgeRequest, tenant: str) -> None:
         """Before a refusal for a rate or a share: its place is free at once, its answer has time."""
         self._give_place_up(request)
-        await self.refusals.wait(tenant, request.body_weight, time.monotonic(), self._random.random())
+        held = min(request.body_weight, 2 * self.limits.read_bytes)  # Nobody reads it: more does not come in.
+        await self.refusals.wait(tenant, held, time.monotonic(), self._random.random())
 
     def _give_place_up(self, request: EdgeRequest) -> None:
         if request.admitted:

@@ -44,26 +44,26 @@ class Refusals:
         """Answers that are put off just now."""
         return len(self._waiting)
 
-    async def wait(self, tenant: str, body_weight: int, now: float, chance: float) -> None:
+    async def wait(self, tenant: str, held: int, now: float, chance: float) -> None:
         """Until this tenant's next answer leaves (`wait_s`): at once if what is held by waiting is too much.
 
         Args:
-            body_weight: bytes that the request's body can hold in memory meanwhile.
+            held: bytes that the request's body can hold in memory meanwhile.
         """
-        full = self.waiting >= WAITING_MAX or self._body_bytes + body_weight > self._body_bytes_max
+        full = self.waiting >= WAITING_MAX or self._body_bytes + held > self._body_bytes_max
         if full or self._ended:
             return
         loop = asyncio.get_running_loop()
         leaves = loop.create_future()
         timer = loop.call_later(self.wait_s(tenant, now, chance), _let_go, leaves)
         self._waiting.add(leaves)
-        self._body_bytes += body_weight
+        self._body_bytes += held
         try:
             await leaves
         finally:
             timer.cancel()
             self._waiting.remove(leaves)
-            self._body_bytes -= body_weight
+            self._body_bytes -= held
 
     def end(self) -> None:
         """The process is about to stop: all answers leave now."""

@@ -70,8 +70,8 @@ async def test_answers_are_put_off_only_within_bounds_and_while_the_process_serv
     monkeypatch.setattr("objstore.s3.refusals.WAITING_MAX", most)
     refusals = Refusals(100 * BODY_PART, least_s=2 * FOR_EVER_S, most_s=FOR_EVER_S)
 
-    def put_off(body_weight: int) -> asyncio.Task[None]:
-        return asyncio.create_task(refusals.wait("noisy", body_weight, 10.0, MIDDLE))
+    def put_off(held: int) -> asyncio.Task[None]:
+        return asyncio.create_task(refusals.wait("noisy", held, 10.0, MIDDLE))
 
     waiting = [put_off(100), *(put_off(0) for _ in range(most - 2))]
     await asyncio.sleep(0)
@@ -92,13 +92,13 @@ async def test_answers_are_put_off_only_within_bounds_and_while_the_process_serv
     await put_off(0)
 
 
-async def beside(start_edge: Start, *, limits: Limits) -> Edge:
+async def beside(start_edge: Start, *, limits: Limits, body_bytes: int = 8_000) -> Edge:
     """An edge with five places for requests; the noisy one has these limits, and waits for ever."""
     directory = FakeDirectory()
     noisy = replace(principal(KEY_ID), tenant="noisy", account=AccountRecord(limits=limits))
     directory.keys[KEY_ID] = FakeCredential(SECRET, noisy)
     directory.keys[OTHER_ID] = FakeCredential(OTHER_SECRET, replace(principal(OTHER_ID), tenant="quiet"))
-    few = replace(SMALL_LIMITS, requests=4, body_bytes=8_000)
+    few = replace(SMALL_LIMITS, requests=4, body_bytes=body_bytes)
     edge = await start_edge(directory=directory, limits=few, rates=Rates(lambda: 1_000.0))
     edge.app.store = cast(Any, SimpleNamespace(buckets={}))
     edge.app.refusals = Refusals(few.body_bytes, least_s=2 * FOR_EVER_S, most_s=FOR_EVER_S)
@@ -134,6 +134,20 @@ async def test_who_waits_for_a_refusal_is_told_when_the_process_is_to_stop(start
     await edge.runner.stop(WITHIN_S)
     for answer in await asyncio.gather(*told):
         assert (answer.status, answer.code, answer.headers["connection"]) == (503, "SlowDown", "close")
+
+
+async def test_a_copy_and_a_large_body_wait_for_their_refusal_like_others(start_edge: Start) -> None:
+    edge = await beside(start_edge, limits=Limits(requests_per_s=0), body_bytes=4 << 20)
+    large = sign("PUT", "/b/k", body=bytes(3 << 20))
+    copy = sign("PUT", "/b/k", headers={"x-amz-copy-source": "/b/other"}).wire()
+    waiting = [await edge.connect() for _ in range(2)]
+    try:
+        waiting[0][1].write(large.wire()[: -len(large.body)])
+        waiting[1][1].write(copy)
+        await until(lambda: edge.app.refusals.waiting == len(waiting))
+    finally:
+        for _, writer in waiting:
+            writer.close()
 
 
 async def test_bodies_that_wait_for_a_refusal_leave_room_for_others_and_more_of_them_are_told_at_once(
