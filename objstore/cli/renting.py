@@ -418,7 +418,7 @@ def lease_release(store: Store, lease: LeaseId, yes: YesOption = False) -> None:
         buckets, finished = buckets + step["buckets"], step["finished"]
         _progress(f"{buckets} buckets placed", finished)
     nodes = len(step["nodes"])
-    words = f"{nodes} nodes of lease {lease} are their pool's again; {buckets} buckets of {tenant} lie there"
+    words = f"{nodes} nodes of lease {lease} are their pool's again; {buckets} buckets of {tenant} moved on"
     store.tell(words, {**step, "buckets": buckets})
 
 
