@@ -221,7 +221,9 @@ def _result(
         f"<IsTruncated>{'true' if page.truncated else 'false'}</IsTruncated>{encoding}"
     )
     end = f"{_prefixes(_written(page.prefixes, url=url, write=write))}</{root}>"
-    return whole_document("".join([begin, *entries, end]))
+    entries.insert(0, begin)
+    entries.append(end)
+    return whole_document("".join(entries))
 
 
 # --- The three of them ---------------------------------------------------------------------------

@@ -18,8 +18,8 @@ from objstore.s3.errors import S3Fault, bad_http, fault_of, invalid_uri
 
 _PLAIN = re.compile(r"[A-Za-z0-9_.~/-]*", re.ASCII).fullmatch  # Its own canonical form.
 _PLAIN_WORD = re.compile(r"[A-Za-z0-9_.~-]*", re.ASCII).fullmatch
-# A query of words that are their own canonical form, as most clients send them: only what must be is escaped, in
-# upper case.
+# A query of words that are their own canonical form, as most clients send them: escaped is only
+# what must be.
 _WORD = (
     r"(?:[A-Za-z0-9_.~-]"
     r"|%(?:[018-9A-F][0-9A-F]|2[0-9A-CF]|3[A-F]|40|5[B-E]|60|7[B-DF]))"
