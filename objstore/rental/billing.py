@@ -62,6 +62,7 @@ async def draft_month(
     now_us: int,
     randomness: Randomness,
     after: str = "",
+    missing: bool = False,
     progress: Callable[[MonthRun], None] = lambda run: None,
 ) -> MonthRun:
     """Draft every customer's invoice of a month, in order of tenants.
@@ -71,6 +72,7 @@ async def draft_month(
     Args:
         rules: tax rules of all countries (rental/catalogue.py).
         after: go on behind this tenant.
+        missing: only customers that have no invoice of the month, nor a draft.
         progress: told behind every tenant.
 
     Raises: BadArgument (the month is not over, or not all of its hours are sealed), MetaUnavailable.
@@ -78,7 +80,11 @@ async def draft_month(
     await check_over(kv, month, now_us)
     run = MonthRun(after=after)
     while customers := await list_customers(kv, after=run.after, limit=CUSTOMERS_AT_ONCE):
+        there = await _invoiced(kv, customers, month) if missing else set()
         for customer in customers:
+            run.after = customer.tenant
+            if customer.tenant in there:
+                continue
             try:
                 await _draft(kv, customer, month, rules, now_us, randomness, run)
             except BadArgument as problem:
@@ -89,9 +95,15 @@ async def draft_month(
                 log.exception("the month of tenant %s cannot be drafted", customer.tenant)
                 _tell(run.problems, customer.tenant, "a bug or a broken record; see the store's log")
             run.tenants += 1
-            run.after = customer.tenant
             progress(run)
     return run
+
+
+async def _invoiced(kv: Kv, customers: Sequence[CustomerRecord], month: Month) -> set[str]:
+    """Those of them that have an invoice of the month, or a draft."""
+    begin_us = month.begin_s * SECOND_US
+    values = await kv.get_many([period_key(one.tenant, begin_us) for one in customers])
+    return {one.tenant for one, value in zip(customers, values, strict=True) if value is not None}
 
 
 async def check_over(kv: Kv, month: Month, now_us: int) -> None:

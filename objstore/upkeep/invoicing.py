@@ -3,7 +3,8 @@
     every pass     plans whose month has come begin; drafts become final once late usage has come in; overdue
                    invoices move accounts
     every 6 hours  the two months before are drafted again from their sealed usage: what came late is in the
-                   draft, or, where the month is final, waits for the next invoice
+                   draft, or, where the month is final, waits for the next invoice; of a year, whatever
+                   month of a customer could not be drafted in its time
 
 What needs an operator (a customer that has no plan or changed since its draft, use that a plan has no price
 for) raises an alarm that names it and says why; it holds up nobody else.
@@ -33,6 +34,8 @@ from objstore.upkeep.context import Alarms
 REFUSED: Final = "invoices"  # Alarms.
 UNPRICED: Final = "use without a price"
 NAMED_MAX: Final = 5  # Drafts or tenants in an alarm.
+AGAIN: Final = 2  # Months that are drafted again and again,
+MONTHS_BACK: Final = 12  # and months of which no customer is forgotten: usage is kept for thirteen.
 DRAFTED_EVERY_US: Final = 6 * 3_600 * SECOND_US  # A month of 2,000 tenants takes about a minute of CPU.
 
 
@@ -73,14 +76,23 @@ class Invoicing:
         problems: list[tuple[str, str]] = []
         unpriced: list[tuple[str, str]] = []
         words: list[str] = []
-        for month in (_month_before(last), last):  # In order: what one charges in advance the next does not.
+        # In order: what one charges in advance the next does not.
+        months = [last]
+        while len(months) < MONTHS_BACK:
+            months.insert(0, _month_before(months[0]))
+        for month in months:
+            old = month < months[-AGAIN]
             try:
                 await check_over(self._kv, month, now_us)
             except BadArgument as not_yet:
                 return not_yet.message
-            run = await draft_month(self._kv, month, rules=rules, now_us=now_us, randomness=self._randomness)
+            run = await draft_month(
+                self._kv, month, rules=rules, now_us=now_us, randomness=self._randomness, missing=old
+            )
             problems += run.problems
             unpriced += run.unpriced
+            if old and not run.drafts:
+                continue
             words.append(f"{month}: {run.drafts} drafts, {run.final} final, {run.corrections} corrections")
         self._drafted_us, self._problems = now_us, problems
         self._alarm(UNPRICED, unpriced)

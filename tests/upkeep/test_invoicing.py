@@ -93,5 +93,24 @@ async def test_a_customer_without_a_plan_is_an_alarm_until_it_has_one_and_holds_
     assert alarms.raised == {}
 
 
+async def test_no_month_is_forgotten_because_it_could_not_be_drafted_in_its_time() -> None:
+    kv, clock, alarms, service = await a_month("acme")
+    month = MARCH
+    for _ in range(3):
+        month = month.following()
+        await seal(kv, month)
+    clock.now = (month.end_s + SETTLE_S) * SECOND_US
+    assert "2026-03: 1 drafts, 0 final" in await service.run()
+    found = await list_documents(kv, "acme")
+    assert [one.total_net for one in found] == [31_000] * 4
+    assert len({one.period_begin_us for one in found}) == 4
+    assert [one.state for one in found].count("final") == 3, "of June late usage may still come"
+    assert alarms.raised == {}
+    await a_customer(kv, "zoe")  # Of March, and without a plan.
+    clock.now += DAY_US
+    await service.run()
+    assert "no version of a plan in 2026-03" in alarms.raised[REFUSED]
+
+
 async def test_a_store_that_rents_nothing_out_has_nothing_to_do() -> None:
     assert await Invoicing(DictKv(), FakeClock(), Alarms()).run() == "no customers"
