@@ -4,7 +4,8 @@
 
 A tenant without a plan gets its first one for the month that runs (rental/first_plans.py); another one holds
 from the next month on, and until then may be replaced by a third. What the classes bill at least changes in
-the account when the month begins (`start_plans`). Every change of these records changes the customer's, too, which is expected.
+the account when the month begins (`start_plans`). Every change of these records changes the customer's, too,
+which is expected.
 """
 
 from datetime import UTC, date, datetime

@@ -262,7 +262,8 @@ RECORDS: list[tuple[msgspec.Struct, str]] = [
             leased=4,
             stream=5,
         ),
-        "99 01 a5" + b"trial".hex() + "96 01 c0c0c0c0c0 81 a170 96 c0c0c0c0c0c0 81 a0 92 02 03 91 a173 a0 04 05",
+        "99 01 a5" + b"trial".hex() + "96 01 c0c0c0c0c0 81 a170 96 c0c0c0c0c0c0"
+        " 81 a0 92 02 03 91 a173 a0 04 05",
     ),
     (
         ReservationRecord(
