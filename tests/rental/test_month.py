@@ -42,7 +42,7 @@ from objstore.rental.months import SECOND_US, Month
 from objstore.rental.payments import new_payment, receive_payment
 from objstore.rental.plan_changes import give_plan
 from objstore.rental.plans import Plan, Rate, Tier, parse_plan
-from objstore.rental.quota import Scope, set_limits
+from objstore.rental.quota import Scope, set_limits, show_quota
 from objstore.rental.records import InvoiceRecord, LeaseRecord, Line, PaymentRecord, pool_of_lease
 from objstore.rental.sellers import create_seller
 from objstore.rental.series import verify_series
@@ -679,6 +679,9 @@ async def listed_parts(centre: Datacentre) -> int:
 async def check_capacity(story: Story, leases: tuple[LeaseRecord, LeaseRecord]) -> None:
     """The report of both pools on the third of April, before noon."""
     centre, (dedicated, shared) = story.centre, leases
+    for lease, bound in ((dedicated, dedicated.capacity), (shared, None)):  # The one without overage.
+        quota = await show_quota(centre.kv, Scope(kind="tenant", tenant=lease.tenant))
+        assert (quota.leased, quota.in_force.bytes_max) == (bound, bound)
     listed = await listed_parts(centre)
     [listed_s] = [act.at_s for act in ACTS if act.verb == "complete"]
 
