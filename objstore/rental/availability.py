@@ -19,6 +19,7 @@ from typing import Final
 from objstore.errors import Conflict, Overloaded
 from objstore.meta.kv import Kv, Transaction, counter, pages, prefix_end
 from objstore.meta.schema import Record, decode, encode
+from objstore.rental.meters import HOUR_S
 from objstore.rental.service_levels import INTERVAL_S, Interval
 
 REQUESTS: Final = b"r"
@@ -26,20 +27,21 @@ FAILURES: Final = b"f"
 SERVED: Final = b"u"
 EVERYBODY: Final = ""  # In a tenant's place.
 MINUTE_S: Final = 60
-HOUR_S: Final = 3_600
 DAY_S: Final = 86_400
 DAY_HOURS: Final = 24
 DAY_MINUTES: Final = 1_440
+ALL_MINUTES: Final = (1 << DAY_MINUTES) - 1
 DAY_SLOTS: Final = DAY_S // INTERVAL_S
 COUNTERS_AT_ONCE: Final = 240  # Sealed by one commit,
 DAYS_AT_ONCE: Final = 24  # into at most so many records of some 2 KB.
 REMOVED_AT_ONCE: Final = 100
+DAYS_READ: Final = 100  # Records in one look: some 200 KB.
 OPEN_HOURS: Final = 3  # The one that runs, and those that may not be sealed yet.
 ATTEMPTS_MAX: Final = 64
 
 
 class ServiceDayRecord(Record, frozen=True, array_like=True, kw_only=True):
-    """A tenant's day. At most 288 rows of four integers: under 8 KiB whatever they count."""
+    """A tenant's day. At most 288 rows of 22 bytes: under 8 KiB whatever they count."""
 
     rows: list[tuple[int, int, int]]  # Five minutes of the day (0 to 287), requests, failures; in order.
 
@@ -195,12 +197,16 @@ async def unserved_minutes(kv: Kv, begin_s: int, end_s: int) -> set[int]:
     first = await _first_served(kv)
     if first is None:
         return set()
-    missing = set(range(max(first, begin_s // MINUTE_S), end_s // MINUTE_S))
-    async for day, value in _days(kv, EVERYBODY, begin_s, end_s):
-        bits = int.from_bytes(decode(value, ServedDayRecord).minutes, "little")
-        missing.difference_update(
-            day * DAY_MINUTES + minute for minute in range(DAY_MINUTES) if bits >> minute & 1
-        )
+    begin, end = max(first, begin_s // MINUTE_S), end_s // MINUTE_S
+    served = {day: value async for day, value in _days(kv, EVERYBODY, begin_s, end_s)}
+    missing: set[int] = set()
+    for day in range(begin // DAY_MINUTES, -(-end // DAY_MINUTES)):
+        bits = 0
+        if (value := served.get(day)) is not None:
+            bits = int.from_bytes(decode(value, ServedDayRecord).minutes, "little")
+        minutes = range(max(begin, day * DAY_MINUTES), min(end, (day + 1) * DAY_MINUTES))
+        if bits != ALL_MINUTES:
+            missing.update(minute for minute in minutes if not bits >> minute % DAY_MINUTES & 1)
     return missing
 
 
@@ -215,6 +221,6 @@ async def _first_served(kv: Kv) -> int | None:
 
 async def _days(kv: Kv, tenant: str, begin_s: int, end_s: int) -> AsyncGenerator[tuple[int, bytes], None]:
     start, end = day_key(tenant, begin_s // DAY_S), day_key(tenant, -(-end_s // DAY_S))
-    async for found in pages(kv, start, end, REMOVED_AT_ONCE):
+    async for found in pages(kv, start, end, DAYS_READ):
         for key, value in found:
             yield int.from_bytes(key[-4:], "big"), value

@@ -10,7 +10,7 @@ What gateways cannot see is said by the operator, for all tenants or one:
     outage         noticed from outside (a line, a name server): its minutes count as unserved
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -122,8 +122,13 @@ class Promised:
 
 
 async def promised_to(kv: Kv, customer: CustomerRecord, month: Month) -> Promised:
-    """Raises: BadArgument (no plan)."""
-    leases = {lease.id: lease.sla for lease in await leases_of(kv, customer.tenant) if lease.sla}
+    """By its plan and by leases that were signed, and hold in the month. Raises: BadArgument (no plan)."""
+    begin_us, end_us = month.begin_s * SECOND_US, month.end_s * SECOND_US
+    leases = {
+        lease.id: lease.sla
+        for lease in await leases_of(kv, customer.tenant)
+        if lease.sla and lease.signed_us and lease.begin_us < end_us and lease.end_us > begin_us
+    }
     return Promised((await plan_in(kv, customer, month)).sla, leases)
 
 
@@ -144,26 +149,18 @@ async def assess_month(
     end_s = min(month.end_s, until_s)
     if begin_s >= end_s:
         return []
-    events = [event for event in await list_service_events(kv) if event.tenant in ("", customer.tenant)]
     found = await measured(kv, customer.tenant, begin_s, end_s)
-    unserved = await unserved_minutes(kv, begin_s, end_s) | _told_minutes(events)
-    exclusions = [
-        Exclusion(event.begin_us // SECOND_US, -(-event.end_us // SECOND_US), event.reason)
-        for event in events
-        if event.kind == "maintenance"
-    ]
+    unserved = await unserved_minutes(kv, begin_s, end_s)
+    exclusions: list[Exclusion] = []
+    for event in await list_service_events(kv):
+        first_s, last_s = max(begin_s, event.begin_us // SECOND_US), min(end_s, -(-event.end_us // SECOND_US))
+        if event.tenant not in ("", customer.tenant) or first_s >= last_s:
+            continue
+        if event.kind == "maintenance":
+            exclusions.append(Exclusion(first_s, last_s, event.reason))
+        else:  # Whatever minute it touches.
+            unserved.update(range(first_s // MINUTE_S, -(-last_s // MINUTE_S)))
     return [assess(level, begin_s, end_s, found, exclusions, unserved) for level in levels]
-
-
-def _told_minutes(events: Iterable[ServiceEventRecord]) -> set[int]:
-    """Minutes that an outage touches."""
-    minute_us = MINUTE_S * SECOND_US
-    return {
-        minute
-        for event in events
-        if event.kind == "outage"
-        for minute in range(event.begin_us // minute_us, -(-event.end_us // minute_us))
-    }
 
 
 async def settled_service(kv: Kv, tenant: str, month: Month) -> ServiceMonthRecord | None:

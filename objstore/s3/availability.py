@@ -24,6 +24,7 @@ from objstore.errors import StoreError
 from objstore.meta.kv import Add, Kv, Transaction
 from objstore.meta.schema import setting_key
 from objstore.rental.availability import MINUTE_S, request_keys, served_key
+from objstore.rental.months import SECOND_US
 from objstore.rental.service_levels import INTERVAL_S
 
 log = logging.getLogger(__name__)
@@ -34,7 +35,6 @@ PROBE_S: Final = 5.0  # A read of metadata that takes longer has failed.
 WAITING_MAX: Final = 65_536  # Tenants x five minutes that are not committed; more are given up.
 MINUTES_MAX: Final = 1_440  # Minutes served that are not committed.
 COMMITTED_AT_ONCE: Final = 128  # Tenants x five minutes of one commit: two counters each.
-SECOND_US: Final = 1_000_000
 _SERVER_FAULT: Final = 500
 _NOT_IMPLEMENTED: Final = 501
 _PROBED: Final = setting_key("metering")  # Any record: it is the reading that counts.

@@ -347,6 +347,8 @@ async def test_a_lease_may_promise_more_than_the_plan_for_its_own_charge() -> No
     number = lease(9, begin_us=BEGIN * SECOND_US, capacity=TB, unit_price="400", sla="gold", tenant="acme")
     await make_lease(kv, number, now_us=(BEGIN - DAY_S) * SECOND_US)
     await sign(kv, number.id, SURVEY, now_us=(BEGIN - DAY_S) * SECOND_US)
+    quote = msgspec.structs.replace(number, id=an_id(10), state="quote", sla="never-signed")
+    await make_lease(kv, quote, now_us=(BEGIN - DAY_S) * SECOND_US)
     await serve(kv, MARCH, (10, 15))  # One interval: 99.9887 %.
     await seal(kv, MARCH)
     await close(kv, MARCH)
