@@ -7,7 +7,9 @@
 
 Leases of one storage class count together: what is stored beyond the sum of their capacities is overage under
 the terms of the one that began last. An hour that a lease touches is one of the lease, with its largest
-capacity; the usage of all other hours is the plan's.
+capacity; the usage of all other hours is the plan's, and so is what is stored beyond leases that have no
+terms for it: from before they began, or in another class than what they let a tenant store. Dedicated nodes
+have none either, and what lies there is not rated.
 """
 
 from collections.abc import Sequence
@@ -62,7 +64,8 @@ class Commitment:
     unit: str = "TB"
     billing: Literal["advance", "arrears"] = "arrears"
     billed_until_s: int = 0  # Its charge stands on invoices up to here; 0: on none.
-    overage: Overage | None = None  # None: what is stored is not rated, as on dedicated nodes.
+    overage: Overage | None = None  # None: there are no terms for what is stored beyond it,
+    beyond_is_plans: bool = False  # and it is the plan's; else it is not rated, as on dedicated nodes.
     product: str = "storage"
     charged: tuple[Charge, ...] | None = None  # By the month's own invoice, which is final: as it stands.
 
@@ -136,6 +139,7 @@ def commitment_of(lease: LeaseRecord) -> Commitment:
         billing="advance" if lease.billing == "advance" else "arrears",
         billed_until_s=lease.billed_until_us // SECOND_US,
         overage=overage,
+        beyond_is_plans=overage is None and lease.kind != "dedicated",
         product=lease.product,
     )
 
@@ -203,8 +207,14 @@ class Pool:
         return self._leases[-1] if self._leases else None
 
     def beside(self) -> int:
-        """Byte-seconds of the hours that no lease touches: the plan's."""
-        return sum(stored for stored, covered in zip(self._stored, self._covered, strict=True) if not covered)
+        """Byte-seconds that are the plan's: of hours that no lease touches, and beyond leases that have no terms
+        for it."""
+        beside = sum(
+            stored for stored, covered in zip(self._stored, self._covered, strict=True) if not covered
+        )
+        if self.terms is not None and self.terms.overage is None and self.terms.beyond_is_plans:
+            beside += sum(max(0, excess) for excess in self._excess().values())
+        return beside
 
     def stored(self) -> int:
         """Byte-seconds of the whole month."""

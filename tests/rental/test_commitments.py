@@ -81,8 +81,24 @@ def test_what_is_stored_before_the_lease_begins_is_the_plans() -> None:
     ]
 
 
-def test_a_lease_without_overage_covers_whatever_is_stored() -> None:
+def test_a_lease_of_nodes_without_overage_covers_whatever_is_stored() -> None:
     assert rated(stored(500 * TB, NOVEMBER), lease(mode=None)) == [("commitment", "100/1", 590_00)]
+
+
+def test_what_is_stored_beyond_a_lease_that_has_no_terms_for_it_is_the_plans() -> None:
+    bare = lease(mode=None, beyond_is_plans=True)
+    commitment = ("commitment", "100/1", 590_00)
+    assert rated(stored(500 * TB, NOVEMBER), bare) == [("usage", "400/1", 4_000_00), commitment]
+    assert rated(stored(100 * TB, NOVEMBER), bare) == [commitment]
+    days = stored_hours(
+        [80 * TB] * 15 * 24 + [120 * TB] * 15 * 24
+    )  # Hour by hour: none makes up for another.
+    assert rated(days, bare) == [("usage", "10/1", 100_00), commitment]
+    late = lease(mode=None, beyond_is_plans=True, begin_s=BEGIN + 15 * DAY_S)
+    assert rated(stored(120 * TB, NOVEMBER), late) == [
+        ("usage", "70/1", 700_00),
+        ("commitment", "50/1", 295_00),
+    ]
 
 
 def test_a_lease_covers_its_own_class_only() -> None:
@@ -271,7 +287,11 @@ def test_a_leases_record_is_rated_as_it_is_kept() -> None:
     )
     assert commitment_of(record) == lease()
     climbs = msgspec.structs.replace(record, ramp=[((BEGIN + 9) * 10**6, TB)], overage_mode="")
-    assert commitment_of(climbs) == lease(steps=(Step(BEGIN, 0), Step(BEGIN + 9, TB)), mode=None)
+    assert commitment_of(climbs) == lease(
+        steps=(Step(BEGIN, 0), Step(BEGIN + 9, TB)), mode=None, beyond_is_plans=True
+    )
+    nodes = msgspec.structs.replace(record, kind="dedicated", nodes=["1"], overage_mode="")
+    assert commitment_of(nodes) == lease(mode=None)
     ended = msgspec.structs.replace(
         record, billing="advance", ended_us=(BEGIN + 7) * 10**6, billed_until_us=DECEMBER.end_s * 10**6
     )
