@@ -207,7 +207,7 @@ class Pool:
         return self._leases[-1] if self._leases else None
 
     def beside(self) -> int:
-        """Byte-seconds that are the plan's: of hours that no lease touches, and beyond leases that have no terms
+        """Byte-seconds that are the plan's: of hours that no lease touches, and beyond leases without terms
         for it."""
         beside = sum(
             stored for stored, covered in zip(self._stored, self._covered, strict=True) if not covered
