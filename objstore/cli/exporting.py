@@ -9,6 +9,7 @@ import hashlib
 import http.client
 import json
 import os
+import shutil
 import threading
 import time
 from collections import deque
@@ -45,6 +46,7 @@ RESUME_SECONDS: Final = 86_400.0  # An export is open for a week.
 AWAY_SECONDS: Final = 120.0  # A store that is started again meanwhile is waited for.
 TRIES: Final = 4  # Of a piece that the store cannot read just now.
 PAUSE_SECONDS: Final = 1.0
+TOO_MANY: Final = 429
 KEYS: Final = 200  # Of one page.
 ROWS: Final = 500  # Of one page of records.
 API: Final = "/api/v1/"
@@ -75,7 +77,7 @@ class Pipe:
         return json.loads(self.read(path, **query))
 
     def read(self, path: str, **query: object) -> bytes:
-        """An answer as it is. Raises: Refused, Unreachable (for AWAY_SECONDS)."""
+        """An answer as it is. Raises: Refused (too many requests for AWAY_SECONDS, too), Unreachable (so)."""
         given = {name: one for name, one in query.items() if one not in ("", None)}
         target = API + path + (f"?{urlencode(given)}" if given else "")
         limit = time.monotonic() + AWAY_SECONDS
@@ -84,6 +86,9 @@ class Pipe:
                 return self._asked(target)
             except Unreachable:
                 if time.monotonic() >= limit:
+                    raise
+            except Refused as refused:
+                if refused.status != TOO_MANY or time.monotonic() >= limit:
                     raise
             time.sleep(PAUSE_SECONDS)
 
@@ -422,7 +427,9 @@ class Export:
     def records(self) -> None:
         """Write all of it, anew. Raises: Refused, Unreachable, OSError."""
         place = self._directory / "records"
-        place.mkdir(exist_ok=True)
+        if place.exists():
+            shutil.rmtree(place)  # Of an earlier run, perhaps in its middle.
+        place.mkdir()
         pipe = self._pipe()
         tenant = pipe.get(self._path)
         write_whole(place / "tenant.json", json.dumps(tenant, indent=2).encode() + b"\n")
@@ -448,7 +455,7 @@ class Export:
     def _documents(self, place: Path) -> None:
         """Each invoice and credit note with its lines, and as PDF once it is final."""
         folder = place / "documents"
-        folder.mkdir(exist_ok=True)
+        folder.mkdir()
         pipe = self._pipe()
         with open(place / "documents.jsonl", "rb") as file:
             for raw in file:

@@ -1,10 +1,17 @@
-"""Everything is handed back: from a running store into a directory, over cuts; and verified without it."""
+"""Everything is handed back: from a running store into a directory, over cuts; and verified without it.
 
+Long form (OBJSTORE_LONG=1): processes that are killed.
+"""
+
+import base64
 import hashlib
 import json
 import os
 import random
 import shutil
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
@@ -12,14 +19,15 @@ from typing import Any, Final
 import pytest
 from typer.testing import CliRunner, Result
 
-from objstore.cli import exported
-from objstore.cli.client import AdminClient
+from objstore.cli import exported, exporting
+from objstore.cli.client import AdminClient, Refused
 from objstore.cli.exported import Broken, Sums, verify
 from objstore.cli.exporting import EtagCheck, Export
 from objstore.cli.main import app
 from tests.seed import SEED
 from tests.server import Server
 
+LONG: Final = bool(os.environ.get("OBJSTORE_LONG"))
 TENANT: Final = "leaving"
 MIB: Final = 1024 * 1024
 KEYS: Final = (
@@ -225,6 +233,37 @@ def test_an_export_that_is_cut_again_and_again_ends_as_one_that_was_not(
     check_whole(directory, bodies)
 
 
+def test_what_cannot_be_read_is_named_and_fetched_by_the_next_run(
+    store_server: Server, bodies: Bodies, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = tmp_path / "partly"
+    lost = body_of("Case")
+    with monkeypatch.context() as patched:
+        patched.setattr(exporting, "TRIES", 1)
+        asked = exporting.Pipe._asked
+
+        def unreadable(self: exporting.Pipe, target: str) -> bytes:
+            if "/body?" in target and lost in target:
+                raise Refused(500, "too few fragments are left")
+            return asked(self, target)
+
+        patched.setattr(exporting.Pipe, "_asked", unreadable)
+        done = run(store_server, "tenant", "export", TENANT, str(directory))
+        assert (done.exit_code, "leaving-a/Case: too few fragments" in done.output) == (3, True), done.output
+        assert not (directory / "manifest.sha256").exists()
+    done = run(store_server, "tenant", "export", TENANT, str(directory))
+    assert done.exit_code == 0, done.output
+    sums, wrong = verify(directory, lambda size, count: None)
+    assert (wrong, sums.objects, len(sums.missing)) == ([], len(bodies), 0)
+    (line,) = [one for one in lines(directory) if one["key"] == "Case" and "file" in one]
+    assert (line["again"], (directory / line["file"]).read_bytes()) == (True, bodies["leaving-a", "Case"])
+
+
+def body_of(key: str) -> str:
+    """As it stands in an address."""
+    return "key=" + base64.urlsafe_b64encode(key.encode()).rstrip(b"=").decode() + "&"
+
+
 def _then_never(chances: Iterator[int]) -> Iterator[int]:
     yield from chances
     while True:
@@ -239,6 +278,35 @@ def _tear(directory: Path, rng: random.Random) -> None:
         if rng.random() < 0.5:
             size = part.stat().st_size
             part.write_bytes(bytes(size + rng.randint(0, 9)))
+
+
+@pytest.mark.skipif(not LONG, reason="the long form: OBJSTORE_LONG=1")
+@pytest.mark.timeout(600)
+def test_a_process_that_is_killed_again_and_again_hands_back_everything(
+    store_server: Server, bodies: Bodies, tmp_path: Path
+) -> None:
+    rng = random.Random(SEED)
+    directory = tmp_path / "killed"
+    words = ["tenant", "export", TENANT, str(directory), "--data", str(store_server.data)]
+    kills = 0
+    while kills < 25 and not (directory / "manifest.sha256").exists():
+        wanted = _fetched(directory) + rng.randint(0, 3)
+        command = [sys.executable, str(ROOT / "cmd" / "objstore"), *words]
+        process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+        while process.poll() is None and _fetched(directory) <= wanted:
+            time.sleep(0.001)
+        kills += process.poll() is None
+        process.kill()
+        process.wait()
+    done = run(store_server, *words[:4])
+    assert done.exit_code == 0, done.output
+    assert kills, SEED
+    check_whole(directory, bodies)
+
+
+def _fetched(directory: Path) -> int:
+    """Bodies, and parts of them."""
+    return sum(1 for _ in directory.glob("bodies/*/*"))
 
 
 def test_a_directory_that_holds_something_else_is_left_alone(

@@ -54,7 +54,7 @@ def on_disks(cluster: LocalCluster) -> int:
 
 
 def settled(cluster: LocalCluster) -> dict[str, Any]:
-    """An inventory that is what lies in the directories: bodies that metadata carries are packed meanwhile."""
+    """An inventory that is what lies in the directories: small bodies come there with a delay."""
     limit = time.monotonic() + LIMIT_S
     while True:
         code, found = audited(cluster)
