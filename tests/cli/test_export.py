@@ -25,7 +25,7 @@ from objstore.cli.exported import Broken, Sums, verify
 from objstore.cli.exporting import EtagCheck, Export
 from objstore.cli.main import app
 from tests.seed import SEED
-from tests.server import Server
+from tests.server import ROOT, Server
 
 LONG: Final = bool(os.environ.get("OBJSTORE_LONG"))
 TENANT: Final = "leaving"
