@@ -7,6 +7,7 @@ came late it stays whole. What was used of leases is known in the same way.
 Memory: one tenant's lines at a time.
 """
 
+import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from dataclasses import dataclass, field
 
@@ -62,6 +63,7 @@ async def all_rows(
 ) -> AsyncGenerator[list[Row], None]:
     """The same of many, tenant by tenant; tenants without a document are left out."""
     async for customer in customers:
+        await asyncio.sleep(0)  # Rating a month is work of some milliseconds, and others wait.
         if found := await month_rows(kv, customer, month, seller=seller, region=region):
             yield found
 
@@ -82,9 +84,7 @@ async def _about(kv: Kv, customer: CustomerRecord, month: Month) -> _About:
         tags[project.name] = {**project.tags, **ours}
     try:
         rated = await rate_customer(kv, customer, month)
-    except (
-        BadArgument
-    ):  # Without a plan any more, or of months out of order: its documents say what they say.
+    except BadArgument:  # It has no plan any more, say: then its documents have to do.
         return _About(None, {}, tags)
     return _About(rated, {use.lease: use for use in rated.uses}, tags)
 
@@ -97,8 +97,9 @@ def by_bucket(lines: Sequence[Line], rated: Rated | None) -> list[Line]:
     found: list[Line] = []
     for line in lines:
         share = members.get(_place(line), ())
-        cut = split(line, share, "bucket") if line.kind in ("usage", "overage") and line.meter else [line]
-        found += cut
+        # What a moment of two clocks left below nothing bears no share.
+        sharable = line.kind in ("usage", "overage") and all(member.quantity >= 0 for member in share)
+        found += split(line, share, "bucket") if sharable else [line]
     return found
 
 

@@ -22,6 +22,7 @@ log = logging.getLogger(__name__)
 
 FILES_MAX: Final = 2  # Made at a time: each rates its tenants' months again.
 ROWS_AT_ONCE: Final = 1_000  # Encoded in one step, on a thread.
+TENANTS_AT_ONCE: Final = 50  # Then there is a piece in any case: whoever reads knows that it goes on.
 KINDS: Final = {"csv": "text/csv; charset=utf-8", "parquet": "application/vnd.apache.parquet"}
 
 
@@ -87,10 +88,13 @@ async def _file(found: AsyncGenerator[list[Row], None], pieces: Pieces) -> Async
     _running.count += 1
     try:
         waiting: list[Row] = []
+        tenants = 0
         async for rows in found:
             waiting += rows
-            while len(waiting) >= ROWS_AT_ONCE:
+            tenants += 1
+            while len(waiting) >= ROWS_AT_ONCE or tenants >= TENANTS_AT_ONCE:
                 some, waiting = waiting[:ROWS_AT_ONCE], waiting[ROWS_AT_ONCE:]
+                tenants = 0
                 yield await asyncio.to_thread(pieces.add, some)
         yield await asyncio.to_thread(pieces.add, waiting)
         yield await asyncio.to_thread(pieces.end)
