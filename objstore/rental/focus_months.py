@@ -17,12 +17,14 @@ from objstore.rental import focus
 from objstore.rental.billing import rate_customer
 from objstore.rental.commitments import CommitmentUse
 from objstore.rental.credit_notes import credit_notes
+from objstore.rental.customers import find_customer
 from objstore.rental.focus import Row
 from objstore.rental.invoices import final_invoice, read_lines
-from objstore.rental.months import Month
+from objstore.rental.months import SECOND_US, Month
 from objstore.rental.projects import OUR_TAGS, list_projects
 from objstore.rental.rating import Rated, split
-from objstore.rental.records import CustomerRecord, Line
+from objstore.rental.records import CustomerRecord, InvoiceRecord, Line
+from objstore.rental.series import INVOICE
 
 
 async def month_rows(
@@ -40,22 +42,34 @@ async def month_rows(
     if invoice is None:
         return found
     about = await _about(kv, customer, month)
-    if seller in ("", invoice.seller):
-        lines = await read_lines(kv, invoice)
-        before = await final_invoice(kv, customer.tenant, Month.containing(month.begin_s - 1))
-        earlier = [] if before is None else await read_lines(kv, before)
-        found += focus.rows(
-            invoice,
+    for document in (invoice, *[note async for note in credit_notes(kv, invoice.id)]):
+        if seller in ("", document.seller):
+            found += await _rows(kv, document, month, about, region)
+    return found
+
+
+async def document_rows(kv: Kv, document: InvoiceRecord, *, region: str = "") -> list[Row]:
+    """Of one final document. Raises: BadArgument (its customer is not there), Corrupt, MetaUnavailable."""
+    customer = await find_customer(kv, document.tenant)
+    month = Month.containing(document.period_begin_us // SECOND_US)
+    return await _rows(kv, document, month, await _about(kv, customer, month), region)
+
+
+async def _rows(kv: Kv, document: InvoiceRecord, month: Month, about: "_About", region: str) -> list[Row]:
+    lines = await read_lines(kv, document)
+    if document.type != INVOICE:
+        return list(focus.rows(document, lines, region=region, tags=about.tags))
+    before = await final_invoice(kv, document.tenant, Month.containing(month.begin_s - 1))
+    return list(
+        focus.rows(
+            document,
             by_bucket(lines, about.rated),
             region=region,
             tags=about.tags,
             uses=about.uses,
-            before=earlier,
+            before=[] if before is None else await read_lines(kv, before),
         )
-    async for note in credit_notes(kv, invoice.id):
-        if seller in ("", note.seller):
-            found += focus.rows(note, await read_lines(kv, note), region=region, tags=about.tags)
-    return found
+    )
 
 
 async def all_rows(

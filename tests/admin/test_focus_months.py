@@ -145,6 +145,13 @@ async def test_who_asks_sees_their_own_and_a_reseller_its_customers(api: Api) ->
     assert refused.status == 404
 
 
+async def test_a_document_alone_has_the_rows_that_it_has_in_its_months_file(api: Api) -> None:
+    for tenant in ("lower", "other"):
+        (invoice,) = await list_documents(api.kv, tenant)
+        alone = await api("GET", f"/api/v1/invoices/{invoice.id}/focus")
+        assert parsed(alone.body) == parsed(await file(api, f"&tenant={tenant}"))
+
+
 async def test_a_file_may_be_of_one_sellers_documents(api: Api) -> None:
     assert len(parsed(await file(api, "&seller=oran"))) == len(parsed(await file(api, "")))
     assert parsed(await file(api, "&seller=tunis")) == []

@@ -1,6 +1,5 @@
 """Invoices and credit notes: drafted, made final, printed, exported."""
 
-import io
 from collections.abc import Sequence
 from typing import Any, Final, Literal
 
@@ -14,6 +13,7 @@ from objstore.admin.views import List, list_of, shown, view
 from objstore.ids import ulid
 from objstore.rental import billing, catalogue, focus, invoices
 from objstore.rental.credit_notes import Credit, credit_notes, issue_credit_note
+from objstore.rental.focus_months import document_rows
 from objstore.rental.months import Month
 from objstore.rental.records import InvoiceRecord, Line, document_key
 from objstore.rental.settlement import DRAFT
@@ -220,10 +220,9 @@ async def focus_csv(call: Call) -> Any:
     record = await invoices.find_document(call.kv, call.params["invoice"])
     if record.state == DRAFT:
         raise Problem(409, "a draft is not exported: its figures may still change")
-    text = io.StringIO(newline="")
-    found = await invoices.read_lines(call.kv, record)
-    focus.write_csv(focus.rows(record, found, region=call.services.region), text)
-    return File(text.getvalue().encode(), "text/csv; charset=utf-8", f"{_name(record)}.focus.csv")
+    pieces = focus.CsvPieces()
+    content = pieces.add(await document_rows(call.kv, record, region=call.services.region)) + pieces.end()
+    return File(content, "text/csv; charset=utf-8", f"{_name(record)}.focus.csv")
 
 
 def _name(record: InvoiceRecord) -> str:
