@@ -34,7 +34,7 @@ FLUSH_S: Final = 5
 PROBE_S: Final = 5.0  # A read of metadata that takes longer has failed.
 WAITING_MAX: Final = 65_536  # Tenants x five minutes that are not committed; more are given up.
 MINUTES_MAX: Final = 1_440  # Minutes served that are not committed.
-COMMITTED_AT_ONCE: Final = 128  # Tenants x five minutes of one commit: two counters each.
+COMMITTED_AT_ONCE: Final = 128  # Minutes, and tenants x five minutes (two counters each), of one commit.
 _SERVER_FAULT: Final = 500
 _NOT_IMPLEMENTED: Final = 501
 _PROBED: Final = setting_key("metering")  # Any record: it is the reading that counts.
@@ -106,13 +106,13 @@ class Availability:
         """Commit what waits; what cannot be committed waits on."""
         minutes, self._minutes = self._minutes, []
         waiting, self._waiting = list(self._waiting.items()), {}
-        for begin in range(0, max(1, len(waiting)), COMMITTED_AT_ONCE):
+        for begin in range(0, max(len(waiting), len(minutes)), COMMITTED_AT_ONCE):
             some = waiting[begin : begin + COMMITTED_AT_ONCE]
-            put = {served_key(minute): b"" for minute in (minutes if begin == 0 else ())}
+            put = {served_key(minute): b"" for minute in minutes[begin : begin + COMMITTED_AT_ONCE]}
             try:
                 await kv.commit(Transaction(put=put, add=_added(some)))
             except (StoreError, asyncio.CancelledError) as failure:
-                self._minutes += minutes if begin == 0 else []
+                self._minutes += minutes[begin:]
                 for (slot, tenant), counts in waiting[begin:]:
                     self._wait(slot, tenant, counts)
                 if not isinstance(failure, StoreError):

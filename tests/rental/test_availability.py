@@ -43,7 +43,7 @@ from objstore.rental.service_levels import (
     ServiceEventRecord,
     ServiceLevel,
 )
-from objstore.s3.availability import Availability
+from objstore.s3.availability import COMMITTED_AT_ONCE, Availability
 from objstore.upkeep.metering import KEPT_HOURS, SETTLE_S, Metering
 from tests.objects.fakes import FakeClock
 from tests.rental.cards import DAY_S, GB, TB, plan, rate
@@ -183,6 +183,27 @@ async def test_a_gateway_counts_on_while_metadata_takes_no_commits() -> None:
         assert requests <= found[slot].requests
         assert failed[slot] <= found[slot].failures
     assert await unserved_minutes(kv, BEGIN, BEGIN + 6_000) == set()
+
+
+async def test_what_has_waited_for_long_is_committed_in_commits_of_bounded_size() -> None:
+    sizes: list[int] = []
+
+    class Watched(DictKv):
+        async def commit(self, transaction: Transaction) -> None:
+            sizes.append(len(transaction.put) + len(transaction.add))
+            await super().commit(transaction)
+
+    kv, counts = Watched(), Availability()
+    for minute in range(400):
+        await counts.probe(kv, BEGIN + 60 * minute)
+        for number in range(5):
+            counts.note(f"t{number}", failed=True)
+        counts.turn(BEGIN + 60 * minute)
+    await counts.commit(kv)
+    assert max(sizes) <= 3 * COMMITTED_AT_ONCE
+    await seal_service(kv, MARCH.first_hour + 24)
+    assert await unserved_minutes(kv, BEGIN, BEGIN + 400 * 60) == set()
+    assert sum(one.failures for one in (await measured(kv, "t4", BEGIN, MARCH.end_s)).values()) == 400
 
 
 async def test_what_waits_is_bounded_and_what_is_given_up_is_told() -> None:
