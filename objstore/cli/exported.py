@@ -24,6 +24,7 @@ from typing import IO, Any, Final
 FORMAT: Final = 1
 DOCUMENT: Final = "objstore tenant export"
 ABOUT: Final = "export.json"
+BEGINNING: Final = "export.json.new"  # What a kill may leave before there is anything else.
 OBJECTS: Final = "objects.jsonl"
 MANIFEST: Final = "manifest.jsonl"
 CHECKSUM: Final = "manifest.sha256"

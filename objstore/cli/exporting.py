@@ -5,6 +5,7 @@ against its ETag. What is in memory is a page of keys and a piece a connection. 
 waited for; a body that cannot be read is noted as missing, and tried again by the next run.
 """
 
+import fcntl
 import hashlib
 import http.client
 import json
@@ -22,6 +23,7 @@ from urllib.parse import quote, urlencode
 from objstore.cli.client import AdminClient, Refused, Unreachable
 from objstore.cli.exported import (
     ABOUT,
+    BEGINNING,
     CHUNK,
     DOCUMENT,
     FORMAT,
@@ -101,8 +103,15 @@ class Pipe:
             cursor = page["next"]
 
     def _asked(self, target: str) -> bytes:
-        connection = self._connection or self._client.connect()
-        self._connection = None
+        kept, self._connection = self._connection, None
+        if kept is not None:
+            try:
+                return self._answered(kept, target)
+            except Unreachable:
+                pass  # The port ends connections that rest: that says nothing of the store.
+        return self._answered(self._client.connect(), target)
+
+    def _answered(self, connection: http.client.HTTPConnection, target: str) -> bytes:
         try:
             connection.request("GET", target, headers=self._headers)
             answer = connection.getresponse()
@@ -171,7 +180,8 @@ class EtagCheck:
 
 
 class Export:
-    """One export of one tenant into one directory. `run` it."""
+    """One export of one tenant into one directory: `open`, `resume`, `fetch`, `records`, `seal`, `finish`, in
+    this order; `close` at the end."""
 
     def __init__(self, client: AdminClient, tenant: str, directory: Path, *, at_once: int) -> None:
         """
@@ -186,6 +196,7 @@ class Export:
         self._pipes: list[Pipe] = []
         self._path = f"tenants/{quote(tenant, safe='')}"
         self._export = ""
+        self._locked = -1  # The directory, open.
         self._opened = time.monotonic()
 
     def _pipe(self) -> Pipe:
@@ -199,6 +210,9 @@ class Export:
     def close(self) -> None:
         for pipe in self._pipes:
             pipe.close()
+        if self._locked >= 0:
+            os.close(self._locked)
+            self._locked = -1
 
     # Before the work.
 
@@ -211,13 +225,14 @@ class Export:
 
         Raises: Broken (the directory holds something else), Refused, Unreachable, OSError.
         """
+        self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._lock()
         about = read_about(self._directory)
         if about is None:
-            if self._directory.exists() and any(self._directory.iterdir()):
+            if any(path.name != BEGINNING for path in self._directory.iterdir()):
                 raise Broken(f"{self._directory} is not empty, and holds no export")
             begun = self._client.post(f"{API}{self._path}/exports", {})
             self._export = begun["id"]
-            self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)
             about = {
                 "document": DOCUMENT,
                 "format": FORMAT,
@@ -233,6 +248,14 @@ class Export:
         self._export = str(about["export"])
         if not manifest_digest(self._directory):
             self._resume()
+
+    def _lock(self) -> None:
+        """Until `close`. Raises: Broken (another process is at it)."""
+        self._locked = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            fcntl.flock(self._locked, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Broken(f"another export into {self._directory} is under way") from None
 
     def _resume(self) -> None:
         """Open it for longer."""

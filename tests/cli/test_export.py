@@ -211,6 +211,8 @@ def test_an_export_that_is_cut_again_and_again_ends_as_one_that_was_not(
     # What a kill leaves of lines is a beginning of what was written: each line by itself here.
     monkeypatch.setattr(exported.Lines.add, "__kwdefaults__", {"at_once": 1, "size_max": 1})
     monkeypatch.setattr(exported.Lines, "close", lambda self: self._file.close())
+    directory.mkdir()
+    (directory / "export.json.new").write_text('{"docu')  # Killed before there was anything.
     cuts = 0
     while True:
         work = Export(AdminClient(store_server.data, None, None), TENANT, directory, at_once=2)
@@ -313,6 +315,12 @@ def test_a_directory_that_holds_something_else_is_left_alone(
     store_server: Server, whole: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "thesis.txt").write_text("mine")
+    busy = tmp_path / "busy"
+    work = Export(AdminClient(store_server.data, None, None), TENANT, busy, at_once=1)
+    work.open()
+    assert "under way" in run(store_server, "tenant", "export", TENANT, str(busy)).output
+    work.close()
+    shutil.rmtree(busy)
     for directory, tenant in ((tmp_path, TENANT), (whole, "default")):
         done = run(store_server, "tenant", "export", tenant, str(directory))
         assert done.exit_code == 4, done.output
