@@ -116,8 +116,8 @@ async def test_a_tenant_past_its_rate_has_its_share_of_the_work_and_its_neighbou
         for _, writer in waiting:
             writer.write(NOISY_GET)
         await until(lambda: edge.app.refusals.waiting == asked - served, "all but its rate wait")
+        await until(lambda: edge.app.admission.requests == 0, "and hold no place")
         assert len(edge.seen) == served
-        assert edge.app.admission.requests == 0, "and hold no place"
         line = Line(edge)
         assert [(await line.send(QUIET_GET)).status for _ in range(20)] == [200] * 20
         assert len(edge.seen) == served + 20
