@@ -17,6 +17,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Final
@@ -29,6 +30,7 @@ OBJECTS: Final = "objects.jsonl"
 MANIFEST: Final = "manifest.jsonl"
 CHECKSUM: Final = "manifest.sha256"
 CHUNK: Final = 1024 * 1024  # Bytes read at once.
+SYNCS_AT_ONCE: Final = 16  # A file system writes down those that come together in one go.
 WRONG_MAX: Final = 1_000  # Findings of one verification.
 MISSING_MAX: Final = 100_000  # Objects that could not be read, remembered by name.
 _BODY: Final = re.compile(r"bodies/[0-9a-f]{2}/[0-9a-f]{40}", re.ASCII)
@@ -71,11 +73,12 @@ def write_whole(path: Path, content: bytes) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
-    sync_directory(path.parent)
+    sync(path.parent)
 
 
-def sync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+def sync(path: Path) -> None:
+    """A file's bytes, or a directory's names."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
     try:
         os.fsync(descriptor)
     finally:
@@ -145,15 +148,10 @@ class Lines:
 
     def flush(self) -> None:
         """1. bodies, 2. their names, 3. the lines that say that they are there."""
-        directories = set()
-        for line in self._waiting:
-            if "file" in line:
-                path = self._directory / line["file"]
-                with open(path, "rb") as body:
-                    os.fsync(body.fileno())
-                directories.add(path.parent)
-        for directory in sorted(directories):
-            sync_directory(directory)
+        bodies = [self._directory / line["file"] for line in self._waiting if "file" in line]
+        with ThreadPoolExecutor(SYNCS_AT_ONCE) as pool:
+            list(pool.map(sync, bodies))
+            list(pool.map(sync, {body.parent for body in bodies}))
         self._file.write(b"".join(map(line_of, self._waiting)))
         self._file.flush()
         os.fsync(self._file.fileno())

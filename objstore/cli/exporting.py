@@ -39,7 +39,7 @@ from objstore.cli.exported import (
     read_about,
     read_end,
     resume,
-    sync_directory,
+    sync,
     write_manifest,
     write_whole,
 )
@@ -494,7 +494,7 @@ class Export:
         """Write the manifest: from here on the directory is a whole export."""
         for left in (self._directory / "bodies").glob("*/*.part"):  # Of objects that were deleted meanwhile.
             left.unlink()
-        sync_directory(self._directory)
+        sync(self._directory)
         write_manifest(self._directory, sums)
 
     def finish(self) -> str:
