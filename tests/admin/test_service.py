@@ -92,6 +92,7 @@ async def test_the_report_has_every_customer_as_it_stands(api: Api) -> None:
     rows = {one["tenant"]: one for one in (await get(api, "reports/service-levels"))["items"]}
     assert rows["lower"] == {
         "tenant": "lower",
+        "resellers": ["upper"],
         "level": "s3-standard",
         "uptime": "98.1944",
         "failed": 2,
@@ -102,6 +103,12 @@ async def test_the_report_has_every_customer_as_it_stands(api: Api) -> None:
     # Nothing was promised to it; the minutes are those of the store.
     assert (rows["other"]["level"], rows["other"]["uptime"], rows["other"]["share"]) == ("", "98.8888", "0")
     assert (await get(api, "reports/service-levels?month=2026-05"))["items"] == []
+
+
+async def test_a_reseller_sees_how_its_customers_were_served(api: Api) -> None:
+    token = await api.token_of("upper-reader")
+    rows = (await get(api, "reports/service-levels", token=token))["items"]
+    assert {one["tenant"]: one["share"] for one in rows} == {"upper": "0", "lower": "0.25"}
 
 
 async def test_maintenance_is_announced_and_taken_back(api: Api) -> None:

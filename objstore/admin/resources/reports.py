@@ -84,8 +84,11 @@ class UsedRow(msgspec.Struct, frozen=True, kw_only=True):
 Rows = Callable[[CustomerRecord], Awaitable[list[dict[str, Any]]]]
 
 
-async def _report(call: Call, query: Page, rows: Rows) -> List[Any]:
-    """A page is a page of customers: it may hold fewer rows, and more."""
+async def by_customer(call: Call, query: Page, rows: Rows) -> List[Any]:
+    """A report of rows of each customer that the caller sees.
+
+    A page is a page of customers: it may hold fewer rows, and more.
+    """
     own = call.caller.tenant
     below = await tenants_under(call.kv, own) if own else []
 
@@ -164,7 +167,7 @@ async def revenue(call: Call) -> List[Any]:
             if one is not None
         ]
 
-    return await _report(call, call.query, rows)
+    return await by_customer(call, call.query, rows)
 
 
 async def aging(call: Call) -> List[Any]:
@@ -186,7 +189,7 @@ async def aging(call: Call) -> List[Any]:
             for one in await reports.aging_of(call.kv, customer.tenant, now_us=now_us)
         ]
 
-    return await _report(call, call.query, rows)
+    return await by_customer(call, call.query, rows)
 
 
 async def usage(call: Call) -> List[Any]:
@@ -207,7 +210,7 @@ async def usage(call: Call) -> List[Any]:
         }
         return [row]
 
-    return await _report(call, query, rows)
+    return await by_customer(call, query, rows)
 
 
 ROUTES: Final = (

@@ -8,7 +8,8 @@ import msgspec
 
 from objstore.admin.callers import OPERATORS, Rule
 from objstore.admin.pages import page
-from objstore.admin.routes import Call, Page, Route, in_path, of_store
+from objstore.admin.resources.reports import READ, by_customer
+from objstore.admin.routes import Call, Page, Route, in_path, of_anybody, of_store
 from objstore.admin.views import List, body_of, given_of, list_of, moment, shown, view
 from objstore.errors import BadArgument
 from objstore.iam.tenants import find_tenant
@@ -18,7 +19,6 @@ from objstore.meta.schema import decode
 from objstore.rental import service_credits
 from objstore.rental.availability import open_interval
 from objstore.rental.catalogue import find_service_level
-from objstore.rental.customers import list_customers
 from objstore.rental.meters import HOUR_S
 from objstore.rental.months import SECOND_US, Month
 from objstore.rental.records import CustomerRecord, customer_key
@@ -81,6 +81,7 @@ class ServiceRow(msgspec.Struct, frozen=True, kw_only=True):
     """Of a tenant and level; of one without a level: its uptime."""
 
     tenant: str
+    resellers: list[str]  # Above it, from the caller's own customer down.
     level: str
     uptime: str | None
     failed: int  # Five minutes with failures or minutes unserved.
@@ -158,20 +159,17 @@ def _row(row: Row) -> dict[str, Any]:
 
 
 async def report(call: Call) -> List[Any]:
-    """A page is a page of customers: it may hold more rows."""
     month = _month(call)
 
-    async def read(after: str, limit: int) -> list[CustomerRecord]:
-        return await list_customers(call.kv, after=after, limit=limit)
+    async def rows(customer: CustomerRecord) -> list[dict[str, Any]]:
+        return await _report_of(call.kv, customer, month)
 
-    customers = await page(call.query, read, lambda one: one.tenant, lambda one: one)
-    rows = [row for customer in customers.items for row in await _report_of(call.kv, customer, month)]
-    return List(rows, customers.next)
+    return await by_customer(call, call.query, rows)
 
 
 async def _report_of(kv: Kv, customer: CustomerRecord, month: Month) -> list[dict[str, Any]]:
     """As it was settled, or as it stands."""
-    common = {"tenant": customer.tenant, "currency": customer.currency}
+    common = {"currency": customer.currency}
     held = await service_credits.settled_service(kv, customer.tenant, month)
     if held is not None:
         uptime = percent_text(Fraction(held.uptime))
@@ -224,8 +222,8 @@ ROUTES: Final = (
     ),
     Route(
         method="GET", path="/api/v1/reports/service-levels", name="report_service_levels",
-        summary="Uptime and credits of all tenants in a month.",
-        rule=OPERATORS, owner=of_store, query=OfMonth, handler=report, answer=List[ServiceRow],
+        summary="Uptime and credits of a month, tenant by tenant.",
+        rule=READ, owner=of_anybody, query=OfMonth, handler=report, answer=List[ServiceRow],
     ),
     Route(
         method="GET", path=_EVENTS, name="list_service_events",
