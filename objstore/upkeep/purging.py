@@ -7,7 +7,7 @@
                   tenant lie, or of nobody knows whom, the volume is sealed and compacted at once
                4. wait until the trash has let go of those, and of what was trash before
     proven     an inventory of all disks holds no fragment file but of volumes whose directories were read
-               and name nothing of it, or that were made after all was settled
+               and name nothing of it, none longer than its volume, or that were made after all was settled
 
 What a stripe holds is told by its directory, and by metadata, which remembers whose a bucket was; so the
 proof is of files that lie on disks, whatever metadata says of them. What it cannot say stands in it
@@ -63,6 +63,7 @@ log = logging.getLogger(__name__)
 AT_ONCE: Final = 500  # Objects deleted behind one scan.
 PAGE: Final = 1_000
 NAMED_MAX: Final = 20  # Files, volumes and exports named in a proof, which must fit a record.
+TRASH: Final = "is trash, and goes when its days are over"
 NOT_LOOKED_AT: Final = (
     "Blocks that a disk has freed are not overwritten: whoever has the bare disk may find remains until they"
     " are used again.",
@@ -254,17 +255,17 @@ class Purging:
                 async with self._files:
                     volume = await seal_volume(ctx, volume)  # Its writer, if there is one, begins another.
             if volume.state != VolumeState.SEALED:
-                return "is trash, and goes when its days are over"
+                return TRASH
             if not await self._holds(tenant, volume, look):
                 look.clean.add(volume.id)
                 return ""
             async with self._files:
                 outcome = await compaction.compact(ctx, volume.id)
+        except Deposed:
+            raise
         except StoreError as failure:
             return f"cannot be read or moved: {failure}"
-        if outcome.retired:
-            return "is trash, and goes when its days are over"
-        return f"cannot be compacted: {'; '.join(outcome.stuck[:3])}"
+        return _moved(outcome)
 
     async def _holds(self, tenant: str, volume: VolumeRecord, look: _Look) -> bool:
         """Whether a sealed volume holds dead bytes of the tenant, or of nobody knows whom."""
@@ -301,7 +302,8 @@ class Purging:
         ctx = self._ctx
         audit = Audit(ctx)
         summary = await audit.take()
-        if why := _unproven(summary) or await _left_on_disks(audit, look, record.newest_volume):
+        why = _unproven(summary) or await _left_on_disks(audit, look, record.newest_volume)
+        if why := why or await self._tails(record, look):
             return await note_purge(ctx.kv, record, waiting=why, looked_us=ctx.clock.now_us())
         if left := await self._records_left(record.tenant):
             raise Corrupt(f"{left} records of buckets of {record.tenant!r} have come back")
@@ -312,6 +314,26 @@ class Purging:
         deed = Deed(who="upkeep", action="purge_proven", target=f"tenants/{record.tenant}/purge")
         await note(ctx.kv, deed, ctx.clock, "done")
         return proven
+
+    async def _tails(self, record: PurgeRecord, look: _Look) -> str:
+        """Files that are longer than their volume: what a disk that was away kept behind the length at which
+        it was sealed, in no directory that was read. Such volumes are compacted. Empty: there is none."""
+        ctx = self._ctx
+        lengths: dict[int, int] = {}
+        after = 0
+        while found := await ctx.ledger.volumes(after):
+            after = found[-1].id
+            lengths |= {volume.id: volume.length for volume in found if volume.id in look.clean}
+        longer: set[int] = set()
+        for disk in ctx.disks.values():
+            files = await disk.fragment_files()
+            longer |= {one.volume for one in files if one.size > lengths.get(one.volume, one.size)}
+        for volume in sorted(longer):
+            look.clean.discard(volume)
+            async with self._files:
+                outcome = await compaction.compact(ctx, volume)
+            look.held[volume] = _moved(outcome)
+        return f"{len(longer)} volumes had files longer than their records" if longer else ""
 
     async def _document(
         self, record: PurgeRecord, look: _Look, summary: Summary, now_us: int
@@ -353,6 +375,11 @@ class Purging:
                 if one.finished_us
             ][-NAMED_MAX:],
         }
+
+
+def _moved(outcome: compaction.Outcome) -> str:
+    """Why a volume that was compacted is waited for."""
+    return f"cannot be compacted: {'; '.join(outcome.stuck[:3])}" if outcome.stuck else TRASH
 
 
 async def _forget_users(kv: Kv, tenant: str) -> None:

@@ -227,6 +227,25 @@ async def test_a_file_that_comes_back_and_a_disk_that_is_away_keep_it_from_being
     assert (await until_proven(end, 4)).state == "proven"
 
 
+async def test_what_lies_behind_a_volumes_end_goes_with_the_volume(end: End) -> None:
+    """A disk that was away when a volume was sealed has not cut its file."""
+    await end.yard.restart_writer()
+    end.store = store_of(end.yard)
+    await writes.put_object(end.store, STAYING, "ours", "last", About(), MemoryBody(b"ours " * 900))
+    await end.yard.restart_writer()
+    end.kept["last"], sealed = b"ours " * 900, max(await end.yard.states())
+    number, name = next(
+        (n, name) for n, disk in end.yard.disks.items() for name in disk.fragments if name[0] == sealed
+    )
+    end.store = store_of(end.yard)
+    end.purging = end.new_process()
+    end.yard.disks[number].fragments[name].content += MARK
+    await end.begin()
+    assert (await until_proven(end)).state == "proven"
+    assert end.on_disks() == 0
+    assert await read_as_staying(end, "last") == end.kept["last"]
+
+
 class Killed(BaseException):
     pass
 
