@@ -27,9 +27,7 @@ NO_CHECKSUM: Final = 0xFF  # In `Heads.checksums`. No algorithm's code.
 DIGEST_SIZE: Final = 16  # Bytes of an MD5.
 FEW: Final = 8  # Records: up to here one after another is quicker.
 
-_HEAD_SIZE: Final = (
-    45  # Bytes that are looked at: of a size of nine bytes and an upload, the end of the above.
-)
+_HEAD_SIZE: Final = 45  # Bytes that are looked at: all of the above of an upload with a size of eight bytes.
 _ORDER_AT: Final = 3
 _MARKER_AT: Final = 13
 _SIZE_AT: Final = 14
