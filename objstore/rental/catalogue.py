@@ -28,9 +28,7 @@ async def publish_plan(kv: Kv, plan: Plan, *, made_us: int, made_by: str = "") -
     check_plan(plan)
 
     async def decide(change: Change) -> PlanRecord:
-        if plan.sla:
-            level = service_level_key(plan.sla)
-            await change.found(level, ServiceLevelRecord, no_such_service_level(plan.sla))
+        await expect_service_level(change, plan.sla)
         key = plan_key(plan.code, plan.version)
         there = await change.record(key, PlanRecord)
         if there is not None:
@@ -130,6 +128,12 @@ async def put_service_level(kv: Kv, level: ServiceLevel, *, made_us: int) -> Ser
         return record
 
     return await commit_change(kv, decide, what=f"service level {level.id!r}")
+
+
+async def expect_service_level(change: Change, name: str) -> None:
+    """What promises a level stands beside that level. An empty name promises none. Raises: BadArgument."""
+    if name:
+        await change.found(service_level_key(name), ServiceLevelRecord, no_such_service_level(name))
 
 
 def no_such_service_level(name: str) -> BadArgument:

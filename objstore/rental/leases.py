@@ -27,6 +27,7 @@ from objstore.meta.kv import Kv
 from objstore.meta.schema import AccountRecord, account_key, decode
 from objstore.rental.admission import Span, check_dedicated
 from objstore.rental.carried import put_carried, termination_fee
+from objstore.rental.catalogue import expect_service_level
 from objstore.rental.changes import Change, commit_change
 from objstore.rental.commitments import MODES, STEPS_MAX, commitment_of
 from objstore.rental.customers import no_such_customer
@@ -236,6 +237,7 @@ async def sell(change: Change, lease: LeaseRecord, survey: Survey, *, now_us: in
     """
     if lease.end_us <= now_us:
         raise BadArgument("its term is over already", name="end", value=_day(lease.end_us))
+    await expect_service_level(change, lease.sla)
     signed = msgspec.structs.replace(check_lease(lease), state="signed", signed_us=now_us)
     admit(await open_book(change, survey), signed, lease_spans(signed), now_us)
     change.put(lease_key(lease.id), signed)

@@ -12,6 +12,7 @@ import msgspec
 from objstore.errors import BadArgument
 from objstore.meta.kv import Kv, pages, prefix_end
 from objstore.meta.schema import decode
+from objstore.rental.catalogue import expect_service_level
 from objstore.rental.changes import Change, commit_change
 from objstore.rental.leases import (
     DAY_US,
@@ -89,6 +90,7 @@ async def put_offer(kv: Kv, offer: OfferRecord, *, now_us: int) -> OfferRecord:
     offer = msgspec.structs.replace(check_offer(offer), made_us=now_us)
 
     async def decide(change: Change) -> OfferRecord:
+        await expect_service_level(change, offer.sla)
         await change.value(offer_key(offer.name))
         change.put(offer_key(offer.name), offer)
         return offer

@@ -131,6 +131,13 @@ async def test_capacity_that_is_not_there_at_one_moment_is_not_sold_and_the_answ
     assert (await sign(kv, record.id, SURVEY, now_us=START_US)).state == "signed"
 
 
+async def test_a_lease_that_promises_a_level_that_is_not_there_is_not_signed() -> None:
+    kv = await a_market()
+    with pytest.raises(BadArgument, match="there is no service level 'never'"):
+        await signed(kv, lease(sla="never"))
+    assert (await find_lease(kv, an_id(1))).state == "draft"
+
+
 async def test_terms_of_what_is_signed_do_not_change() -> None:
     kv = await a_market()
     await signed(kv, lease())
@@ -504,7 +511,9 @@ async def test_an_offer_is_for_the_kinds_of_customers_that_it_names() -> None:
         )
 
 
-@pytest.mark.parametrize("given", [{"kind": "dedicated"}, {"terms_months": []}, {"least": 0}, {"step": 0}])
+@pytest.mark.parametrize(
+    "given", [{"kind": "dedicated"}, {"terms_months": []}, {"least": 0}, {"step": 0}, {"sla": "never"}]
+)
 async def test_an_offer_of_which_no_order_could_be_signed_is_refused(given: dict[str, object]) -> None:
     with pytest.raises(BadArgument):
         await put_offer(await a_market(), msgspec.structs.replace(OFFER, **given), now_us=START_US)
