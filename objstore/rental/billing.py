@@ -72,7 +72,8 @@ async def draft_month(
     Args:
         rules: tax rules of all countries (rental/catalogue.py).
         after: go on behind this tenant.
-        missing: only customers that have no invoice of the month, nor a draft.
+        missing: only customers that have no invoice of the month, nor a draft; of the others what its service
+            level gives back, if that is still to be said.
         progress: told behind every tenant.
 
     Raises: BadArgument (the month is not over, or not all of its hours are sealed), MetaUnavailable.
@@ -83,9 +84,10 @@ async def draft_month(
         there = await _invoiced(kv, customers, month) if missing else set()
         for customer in customers:
             run.after = customer.tenant
-            if customer.tenant in there:
-                continue
             try:
+                if customer.tenant in there:  # Perhaps final only since, long after its time.
+                    await _settle_service(kv, customer, month, now_us, run)
+                    continue
                 await _draft(kv, customer, month, rules, now_us, randomness, run)
             except BadArgument as problem:
                 _tell(run.problems, customer.tenant, problem.message)

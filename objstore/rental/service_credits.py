@@ -188,6 +188,8 @@ async def settle_service(
     if invoice is None:
         return None
     promised = await promised_to(kv, customer, month)
+    if not promised.all:
+        return None
     levels = [await find_service_level(kv, name) for name in promised.all]
     assessed = await assess_month(kv, customer, month, levels, until_s=month.end_s)
     if not assessed:

@@ -22,9 +22,11 @@ from objstore.rental.availability import (
     seal_service,
     unserved_minutes,
 )
+from objstore.rental.billing import draft_month
 from objstore.rental.carried import list_carried
 from objstore.rental.catalogue import publish_plan, put_service_level
 from objstore.rental.customers import find_customer
+from objstore.rental.invoices import finalise_due
 from objstore.rental.leases import make_lease, sign
 from objstore.rental.months import SECOND_US, Month
 from objstore.rental.plan_changes import give_plan
@@ -47,7 +49,7 @@ from objstore.s3.availability import COMMITTED_AT_ONCE, Availability
 from objstore.upkeep.metering import KEPT_HOURS, SETTLE_S, Metering
 from tests.objects.fakes import FakeClock
 from tests.rental.cards import DAY_S, GB, TB, plan, rate
-from tests.rental.parties import MARCH, a_market, an_id
+from tests.rental.parties import MARCH, RULES, a_market, an_id, randomness
 from tests.rental.test_billing import APRIL, MAY, bill, close, lines_of, seal, store
 from tests.rental.test_leases import SURVEY, lease
 from tests.seed import SEED
@@ -347,6 +349,25 @@ async def test_a_month_that_kept_its_promise_is_credited_nothing_and_says_so() -
     assert held is not None
     assert [(one.share, one.net) for one in held.credits] == [("0", 0)]
     assert await list_carried(kv, "acme") == []
+
+
+async def test_a_month_that_became_final_long_after_its_time_is_credited_all_the_same() -> None:
+    """Its draft waited for an operator, until only months without any invoice were drafted so far back."""
+    kv = await a_promising_store("acme")
+    await serve(kv, MARCH, (10, 55))
+    for month in (MARCH, APRIL, MAY):
+        await seal(kv, month)
+        await bill(kv, month)
+    now_us = (MAY.end_s + 40 * DAY_S) * SECOND_US
+    await finalise_due(kv, now_us=now_us)
+    for _ in range(2):
+        run = await draft_month(kv, MARCH, rules=RULES, now_us=now_us, randomness=randomness(), missing=True)
+        assert (run.drafts, run.final, run.problems) == (0, 0, [])
+    [(name, waiting)] = await list_carried(kv, "acme")
+    assert (name, waiting.left) == ("sla/2026-03/001", -10_00)
+    held = await settled_service(kv, "acme", MARCH)
+    assert held is not None
+    assert [one.net for one in held.credits] == [10_00]
 
 
 async def test_what_comes_when_a_month_was_held_against_its_level_changes_nothing() -> None:
