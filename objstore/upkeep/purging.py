@@ -212,7 +212,8 @@ class Purging:
         if ctx.clock.now_us() < ends_us:
             return f"what was under way may take until {utc_text(ends_us / 1e6)}"
         async for found in pages(ctx.kv, b"d", prefix_end(b"d"), PAGE):
-            if any(decode(value, DoomedRecord).since_us <= record.deleted_us for _, value in found):
+            # By the clock of whoever dropped them, which may be ahead: but not by more than is waited for.
+            if any(decode(value, DoomedRecord).since_us <= ends_us for _, value in found):
                 return "parts of objects are still to be swept"
         return ""
 

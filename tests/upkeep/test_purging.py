@@ -27,7 +27,7 @@ from objstore.upkeep import purging
 from objstore.upkeep.purging import PurgeRules, Purging
 from objstore.upkeep.snapshots import store_snapshot
 from objstore.upkeep.trash import DAY_S, TrashRules, clear
-from tests.objects.fakes import MemoryBody, principal
+from tests.objects.fakes import FakeClock, MemoryBody, principal
 from tests.rental.parties import SELLER, a_customer
 from tests.seed import SEED
 from tests.upkeep.rig import Yard
@@ -225,6 +225,24 @@ async def test_a_file_that_comes_back_and_a_disk_that_is_away_keep_it_from_being
     assert (await end.record()).state == "clearing"
     end.yard.moods("+" * len(end.yard.disks))
     assert (await until_proven(end, 4)).state == "proven"
+
+
+async def test_parts_that_a_gateway_dropped_whose_clock_is_ahead_are_waited_for(end: End) -> None:
+    """They are homes until they are swept: what was read before is taken for somebody's."""
+    upload, _ = await multipart.create_upload(
+        end.store, LEAVING, "theirs", "late", About(), checksum_algorithm="", checksum_type=""
+    )
+    body = (MARK * (5 * MIB // len(MARK) + 1))[: 5 * MIB]
+    await multipart.put_part(end.store, LEAVING, "theirs", "late", upload, 1, MemoryBody(body))
+    await end.begin()
+    ahead = replace(end.store, clock=FakeClock(end.yard.clock.now_us() + 600_000_000))
+    await multipart.abort_upload(ahead, LEAVING, "theirs", "late", upload)
+    await end.round(1.1)
+    await end.purging.run()
+    assert "to be swept" in (await end.record()).waiting
+    await end.copy()
+    assert (await until_proven(end)).state == "proven"
+    assert end.on_disks() == 0
 
 
 async def test_what_lies_behind_a_volumes_end_goes_with_the_volume(end: End) -> None:
