@@ -404,7 +404,12 @@ class App:
         """Before a refusal for a rate or a share: its place is free at once, its answer has time."""
         self._give_place_up(request)
         held = min(request.body_weight, 2 * self.limits.read_bytes)  # Nobody reads it: more does not come in.
-        await self.refusals.wait(tenant, held, time.monotonic(), self._random.random())
+        protocol: Any = request._protocol
+        leaves = protocol.put_off = asyncio.get_running_loop().create_future()
+        try:
+            await self.refusals.wait(leaves, tenant, held, time.monotonic(), self._random.random())
+        finally:
+            protocol.put_off = None
 
     def _give_place_up(self, request: EdgeRequest) -> None:
         if request.admitted:

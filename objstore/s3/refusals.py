@@ -6,7 +6,8 @@ process next to nothing, however many connections they come on; a tenant that is
 waits.
 
 Whoever waits here has given its place among the requests up (limits.py) and keeps nobody out. What it still
-holds, its connection and what has come of its body, has a bound: past it the answer is not put off.
+holds, its connection and what has come of its body, has a bound: past it the answer is not put off. Its
+connection gives way to a new one when there are too many (server.py).
 
 Concurrency: one Refusals a process, on its event loop.
 """
@@ -19,7 +20,7 @@ MOST_S: Final = 2.0  # Clients wait for an answer for ten seconds and more.
 # A second, of one tenant in one process: one part in a hundred of a core. Past fifty connections that ask
 # again at once each waits for `MOST_S`.
 PACE: Final = 25
-WAITING_MAX: Final = 4_096  # As many as a worker has connections; those who hang up wait on without one.
+WAITING_MAX: Final = 4_096  # As many as a worker has connections.
 BODY_PART: Final = 8  # One part in so many of the memory for bodies.
 TENANTS_MAX: Final = 1_000  # Of which it is known when their last one leaves: about 100 KB.
 
@@ -44,18 +45,19 @@ class Refusals:
         """Answers that are put off just now."""
         return len(self._waiting)
 
-    async def wait(self, tenant: str, held: int, now: float, chance: float) -> None:
+    async def wait(
+        self, leaves: "asyncio.Future[None]", tenant: str, held: int, now: float, chance: float
+    ) -> None:
         """Until this tenant's next answer leaves (`wait_s`): at once if what is held by waiting is too much.
 
         Args:
+            leaves: whoever lets it go (`let_go`) ends the wait.
             held: bytes that the request's body can hold in memory meanwhile.
         """
         full = self.waiting >= WAITING_MAX or self._body_bytes + held > self._body_bytes_max
         if full or self._ended:
             return
-        loop = asyncio.get_running_loop()
-        leaves = loop.create_future()
-        timer = loop.call_later(self.wait_s(tenant, now, chance), _let_go, leaves)
+        timer = leaves.get_loop().call_later(self.wait_s(tenant, now, chance), let_go, leaves)
         self._waiting.add(leaves)
         self._body_bytes += held
         try:
@@ -69,7 +71,7 @@ class Refusals:
         """The process is about to stop: all answers leave now."""
         self._ended = True
         for leaves in self._waiting:
-            _let_go(leaves)
+            let_go(leaves)
 
     def wait_s(self, tenant: str, now: float, chance: float) -> float:
         """Seconds until this tenant's next answer leaves.
@@ -93,6 +95,7 @@ class Refusals:
             del self._last[tenant]
 
 
-def _let_go(leaves: "asyncio.Future[None]") -> None:
+def let_go(leaves: "asyncio.Future[None]") -> None:
+    """The answer need not wait any longer."""
     if not leaves.done():
         leaves.set_result(None)

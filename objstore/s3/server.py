@@ -11,7 +11,7 @@ counts bytes as they come, and one sweep a second looks at all connections.
 | has no request for `idle_seconds` | closed |
 | pauses in a body, or sends it slower than `body_rate` | answered 400 RequestTimeout and closed |
 | does not take its answer, or slower than `body_rate` | cut |
-| is one too many | takes the place of one that idles, or is answered 503 SlowDown and closed |
+| is one too many | takes the place of one that idles or is being refused, or is answered 503 SlowDown |
 
 Over TLS a connection counts from its accept (node/handshakes.py).
 
@@ -49,6 +49,7 @@ from objstore.node.handshakes import BACKLOG, Handshake, TlsListener
 from objstore.s3.app import SERVER, App, EdgeRequest
 from objstore.s3.errors import S3Fault, render, request_timeout, slow_down
 from objstore.s3.intake import Handler
+from objstore.s3.refusals import let_go
 
 _log = logging.getLogger("objstore.s3")
 
@@ -65,7 +66,7 @@ class EdgeProtocol(Handler):
 
     __slots__ = (
         "app", "edge", "ended",
-        "head_bytes", "head_since", "read_from", "read_last",
+        "head_bytes", "head_since", "put_off", "read_from", "read_last",
         "read_paused", "read_waited", "refused", "watched", "write_from", "write_last", "write_paused",
         "write_waited",
     )  # fmt: skip
@@ -78,6 +79,7 @@ class EdgeProtocol(Handler):
         self.ended = 0  # Requests of this connection that were answered or given up.
         self.half_closed = False  # The client has said that it sends no more.
         self.refused = False
+        self.put_off: asyncio.Future[None] | None = None  # Until then the answer, a refusal, waits.
         self.head_since = 0.0  # When the first bytes of an unfinished head came; 0: none.
         self.head_bytes = 0
         self.watched: object = None  # The request that the following speak of.
@@ -123,6 +125,8 @@ class EdgeProtocol(Handler):
         if self._manager is not None:
             self.app.observer.connections -= 1
         super().connection_lost(exc)
+        if self.put_off is not None:
+            let_go(self.put_off)  # Nobody waits for it, and it still counts as a connection.
 
     def data_received(self, data: bytes) -> None:
         self.bytes_in += len(data)
@@ -408,9 +412,10 @@ class EdgeServer(web.Server):
         return count < self.app.limits.connections + _REFUSED_MAX or self.make_room()
 
     def make_room(self) -> bool:
-        """Close a connection that has been without a request; whether there was one among the oldest.
+        """Close a connection that has been without a request, or whose refusal is put off; whether there was
+        one among the oldest.
 
-        Idle connections cost nothing to open: a thousand of them must not keep a client with a request out.
+        Neither costs much to have: a thousand of them must not keep a client with a request out.
         """
         limits = self.app.limits
         now = self._loop.time()
@@ -421,11 +426,12 @@ class EdgeServer(web.Server):
             return True
         close_time = now - limits.evict_seconds + limits.idle_seconds
         for connection in islice(self._connections, _EVICTION_LOOK):
-            if (
+            idles = (
                 connection._waiter is not None  # It waits for a whole head.
-                and not connection._force_close
                 and connection._next_keepalive_close_time < close_time
-            ):
+            )
+            put_off = isinstance(connection, EdgeProtocol) and connection.put_off is not None
+            if (idles or put_off) and not connection._force_close:
                 connection.force_close()
                 return True
         return False

@@ -1,7 +1,10 @@
 """Refusals for a rate or a share: told at a pace, on places that are free for others."""
 
 import asyncio
+import socket
+import struct
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -71,7 +74,8 @@ async def test_answers_are_put_off_only_within_bounds_and_while_the_process_serv
     refusals = Refusals(100 * BODY_PART, least_s=2 * FOR_EVER_S, most_s=FOR_EVER_S)
 
     def put_off(held: int) -> asyncio.Task[None]:
-        return asyncio.create_task(refusals.wait("noisy", held, 10.0, MIDDLE))
+        leaves = asyncio.get_running_loop().create_future()
+        return asyncio.create_task(refusals.wait(leaves, "noisy", held, 10.0, MIDDLE))
 
     waiting = [put_off(100), *(put_off(0) for _ in range(most - 2))]
     await asyncio.sleep(0)
@@ -166,3 +170,42 @@ async def test_bodies_that_wait_for_a_refusal_leave_room_for_others_and_more_of_
         assert (await edge.send(own)).status == 200
     finally:
         waiting[1].close()
+
+
+async def test_who_waits_for_a_refusal_makes_room_for_a_new_connection(start_edge: Start) -> None:
+    edge = await beside(start_edge, limits=Limits(requests_per_s=0))
+    most = 3
+    edge.app.limits = replace(
+        edge.app.limits, connections=most, idle_seconds=FOR_EVER_S, evict_seconds=FOR_EVER_S
+    )
+    waiting = [await edge.connect() for _ in range(most)]
+    try:
+        for _, writer in waiting:
+            writer.write(NOISY_GET)
+        await until(lambda: edge.app.refusals.waiting == most)
+        for left in range(most - 1, -1, -1):
+            line = Line(edge)
+            assert (await line.send(QUIET_GET)).status == 200
+            assert line.streams is not None
+            waiting.append(line.streams)
+            await until(partial(lambda left: edge.app.refusals.waiting == left, left))
+        assert (await edge.send(QUIET_GET)).code == "SlowDown", "nobody is left that could make room"
+        for reader, _ in waiting[:most]:
+            assert await asyncio.wait_for(reader.read(), WITHIN_S) == b""
+    finally:
+        for _, writer in waiting:
+            writer.close()
+
+
+async def test_who_hangs_up_does_not_wait_for_a_refusal_any_longer(start_edge: Start) -> None:
+    edge = await beside(start_edge, limits=Limits(requests_per_s=0))
+    for _ in range(3):
+        _, writer = await edge.connect()
+        writer.get_extra_info("socket").setsockopt(
+            socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)
+        )
+        writer.write(NOISY_GET)
+        await until(lambda: edge.app.refusals.waiting == 1)
+        writer.transport.abort()  # At once, and the other end is told so.
+        await until(lambda: not edge.runner.server.connections)
+        assert edge.app.refusals.waiting == 0
