@@ -17,7 +17,7 @@ from aiohttp import web
 from aiohttp.http_writer import StreamWriter
 from multidict import CIMultiDict
 
-from objstore.errors import StoreError
+from objstore.errors import Contended, StoreError
 from objstore.s3.call import Call
 from objstore.s3.errors import S3Fault, fault_of, internal_error, render
 from objstore.s3.outbox import Answer
@@ -129,7 +129,7 @@ async def eventually(
     try:
         body = show(task.result())[0].encode()
     except (S3Fault, StoreError) as failure:
-        body = _late_error(call, fault_of(failure))
+        body = _late_error(call, failure)
     except Exception:
         _log.exception("a slow answer failed", extra={"request_id": call.request_id})
         body = _late_error(call, internal_error())
@@ -138,7 +138,11 @@ async def eventually(
     return response
 
 
-def _late_error(call: Call, fault: S3Fault) -> bytes:
+def _late_error(call: Call, failure: S3Fault | StoreError) -> bytes:
+    fault = fault_of(failure)
+    request: Any = call.request
+    request.late = fault  # It counts as what it is, whatever status was told.
+    request.contended = isinstance(failure, Contended)
     resource = f"/{call.bucket}/{call.key}"
     whole = render(fault, resource=resource, request_id=call.request_id, host_id=call.request_id)
     return whole.removeprefix(DECLARATION.encode())

@@ -126,6 +126,7 @@ class EdgeRequest(web.BaseRequest):
     begun: web.StreamResponse | None = None  # The answer whose head was written last,
     known: KnownBucket | None = None  # and its bucket then.
     refusal = ""  # What its tenant was refused for: rate | share.
+    late: S3Fault | None = None  # A failure that was told behind a status of 200 (answers.py).
     contended = False  # It was in the way of others of its tenant.
 
     async def _prepare_hook(self, response: web.StreamResponse) -> None:
@@ -510,11 +511,11 @@ class App:
     ) -> None:
         """Count and log one finished request."""
         ended = time.monotonic()
+        status = response.status if response is not None else 499
+        told = fault.status if fault is not None else status
         code = ""
-        if fault is not None:
-            status, code = fault.status, fault.code
-        else:
-            status = response.status if response is not None else 499
+        if (failure := fault or request.late) is not None:
+            status, code = failure.status, failure.code
         body = request.body
         received = body.received if body is not None else 0
         sent = _sent(request, response if response is not None else request.begun)
@@ -555,7 +556,7 @@ class App:
                 remote=remote,
                 method=message.method,
                 operation=request.operation,
-                status=status,
+                status=told,
                 duration_ms=_milliseconds(ended - began),
                 ttfb_ms=_milliseconds(first - began) if first else 0.0,
                 bucket=request.bucket,

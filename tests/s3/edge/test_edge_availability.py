@@ -1,12 +1,13 @@
 """What service levels are measured by, at the edge: which requests count, and which of them as failed."""
 
+import asyncio
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 from aiohttp import web
-from edge_running import Start
+from edge_running import WITHIN_S, Start, read_head
 from edge_signing import KEY_ID, SECRET, FakeCredential, FakeDirectory, principal, sign
 
 from objstore.errors import Contended, Corrupt, MetaUnavailable, NoSuchKey, Overloaded, QuotaExceeded
@@ -15,9 +16,11 @@ from objstore.meta.schema import AccountRecord, Limits
 from objstore.rental.availability import measured, seal_service
 from objstore.rental.rates import Rates
 from objstore.rental.service_levels import Interval
+from objstore.s3 import answers
 from objstore.s3.availability import Availability
 from objstore.s3.call import Call
 from objstore.s3.errors import not_implemented
+from tests.waiting import until
 
 NOW_S = 472_222 * 3_600 + 5
 
@@ -53,6 +56,37 @@ async def test_what_the_store_fails_at_counts_and_what_the_client_asks_wrongly_d
     edge = await start_edge(fail, availability=counts)
     answer = await edge.send(sign("GET", "/b/k").wire())
     assert answer.status >= 400
+    assert await found(counts, principal(KEY_ID).tenant) == Interval(1, failures)
+
+
+@pytest.mark.parametrize(
+    ("failure", "failures"),
+    [(MetaUnavailable("away"), 1), (Contended("writes of one key"), 0), (NoSuchKey("k"), 0)],
+    ids=lambda one: type(one).__name__,
+)
+async def test_what_fails_behind_a_status_of_200_counts_as_what_it_is(
+    failure: Exception, failures: int, start_edge: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(answers, "PATIENCE_S", 0.001)
+    monkeypatch.setattr(answers, "PULSE_S", 0.001)
+    begun = asyncio.Event()
+
+    async def work() -> str:
+        await begun.wait()
+        raise failure
+
+    async def fail_late(call: Call) -> web.StreamResponse:
+        return await answers.eventually(call, work(), lambda text: (text, {}))
+
+    counts = Availability()
+    edge = await start_edge(fail_late, availability=counts)
+    reader, writer = await edge.connect()
+    writer.write(sign("GET", "/b/k").wire())
+    assert (await asyncio.wait_for(read_head(reader), WITHIN_S))[0] == 200
+    begun.set()
+    assert b"<Error>" in await asyncio.wait_for(reader.readuntil(b"\r\n0\r\n\r\n"), WITHIN_S)
+    writer.close()
+    await until(lambda: not edge.app.observer.in_flight, "it has ended")
     assert await found(counts, principal(KEY_ID).tenant) == Interval(1, failures)
 
 
