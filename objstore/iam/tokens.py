@@ -90,14 +90,14 @@ async def find_token(kv: Kv, token: str) -> TokenRecord:
 
 
 async def list_tokens(
-    kv: Kv, user: str, *, after: str = "", limit: int = 1_000
+    kv: Kv, user: str | None = None, *, after: str = "", limit: int = 1_000
 ) -> list[tuple[str, TokenRecord]]:
-    """Ids > after, in order, of one user."""
+    """Ids > after, in order, of one user or of all."""
     found: list[tuple[str, TokenRecord]] = []
     start = token_key(after) + b"\0" if after else b"K"
     while len(found) < limit and (pairs := await kv.scan(start, prefix_end(b"K"), _PAGE)):
         records = [(key[1:].decode(), decode(value, TokenRecord)) for key, value in pairs]
-        found += [(one, record) for one, record in records if record.user == user]
+        found += [(one, record) for one, record in records if user is None or record.user == user]
         start = pairs[-1][0] + b"\0"
     return found[:limit]
 

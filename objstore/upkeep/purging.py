@@ -44,6 +44,7 @@ from objstore.meta.schema import (
 )
 from objstore.objects.buckets import delete_bucket, list_buckets
 from objstore.objects.changes import check_removable
+from objstore.objects.residence import buckets_of
 from objstore.objects.store import Store
 from objstore.objects.values import Principal
 from objstore.objects.writes import Doomed, delete_objects
@@ -142,9 +143,9 @@ class Purging:
         ctx, tenant = self._ctx, record.tenant
         await _forget_users(ctx.kv, tenant)
         who = Principal(tenant=tenant, user="", access_key_id="")
+        async for name, bucket in buckets_of(self._store, tenant):
+            check_removable(name, bucket, who)  # All of them before the first: half a replica helps nobody.
         while found := (await list_buckets(self._store, tenant, prefix="", after="", limit=PAGE))[0]:
-            for name, bucket in found:  # All of them before the first: half a replica helps nobody.
-                check_removable(name, bucket, who)
             for name, bucket in found:
                 await self._empty(who, name, bucket.id)
                 await delete_bucket(self._store, who, name)
@@ -387,9 +388,13 @@ async def _forget_users(kv: Kv, tenant: str) -> None:
     """Secrets and addresses of a tenant's users go; their names stay for the audit log."""
     users = {record.name for record in await list_users(kv, tenant=tenant, limit=1 << 31)}
     for name in sorted(users):
-        for token, _ in await list_tokens(kv, name, limit=1 << 31):
-            await remove_token(kv, token)
         await forget_user(kv, name)
+    after = ""
+    while tokens := await list_tokens(kv, after=after, limit=PAGE):
+        after = tokens[-1][0]
+        for token, one in tokens:
+            if one.user in users:
+                await remove_token(kv, token)
     after = ""
     while found := await list_keys(kv, after=after, limit=PAGE):
         after = found[-1][0]
