@@ -69,7 +69,13 @@ class Exports:
     async def buckets(self, tenant: str, *, after: str, limit: int) -> list[Holding]:
         """A tenant's buckets with names > after, in order."""
         kv = self._store.kv
-        found, _ = await list_buckets(self._store, tenant, prefix="", after=after, limit=limit)
+        found, after = await list_buckets(self._store, tenant, prefix="", after=after, limit=limit)
+        while (
+            after and len(found) < limit
+        ):  # Some were deleted meanwhile; a short page says that it is the last.
+            left = limit - len(found)
+            some, after = await list_buckets(self._store, tenant, prefix="", after=after, limit=left)
+            found += some
         counts = await kv.get_many(
             [
                 key(record.id)

@@ -5,6 +5,8 @@ import hashlib
 import pytest
 
 from objstore.errors import ConditionFailed, Denied, NoSuchKey
+from objstore.meta.kv import Transaction
+from objstore.meta.schema import tenant_bucket_key
 from objstore.objects import exports as exports_module
 from objstore.objects import multipart
 from objstore.objects.buckets import create_bucket
@@ -48,6 +50,18 @@ async def test_keys_come_in_pages_in_the_order_of_their_bytes_with_all_their_met
         found += [key for key, _ in rows]
         after = rows[-1][0].encode()
     assert found == sorted(keys, key=str.encode)
+
+
+async def test_a_page_of_buckets_is_full_although_some_were_deleted_while_it_was_read() -> None:
+    """Else whoever reads on takes it for the last one, and the buckets behind it are not handed back."""
+    store = await a_store()
+    for name in ("crate", "drum"):
+        await create_bucket(store, WHO, name, region="here")
+    gone = {tenant_bucket_key("default", name): b"" for name in ("a-first", "a-second", "case")}
+    await store.kv.commit(Transaction(put=gone))  # As a look sees it that was begun before they went.
+    exports = Exports(store)
+    assert [one.name for one in await exports.buckets("default", after="", limit=2)] == ["box", "crate"]
+    assert [one.name for one in await exports.buckets("default", after="crate", limit=2)] == ["drum"]
 
 
 async def test_a_body_comes_in_pieces_and_never_from_two_versions(monkeypatch: pytest.MonkeyPatch) -> None:
