@@ -466,6 +466,9 @@ class Service:
             except StoreError as failure:
                 self._held.clear()
                 log.warning("the claim on the upkeep was not renewed: %s", failure)
+            except Exception:  # Else nobody would renew it any more, and every service would stand still.
+                self._held.clear()
+                log.exception("the claim on the upkeep was not renewed: a bug")
             await self._sleep(CLAIM_RENEWAL_S)
 
     async def _loop(self, name: str, run: Callable[[], Awaitable[str]], period_s: float) -> None:

@@ -6,6 +6,7 @@ from objstore.blobs.volumes import VolumeState
 from objstore.meta.kv import Add, DictKv, Kv, Transaction
 from objstore.meta.schema import DiskRecord, disk_key, encode, object_key, setting_key, volume_live_key
 from objstore.objects.ledger import BEING_ADDED
+from objstore.upkeep import service as service_module
 from objstore.upkeep.claims import Claim
 from objstore.upkeep.context import Pace
 from objstore.upkeep.service import Periods, Service
@@ -280,6 +281,27 @@ async def test_a_failing_service_shows_its_words_and_the_others_go_on() -> None:
     assert status["seal"]["failures"] == 0
     await service.close()
     assert await yard.kv.get(setting_key("nothing")) is None
+
+
+async def test_the_claim_is_renewed_again_after_a_bug(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(service_module, "CLAIM_RENEWAL_S", 0.01)
+    yard = await Yard().start()
+    service = Service(
+        yard.context(), holder=b"h" * 16, alive=lambda writer: True, periods=Periods(seal_s=0.01)
+    )
+    looks = 0
+
+    def unfit() -> bool:
+        nonlocal looks
+        looks += 1
+        if looks == 1:
+            raise TypeError("a bug")
+        return False
+
+    service.stand_by_while(unfit)
+    service.start()
+    await until(lambda: service.leads and service.services["seal"].runs > 0)
+    await service.close()
 
 
 async def test_a_disk_whose_adding_was_cut_short_takes_no_writes_though_it_is_well() -> None:
