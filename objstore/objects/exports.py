@@ -70,9 +70,8 @@ class Exports:
         """A tenant's buckets with names > after, in order."""
         kv = self._store.kv
         found, after = await list_buckets(self._store, tenant, prefix="", after=after, limit=limit)
-        while (
-            after and len(found) < limit
-        ):  # Some were deleted meanwhile; a short page says that it is the last.
+        # Where some were deleted meanwhile the page is filled up: a short one says that it is the last.
+        while after and len(found) < limit:
             left = limit - len(found)
             some, after = await list_buckets(self._store, tenant, prefix="", after=after, limit=left)
             found += some

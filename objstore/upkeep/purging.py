@@ -129,6 +129,9 @@ class Purging:
             raise
         except StoreError as failure:
             record = await self._wait(record, str(failure))
+        except Exception:  # What is wrong with one tenant's records keeps no other from its end.
+            log.exception("the purge of tenant %s does not go on", record.tenant)
+            record = await self._wait(record, "a bug or a broken record; see the store's log")
         return f"{record.tenant}: {record.state}" + (f", {record.waiting}" if record.waiting else "")
 
     async def _wait(self, record: PurgeRecord, why: str) -> PurgeRecord:

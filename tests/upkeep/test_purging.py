@@ -310,3 +310,18 @@ async def test_a_bucket_that_replicates_is_named_before_anything_is_deleted(
     record = await end.round()
     assert (record.state, "theirs" in record.waiting) == ("deleting", True)
     assert len(await end.yard.kv.scan(b"ileaving\0", prefix_end(b"ileaving\0"), 10)) == 2
+
+
+async def test_a_broken_record_of_one_tenant_is_told_and_stops_no_other_purge(
+    end: End, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(name: str, record: object, who: object) -> None:
+        raise KeyError(name)
+
+    await end.begin()
+    with monkeypatch.context() as patch:
+        patch.setattr(purging, "check_removable", broken)
+        assert "see the store's log" in await end.purging.run()
+    assert (await end.record()).waiting == "a bug or a broken record; see the store's log"
+    assert "clearing" in await end.purging.run()
+    assert "may take until" in (await end.record()).waiting
