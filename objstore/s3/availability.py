@@ -1,9 +1,9 @@
 """What service levels are measured by, as one worker sees it: requests, failures of ours, minutes served.
 
 Every request whose signature was verified counts for its tenant. It failed through us when it was answered
-with 5xx, but for what the tenant caused (a rate or a share of its own, more writes of one key at once than
-there is order for) and for what this store does not have (501). Refused before it was known whose it is, it
-counts for nobody.
+with 5xx, also in a document that had begun with 200, but for what the tenant caused (a rate or a share of its
+own, more writes of one key at once than there is order for) and for what this store does not have (501).
+Refused before it was known whose it is, it counts for nobody.
 
 Once a second the counts go to the five minutes that run then; every few seconds these are committed, and
 again until that succeeds: what fails while metadata takes no commits is just what has to be counted. A kill
