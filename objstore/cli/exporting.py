@@ -494,7 +494,9 @@ class Export:
         """Write the manifest: from here on the directory is a whole export."""
         for left in (self._directory / "bodies").glob("*/*.part"):  # Of objects that were deleted meanwhile.
             left.unlink()
-        sync(self._directory)
+        for name in ("records/documents", "records", "bodies", "."):
+            if (folder := self._directory / name).is_dir():
+                sync(folder)  # A name is on the disk when its directory is.
         write_manifest(self._directory, sums)
 
     def finish(self) -> str:

@@ -329,6 +329,26 @@ def test_a_directory_that_holds_something_else_is_left_alone(
     assert run(store_server, "tenant", "export", "nobody", str(tmp_path / "new")).exit_code != 0
 
 
+def test_every_directory_is_made_durable_before_the_manifest_is_there(
+    store_server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = tmp_path / "sealed"
+    for name in ("bodies/00", "records/documents"):
+        (directory / name).mkdir(parents=True)
+    for name in ("export.json", "objects.jsonl"):
+        (directory / name).touch()
+    synced: set[Path] = set()
+
+    def sync(path: Path) -> None:
+        assert not (directory / "manifest.jsonl").exists()
+        synced.add(path)
+
+    monkeypatch.setattr(exporting, "sync", sync)
+    Export(AdminClient(store_server.data, None, None), TENANT, directory, at_once=1).seal(Sums())
+    folders = {path for path in directory.rglob("*") if path.is_dir()}
+    assert synced == {directory, *folders} - {directory / "bodies" / "00"}  # With its bodies' lines.
+
+
 def test_a_line_of_an_object_that_was_missing_is_replaced_by_the_one_that_came_later() -> None:
     sums = Sums()
     of = {"bucket": "b", "key": "k", "key_base64": "aw"}
