@@ -23,14 +23,18 @@ from objstore.meta.schema import (
 )
 from objstore.rental.changes import Change, commit_change
 from objstore.rental.customers import DAY_US, move_to
+from objstore.rental.leased import leases_of
 from objstore.rental.records import (
+    SALES_KEY,
     CustomerRecord,
     ExportRecord,
     PurgeRecord,
+    SalesRecord,
     customer_key,
     export_key,
     purge_key,
 )
+from objstore.rental.sales import SOLD
 
 OPEN_DAYS: Final = 7  # An export is open so long, from its beginning or when it is resumed.
 EXPORTS_MAX: Final = 1_000  # Of a tenant: each is an act in the audit log, and kept.
@@ -161,7 +165,8 @@ async def list_purges(kv: Kv, *, after: str = "", limit: int = 1_000) -> list[Pu
 async def begin_purge(kv: Kv, tenant: str, *, by: str, now_us: int) -> PurgeRecord:
     """Begin to delete all that a tenant has stored: from here on nothing brings it back.
 
-    It must be terminating, and its time to take its data along over. One that has begun goes on.
+    It must be terminating, its time to take its data along over, and its leases ended: what those charged
+    later would never be invoiced. One that has begun goes on.
 
     Raises: BadArgument, Overloaded.
     """
@@ -181,6 +186,7 @@ async def begin_purge(kv: Kv, tenant: str, *, by: str, now_us: int) -> PurgeReco
         if now_us < customer.purge_after_us:
             days = -(-(customer.purge_after_us - now_us) // DAY_US)
             raise BadArgument(f"{tenant!r} may take its data along for {days} more days", name="tenant")
+        await _check_no_lease(change, tenant)
         use = [counter(await change.value(tenant_use_key(tenant) + letter)) for letter in (b"b", b"o", b"s")]
         record = PurgeRecord(
             tenant=tenant, by=by, begun_us=now_us, buckets=use[0], objects=use[1], size=use[2]
@@ -189,6 +195,18 @@ async def begin_purge(kv: Kv, tenant: str, *, by: str, now_us: int) -> PurgeReco
         return record
 
     return await commit_change(kv, decide, what=f"the purge of {tenant!r}")
+
+
+async def _check_no_lease(change: Change, tenant: str) -> None:
+    """Raises: BadArgument."""
+    await change.record(SALES_KEY, SalesRecord)  # Expected, before the leases are scanned.
+    for lease in await leases_of(change.kv, tenant):
+        if lease.state in SOLD:
+            raise BadArgument(
+                f"lease {lease.id} of {tenant!r} is {lease.state}: end it first (objstore lease terminate)",
+                name="lease",
+                value=lease.id,
+            )
 
 
 async def note_purge(kv: Kv, record: PurgeRecord, /, **changes: object) -> PurgeRecord:

@@ -4,11 +4,15 @@ import pytest
 
 from objstore.errors import BadArgument
 from objstore.iam.tenants import create_tenant
-from objstore.meta.kv import DictKv
+from objstore.meta.kv import DictKv, Transaction
+from objstore.meta.schema import encode
 from objstore.rental import departures
 from objstore.rental.customers import DAY_US, set_state
+from objstore.rental.leases import terminate
+from objstore.rental.records import lease_key, tenant_lease_key
 from objstore.rental.sellers import create_seller
 from tests.rental.parties import SELLER, a_customer
+from tests.rental.test_leases import lease
 
 NOW_US = 1_790_000_000_000_000
 DIGEST = bytes(32)
@@ -76,3 +80,17 @@ async def test_only_who_is_terminating_and_had_its_time_is_purged_and_there_is_n
         await set_state(kv, "acme", "active", reason="", now_us=left.purge_after_us)
     noted = await departures.note_purge(kv, begun, state="clearing", objects=7)
     assert [one.objects for one in await departures.list_purges(kv)] == [noted.objects] == [7]
+
+
+async def test_who_has_a_lease_that_still_charges_is_not_purged_before_it_is_ended() -> None:
+    kv = await a_store()
+    held = lease(state="active", tenant="acme")
+    put = {lease_key(held.id): encode(held), tenant_lease_key("acme", held.id): b""}
+    await kv.commit(Transaction(put=put))
+    left = await set_state(kv, "acme", "terminating", reason="it leaves", now_us=NOW_US)
+    with pytest.raises(BadArgument, match="is active: end it first"):
+        await departures.begin_purge(kv, "acme", by="operator", now_us=left.purge_after_us)
+    assert await departures.find_purge(kv, "acme") is None
+    await terminate(kv, held.id, at_us=NOW_US, now_us=NOW_US)
+    begun = await departures.begin_purge(kv, "acme", by="operator", now_us=left.purge_after_us)
+    assert begun.state == "deleting"
