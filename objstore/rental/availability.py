@@ -194,7 +194,7 @@ async def unserved_minutes(kv: Kv, begin_s: int, end_s: int) -> set[int]:
 
     What is before the first minute that was ever noted is not known, and is not among them.
     """
-    first = await _first_served(kv)
+    first = await first_served(kv)
     if first is None:
         return set()
     begin, end = max(first, begin_s // MINUTE_S), end_s // MINUTE_S
@@ -210,7 +210,8 @@ async def unserved_minutes(kv: Kv, begin_s: int, end_s: int) -> set[int]:
     return missing
 
 
-async def _first_served(kv: Kv) -> int | None:
+async def first_served(kv: Kv) -> int | None:
+    """The first minute (seconds since 1970 // 60) that was ever noted; None: none was."""
     found = await kv.scan(day_key(EVERYBODY, 0), prefix_end(day_key(EVERYBODY, 0)[:2]), 1)
     if not found:
         return None

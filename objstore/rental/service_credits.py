@@ -17,7 +17,7 @@ from typing import Final
 from objstore.errors import BadArgument
 from objstore.meta.kv import Kv, prefix_end
 from objstore.meta.schema import decode
-from objstore.rental.availability import MINUTE_S, measured, unserved_minutes
+from objstore.rental.availability import MINUTE_S, first_served, measured, unserved_minutes
 from objstore.rental.carried import put_carried
 from objstore.rental.catalogue import find_service_level
 from objstore.rental.changes import Change, commit_change
@@ -142,13 +142,16 @@ async def assess_month(
     Args:
         until_s: up to where hours are sealed.
 
-    Returns: none if nothing of the month is sealed yet.
+    Returns: none if nothing of the month is sealed yet, or it was over before anything was measured.
     """
     since_s = -(-max(customer.created_us, customer.billed_from_us) // SECOND_US)
     begin_s = max(month.begin_s, -(-since_s // INTERVAL_S) * INTERVAL_S)
     end_s = min(month.end_s, until_s)
     if begin_s >= end_s:
         return []
+    first = await first_served(kv)
+    if first is not None and first * MINUTE_S >= end_s:
+        return []  # Nobody measured then.
     found = await measured(kv, customer.tenant, begin_s, end_s)
     unserved = await unserved_minutes(kv, begin_s, end_s)
     exclusions: list[Exclusion] = []

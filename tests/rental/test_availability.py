@@ -370,6 +370,20 @@ async def test_a_month_that_became_final_long_after_its_time_is_credited_all_the
     assert [one.net for one in held.credits] == [10_00]
 
 
+async def test_a_month_before_anything_was_measured_is_held_against_nothing() -> None:
+    kv = await a_promising_store("acme")
+    await seal(kv, MARCH)
+    await close(kv, MARCH)
+    await serve(kv, APRIL, (10, 15))
+    await seal(kv, APRIL)
+    await close(kv, APRIL)
+    await bill(kv, APRIL)
+    assert await settled_service(kv, "acme", MARCH) is None
+    april = await settled_service(kv, "acme", APRIL)
+    assert april is not None
+    assert Fraction(april.uptime) < 1
+
+
 async def test_what_comes_when_a_month_was_held_against_its_level_changes_nothing() -> None:
     kv = await a_promising_store("acme")
     await serve(kv, MARCH, (10, 55))
