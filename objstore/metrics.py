@@ -116,6 +116,7 @@ class Registry:
 
     def __init__(self) -> None:
         self._parts: list[Callable[[], Iterable[Family]]] = []
+        self._by_tenant: set[int] = set()  # Where in them is what has samples for each tenant.
 
     def counter(self, name: str, doc: str, labels: Labels = ()) -> Counter:
         made = Counter(name, doc, labels)
@@ -136,12 +137,20 @@ class Registry:
         self._parts.append(lambda: [made.family()])
         return made
 
-    def include(self, families: Callable[[], Iterable[Family]]) -> None:
-        """Add a part that makes its families itself when asked."""
-        self._parts.append(families)
+    def include(self, families: Callable[[], Iterable[Family]], *, by_tenant: bool = False) -> None:
+        """Add a part that makes its families itself when asked.
 
-    def families(self) -> list[Family]:
-        return [family for part in self._parts for family in part()]
+        Args:
+            by_tenant: it has samples for each tenant: thousands, which take tens of milliseconds.
+        """
+        self._parts.append(families)
+        if by_tenant:
+            self._by_tenant.add(len(self._parts) - 1)
+
+    def families(self, *, by_tenant: bool = True) -> list[Family]:
+        """Args: by_tenant: whether those parts, too."""
+        parts = [part for at, part in enumerate(self._parts) if by_tenant or at not in self._by_tenant]
+        return [family for part in parts for family in part()]
 
     def snapshot(self) -> bytes:
         return msgspec.msgpack.encode(self.families())
@@ -188,7 +197,8 @@ class RequestMetrics:
         self._errors: dict[Labels, float] = {}
         self._denied: dict[Labels, float] = {}
         self._throttled = 0
-        registry.include(self._families)
+        registry.include(self._s3_families)
+        registry.include(self._tenant_families, by_tenant=True)
 
     def finished(
         self,
@@ -243,9 +253,6 @@ class RequestMetrics:
             self._denied[(error_code,)] = self._denied.get((error_code,), 0) + 1
         elif status == 503 and error_code == "SlowDown":
             self._throttled += 1
-
-    def _families(self) -> list[Family]:
-        return self._s3_families() + self._tenant_families()
 
     def _tenant_families(self) -> list[Family]:
         """Of every tenant that has asked something: whoever shows them names a few (processes/naming.py)."""

@@ -499,7 +499,7 @@ class AdminPort:
         await self._look(time.monotonic())
         directory = self._spec.run_directory
         for process in processes(directory):
-            snapshot = await ask(directory, process)
+            snapshot = await ask(directory, process, by_tenant=True)
             if snapshot is None:
                 self._totals.drop_gauges(process)
             else:

@@ -1,7 +1,9 @@
 """A socket in every process that says what it has counted. The upkeep process asks when it is scraped.
 
-`run/<process>.sock`: who connects gets one MessagePack value, `[incarnation, families]`, and the end. The
-directory is closed to other users, so there is nothing to ask for and no one to refuse.
+`run/<process>.sock`: who connects says `tenants` or nothing, and the end; and gets one MessagePack value,
+`[incarnation, families]`, and the end. Families by tenant come only where they are asked for: a worker that
+knows thousands is kept from its requests for tens of milliseconds, which a scrape may cost and a look every
+few seconds may not. The directory is closed to other users, so there is no one to refuse.
 """
 
 import asyncio
@@ -16,6 +18,7 @@ from objstore.metrics import Family, Registry, merge
 
 SNAPSHOT_SIZE_MAX = 16 * 1024 * 1024  # Bytes; a worker has about 20 KB.
 ASK_SECONDS = 2.0
+BY_TENANT = b"tenants"
 EJECTED = "disk_ejected"  # How many processes find a disk slow, by disk and op.
 
 
@@ -38,10 +41,12 @@ async def serve_metrics(run_directory: str, process: str, registry: Registry) ->
     with contextlib.suppress(FileNotFoundError):
         os.unlink(path)
 
-    async def answer(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
-            writer.write(msgspec.msgpack.encode(Snapshot(incarnation, registry.families())))
             async with asyncio.timeout(ASK_SECONDS):
+                by_tenant = await reader.read(len(BY_TENANT)) == BY_TENANT
+                families = registry.families(by_tenant=by_tenant)
+                writer.write(msgspec.msgpack.encode(Snapshot(incarnation, families)))
                 await writer.drain()
         except (OSError, TimeoutError):
             pass
@@ -51,12 +56,15 @@ async def serve_metrics(run_directory: str, process: str, registry: Registry) ->
     return await asyncio.start_unix_server(answer, path)
 
 
-async def ask(run_directory: str, process: str) -> Snapshot | None:
-    """What the process has counted; None if it does not answer in time."""
+async def ask(run_directory: str, process: str, *, by_tenant: bool = False) -> Snapshot | None:
+    """What the process has counted, by tenant only if that is said; None if it does not answer in time."""
     try:
         async with asyncio.timeout(ASK_SECONDS):
             reader, writer = await asyncio.open_unix_connection(_path(run_directory, process))
             try:
+                if by_tenant:
+                    writer.write(BY_TENANT)
+                writer.write_eof()
                 content = bytearray()
                 while len(content) <= SNAPSHOT_SIZE_MAX and (chunk := await reader.read(1 << 16)):
                     content += chunk

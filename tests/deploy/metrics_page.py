@@ -62,7 +62,7 @@ async def families_of(run_directory: str) -> dict[str, Family]:
     """By name, of all processes of a store that serves."""
     found: dict[str, Family] = {}
     for process in processes(run_directory):
-        snapshot = await ask(run_directory, process)
+        snapshot = await ask(run_directory, process, by_tenant=True)
         assert snapshot is not None, f"{process} does not answer"
         found.update((family.name, family) for family in snapshot.families)
     return found

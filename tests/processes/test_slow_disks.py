@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from objstore.metrics import Family, Registry
-from objstore.processes.control import EJECTED, serve_metrics, slow_disks
+from objstore.metrics import Family, Registry, RequestMetrics
+from objstore.processes.control import EJECTED, ask, serve_metrics, slow_disks
 
 
 def finds(slow: dict[tuple[int, str], bool]) -> Registry:
@@ -30,3 +30,29 @@ async def test_what_several_processes_find_slow_is_told_in_one_sentence_a_disk(t
     for server in servers:
         server.close()
     assert await slow_disks(str(tmp_path / "none")) == {}
+
+
+async def test_only_a_scrape_has_a_process_count_what_it_knows_by_tenant(tmp_path: Path) -> None:
+    registry = finds({(1, "read"): True})
+    RequestMetrics(registry).finished("GetObject", 200, 0.1, tenant="acme")
+    made = []
+
+    def by_tenant() -> list[Family]:
+        made.append(1)
+        return []
+
+    registry.include(by_tenant, by_tenant=True)
+    server = await serve_metrics(str(tmp_path), "worker-1", registry)
+    assert len(await slow_disks(str(tmp_path))) == 1
+    short = await ask(str(tmp_path), "worker-1")
+    assert not made
+    whole = await ask(str(tmp_path), "worker-1", by_tenant=True)
+    assert made
+    assert short is not None
+    assert whole is not None
+    names = [family.name for family in whole.families]
+    assert {name for name in names if name.startswith("tenant_")} == set(names) - {
+        family.name for family in short.families
+    }
+    assert names == [family.name for family in registry.families()]
+    server.close()
