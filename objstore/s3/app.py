@@ -404,7 +404,10 @@ class App:
     async def _put_off(self, request: EdgeRequest, tenant: str) -> None:
         """Before a refusal for a rate or a share: its place is free at once, its answer has time."""
         self._give_place_up(request)
-        held = min(request.body_weight, 2 * self.limits.read_bytes)  # Nobody reads it: more does not come in.
+        payload = request._payload
+        held = payload.total_bytes
+        if not payload.is_eof():
+            held = min(request.body_weight, 2 * self.limits.read_bytes)  # Nobody reads it: no more comes in.
         protocol: Any = request._protocol
         leaves = protocol.put_off = asyncio.get_running_loop().create_future()
         try:

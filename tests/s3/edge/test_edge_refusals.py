@@ -209,3 +209,17 @@ async def test_who_hangs_up_does_not_wait_for_a_refusal_any_longer(start_edge: S
         writer.transport.abort()  # At once, and the other end is told so.
         await until(lambda: not edge.runner.server.connections)
         assert edge.app.refusals.waiting == 0
+
+
+async def test_a_copy_holds_no_body_while_it_waits_for_its_refusal(start_edge: Start) -> None:
+    edge = await beside(start_edge, limits=Limits(requests_per_s=0))
+    copy = sign("PUT", "/b/k", headers={"x-amz-copy-source": "/b/other"}).wire()
+    waiting = []
+    try:
+        for number in range(1, 6):
+            waiting.append(await edge.connect())
+            waiting[-1][1].write(copy)
+            await until(partial(lambda wanted: edge.app.refusals.waiting == wanted, number))
+    finally:
+        for _, writer in waiting:
+            writer.close()
