@@ -21,6 +21,16 @@ def pytest_configure() -> None:
     dev.PORTS = dev.PORTS[number::count]  # type: ignore[misc]
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """What has no short form is left out of `make test`."""
+    if os.environ.get("OBJSTORE_LONG"):
+        return
+    left_out = [item for item in items if item.get_closest_marker("long")]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if not item.get_closest_marker("long")]
+
+
 @pytest.fixture(scope="session")
 def store_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A store with two workers. Use buckets and users of your own; kill nothing."""

@@ -1,6 +1,5 @@
 """The benchmark of a noisy tenant: its verdicts can fail. Long form: it is run, on a quiet machine."""
 
-import os
 import socket
 from collections import Counter
 from pathlib import Path
@@ -8,8 +7,6 @@ from pathlib import Path
 import pytest
 
 from bench.noisy import Answers, Quiet, Turns, main, verdict
-
-LONG = bool(os.environ.get("OBJSTORE_LONG"))
 
 
 def turns(milliseconds: int, *, refused: int = 0) -> Turns:
@@ -42,7 +39,7 @@ def test_answers_are_told_apart_in_whatever_pieces_they_come() -> None:
             answers.receive()
 
 
-@pytest.mark.skipif(not LONG, reason="OBJSTORE_LONG=1: it measures time, a minute long")
+@pytest.mark.long
 @pytest.mark.parametrize("connections", ["16", "64"])
 def test_a_noisy_tenant_does_not_slow_its_neighbour_down(tmp_path: Path, connections: str) -> None:
     assert main(["--connections", connections, "--scratch", str(tmp_path)]) == 0

@@ -27,7 +27,6 @@ from objstore.cli.main import app
 from tests.seed import SEED
 from tests.server import ROOT, Server
 
-LONG: Final = bool(os.environ.get("OBJSTORE_LONG"))
 TENANT: Final = "leaving"
 MIB: Final = 1024 * 1024
 KEYS: Final = (
@@ -282,7 +281,7 @@ def _tear(directory: Path, rng: random.Random) -> None:
             part.write_bytes(bytes(size + rng.randint(0, 9)))
 
 
-@pytest.mark.skipif(not LONG, reason="the long form: OBJSTORE_LONG=1")
+@pytest.mark.long
 @pytest.mark.timeout(600)
 def test_a_process_that_is_killed_again_and_again_hands_back_everything(
     store_server: Server, bodies: Bodies, tmp_path: Path

@@ -16,7 +16,6 @@ from objstore.cli.main import app
 from tests.chaos.workload import RESTLESS
 from tests.server import Server, running_server
 
-LONG: Final = bool(os.environ.get("OBJSTORE_LONG"))
 MARK: Final = b"what the leaving tenant has stored, again and again. " * 400
 OURS: Final = os.urandom(30_000)
 
@@ -58,7 +57,7 @@ def test_only_who_is_terminating_is_purged_and_only_once_its_name_was_typed(stor
     assert store_server.admin("GET", "/api/v1/tenants/hasty")[1]["use"]["objects"] == 20
 
 
-@pytest.mark.skipif(not LONG, reason="the long form: OBJSTORE_LONG=1")
+@pytest.mark.long
 @pytest.mark.timeout(900)
 def test_what_it_had_stored_is_in_no_fragment_file_any_more(tmp_path: Path) -> None:
     with running_server(tmp_path, environment=RESTLESS) as server:
