@@ -118,7 +118,8 @@ bench-scale: $(VENV)/.test
 	@$(BIN)/python bench/scale.py $(ARGS)
 
 # What has a long form. The others have one form only and are run by `make test`.
-LONG ?= tests/blobs tests/chaos tests/codec tests/crash tests/meta tests/node tests/objects tests/upgrades tests/upkeep
+LONG ?= tests/blobs tests/chaos tests/codec tests/crash tests/iam tests/meta tests/node tests/objects tests/rental tests/upgrades tests/upkeep \
+  tests/bench/test_noisy.py tests/cli/test_export.py tests/processes/test_purging.py tests/processes/test_quota.py
 chaos: $(VENV)/.test
 	@OBJSTORE_LONG=1 $(BIN)/python -m pytest --timeout 7200 $(LONG) $(ARGS)
 
