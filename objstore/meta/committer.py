@@ -120,6 +120,7 @@ class CommitterOptions:
     fold_segments_max: int = 64  # Each start leaves one: bounds the header, and recovery.
     housekeeping_s: float = 5.0  # Between two looks at disks, fold and dead readers.
     verify_interval_s: float = 60.0  # Before a disk that failed is tried again.
+    short_s: float = 0.5  # Between two looks for disks while the journal lacks copies.
 
 
 @dataclass(slots=True)
@@ -287,6 +288,7 @@ class Committer:
         self._fold_task: asyncio.Task[None] | None = None
         self._fold_after = 0.0
         self._verify_after: dict[int, float] = {}
+        self._tried_at: dict[int, float] = {}  # When a disk was last verified for want of copies.
         self._rotten: dict[bytes, int] = {}  # Damaged records -> which finding of ours: it may rot again.
         self._true: dict[
             bytes, tuple[int, bytes | None]
@@ -305,7 +307,12 @@ class Committer:
         os.chmod(socket_path, 0o600)
         background = [
             loop.create_task(self._watch(step))
-            for step in (self._sync_regularly(), self._keep_house(), self._await_stop(stop))
+            for step in (
+                self._sync_regularly(),
+                self._keep_house(),
+                self._find_copies(),
+                self._await_stop(stop),
+            )
         ]
         try:
             ready()
@@ -622,6 +629,23 @@ class Committer:
             self._consider_fold()
             self._consider_look_up()
 
+    async def _find_copies(self) -> None:
+        """While the journal lacks copies, a disk whose node is back is not kept waiting.
+
+        The next loss may be one too many."""
+        while True:
+            await asyncio.sleep(self._options.short_s)
+            if len(self._journal.members) >= self._journal.copies:
+                continue
+            for disk in self._journal.disks:
+                now, tried = self._clock.monotonic(), self._tried_at.get(disk.number)
+                if disk.number not in self._journal.failed or disk.state in UNVERIFIED:
+                    continue
+                if tried is None or now - tried >= self._options.verify_interval_s:
+                    self._tried_at[disk.number] = now
+                    await self._verify(disk)
+            self._look_at_members()
+
     def _judge_copies(self) -> None:
         """Which disks answer so late beside the other copies' that commits should not wait for them."""
         times = {disk.number: self._copy_times(disk.number) for disk in self._journal.disks}
@@ -665,9 +689,12 @@ class Committer:
             if due > now:
                 continue
             del self._verify_after[number]
-            if not await together([disk], lambda disk: disk.verify(), 10.0) and writable(disk):
-                self._journal.failed.pop(number, None)
-                log.info("a disk passed its verification", extra={"disk": number})
+            await self._verify(disk)
+
+    async def _verify(self, disk: Disk) -> None:
+        if not await together([disk], lambda disk: disk.verify(), 10.0) and writable(disk):
+            self._journal.failed.pop(disk.number, None)
+            log.info("a disk passed its verification", extra={"disk": disk.number})
 
     def _forget_clients(self) -> None:
         oldest_us = self._clock.now_us() - CLIENT_KEPT_US

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from objstore.blobs.reader import BlobReader, ReaderLimits
+from objstore.blobs.reader import READABLE, BlobReader, ReaderLimits
 from objstore.blobs.volumes import FindDisks, no_others
 from objstore.blobs.writer import DEFAULT_LIMITS, BlobWriter, WriterLimits
 from objstore.config import Config
@@ -267,6 +267,7 @@ def part_families(parts: Parts) -> list[Family]:
     seconds: list[tuple[Labels, list[float]]] = []
     transferred: list[tuple[Labels, list[float]]] = []
     errors: list[tuple[Labels, list[float]]] = []
+    unreadable: list[tuple[Labels, list[float]]] = []
     for number, disk in parts.disks.items():
         failures = 0
         for operation, count in disk.counts.items():
@@ -276,6 +277,7 @@ def part_families(parts: Parts) -> list[Family]:
             transferred.append((labels, [count.bytes]))
             failures += count.errors
         errors.append(((str(number),), [failures]))
+        unreadable.append(((str(number),), [float(disk.state not in READABLE)]))
     per_operation = ("disk", "op")
     slowness, hedges = parts.store.reader.slowness, parts.store.reader.hedges
     ejected: list[tuple[Labels, list[float]]] = []
@@ -291,6 +293,7 @@ def part_families(parts: Parts) -> list[Family]:
         Family("disk_io_duration_seconds", "counter", "Time in a disk's calls.", per_operation, (), seconds),
         Family("disk_io_bytes", "counter", "Bytes read and written.", per_operation, (), transferred),
         Family("disk_io_errors", "counter", "Calls to a disk that failed.", ("disk",), (), errors),
+        Family("disk_unreadable", "gauge", "Processes that cannot read the disk.", ("disk",), (), unreadable),
         counter("carried_bodies", "Small bodies that metadata carried for a while.", carrier.carried),
         gauge("carried_bodies_waiting", "Carried bodies that wait for a stripe.", carrier.waiting),
         counter("blob_stripes", "Stripes written.", writer.stripes),

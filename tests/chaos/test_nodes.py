@@ -11,6 +11,7 @@ import random
 import shutil
 import signal
 import time
+import urllib.request
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -69,10 +70,36 @@ def wait_until_mended(cluster: LocalCluster) -> None:
         _, whole = cluster.admin("GET", "/api/v1/cluster")
         if status == 200 and not found["intents"] and isinstance(whole, dict) and not whole["away"]:
             _, damaged = cluster.admin("GET", "/api/v1/volumes?damaged=true")
-            if isinstance(damaged, dict) and damaged["volumes"] == []:
+            if isinstance(damaged, dict) and damaged["volumes"] == [] and everyone_reads(cluster):
                 return
         if time.monotonic() > limit:
             pytest.fail(f"seed {SEED}: not mended in {MENDED_S:.0f} s: {found}\n{cluster.gateway.words()}")
+        time.sleep(0.1)
+
+
+def everyone_reads(cluster: LocalCluster) -> bool:
+    """Whether every process that reads objects has heard that all disks are back."""
+    gateway = cluster.gateway
+    token = (gateway.data / "admin.token").read_text().strip()
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{gateway.ports[1]}/metrics", headers={"Authorization": f"Bearer {token}"}
+    )
+    with urllib.request.urlopen(request, timeout=10) as answer:
+        text = answer.read().decode()
+    lines = [line for line in text.splitlines() if line.startswith("objstore_disk_unreadable{")]
+    return len(lines) >= NODES and all(line.endswith((" 0", " 0.0")) for line in lines)
+
+
+def wait_until_safe(cluster: LocalCluster, nodes: Sequence[Process]) -> None:
+    """Until the store itself would have these nodes go: metadata has its copies elsewhere, too."""
+    limit = time.monotonic() + MENDED_S
+    names = "&".join(f"what={node.name}" for node in nodes)
+    while True:
+        status, found = cluster.admin("GET", f"/api/v1/safe-to-stop?{names}")
+        if status == 200 and found["safe"]:
+            return
+        if time.monotonic() > limit:
+            pytest.fail(f"seed {SEED}: not safe in {MENDED_S:.0f} s: {found}\n{cluster.gateway.words()}")
         time.sleep(0.1)
 
 
@@ -124,6 +151,7 @@ def test_any_m_nodes_killed_under_load_cost_no_read_and_no_byte_and_writes_go_on
         for choice in choices:
             nodes = [cluster.members[number] for number in choice]
             names = ", ".join(node.name for node in nodes)
+            wait_until_safe(cluster, nodes)
             before = findings.acknowledged
             cluster.kill(*nodes)
             load.work_until(WRITES)

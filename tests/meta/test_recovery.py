@@ -630,6 +630,30 @@ async def test_a_disk_that_was_away_is_verified_and_the_journal_has_all_its_copi
     assert len(store.now.journal.eligible()) == 6
 
 
+async def test_while_copies_are_lacking_a_disk_that_is_back_is_not_kept_waiting(store: Store) -> None:
+    for number in (1, 2, 3, 4):
+        store.disks[number - 1].mood = "sync-error"
+        await store.write(**{f"k{number}": b"x"})
+    assert store.now is not None
+    assert store.now.journal.header.members == [5, 6]
+    for disk in store.disks[:2]:  # As of a node that was away: nothing is wrong with it.
+        disk.mood, disk.suspicion = "well", ""
+    options = CommitterOptions(verify_interval_s=3600.0, short_s=0.0)  # Not by the clock alone.
+    committer = Committer(
+        store.now.journal, store.now.state, folder=None, clock=SystemClock(), options=options
+    )
+    finding = asyncio.create_task(committer._find_copies())
+    async with asyncio.timeout(30):
+        while len(store.now.journal.eligible()) < 4 or not committer._want_roll:
+            await asyncio.sleep(0)
+    tried = dict(committer._tried_at)
+    store.now.journal.failed[1] = "again"
+    for _ in range(50):
+        await asyncio.sleep(0)
+    finding.cancel()
+    assert (1 in store.now.journal.failed, committer._tried_at[1]) == (True, tried[1]), "once in that time"
+
+
 async def test_with_fewer_disks_there_are_fewer_copies_and_a_warning(
     store: Store, caplog: pytest.LogCaptureFixture
 ) -> None:
