@@ -102,9 +102,9 @@ format: $(VENV)/.test
 	@$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-# Two processes share the tests: most wait more than they work. Those of a file stay together, in their order;
-# TESTERS=0 is one process, for a debugger.
-TESTERS ?= 2
+# Three processes share the tests on two cores: most wait more than they work. Those of a file stay together, in
+# their order; TESTERS=0 is one process, for a debugger.
+TESTERS ?= 3
 test: setup-test lint
 	@$(BIN)/python -m pytest -n $(TESTERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
