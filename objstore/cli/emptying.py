@@ -7,10 +7,11 @@ something has changed.
 import sys
 import time
 from collections.abc import Callable
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 from objstore.cli.client import Unreachable
 from objstore.cli.output import DEGRADED, fail, size_text
+from objstore.cli.progress import transfer_bar
 
 POLL_SECONDS: Final = 2.0
 AWAY_SECONDS: Final = 120.0  # A gateway that is started again meanwhile is waited for.
@@ -49,26 +50,8 @@ def wait_empty(name: str, left: Callable[[], Left], seconds: float, again: str) 
 
 
 def _on_terminal(name: str, left: Callable[[], Left], seconds: float) -> bool:
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        DownloadColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-        TransferSpeedColumn,
-    )
-
-    columns: list[Any] = [
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(binary_units=True),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[files]} files left"),
-    ]
     limit = time.monotonic() + seconds
-    with Progress(*columns, console=Console(stderr=True)) as bar:
+    with transfer_bar("{task.fields[files]} files left") as bar:
         first = now = left()
         task = bar.add_task(name, total=first.bytes, files=first.files)
         while now.files and time.monotonic() < limit:

@@ -7,11 +7,41 @@ import sys
 import threading
 import time
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 from objstore.cli.output import size_text
 
+if TYPE_CHECKING:
+    from rich.progress import Progress as Bar
+
 LINE_SECONDS: Final = 10.0  # Between two lines of a log.
+
+
+def transfer_bar(count: str) -> "Bar":
+    """Bytes done of all, their rate and the time to go, on the terminal. Not begun yet.
+
+    Args:
+        count: rich's template of the last column.
+    """
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
+    from rich.progress import Progress as Bar
+
+    return Bar(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(binary_units=True),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+        TextColumn(count),
+        console=Console(stderr=True),
+    )
 
 
 class Progress:
@@ -37,25 +67,7 @@ class Progress:
 
     def __enter__(self) -> Self:
         if sys.stderr.isatty():
-            from rich.console import Console
-            from rich.progress import (
-                BarColumn,
-                DownloadColumn,
-                TextColumn,
-                TimeRemainingColumn,
-                TransferSpeedColumn,
-            )
-            from rich.progress import Progress as Bar
-
-            columns: list[Any] = [
-                TextColumn("{task.description}"),
-                BarColumn(),
-                DownloadColumn(binary_units=True),
-                TransferSpeedColumn(),
-                TimeRemainingColumn(),
-                TextColumn("{task.fields[count]} " + self._unit),
-            ]
-            self._bar = Bar(*columns, console=Console(stderr=True))
+            self._bar = transfer_bar("{task.fields[count]} " + self._unit)
             self._bar.start()
             self._task = self._bar.add_task(self._name, total=self._total or None, count=0)
         return self

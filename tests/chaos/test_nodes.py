@@ -11,7 +11,6 @@ import random
 import shutil
 import signal
 import time
-import urllib.request
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -19,7 +18,7 @@ import pytest
 
 from bench.sigv4 import Credentials
 from objstore.processes.dev import LocalCluster, Process
-from tests.chaos.workload import RESTLESS, STALL_MAX_S, Load, NoAnswer, Pressure
+from tests.chaos.workload import RESTLESS, STALL_MAX_S, Load, NoAnswer, Pressure, metrics_of
 from tests.processes.warm import WarmCluster
 from tests.seed import SEED
 
@@ -79,14 +78,9 @@ def wait_until_mended(cluster: LocalCluster) -> None:
 
 def everyone_reads(cluster: LocalCluster) -> bool:
     """Whether every process that reads objects has heard that all disks are back."""
-    gateway = cluster.gateway
-    token = (gateway.data / "admin.token").read_text().strip()
-    request = urllib.request.Request(
-        f"http://127.0.0.1:{gateway.ports[1]}/metrics", headers={"Authorization": f"Bearer {token}"}
-    )
-    with urllib.request.urlopen(request, timeout=10) as answer:
-        text = answer.read().decode()
-    lines = [line for line in text.splitlines() if line.startswith("objstore_disk_unreadable{")]
+    lines = [
+        line for line in metrics_of(cluster).splitlines() if line.startswith("objstore_disk_unreadable{")
+    ]
     return len(lines) >= NODES and all(line.endswith((" 0", " 0.0")) for line in lines)
 
 

@@ -10,7 +10,6 @@ import os
 import re
 import signal
 import threading
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from bench.load import Endpoint, Generator, Job, Outcome, Payload
 from bench.rows import KIB, percentile
 from bench.sigv4 import Credentials
 from objstore.processes.dev import LocalCluster, Process
+from tests.chaos.workload import metrics_of
 
 LONG = bool(os.environ.get("OBJSTORE_LONG"))
 NODES = 8
@@ -102,13 +102,7 @@ class Measured:
 
     def metric(self, name: str, **labels: str) -> float:
         """Summed over everything with these labels."""
-        gateway = self.cluster.gateway
-        token = (gateway.data / "admin.token").read_text().strip()
-        request = urllib.request.Request(
-            f"http://127.0.0.1:{gateway.ports[1]}/metrics", headers={"Authorization": f"Bearer {token}"}
-        )
-        with urllib.request.urlopen(request, timeout=30) as answer:
-            page = answer.read().decode()
+        page = metrics_of(self.cluster)
         total = 0.0
         for found in re.finditer(rf"^objstore_{name}(?:\{{(.*)\}})? (\S+)$", page, re.MULTILINE):
             if all(f'{label}="{value}"' in (found[1] or "") for label, value in labels.items()):

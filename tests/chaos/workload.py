@@ -19,11 +19,13 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from bench.sigv4 import Credentials, Signer, canonical_query
+from objstore.processes.dev import LocalCluster
 
 MIB = 1024 * 1024
 STALL_MAX_S = 5.0  # From a request's first attempt to its success, whatever dies meanwhile.
@@ -442,3 +444,15 @@ print(json.dumps(wall / cpu if cpu else 1.0))
     def __exit__(self, *_: object) -> None:
         out = self._process.communicate(timeout=30)[0]
         self.factor = max(1.0, float(json.loads(out)))
+
+
+def metrics_of(cluster: LocalCluster) -> str:
+    """What Prometheus would get from its gateway."""
+    gateway = cluster.gateway
+    token = (gateway.data / "admin.token").read_text().strip()
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{gateway.ports[1]}/metrics", headers={"Authorization": f"Bearer {token}"}
+    )
+    with urllib.request.urlopen(request, timeout=30) as answer:
+        page: str = answer.read().decode()
+    return page
