@@ -32,6 +32,7 @@ from typing import Final
 if __package__ in (None, ""):  # Run as `bench/billing.py`.
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from objstore.clock import SECOND_US
 from objstore.errors import Conflict
 from objstore.meta.kv import DictKv, Transaction
 from objstore.meta.kv_lmdb import End, LmdbState
@@ -41,7 +42,7 @@ from objstore.rental.catalogue import publish_plan
 from objstore.rental.commitments import Commitment, Overage, Step
 from objstore.rental.customers import create_customer, new_customer
 from objstore.rental.meters import HOUR_S, REQUESTS_A, REQUESTS_B, SENT_INTERNET, STORED
-from objstore.rental.months import SECOND_US, Month
+from objstore.rental.months import Month
 from objstore.rental.plan_changes import give_plan
 from objstore.rental.plans import Plan, parse_plan
 from objstore.rental.rating import rate_month

@@ -1,7 +1,9 @@
 """Time as an argument: whoever needs it is given a Clock, so that a test can be one."""
 
 import time
-from typing import Protocol
+from typing import Final, Protocol
+
+SECOND_US: Final = 1_000_000  # Microseconds: what stands in records is counted in them.
 
 
 class Clock(Protocol):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
+from objstore.clock import SECOND_US
 from objstore.meta.kv import Add
 from objstore.meta.schema import (
     AdoptionRecord,
@@ -39,7 +40,6 @@ if TYPE_CHECKING:
 
 CACHED_ACCOUNTS_MAX: Final = 16_384
 STANDARD: Final = "STANDARD"
-SECOND_US: Final = 1_000_000
 ADOPTION: Final = "adoption"  # In a bucket's settings.
 
 

@@ -19,6 +19,7 @@ from typing import Final, NamedTuple
 
 import msgspec
 
+from objstore.clock import SECOND_US
 from objstore.errors import Conflict, Overloaded
 from objstore.meta.kv import Add, Kv, Transaction, counter, pages, prefix_end
 from objstore.meta.schema import (
@@ -38,7 +39,6 @@ from objstore.meta.schema import (
 )
 from objstore.objects.accounting import (
     ADOPTION,
-    SECOND_US,
     adoption_of,
     is_counted,
     metered_class,

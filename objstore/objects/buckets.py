@@ -9,6 +9,7 @@ from typing import Final
 
 import msgspec
 
+from objstore.clock import SECOND_US
 from objstore.errors import (
     BadArgument,
     BadName,
@@ -38,7 +39,7 @@ from objstore.meta.schema import (
     tenant_bucket_key,
     title_key,
 )
-from objstore.objects.accounting import SECOND_US, open_account, project_of
+from objstore.objects.accounting import open_account, project_of
 from objstore.objects.changes import check_removable
 from objstore.objects.doomed import abort_all
 from objstore.objects.layout import LAYOUT_KEY, PLACED_KEY, read_layout

@@ -6,6 +6,7 @@ writes take If-None-Match with an ETag and If-Match: *, a superset that other st
 
 from typing import Final
 
+from objstore.clock import SECOND_US
 from objstore.errors import (
     ConditionalConflict,
     ConditionFailed,
@@ -16,7 +17,6 @@ from objstore.errors import (
 from objstore.meta.schema import ObjectRecord
 from objstore.objects.values import Conditions, etag_text
 
-SECOND_US: Final = 1_000_000
 COPY_SOURCE: Final = "x-amz-copy-source-"
 
 

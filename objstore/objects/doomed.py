@@ -12,6 +12,7 @@ it removes, and a loser just reads again.
 import asyncio
 from typing import Final
 
+from objstore.clock import SECOND_US
 from objstore.errors import Conflict, Contended, NoSuchUpload, Overloaded
 from objstore.extents import Extent
 from objstore.meta.kv import Add, Transaction, counter, pages, prefix_end
@@ -32,7 +33,7 @@ from objstore.meta.schema import (
     upload_bytes_key,
     upload_generation_key,
 )
-from objstore.objects.accounting import SECOND_US, is_metered, key_of, metered_class, open_account, use
+from objstore.objects.accounting import is_metered, key_of, metered_class, open_account, use
 from objstore.objects.ledger import live_adds
 from objstore.objects.store import Store
 from objstore.rental.meters import count

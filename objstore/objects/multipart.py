@@ -14,6 +14,7 @@ from typing import Final
 
 import xxhash
 
+from objstore.clock import SECOND_US
 from objstore.errors import (
     BadArgument,
     BadPart,
@@ -61,7 +62,6 @@ from objstore.meta.schema import (
 )
 from objstore.objects import checksums, doomed
 from objstore.objects.accounting import (
-    SECOND_US,
     is_metered,
     key_of,
     marked,

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
+from objstore.clock import SECOND_US
 from objstore.errors import BadArgument, Unavailable
 from objstore.ids import Randomness
 from objstore.meta.kv import Kv
@@ -20,7 +21,7 @@ from objstore.rental.invoices import final_invoice, find_document, read_lines
 from objstore.rental.late_usage import correct_month
 from objstore.rental.leased import leases_of
 from objstore.rental.meters import HOUR_S
-from objstore.rental.months import SECOND_US, Month
+from objstore.rental.months import Month
 from objstore.rental.plan_changes import plan_in
 from objstore.rental.rating import Rated, billed_until, rate_month
 from objstore.rental.records import CustomerRecord, Line, PeriodRecord, period_key

@@ -18,10 +18,11 @@ from decimal import Decimal
 from fractions import Fraction
 from typing import Final, Literal, NamedTuple, cast
 
+from objstore.clock import SECOND_US
 from objstore.errors import BadArgument
 from objstore.rental.meters import HOUR_S
 from objstore.rental.money import parse_decimal
-from objstore.rental.months import DAY_HOURS, SECOND_US, Month
+from objstore.rental.months import DAY_HOURS, Month
 from objstore.rental.plans import BYTES, PRICE_MAX
 from objstore.rental.records import LeaseRecord
 

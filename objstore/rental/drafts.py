@@ -12,6 +12,7 @@ from decimal import Decimal
 
 import msgspec
 
+from objstore.clock import SECOND_US
 from objstore.errors import BadArgument
 from objstore.ids import Randomness, ulid
 from objstore.meta.kv import Kv
@@ -21,7 +22,7 @@ from objstore.rental.changes import Change, commit_change
 from objstore.rental.customers import no_such_customer
 from objstore.rental.lines import check_lines, pack_lines
 from objstore.rental.money import Money, parse_decimal
-from objstore.rental.months import SECOND_US, Month
+from objstore.rental.months import Month
 from objstore.rental.names import check_text
 from objstore.rental.records import (
     CustomerRecord,

@@ -11,6 +11,7 @@ from decimal import Decimal
 from fractions import Fraction
 from typing import Final
 
+from objstore.clock import SECOND_US
 from objstore.meta.kv import Kv, pages, prefix_end
 from objstore.meta.schema import decode
 from objstore.rental.availability import unserved_minutes
@@ -19,7 +20,7 @@ from objstore.rental.customers import DAY_US
 from objstore.rental.invoices import final_from
 from objstore.rental.meters import HOUR_S
 from objstore.rental.money import Money
-from objstore.rental.months import SECOND_US, Month
+from objstore.rental.months import Month
 from objstore.rental.plans import BYTES
 from objstore.rental.records import (
     CustomerRecord,

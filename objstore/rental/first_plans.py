@@ -11,11 +11,12 @@ from typing import Final
 
 import msgspec
 
+from objstore.clock import SECOND_US
 from objstore.errors import BadArgument
 from objstore.meta.kv import Kv, prefix_end
 from objstore.meta.schema import AccountRecord, Record, account_key, decode
 from objstore.rental.changes import Change
-from objstore.rental.months import SECOND_US, Month
+from objstore.rental.months import Month
 from objstore.rental.plans import Plan, PlanRecord, class_terms, plan_key
 from objstore.rental.records import CustomerRecord, customer_key
 

@@ -40,12 +40,13 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Final, Literal, Protocol, TextI
 
 import msgspec
 
+from objstore.clock import SECOND_US
 from objstore.errors import BadArgument, Corrupt
 from objstore.meta.schema import decode
 from objstore.rental.commitments import CommitmentUse
 from objstore.rental.documents.formats import unit_name
 from objstore.rental.money import Money, round_half_up
-from objstore.rental.months import SECOND_US, Month
+from objstore.rental.months import Month
 from objstore.rental.names import as_cell
 from objstore.rental.plans import EGRESS, REQUESTS, STORED
 from objstore.rental.records import CustomerRecord, InvoiceRecord, Line, SellerRecord, TaxLine

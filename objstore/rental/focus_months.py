@@ -11,6 +11,7 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from dataclasses import dataclass, field
 
+from objstore.clock import SECOND_US
 from objstore.errors import BadArgument
 from objstore.meta.kv import Kv
 from objstore.rental import focus
@@ -20,7 +21,7 @@ from objstore.rental.credit_notes import credit_notes
 from objstore.rental.customers import find_customer
 from objstore.rental.focus import Row
 from objstore.rental.invoices import final_invoice, read_lines
-from objstore.rental.months import SECOND_US, Month
+from objstore.rental.months import Month
 from objstore.rental.projects import OUR_TAGS, list_projects
 from objstore.rental.rating import Rated, split
 from objstore.rental.records import CustomerRecord, InvoiceRecord, Line

@@ -12,6 +12,7 @@ from typing import Final
 
 import msgspec
 
+from objstore.clock import SECOND_US
 from objstore.errors import BadArgument, Rejected
 from objstore.meta.kv import Kv, pages, prefix_end
 from objstore.meta.schema import decode
@@ -22,7 +23,7 @@ from objstore.rental.customers import DAY_US, no_such_customer
 from objstore.rental.drafts import customer_snapshot, seller_snapshot
 from objstore.rental.lines import read_document_pages, unpack_lines
 from objstore.rental.money import Money
-from objstore.rental.months import SECOND_US, Month
+from objstore.rental.months import Month
 from objstore.rental.records import (
     CustomerRecord,
     InvoiceRecord,

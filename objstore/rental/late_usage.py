@@ -7,13 +7,14 @@ from collections.abc import Sequence
 
 import msgspec
 
+from objstore.clock import SECOND_US
 from objstore.errors import BadArgument
 from objstore.meta.kv import Kv
 from objstore.rental.carried import CARRIED_KINDS, CARRIED_MAX, put_carried
 from objstore.rental.changes import Change, commit_change
 from objstore.rental.customers import no_such_customer
 from objstore.rental.lines import check_lines, pack_lines, read_document_pages, read_pages, unpack_lines
-from objstore.rental.months import SECOND_US, Month
+from objstore.rental.months import Month
 from objstore.rental.rating import corrections
 from objstore.rental.records import (
     CustomerRecord,

@@ -21,7 +21,7 @@ from typing import Final
 
 import msgspec
 
-from objstore.clock import utc_text
+from objstore.clock import SECOND_US, utc_text
 from objstore.errors import BadArgument, NotEnoughCapacity
 from objstore.meta.kv import Kv
 from objstore.meta.schema import AccountRecord, account_key, decode
@@ -50,7 +50,6 @@ KINDS: Final = ("guaranteed", "best_effort", "dedicated")
 OPEN: Final = frozenset({"quote", "draft"})  # States in which terms may still change.
 MAY_LEASE: Final = frozenset({"trial", "active"})  # States of an account that may be offered a lease,
 ORDERS: Final = "active"  # and that of one that orders by itself: whose it is was checked, and is invoiced.
-SECOND_US: Final = 1_000_000
 DAY_US: Final = 86_400 * SECOND_US
 TERM_MONTHS_MAX: Final = 240
 NODES_MAX: Final = 64  # Of one lease: the layout has 73 bytes for each, within a record's 8 KiB.

@@ -8,7 +8,6 @@ from typing import Final
 from objstore.errors import BadArgument
 from objstore.rental.meters import HOUR_S
 
-SECOND_US: Final = 1_000_000
 DAY_HOURS: Final = 24
 _YEAR_MAX: Final = 2105  # Hours are kept in 4 bytes for longer, but clocks that say more are wrong.
 

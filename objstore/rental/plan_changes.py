@@ -13,6 +13,7 @@ from typing import Final
 
 import msgspec
 
+from objstore.clock import SECOND_US
 from objstore.errors import BadArgument
 from objstore.meta.kv import Kv, prefix_end
 from objstore.meta.schema import decode
@@ -20,7 +21,7 @@ from objstore.rental.catalogue import NEWEST, find_plan, no_such_plan
 from objstore.rental.changes import Change, commit_change
 from objstore.rental.customers import list_customers, no_such_customer
 from objstore.rental.first_plans import PlanSinceRecord, since_key, start_plan
-from objstore.rental.months import SECOND_US, Month
+from objstore.rental.months import Month
 from objstore.rental.plans import Plan, PlanRecord, class_terms, plan_key
 from objstore.rental.records import CustomerRecord, customer_key
 

@@ -18,10 +18,11 @@ from typing import Final, Literal, NamedTuple
 
 import msgspec
 
+from objstore.clock import SECOND_US
 from objstore.rental.captions import caption, line_caption
 from objstore.rental.commitments import Commitment, CommitmentUse, Pool, charges
 from objstore.rental.money import Money, round_half_up
-from objstore.rental.months import SECOND_US, Month
+from objstore.rental.months import Month
 from objstore.rental.plans import (
     ANY,
     BYTES,

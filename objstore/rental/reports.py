@@ -7,11 +7,12 @@ of its final invoice less what credit notes gave back of it, whenever they were 
 from dataclasses import dataclass
 from typing import Final
 
+from objstore.clock import SECOND_US
 from objstore.meta.kv import Kv
 from objstore.rental import meters
 from objstore.rental.credit_notes import credit_notes
 from objstore.rental.invoices import final_invoice, find_document
-from objstore.rental.months import SECOND_US, Month
+from objstore.rental.months import Month
 from objstore.rental.payments import list_open
 from objstore.rental.settlement import open_amount
 from objstore.rental.usage import total_usage

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from objstore.clock import SECOND_US
 from objstore.errors import BadArgument
 from objstore.meta.kv import Kv, prefix_end
 from objstore.meta.schema import decode
@@ -24,7 +25,7 @@ from objstore.rental.changes import Change, commit_change
 from objstore.rental.customers import no_such_customer
 from objstore.rental.invoices import final_invoice, read_lines
 from objstore.rental.leased import leases_of
-from objstore.rental.months import SECOND_US, Month
+from objstore.rental.months import Month
 from objstore.rental.names import check_id, check_text
 from objstore.rental.plan_changes import plan_in
 from objstore.rental.records import CustomerRecord, InvoiceRecord, Line, customer_key

@@ -22,12 +22,12 @@ from decimal import Decimal
 from fractions import Fraction
 from typing import Final
 
-from objstore.clock import utc_text
+from objstore.clock import SECOND_US, utc_text
 from objstore.errors import BadArgument
 from objstore.meta.schema import Record
 from objstore.rental.captions import caption
 from objstore.rental.money import Money, round_half_up
-from objstore.rental.months import SECOND_US, Month
+from objstore.rental.months import Month
 from objstore.rental.plans import ANY, STANDARD, Value
 from objstore.rental.records import Line
 

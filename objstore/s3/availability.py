@@ -19,12 +19,11 @@ import logging
 from collections.abc import Callable, Iterable
 from typing import Final
 
-from objstore.clock import Clock
+from objstore.clock import SECOND_US, Clock
 from objstore.errors import StoreError
 from objstore.meta.kv import Add, Kv, Transaction
 from objstore.meta.schema import setting_key
 from objstore.rental.availability import MINUTE_S, request_keys, served_key
-from objstore.rental.months import SECOND_US
 from objstore.rental.service_levels import INTERVAL_S
 
 log = logging.getLogger(__name__)

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Mapping
 from ipaddress import ip_address, ip_network
 from typing import Any, Final
 
-from objstore.clock import Clock
+from objstore.clock import SECOND_US, Clock
 from objstore.errors import StoreError
 from objstore.meta.kv import Add, Kv, Transaction
 from objstore.objects.accounting import is_metered
@@ -42,7 +42,6 @@ COUNTERS_MAX: Final = 65_536  # 16,384 known buckets x 4: more are not begun unt
 COMMITTED_AT_ONCE: Final = 256  # Counters of one commit.
 PEERS_MAX: Final = 16_384  # Addresses whose scope is remembered.
 STREAMS_MAX: Final = 16_384  # Tenants whose id is remembered.
-SECOND_US: Final = 1_000_000
 FREE: Final = b""
 LEAVING: Final = "terminating"
 _CREATE: Final = "CreateBucket"

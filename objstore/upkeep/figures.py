@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from heapq import nlargest
 from typing import Final
 
-from objstore.clock import Clock
+from objstore.clock import SECOND_US, Clock
 from objstore.meta.kv import Kv
 from objstore.meta.schema import RotationRecord, decode, setting_key
 from objstore.metrics import Family, Labels
@@ -28,7 +28,7 @@ from objstore.rental.figures import (
 from objstore.rental.meters import HOUR_S
 from objstore.rental.sales import all_leases
 from objstore.rental.usage import sealed_until
-from objstore.upkeep.metering import SECOND_US, SETTLE_S
+from objstore.upkeep.metering import SETTLE_S
 from objstore.upkeep.quotas import OTHER, TENANTS_SHOWN, label_of
 
 POOLS_SHOWN: Final = 100

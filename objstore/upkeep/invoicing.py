@@ -17,7 +17,7 @@ import os
 from collections.abc import Sequence
 from typing import Final
 
-from objstore.clock import Clock
+from objstore.clock import SECOND_US, Clock
 from objstore.errors import BadArgument
 from objstore.ids import Randomness
 from objstore.meta.kv import Kv
@@ -27,7 +27,7 @@ from objstore.rental.catalogue import tax_rules
 from objstore.rental.customers import list_customers
 from objstore.rental.dunning import review_all
 from objstore.rental.invoices import finalise_due
-from objstore.rental.months import SECOND_US, Month
+from objstore.rental.months import Month
 from objstore.rental.plan_changes import start_plans
 from objstore.upkeep.context import Alarms
 

@@ -17,7 +17,7 @@ a state from which the next pass goes on.
 from collections.abc import Callable
 from typing import Final
 
-from objstore.clock import Clock, utc_text
+from objstore.clock import SECOND_US, Clock, utc_text
 from objstore.meta.kv import Kv
 from objstore.rental.availability import retire_service, seal_service
 from objstore.rental.meters import HOUR_S
@@ -41,7 +41,6 @@ AHEAD: Final = "clock ahead of metering"  # The alarm.
 HOURS_AT_ONCE: Final = (
     DAY_HOURS * 31
 )  # Sealed in one pass; a store that slept longer goes on in the next one.
-SECOND_US: Final = 1_000_000
 
 
 class Metering:

@@ -10,6 +10,7 @@ import msgspec
 import pytest
 
 from objstore.admin.resources import focus
+from objstore.clock import SECOND_US
 from objstore.meta.kv import Add, Transaction
 from objstore.meta.schema import TitleRecord, encode, title_key
 from objstore.rental.billing import draft_month, rate_customer
@@ -21,7 +22,6 @@ from objstore.rental.invoices import finalise_due, list_documents, read_lines
 from objstore.rental.leases import make_lease, sign
 from objstore.rental.meters import count
 from objstore.rental.money import Money
-from objstore.rental.months import SECOND_US
 from objstore.rental.plan_changes import give_plan
 from objstore.rental.projects import create_project
 from objstore.rental.records import InvoiceRecord, Line

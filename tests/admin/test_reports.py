@@ -5,12 +5,13 @@ from typing import Any
 
 import pytest
 
+from objstore.clock import SECOND_US
 from objstore.meta.kv import Add, Transaction
 from objstore.meta.schema import TitleRecord, encode, title_key
 from objstore.rental.credit_notes import Credit, issue_credit_note
 from objstore.rental.customers import change_customer
 from objstore.rental.meters import count, meter_prefix
-from objstore.rental.months import SECOND_US, Month
+from objstore.rental.months import Month
 from objstore.rental.reports import age_of
 from objstore.rental.usage import move_mark
 from objstore.upkeep.metering import SETTLE_S, Metering

@@ -5,12 +5,13 @@ from typing import Any
 
 import pytest
 
+from objstore.clock import SECOND_US
 from objstore.meta.kv import Transaction
 from objstore.meta.schema import encode
 from objstore.rental.availability import EVERYBODY, ServedDayRecord, day_key
 from objstore.rental.catalogue import publish_plan, put_service_level
 from objstore.rental.meters import HOUR_S
-from objstore.rental.months import SECOND_US, Month
+from objstore.rental.months import Month
 from objstore.rental.plan_changes import give_plan
 from objstore.rental.service_levels import S3_STANDARD
 from objstore.rental.usage import move_mark

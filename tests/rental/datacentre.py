@@ -15,13 +15,13 @@ from botocore.config import Config
 from botocore.exceptions import ClientError
 
 from objstore.blobs.topology import Policy
+from objstore.clock import SECOND_US
 from objstore.iam.directory import Directory
 from objstore.meta.kv import Transaction
 from objstore.meta.schema import DiskRecord, MemberRecord, disk_key, encode, member_key
 from objstore.objects.layout import LAYOUT_KEY, Plan, read_layout
 from objstore.objects.ledger import MetaLedger
 from objstore.objects.store import Store
-from objstore.rental.months import SECOND_US
 from objstore.s3.app import App
 from objstore.s3.limits import Limits
 from objstore.s3.routes import ROUTES, choose

@@ -5,6 +5,7 @@ import random
 from collections.abc import Sequence
 from decimal import Decimal
 
+from objstore.clock import SECOND_US
 from objstore.ids import Randomness, ulid
 from objstore.meta.kv import DictKv, Kv
 from objstore.rental import payments
@@ -12,7 +13,7 @@ from objstore.rental.customers import create_customer, new_customer
 from objstore.rental.drafts import draft_invoice
 from objstore.rental.invoices import finalise
 from objstore.rental.money import Money
-from objstore.rental.months import SECOND_US, Month
+from objstore.rental.months import Month
 from objstore.rental.records import CustomerRecord, InvoiceRecord, Line, PaymentRecord, SellerRecord
 from objstore.rental.sellers import create_seller
 from objstore.rental.taxes import TaxRule

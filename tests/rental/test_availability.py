@@ -8,6 +8,7 @@ from fractions import Fraction
 import msgspec
 import pytest
 
+from objstore.clock import SECOND_US
 from objstore.errors import BadArgument, Conflict, MetaUnavailable
 from objstore.meta.kv import DictKv, Transaction
 from objstore.meta.schema import TitleRecord, encode, title_key
@@ -28,7 +29,7 @@ from objstore.rental.catalogue import publish_plan, put_service_level
 from objstore.rental.customers import find_customer
 from objstore.rental.invoices import finalise_due
 from objstore.rental.leases import make_lease, sign
-from objstore.rental.months import SECOND_US, Month
+from objstore.rental.months import Month
 from objstore.rental.plan_changes import give_plan
 from objstore.rental.service_credits import (
     assess_month,

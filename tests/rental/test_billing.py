@@ -5,6 +5,7 @@ from fractions import Fraction
 import msgspec
 import pytest
 
+from objstore.clock import SECOND_US
 from objstore.errors import BadArgument, MetaUnavailable
 from objstore.meta.kv import Add, DictKv, Transaction
 from objstore.meta.schema import AccountRecord, TitleRecord, account_key, encode, title_key
@@ -15,7 +16,7 @@ from objstore.rental.customers import create_customer, new_customer, set_state
 from objstore.rental.invoices import finalise_due, list_documents, read_lines
 from objstore.rental.leases import make_lease, sign, terminate
 from objstore.rental.meters import SENT_INTERNET, count, meter_prefix
-from objstore.rental.months import SECOND_US, Month
+from objstore.rental.months import Month
 from objstore.rental.plan_changes import give_plan, start_plans
 from objstore.rental.records import Line, customer_key
 from objstore.rental.usage import accept_hour, sealed_until

@@ -2,6 +2,7 @@
 
 import msgspec
 
+from objstore.clock import SECOND_US
 from objstore.meta.kv import DictKv, Transaction
 from objstore.meta.schema import encode
 from objstore.rental.availability import seal_service, served_key
@@ -14,7 +15,7 @@ from objstore.rental.figures import (
     unserved,
 )
 from objstore.rental.leases import after_months
-from objstore.rental.months import SECOND_US, Month
+from objstore.rental.months import Month
 from objstore.rental.records import LeaseRecord, PurgeRecord, SealedRecord, purge_key
 from objstore.rental.service_levels import GrantedCredit, ServiceMonthRecord, service_month_key
 from objstore.rental.usage import SEALED_KEY

@@ -7,6 +7,7 @@ from fractions import Fraction
 import msgspec
 import pytest
 
+from objstore.clock import SECOND_US
 from objstore.errors import BadArgument
 from objstore.meta.kv import DictKv, prefix_end
 from objstore.meta.schema import decode
@@ -26,7 +27,7 @@ from objstore.rental.invoices import (
 )
 from objstore.rental.late_usage import correct_month
 from objstore.rental.money import Money
-from objstore.rental.months import SECOND_US, Month
+from objstore.rental.months import Month
 from objstore.rental.records import CarriedRecord, CustomerRecord
 from objstore.rental.sellers import change_seller
 from objstore.rental.series import verify_series

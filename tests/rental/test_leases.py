@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from objstore.clock import utc_text
+from objstore.clock import SECOND_US, utc_text
 from objstore.errors import BadArgument, NotEnoughCapacity
 from objstore.meta.kv import VALUE_SIZE_MAX, DictKv, Transaction
 from objstore.meta.schema import AccountRecord, Limits, account_key, decode, encode
@@ -19,7 +19,6 @@ from objstore.rental.carried import list_carried
 from objstore.rental.leased import leases_of, storable_bytes
 from objstore.rental.leases import (
     DAY_US,
-    SECOND_US,
     accept_quote,
     advance,
     after_months,

@@ -25,6 +25,7 @@ import msgspec
 import pytest
 from pyarrow import parquet
 
+from objstore.clock import SECOND_US
 from objstore.errors import NotEnoughCapacity
 from objstore.meta.schema import Limits, ObjectRecord, decode, object_key
 from objstore.rental.billing import rate_customer
@@ -38,7 +39,7 @@ from objstore.rental.invoices import find_document, list_documents, read_lines
 from objstore.rental.leases import after_months, find_lease, make_lease, sign
 from objstore.rental.meters import EARLY, HOUR_S, REQUESTS_A, REQUESTS_B, SENT_INTERNET, STORED
 from objstore.rental.money import Money
-from objstore.rental.months import SECOND_US, Month
+from objstore.rental.months import Month
 from objstore.rental.payments import new_payment, receive_payment
 from objstore.rental.plan_changes import give_plan
 from objstore.rental.plans import Plan, Rate, Tier, parse_plan

@@ -5,10 +5,11 @@ from fractions import Fraction
 
 import pytest
 
+from objstore.clock import SECOND_US
 from objstore.meta.kv import Add, DictKv, Transaction
 from objstore.meta.schema import TitleRecord, decode, encode, title_key
 from objstore.rental.meters import EARLY, HOUR_S, SENT_INTERNET, STORED, count, meter_prefix
-from objstore.rental.months import SECOND_US, Month
+from objstore.rental.months import Month
 from objstore.rental.rating import rate_month
 from objstore.rental.records import UsageRecord, split_wide
 from objstore.rental.tally import NAMES, Tally, Usage

@@ -8,6 +8,7 @@ from decimal import Decimal
 import pytest
 from msgspec.structs import replace
 
+from objstore.clock import SECOND_US
 from objstore.errors import BadArgument
 from objstore.meta.kv import DictKv, Transaction, prefix_end
 from objstore.meta.schema import decode, encode
@@ -17,7 +18,7 @@ from objstore.rental.customers import find_customer
 from objstore.rental.drafts import ExchangeRate
 from objstore.rental.invoices import find_document, list_documents
 from objstore.rental.money import Money
-from objstore.rental.months import SECOND_US, Month
+from objstore.rental.months import Month
 from objstore.rental.payments import (
     METHODS,
     find_payment,

@@ -8,13 +8,14 @@ from typing import Any
 import msgspec
 import pytest
 
+from objstore.clock import SECOND_US
 from objstore.errors import BadArgument
 from objstore.meta.kv import DictKv
 from objstore.meta.schema import AccountRecord, ClassTerms, account_key, decode
 from objstore.rental.catalogue import publish_plan
 from objstore.rental.customers import create_customer, find_customer, new_customer, set_state
 from objstore.rental.first_plans import why_no_plan
-from objstore.rental.months import SECOND_US, Month
+from objstore.rental.months import Month
 from objstore.rental.plan_changes import give_plan, plan_in, start_plans
 from objstore.rental.plans import Plan
 from objstore.rental.records import CustomerRecord, SellerRecord

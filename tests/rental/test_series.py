@@ -5,6 +5,7 @@ from collections.abc import Awaitable, Callable
 import msgspec
 import pytest
 
+from objstore.clock import SECOND_US
 from objstore.errors import BadArgument
 from objstore.meta.kv import DictKv, Transaction
 from objstore.meta.schema import decode, encode
@@ -12,7 +13,7 @@ from objstore.rental.credit_notes import issue_credit_note
 from objstore.rental.customers import change_customer
 from objstore.rental.invoices import find_document, read_lines
 from objstore.rental.lines import pack_lines
-from objstore.rental.months import SECOND_US, Month
+from objstore.rental.months import Month
 from objstore.rental.records import (
     InvoiceRecord,
     SeriesRecord,

@@ -1,10 +1,10 @@
 """The service that drafts months, issues invoices and duns."""
 
+from objstore.clock import SECOND_US
 from objstore.meta.kv import DictKv
 from objstore.rental.catalogue import put_tax_rule
 from objstore.rental.customers import account_state, change_customer
 from objstore.rental.invoices import list_documents, list_drafts
-from objstore.rental.months import SECOND_US
 from objstore.rental.plan_changes import give_plan
 from objstore.rental.records import InvoiceRecord
 from objstore.rental.series import verify_series

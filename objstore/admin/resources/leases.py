@@ -11,6 +11,7 @@ from objstore.admin.pages import page
 from objstore.admin.problems import Problem
 from objstore.admin.routes import Call, Page, Route, in_body, in_query, of_anybody, of_store
 from objstore.admin.views import List, body_of, given_of, list_of, microseconds, moment, shown, view
+from objstore.clock import SECOND_US
 from objstore.ids import ulid
 from objstore.rental import leases, offers
 from objstore.rental.customers import find_customer
@@ -176,7 +177,7 @@ async def notice(call: Call) -> Any:
 
 def _end_of(given: datetime | None, now_us: int) -> int:
     """In whole seconds, from the next one on if no moment is given."""
-    return microseconds(given) or -(-now_us // leases.SECOND_US) * leases.SECOND_US
+    return microseconds(given) or -(-now_us // SECOND_US) * SECOND_US
 
 
 def _ended(found: leases.Termination) -> dict[str, Any]:

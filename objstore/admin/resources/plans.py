@@ -9,9 +9,10 @@ from objstore.admin.pages import page
 from objstore.admin.problems import Problem
 from objstore.admin.routes import Call, Page, Route, in_path, of_store
 from objstore.admin.views import List, list_of, shown, view
+from objstore.clock import SECOND_US
 from objstore.rental import catalogue
 from objstore.rental.customers import find_customer
-from objstore.rental.months import SECOND_US, Month
+from objstore.rental.months import Month
 from objstore.rental.plan_changes import give_plan, plan_in
 from objstore.rental.plans import Plan, PlanRecord, parse_plan, parse_value
 from objstore.rental.records import CustomerRecord

@@ -15,11 +15,12 @@ from objstore.admin.pages import page
 from objstore.admin.problems import Problem
 from objstore.admin.routes import Call, Page, Route, of_anybody
 from objstore.admin.views import List, moment
+from objstore.clock import SECOND_US
 from objstore.errors import BadArgument
 from objstore.meta.kv import Kv
 from objstore.rental import reports
 from objstore.rental.customers import LEVELS_MAX, find_customer, list_customers, tenants_under
-from objstore.rental.months import SECOND_US, Month
+from objstore.rental.months import Month
 from objstore.rental.records import CustomerRecord
 
 MONTHS_MAX: Final = 24  # Of one report.

@@ -11,6 +11,7 @@ from objstore.admin.pages import page
 from objstore.admin.resources.reports import READ, by_customer
 from objstore.admin.routes import Call, Page, Route, in_path, of_anybody, of_store
 from objstore.admin.views import List, body_of, given_of, list_of, moment, shown, view
+from objstore.clock import SECOND_US
 from objstore.errors import BadArgument
 from objstore.iam.tenants import find_tenant
 from objstore.ids import ulid
@@ -20,7 +21,7 @@ from objstore.rental import service_credits
 from objstore.rental.availability import open_interval
 from objstore.rental.catalogue import find_service_level
 from objstore.rental.meters import HOUR_S
-from objstore.rental.months import SECOND_US, Month
+from objstore.rental.months import Month
 from objstore.rental.records import CustomerRecord, customer_key
 from objstore.rental.service_levels import (
     S3_STANDARD,

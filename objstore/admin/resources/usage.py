@@ -10,8 +10,9 @@ from objstore.admin.pages import page
 from objstore.admin.problems import Problem
 from objstore.admin.routes import Call, Page, Route, in_path, of_store
 from objstore.admin.views import List, microseconds, moment
+from objstore.clock import SECOND_US
 from objstore.rental import meters
-from objstore.rental.months import SECOND_US, Month
+from objstore.rental.months import Month
 from objstore.rental.usage import UsageOf, accept_hour, list_usage, sealed_until, total_usage, verify_usage
 from objstore.rental.usage import UsageRow as UsageRecordRow
 
