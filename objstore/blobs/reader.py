@@ -63,7 +63,7 @@ class ReaderLimits(NamedTuple):
     deadline_s: float = 5.0  # Of one disk read; past it the fragment counts as missing.
     memory_wait_s: float = 30.0
     inline_max: int = 1 * MIB  # Bytes verified on the event loop: 36 us. A hand-off costs more.
-    kept: int = 16 * MIB  # Bytes of buffers kept for the next read: fresh ones cost a page fault per 4 KiB.
+    kept: int = 48 * MIB  # Of buffers, for the next read: fresh ones cost a page fault per 4 KiB. Most of `memory`.
     hints: int = 4_096  # Damaged fragments remembered for repair.
 
 
