@@ -353,7 +353,7 @@ async def test_hints_are_bounded() -> None:
 
 
 async def test_a_buffer_is_used_again_only_when_no_view_of_it_is_left() -> None:
-    rig = await Rig().start()
+    rig = await Rig(reader_limits=ReaderLimits(kept=16 * MIB)).start()
     body = random.Random(3).randbytes(24 * MIB)
     stored = await rig.put_stream(body)
     held = []  # A consumer that keeps everything, as a slow transport's queue does.
