@@ -308,6 +308,15 @@ class MetricsSection(Section, frozen=True, kw_only=True):
     """What Prometheus sees."""
 
     public: Annotated[bool, Meta(description="Serve /metrics without the admin token.")] = False
+    tenant_limit: Annotated[
+        int,
+        Meta(
+            ge=1,
+            le=1000,
+            description="Tenants that are named, of those that store, ask and lease most each: about a dozen"
+            " series for each of them. All others are one, `other`.",
+        ),
+    ] = 50
 
 
 class Log(Section, frozen=True, kw_only=True):

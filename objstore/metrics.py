@@ -43,6 +43,26 @@ class Family(msgspec.Struct, array_like=True):
     samples: list[tuple[Labels, list[float]]]
 
 
+class TenantNumbers(msgspec.Struct, array_like=True, gc=False):
+    """What one process has counted of one tenant.
+
+    Of thousands they travel as they are: whoever shows them makes families, of a few (processes/naming.py).
+    """
+
+    classes: list[int] = msgspec.field(default_factory=lambda: [0] * 6)  # By the status' first digit.
+    received: int = 0  # Bytes of bodies.
+    sent: int = 0
+    refusals: dict[str, int] = msgspec.field(default_factory=dict)  # By what it was refused for.
+
+    def add(self, other: "TenantNumbers", sign: int = 1) -> None:
+        """Args: sign: -1 takes them off."""
+        self.classes = [own + sign * count for own, count in zip(self.classes, other.classes, strict=True)]
+        self.received += sign * other.received
+        self.sent += sign * other.sent
+        for reason, count in other.refusals.items():
+            self.refusals[reason] = self.refusals.get(reason, 0) + sign * count
+
+
 def counter(name: str, doc: str, value: float) -> Family:
     """A counter without labels that something else has counted."""
     return Family(name, "counter", doc, (), (), [((), [value])])
@@ -116,7 +136,7 @@ class Registry:
 
     def __init__(self) -> None:
         self._parts: list[Callable[[], Iterable[Family]]] = []
-        self._by_tenant: set[int] = set()  # Where in them is what has samples for each tenant.
+        self.tenants: dict[str, TenantNumbers] = {}  # In no family: there can be thousands.
 
     def counter(self, name: str, doc: str, labels: Labels = ()) -> Counter:
         made = Counter(name, doc, labels)
@@ -137,20 +157,12 @@ class Registry:
         self._parts.append(lambda: [made.family()])
         return made
 
-    def include(self, families: Callable[[], Iterable[Family]], *, by_tenant: bool = False) -> None:
-        """Add a part that makes its families itself when asked.
-
-        Args:
-            by_tenant: it has samples for each tenant: thousands, which take tens of milliseconds.
-        """
+    def include(self, families: Callable[[], Iterable[Family]]) -> None:
+        """Add a part that makes its families itself when asked."""
         self._parts.append(families)
-        if by_tenant:
-            self._by_tenant.add(len(self._parts) - 1)
 
-    def families(self, *, by_tenant: bool = True) -> list[Family]:
-        """Args: by_tenant: whether those parts, too."""
-        parts = [part for at, part in enumerate(self._parts) if by_tenant or at not in self._by_tenant]
-        return [family for part in parts for family in part()]
+    def families(self) -> list[Family]:
+        return [family for part in self._parts for family in part()]
 
     def snapshot(self) -> bytes:
         return msgspec.msgpack.encode(self.families())
@@ -170,18 +182,6 @@ class _Operation:
         self.sent = 0
 
 
-class _Tenant:
-    """The numbers of one tenant."""
-
-    __slots__ = ("classes", "received", "refusals", "sent")
-
-    def __init__(self) -> None:
-        self.classes = [0] * 6  # By the status' first digit.
-        self.received = 0
-        self.sent = 0
-        self.refusals: dict[str, int] = {}  # By what it was refused for.
-
-
 class RequestMetrics:
     """The S3 face's numbers. `finished` is on the hot path: about 1 us a call.
 
@@ -193,12 +193,11 @@ class RequestMetrics:
         self.in_flight = 0
         self.connections = 0
         self._operations: dict[str, _Operation] = {}
-        self._tenants: dict[str, _Tenant] = {}
+        self._tenants = registry.tenants
         self._errors: dict[Labels, float] = {}
         self._denied: dict[Labels, float] = {}
         self._throttled = 0
         registry.include(self._s3_families)
-        registry.include(self._tenant_families, by_tenant=True)
 
     def finished(
         self,
@@ -241,10 +240,10 @@ class RequestMetrics:
             if refusal:
                 own.refusals[refusal] = own.refusals.get(refusal, 0) + 1
 
-    def _tenant(self, tenant: str) -> _Tenant:
+    def _tenant(self, tenant: str) -> TenantNumbers:
         """Its numbers, or, when too many tenants are known by name, those of all others."""
         name = tenant if len(self._tenants) < TENANTS_MAX else ""
-        return self._tenants.setdefault(name, _Tenant())
+        return self._tenants.setdefault(name, TenantNumbers())
 
     def _error(self, operation: str, status: int, error_code: str) -> None:
         labels = (operation, error_code)
@@ -253,55 +252,6 @@ class RequestMetrics:
             self._denied[(error_code,)] = self._denied.get((error_code,), 0) + 1
         elif status == 503 and error_code == "SlowDown":
             self._throttled += 1
-
-    def _tenant_families(self) -> list[Family]:
-        """Of every tenant that has asked something: whoever shows them names a few (processes/naming.py)."""
-        requests: list[tuple[Labels, list[float]]] = []
-        received: list[tuple[Labels, list[float]]] = []
-        sent: list[tuple[Labels, list[float]]] = []
-        refusals: list[tuple[Labels, list[float]]] = []
-        for tenant, numbers in self._tenants.items():
-            received.append(((tenant,), [numbers.received]))
-            sent.append(((tenant,), [numbers.sent]))
-            refusals += [((tenant, reason), [count]) for reason, count in numbers.refusals.items()]
-            requests += [
-                ((tenant, f"{digit}xx"), [count]) for digit, count in enumerate(numbers.classes) if count
-            ]
-        names = ("tenant",)
-        return [
-            Family(
-                "tenant_requests",
-                "counter",
-                "S3 requests of the tenant answered.",
-                ("tenant", "code_class"),
-                (),
-                requests,
-            ),
-            Family(
-                "tenant_received_bytes",
-                "counter",
-                "Bytes of the bodies of the tenant's requests.",
-                names,
-                (),
-                received,
-            ),
-            Family(
-                "tenant_sent_bytes",
-                "counter",
-                "Bytes of the bodies of answers to the tenant.",
-                names,
-                (),
-                sent,
-            ),
-            Family(
-                "tenant_refusals",
-                "counter",
-                "Requests refused: past a rate, past its share of a busy process, past a quota.",
-                ("tenant", "reason"),
-                (),
-                refusals,
-            ),
-        ]
 
     def _s3_families(self) -> list[Family]:
         requests: list[tuple[Labels, list[float]]] = []

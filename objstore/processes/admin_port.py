@@ -128,7 +128,7 @@ class AdminPort:
         self._spec = parts.spec
         self._gate = gate_of(parts, service)
         self._totals = Accumulator()
-        self._naming = Naming()
+        self._naming = Naming(parts.spec.config.metrics.tenant_limit)
         self._usage: dict[int, Usage] = {}
         self._upkeep: dict[str, Any] = {}  # The services' status, as of the last look.
         self._nodes: dict[int, str] = {}  # By disk, as of the last look.
@@ -504,4 +504,5 @@ class AdminPort:
                 self._totals.drop_gauges(process)
             else:
                 self._totals.take(process, snapshot.incarnation, snapshot.families)
-        return render(self._naming.cap(self._totals.families()))
+                self._naming.take(process, snapshot.incarnation, snapshot.tenants)
+        return render([*self._totals.families(), *self._naming.families()])

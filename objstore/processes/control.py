@@ -1,9 +1,9 @@
 """A socket in every process that says what it has counted. The upkeep process asks when it is scraped.
 
 `run/<process>.sock`: who connects says `tenants` or nothing, and the end; and gets one MessagePack value,
-`[incarnation, families]`, and the end. Families by tenant come only where they are asked for: a worker that
-knows thousands is kept from its requests for tens of milliseconds, which a scrape may cost and a look every
-few seconds may not. The directory is closed to other users, so there is no one to refuse.
+`[incarnation, families, tenants]`, and the end. What is counted by tenant comes only where it is asked for,
+by a scrape, and as it was counted: samples of thousands of tenants would keep a worker from its requests for
+tens of milliseconds. The directory is closed to other users, so there is no one to refuse.
 """
 
 import asyncio
@@ -14,7 +14,7 @@ from pathlib import Path
 import msgspec
 
 from objstore.ids import random_id
-from objstore.metrics import Family, Registry, merge
+from objstore.metrics import Family, Registry, TenantNumbers, merge
 
 SNAPSHOT_SIZE_MAX = 16 * 1024 * 1024  # Bytes; a worker has about 20 KB.
 ASK_SECONDS = 2.0
@@ -25,6 +25,7 @@ EJECTED = "disk_ejected"  # How many processes find a disk slow, by disk and op.
 class Snapshot(msgspec.Struct, array_like=True):
     incarnation: str  # Changes when the process is another one.
     families: list[Family]
+    tenants: dict[str, TenantNumbers] = {}  # "": of those that the process does not know by name.
 
 
 _decoder = msgspec.msgpack.Decoder(Snapshot)
@@ -45,8 +46,8 @@ async def serve_metrics(run_directory: str, process: str, registry: Registry) ->
         try:
             async with asyncio.timeout(ASK_SECONDS):
                 by_tenant = await reader.read(len(BY_TENANT)) == BY_TENANT
-                families = registry.families(by_tenant=by_tenant)
-                writer.write(msgspec.msgpack.encode(Snapshot(incarnation, families)))
+                tenants = registry.tenants if by_tenant else {}
+                writer.write(msgspec.msgpack.encode(Snapshot(incarnation, registry.families(), tenants)))
                 await writer.drain()
         except (OSError, TimeoutError):
             pass

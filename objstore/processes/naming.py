@@ -7,44 +7,56 @@ was counted, whoever is named. A tenant keeps its name until another one asks tw
 Concurrency: one event loop, the upkeep process's.
 """
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 from typing import Final
 
-from objstore.metrics import Family, Labels
-from objstore.upkeep.quotas import OTHER, TENANTS_SHOWN, label_of
+from objstore.metrics import Family, Labels, TenantNumbers
+from objstore.upkeep.quotas import OTHER, label_of
 
-MEASURE: Final = "tenant_requests"  # Of which who asks most is told.
 MEMORY: Final = 0.99  # Of a tenant's weight, from scrape to scrape: half of it is gone in 69.
+NOTHING: Final[Mapping[str, TenantNumbers]] = {}
 
 
 class Naming:
-    """Args: shown: how many tenants are named."""
+    """Args: shown: how many tenants are named (`metrics.tenant_limit`)."""
 
-    def __init__(self, shown: int = TENANTS_SHOWN) -> None:
+    def __init__(self, shown: int) -> None:
         assert shown > 0
         self._shown = shown
-        self._seen: dict[tuple[str, Labels], float] = {}  # What was counted by the last scrape.
-        self._told: dict[tuple[str, Labels], float] = {}  # What was told of it, by the labels as shown.
+        self._said: dict[str, tuple[str, Mapping[str, TenantNumbers]]] = {}  # By process: the last time.
+        self._new: dict[str, TenantNumbers] = {}  # Counted since the last scrape.
+        self._told: dict[str, TenantNumbers] = {OTHER: TenantNumbers()}  # In all, by the label it has.
         self._weights: dict[str, float] = {}
         self.named: set[str] = set()
 
-    def cap(self, families: Iterable[Family]) -> list[Family]:
-        """The same page, with only a few tenants by name. Once a scrape."""
-        whole = list(families)
-        counted = [
-            family for family in whole if family.kind == "counter" and family.labels[:1] == ("tenant",)
-        ]
-        for family in counted:
-            if family.name == MEASURE:
-                self._choose(family)
-        capped = {family.name: self._capped(family) for family in counted}
-        return [capped.get(family.name, family) for family in whole]
+    def take(self, process: str, incarnation: str, tenants: Mapping[str, TenantNumbers]) -> None:
+        """What a process has counted since it began; it is held against what it said the last time."""
+        known_incarnation, known = self._said.get(process, ("", NOTHING))
+        if known_incarnation != incarnation:
+            known = NOTHING  # It counts from zero.
+        for tenant, numbers in tenants.items():
+            before = known.get(tenant)
+            if numbers == before:
+                continue
+            new = self._new.setdefault(tenant, TenantNumbers())
+            new.add(numbers)
+            if before is not None:
+                new.add(before, -1)
+        self._said[process] = (incarnation, tenants)
 
-    def _choose(self, family: Family) -> None:
+    def families(self) -> list[Family]:
+        """Of a few tenants, and of all others as one. Once a scrape."""
+        self._choose()
+        for tenant, numbers in self._new.items():
+            label = label_of(tenant) if tenant in self.named else OTHER
+            self._told.setdefault(label, TenantNumbers()).add(numbers)
+        self._new = {}
+        return _families(self._told)
+
+    def _choose(self) -> None:
         weights = {tenant: MEMORY * weight for tenant, weight in self._weights.items()}
-        for labels, (count,) in family.samples:
-            asked = count - self._seen.get((family.name, labels), 0)
-            weights[labels[0]] = weights.get(labels[0], 0.0) + asked
+        for tenant, numbers in self._new.items():
+            weights[tenant] = weights.get(tenant, 0.0) + sum(numbers.classes)
         weights.pop("", None)  # Tenants beyond those that a worker knows by name.
         self._weights = weights
         others = sorted(weights.keys() - self.named, key=lambda tenant: (-weights[tenant], tenant))
@@ -57,20 +69,43 @@ class Naming:
                 break
             self.named.remove(least)
             self.named.add(tenant)
-            self._forget(least)
+            self._told.pop(label_of(least), None)  # Its series ends; named again, it begins anew.
 
-    def _forget(self, tenant: str) -> None:
-        """Its series ends; should it be named again, it begins anew."""
-        label = label_of(tenant)
-        for key in [key for key in self._told if key[1][0] == label]:
-            del self._told[key]
 
-    def _capped(self, family: Family) -> Family:
-        for labels, (count,) in family.samples:
-            key = (family.name, labels)
-            tenant = label_of(labels[0]) if labels[0] in self.named else OTHER
-            told = (family.name, (tenant, *labels[1:]))
-            self._told[told] = self._told.get(told, 0.0) + count - self._seen.get(key, 0.0)
-            self._seen[key] = count
-        samples = [(labels, [count]) for (name, labels), count in self._told.items() if name == family.name]
-        return Family(family.name, family.kind, family.doc, family.labels, family.bounds, samples)
+def _families(told: Mapping[str, TenantNumbers]) -> list[Family]:
+    def counter(name: str, doc: str, samples: list[tuple[Labels, list[float]]], *labels: str) -> Family:
+        return Family(name, "counter", doc, ("tenant", *labels), (), samples)
+
+    return [
+        counter(
+            "tenant_requests",
+            "S3 requests of the tenant answered.",
+            [
+                ((tenant, f"{digit}xx"), [count])
+                for tenant, numbers in told.items()
+                for digit, count in enumerate(numbers.classes)
+                if count
+            ],
+            "code_class",
+        ),
+        counter(
+            "tenant_received_bytes",
+            "Bytes of the bodies of the tenant's requests.",
+            [((tenant,), [numbers.received]) for tenant, numbers in told.items()],
+        ),
+        counter(
+            "tenant_sent_bytes",
+            "Bytes of the bodies of answers to the tenant.",
+            [((tenant,), [numbers.sent]) for tenant, numbers in told.items()],
+        ),
+        counter(
+            "tenant_refusals",
+            "Requests refused: past a rate, past its share of a busy process, past a quota.",
+            [
+                ((tenant, reason), [count])
+                for tenant, numbers in told.items()
+                for reason, count in numbers.refusals.items()
+            ],
+            "reason",
+        ),
+    ]

@@ -174,6 +174,7 @@ def _service(parts: Parts) -> Service:
         trash_rules=TrashRules(grace_s=grace_s, grace_least_s=min(grace_s, 86_400)),
         repair_grace_s=config.repair_grace_seconds,
         purge_rules=PurgeRules(settle_s=PurgeRules().settle_s * config.period_factor),
+        tenants_shown=parts.spec.config.metrics.tenant_limit,
         rebalance_rules=RebalanceRules(
             enabled=config.rebalance,
             bytes_per_second=config.rebalance_bytes_per_second,

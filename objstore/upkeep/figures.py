@@ -29,7 +29,7 @@ from objstore.rental.meters import HOUR_S
 from objstore.rental.sales import all_leases
 from objstore.rental.usage import sealed_until
 from objstore.upkeep.metering import SETTLE_S
-from objstore.upkeep.quotas import OTHER, TENANTS_SHOWN, label_of
+from objstore.upkeep.quotas import OTHER, label_of
 
 POOLS_SHOWN: Final = 100
 SHARED: Final = "shared pool"  # The pool without a name: a name has no space.
@@ -55,8 +55,15 @@ class Picture:
 class Figures:
     """Keeps the last picture. One a process; `look` is a service's step."""
 
-    def __init__(self, kv: Kv, clock: Clock, report: Callable[[], Awaitable[list[Capacity]]] | None) -> None:
-        """report: of every pool (upkeep/leasing.py); None: nothing is sold here."""
+    def __init__(
+        self, kv: Kv, clock: Clock, report: Callable[[], Awaitable[list[Capacity]]] | None, shown: int
+    ) -> None:
+        """
+        Args:
+            report: of every pool (upkeep/leasing.py); None: nothing is sold here.
+            shown: how many tenants are named.
+        """
+        self._shown = shown
         self._kv = kv
         self._clock = clock
         self._report = report
@@ -93,7 +100,7 @@ class Figures:
         now_us = self._clock.now_us()
         return [
             *_pool_families([] if picture is None else picture.pools[:POOLS_SHOWN]),
-            *_lease_families(None if picture is None else picture.leases),
+            *_lease_families(None if picture is None else picture.leases, self._shown),
             *_billing_families(None if picture is None else picture.billing),
             *_sealing_families(0 if picture is None else picture.sealed_hour, now_us),
             *_rotation_families(picture is not None, None if picture is None else picture.rotation),
@@ -181,7 +188,7 @@ def _pool_families(pools: Iterable[Capacity]) -> list[Family]:
 # Leases.
 
 
-def _lease_families(leases: LeaseFigures | None) -> list[Family]:
+def _lease_families(leases: LeaseFigures | None, shown: int) -> list[Family]:
     count: Samples = []
     ending: Samples = []
     monthly: Samples = []
@@ -191,7 +198,7 @@ def _lease_families(leases: LeaseFigures | None) -> list[Family]:
             count.append((labels, [number]))
         ending = _labelled({str(days): number for days, number in leases.ending.items()})
         monthly = _amounts(leases.monthly)
-        most = nlargest(TENANTS_SHOWN, leases.committed.items(), key=lambda one: (one[1], one[0]))
+        most = nlargest(shown, leases.committed.items(), key=lambda one: (one[1], one[0]))
         rest = sum(leases.committed.values()) - sum(size for _, size in most)
         committed = _labelled({**{label_of(tenant): size for tenant, size in most}, OTHER: rest})
     return [

@@ -1,7 +1,8 @@
 """What tenants use, against what they may: looked at now and then, for metrics and alerts.
 
 One pass reads every tenant's account and counters, so it costs O(tenants), not O(objects). The metrics name
-the TENANTS_SHOWN tenants that use most; all others are one, `other`. Who is near a limit is counted of all.
+a few, those that use most (`metrics.tenant_limit`); all others are one, `other`. Who is near a limit is
+counted of all.
 """
 
 from collections.abc import Sequence
@@ -22,7 +23,6 @@ from objstore.metrics import Family, Labels
 from objstore.rental.quota import THRESHOLDS, Quota, Scope
 from objstore.rental.terms import READS, STATES, STORES
 
-TENANTS_SHOWN: Final = 50
 TENANTS_AT_ONCE: Final = 250  # Of one page: four reads for each.
 NEAR_MAX: Final = 1_000  # Scopes near a limit that are remembered by name.
 OTHER: Final = "other"
@@ -46,8 +46,10 @@ class Picture:
 class QuotaWatch:
     """Keeps the last picture. One a process; `look` is a service's step."""
 
-    def __init__(self, kv: Kv) -> None:
+    def __init__(self, kv: Kv, shown: int) -> None:
+        """shown: how many tenants are named."""
         self._kv = kv
+        self._shown = shown
         self.picture: Picture | None = None  # None: nobody has looked yet.
 
     async def look(self) -> str:
@@ -72,7 +74,7 @@ class QuotaWatch:
                     over_soft += quota.over_soft
                     if level or quota.over_soft:
                         near.append(quota)
-            quotas = nlargest(TENANTS_SHOWN, [*quotas, *(scopes[0] for _, scopes in found)], key=_use)
+            quotas = nlargest(self._shown, [*quotas, *(scopes[0] for _, scopes in found)], key=_use)
             near = nlargest(NEAR_MAX, near, key=_urgency)
         self.picture = Picture(
             most=quotas,

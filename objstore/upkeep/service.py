@@ -161,6 +161,7 @@ class Service:
         repair_grace_s: float = 900.0,
         rebalance_rules: RebalanceRules = REBALANCE_RULES,
         purge_rules: PurgeRules = PURGE_RULES,
+        tenants_shown: int = 50,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         """
@@ -172,6 +173,7 @@ class Service:
             release_reserved: objects.reservations.release_expired, in the same way.
             adopt: objects.adoption.adopt, in the same way.
             store: the verbs over the same metadata, for leases and purges; None: there are none.
+            tenants_shown: how many are named in metrics, of those that store and lease most.
         """
         self._claim = Claim(ctx.kv, "upkeep", holder, ctx.clock)
         self._ctx = ctx = ctx.under(self._claim)
@@ -189,11 +191,12 @@ class Service:
         self.checks = Checks(ctx)
         self._audit = LiveBytesAudit(ctx)
         self._sweep = Sweep(ctx, [self._audit], sleep=sleep)
-        self.quotas = QuotaWatch(ctx.kv)
+        self.quotas = QuotaWatch(ctx.kv, tenants_shown)
         self.metering = Metering(ctx.kv, ctx.clock, ctx.crash_point, ctx.alarms)
         self.leasing = None if store is None else Leasing(ctx, store)
         self._invoicing = Invoicing(ctx.kv, ctx.clock, ctx.alarms)
-        self._figures = Figures(ctx.kv, ctx.clock, None if self.leasing is None else self.leasing.report)
+        report = None if self.leasing is None else self.leasing.report
+        self._figures = Figures(ctx.kv, ctx.clock, report, tenants_shown)
         self._auditing = Auditing(ctx.kv, ctx.clock, ctx.alarms)
         self._files = asyncio.Lock()  # Held by whoever moves or removes fragment files.
         self._purging = None if store is None else Purging(ctx, store, self._files, purge_rules)

@@ -14,6 +14,7 @@ from typing import Final
 
 from objstore.metrics import PREFIX, Family
 from objstore.processes.control import ask, processes
+from objstore.processes.naming import Naming
 from tests.deploy.files import ROOT
 
 PAGE: Final = ROOT / "docs/metrics.md"
@@ -26,10 +27,10 @@ the alerts, `config/grafana` the dashboards ([monitoring](operations.md#monitori
 
 - Names begin with `objstore_`; a counter ends in `_total`. Units are seconds and bytes; amounts are in
   the smallest unit of their currency.
-- Labels never hold a bucket (but one that is replicated), a key or a user. Of tenants 50 are named: those
-  that use most, those that ask most, those to whom most is promised; all others are one, `other`. A name
-  among those that ask most is kept until another tenant asks twice as much, and nothing is counted twice.
-  Of pools 100 are shown, those that need somebody first.
+- Labels never hold a bucket (but one that is replicated), a key or a user. Of tenants 50 are named
+  (`metrics.tenant_limit`): those that use most, those that ask most, those to whom most is promised; all
+  others are one, `other`. A name among those that ask most is kept until another tenant asks twice as much,
+  and nothing is counted twice. Of pools 100 are shown, those that need somebody first.
 - What is sold, billed, sealed and stored by tenant is looked at every one to five minutes by the gateway
   that holds the claim on the upkeep, and told by that one only; a scrape reads nothing for it. With more
   than 2,000 volumes, disks and services are as of a minute ago at most.
@@ -62,9 +63,10 @@ async def families_of(run_directory: str) -> dict[str, Family]:
     """By name, of all processes of a store that serves."""
     found: dict[str, Family] = {}
     for process in processes(run_directory):
-        snapshot = await ask(run_directory, process, by_tenant=True)
+        snapshot = await ask(run_directory, process)
         assert snapshot is not None, f"{process} does not answer"
         found.update((family.name, family) for family in snapshot.families)
+    found.update((family.name, family) for family in Naming(1).families())
     return found
 
 

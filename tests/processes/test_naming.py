@@ -4,22 +4,30 @@ import math
 import random
 from collections import Counter
 
-from objstore.metrics import Family, Labels, Registry, RequestMetrics
+from objstore.metrics import Registry, RequestMetrics, TenantNumbers
 from objstore.processes.admin_port import LOOK_SECONDS, VOLUMES_FRESH, look_again
 from objstore.processes.naming import Naming
 from tests.seed import SEED
 
 
-def counted(**tenants: int) -> list[Family]:
-    samples: list[tuple[Labels, list[float]]] = [
-        ((tenant, "2xx"), [float(count)]) for tenant, count in tenants.items()
-    ]
-    return [Family("tenant_requests", "counter", "", ("tenant", "code_class"), (), samples)]
+def counted(count: int) -> TenantNumbers:
+    return TenantNumbers(classes=[0, 0, count, 0, 0, 0], received=3 * count, refusals={"rate": 2 * count})
 
 
-def told(naming: Naming, **tenants: int) -> dict[str, float]:
-    (family,) = naming.cap(counted(**tenants))
-    return {tenant: count for (tenant, _), (count,) in family.samples}
+def told(naming: Naming, *, incarnation: str = "first", **tenants: int) -> dict[str, float]:
+    """What a page says after a worker has counted so much."""
+    naming.take("worker-1", incarnation, {tenant: counted(count) for tenant, count in tenants.items()})
+    return page_of(naming)
+
+
+def page_of(naming: Naming) -> dict[str, float]:
+    found = {family.name: dict(family.samples) for family in naming.families()}
+    requests = {labels[0]: numbers[0] for labels, numbers in found["tenant_requests"].items()}
+    for tenant, count in requests.items():
+        assert found["tenant_received_bytes"][tenant,] == [3 * count]
+        assert found["tenant_sent_bytes"][tenant,] == [0]
+        assert found["tenant_refusals"][tenant, "rate"] == [2 * count]
+    return requests
 
 
 def test_those_that_ask_most_are_named_and_the_rest_is_one() -> None:
@@ -33,7 +41,7 @@ def test_a_tenant_that_is_called_like_the_rest_is_not_taken_for_it() -> None:
 
 def test_a_name_is_kept_until_another_asks_twice_as_much_and_no_series_goes_back() -> None:
     naming = Naming(1)
-    assert told(naming, a=100, b=0) == {"a": 100, "other": 0}
+    assert told(naming, a=100, b=0) == {"a": 100}
     assert told(naming, a=100, b=150) == {"a": 100, "other": 150}
     assert told(naming, a=100, b=350) == {"b": 200, "other": 150}
     assert told(naming, a=101, b=351) == {"b": 201, "other": 151}
@@ -58,12 +66,19 @@ def test_all_that_was_counted_is_told_once_whoever_is_named() -> None:
     assert shown == asked, SEED
 
 
-def test_other_pages_are_left_alone() -> None:
-    families = [
-        Family("tenant_used_bytes", "gauge", "", ("tenant",), (), [(("a",), [1.0])]),
-        Family("s3_errors", "counter", "", ("op",), (), [(("x",), [1.0])]),
-    ]
-    assert Naming(1).cap(families) == families
+def test_what_several_workers_count_is_added_up_and_one_that_begins_anew_takes_nothing_back() -> None:
+    naming = Naming(2)
+    naming.take("worker-2", "first", {"a": counted(3), "b": counted(1)})
+    assert told(naming, a=5) == {"a": 8, "b": 1}
+    assert page_of(naming) == {"a": 8, "b": 1}
+    assert told(naming, a=2, incarnation="second") == {"a": 10, "b": 1}
+    assert told(naming, a=2, incarnation="second") == {"a": 10, "b": 1}
+
+
+def test_tenants_that_a_worker_does_not_know_by_name_are_among_the_others() -> None:
+    naming = Naming(1)
+    naming.take("worker-1", "first", {"a": counted(1), "": counted(1_000)})
+    assert page_of(naming) == {"a": 1, "other": 1_000}
 
 
 def test_a_worker_counts_its_tenants_and_what_they_were_refused_for() -> None:
@@ -72,10 +87,9 @@ def test_a_worker_counts_its_tenants_and_what_they_were_refused_for() -> None:
     numbers.finished("PutObject", 200, 0.1, received=7, tenant="acme")
     numbers.finished("PutObject", 503, 0.1, error_code="SlowDown", tenant="acme", refusal="rate")
     numbers.finished("GetObject", 403, 0.1, error_code="InvalidAccessKeyId")
-    found = {family.name: dict(family.samples) for family in registry.families()}
-    assert found["tenant_requests"] == {("acme", "2xx"): [1], ("acme", "5xx"): [1]}
-    assert found["tenant_received_bytes"] == {("acme",): [7]}
-    assert found["tenant_refusals"] == {("acme", "rate"): [1]}
+    assert registry.tenants == {
+        "acme": TenantNumbers(classes=[0, 0, 1, 0, 0, 1], received=7, refusals={"rate": 1})
+    }
 
 
 def test_of_a_large_store_a_scrape_is_shown_the_last_look_for_a_while() -> None:

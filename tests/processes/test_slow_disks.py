@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from objstore.metrics import Family, Registry, RequestMetrics
+from objstore.metrics import Family, Registry, RequestMetrics, TenantNumbers
 from objstore.processes.control import EJECTED, ask, serve_metrics, slow_disks
 
 
@@ -32,27 +32,19 @@ async def test_what_several_processes_find_slow_is_told_in_one_sentence_a_disk(t
     assert await slow_disks(str(tmp_path / "none")) == {}
 
 
-async def test_only_a_scrape_has_a_process_count_what_it_knows_by_tenant(tmp_path: Path) -> None:
+async def test_only_a_scrape_is_told_what_a_process_counted_by_tenant_and_as_it_was_counted(
+    tmp_path: Path,
+) -> None:
     registry = finds({(1, "read"): True})
-    RequestMetrics(registry).finished("GetObject", 200, 0.1, tenant="acme")
-    made = []
-
-    def by_tenant() -> list[Family]:
-        made.append(1)
-        return []
-
-    registry.include(by_tenant, by_tenant=True)
+    RequestMetrics(registry).finished("GetObject", 200, 0.1, sent=9, tenant="acme")
     server = await serve_metrics(str(tmp_path), "worker-1", registry)
     assert len(await slow_disks(str(tmp_path))) == 1
     short = await ask(str(tmp_path), "worker-1")
-    assert not made
     whole = await ask(str(tmp_path), "worker-1", by_tenant=True)
-    assert made
     assert short is not None
     assert whole is not None
-    names = [family.name for family in whole.families]
-    assert {name for name in names if name.startswith("tenant_")} == set(names) - {
-        family.name for family in short.families
-    }
-    assert names == [family.name for family in registry.families()]
+    assert short.tenants == {}
+    assert whole.tenants == {"acme": TenantNumbers(classes=[0, 0, 1, 0, 0, 0], sent=9)}
+    assert not any(family.labels[:1] == ("tenant",) for family in whole.families)
+    assert [family.name for family in short.families] == [family.name for family in whole.families]
     server.close()

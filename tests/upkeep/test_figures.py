@@ -14,11 +14,12 @@ from objstore.rental.records import SealedRecord, lease_key
 from objstore.rental.usage import SEALED_KEY
 from objstore.upkeep.figures import POOLS_SHOWN, ROTATION_KEY, SHARED, Figures
 from objstore.upkeep.metering import SETTLE_S
-from objstore.upkeep.quotas import OTHER, TENANTS_SHOWN
+from objstore.upkeep.quotas import OTHER
 from tests.objects.fakes import FakeClock
 from tests.rental.parties import a_market, an_invoice, line
 from tests.rental.test_figures import TB, lease
 
+SHOWN = 7  # Tenants that the metrics name.
 FULL = Capacity(
     pool="",
     raw=10 * TB,
@@ -61,7 +62,7 @@ def watched(kv: DictKv, *pools: Capacity) -> tuple[Figures, FakeClock]:
         return list(pools)
 
     clock = FakeClock()
-    return Figures(kv, clock, report), clock
+    return Figures(kv, clock, report, SHOWN), clock
 
 
 async def test_a_pool_is_told_with_what_there_is_what_is_sold_and_how_long_it_lasts() -> None:
@@ -90,16 +91,16 @@ async def test_tenants_with_the_largest_promises_are_named_and_the_rest_is_one()
     figures, clock = watched(kv)
     begin_us = clock.now - clock.now % 1_000_000
     put = {}
-    for number in range(TENANTS_SHOWN + 2):
+    for number in range(SHOWN + 2):
         one = lease(number, tenant=f"t{number}", capacity=number + 1)
         one = msgspec.structs.replace(one, begin_us=begin_us, end_us=begin_us + 10**13)
         put[lease_key(one.id)] = encode(one)
     await kv.commit(Transaction(put=put))
     await figures.look()
     committed = samples(figures, "tenant_committed_bytes")
-    assert len(committed) == TENANTS_SHOWN + 1
+    assert len(committed) == SHOWN + 1
     assert committed[OTHER,] == 1 + 2
-    assert samples(figures, "leases") == {("guaranteed", "active"): TENANTS_SHOWN + 2}
+    assert samples(figures, "leases") == {("guaranteed", "active"): SHOWN + 2}
 
 
 async def test_what_is_open_of_invoices_is_told_by_state_and_currency() -> None:
