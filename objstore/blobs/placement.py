@@ -52,15 +52,14 @@ class Promise(StrEnum):
     BARE = "bare"  # m: any one domain may go, and then nothing more.
     NONE = "none"  # More than m: there is a domain whose loss loses data.
 
-    @property
-    def words(self) -> str:
-        return _WORDS[self]
+    def words(self, domain: str = "failure domain") -> str:
+        return _WORDS[self].format(domain)
 
 
 _WORDS = {
-    Promise.SPARE: "any one failure domain may be lost, with parity to spare",
-    Promise.BARE: "any one failure domain may be lost, and then nothing more",
-    Promise.NONE: "there is a failure domain whose loss loses data",
+    Promise.SPARE: "any one {} may be lost, with parity to spare",
+    Promise.BARE: "any one {} may be lost, and then nothing more",
+    Promise.NONE: "there is a {} whose loss loses data",
 }
 DRAWS_MAX: Final = 4  # Then the disks that are taken are counted out.
 _RANK: Final = {Promise.SPARE: 0, Promise.BARE: 1, Promise.NONE: 2}
@@ -122,9 +121,15 @@ def rules_of(topology: Topology, policy: Policy, count: int, m: int, *, takes: b
     return topology.view(policy, takes=takes).rules(count, m, SPREADS.get(policy.spread))
 
 
-def promised(topology: Topology, policy: Policy, k: int, m: int) -> dict[Level, Promise]:
-    """What a new volume of this policy promises for each level, if every disk of the layout were well."""
-    view = topology.view(policy, takes=False)
+def promised(
+    topology: Topology, policy: Policy, k: int, m: int, *, takes: bool = False
+) -> dict[Level, Promise]:
+    """What a new volume of this policy promises for each level, if every disk of the layout were well.
+
+    Args:
+        takes: as things are instead: only disks that take new files count.
+    """
+    view = topology.view(policy, takes=takes)
     count = min(k + m, len(view.numbers))
     if count < 1 + m:
         return {}

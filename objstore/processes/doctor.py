@@ -4,18 +4,20 @@ import asyncio
 import os
 import resource
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
-from objstore.blobs.placement import Promise, place_volume
+from objstore.blobs.placement import Placement, Promise, place_volume, promised
 from objstore.blobs.survey import survey
-from objstore.blobs.topology import DEFAULT_POLICY, Layout, Level, Policy, Topology
+from objstore.blobs.topology import DEFAULT_POLICY, TOP_DOWN, Layout, Level, Policy, Topology
 from objstore.config import Config
 from objstore.errors import StoreError, TooFewDisks, WeakerPromise
 from objstore.meta.client import MetaClient
 from objstore.meta.kv_lmdb import library_version
 from objstore.meta.schema import MemberRecord
+from objstore.node.authority import NODE
 from objstore.objects.adoption import Unadopted, unadopted
 from objstore.processes.control import Snapshot, ask
 from objstore.processes.parts import Parts
@@ -44,9 +46,11 @@ async def examine(
 ) -> list[Finding]:
     """Args: disks: as the admin port shows them; state: the supervisor's; alarms: the services', by name."""
     layout = await parts.store.ledger.layout()
+    members = await parts.store.ledger.members()
+    nodes = [member for member in members.values() if member.role == NODE and member.state == "joined"]
     return [
         *_processes(state),
-        *_disks(disks),
+        *_disks(disks, {node.name for node in nodes if node.away_us}),
         *_devices(disks),
         *(
             finding("upkeep", "problem", f"{name}: {words}", "see the store's log")
@@ -59,7 +63,7 @@ async def examine(
         *unmetered(await unadopted(parts.store)),
         *_certificates(parts.spec.config),
         *(master_keys(await Rotation.of(parts, parts.kv).needs())),
-        *machines(await parts.store.ledger.members(), time.time()),
+        *machines(members, time.time(), {spot.node: spot.site for spot in layout.spots.values()}),
         *(authority(Path(parts.spec.cluster.tls), time.time()) if parts.spec.cluster.tls else ()),
         _open_files(),
         await asyncio.to_thread(_clock),
@@ -107,7 +111,8 @@ def _processes(state: dict[str, Any]) -> list[Finding]:
     return [finding("processes", "ok", f"{len(state['children'])} run, none was started again")]
 
 
-def _disks(disks: list[dict[str, Any]]) -> list[Finding]:
+def _disks(disks: list[dict[str, Any]], away: Collection[str] = ()) -> list[Finding]:
+    """Args: away: names of the machines that do not answer: it is not their disks that ail."""
     remedies = {
         "suspect": "check the device and its cabling, then: objstore disk verify N",
         "read-only": "see dmesg; repair the file system, mount it writable, then: objstore disk verify N",
@@ -125,8 +130,11 @@ def _disks(disks: list[dict[str, Any]]) -> list[Finding]:
             remedies.get(disk["state"], "").replace("N", str(disk["disk"])),
         )
         for disk in disks
-        if disk["state"] != "healthy"
+        if disk["state"] != "healthy" and disk["node"] not in away
     ]
+    if unknown := [str(disk["disk"]) for disk in disks if disk["node"] in away]:
+        text = f"of machines that do not answer: {', '.join(unknown[:NAMED_MAX])}{_more(unknown)}"
+        bad.append(finding("disks", "problem", text, "see the machines"))
     slow = [
         finding(
             "disks",
@@ -175,7 +183,20 @@ def placement(topology: Topology, policy: Policy, k: int, m: int) -> tuple[Promi
     narrow = f"; {chosen.k}+{m} instead of {k}+{m}, for want of disks" if chosen.k < k else ""
     domains = len({topology.paths[number][chosen.level] for number in chosen.disks})
     words = f"a new volume lies on {len(chosen.disks)} disks of {domains} {chosen.level.word}s"
-    return chosen.promise, f"{words}: {chosen.promise.words}{narrow}"
+    above = _above(topology, policy, chosen, m)
+    return chosen.promise, f"{words}: {chosen.promise.words()}{above}{narrow}"
+
+
+def _above(topology: Topology, policy: Policy, chosen: Placement, m: int) -> str:
+    """What becomes of a new volume with a site or a rack, where what it is spread over is smaller."""
+    promises = promised(topology, policy, chosen.k, m, takes=True)
+    words, more_than = "", 1
+    for level in TOP_DOWN:
+        domains = len({topology.paths[number][level] for number in topology.view(policy, takes=True).numbers})
+        if level > chosen.level and domains > more_than:  # A rack that is a site's only one says nothing new.
+            words += f"; {promises[level].words(level.word)}"
+        more_than = max(more_than, domains)
+    return words
 
 
 def placements(layout: Layout, topology: Topology, k: int, m: int) -> list[Finding]:
@@ -201,21 +222,31 @@ def placements(layout: Layout, topology: Topology, k: int, m: int) -> list[Findi
     return found
 
 
-def machines(members: dict[bytes, MemberRecord], now_s: float) -> list[Finding]:
-    """The machines of a cluster: who is away, and whose certificate is not renewed as it should be."""
-    joined = [record for record in members.values() if record.state == "joined"]
-    found = [
+def machines(
+    members: Mapping[bytes, MemberRecord], now_s: float, sites: Mapping[str, str] = MappingProxyType({})
+) -> list[Finding]:
+    """The machines of a cluster: who is away, and whose certificate is not renewed as it should be.
+
+    Args:
+        sites: where the layout has a machine, by the hex digits of its id; others are where they say.
+    """
+    joined = {id_: record for id_, record in members.items() if record.state == "joined"}
+    found: list[Finding] = []
+    together: set[bytes] = set()
+    for site, ids in _silent_sites(joined, sites).items():
+        found.append(_silent_site(site, [joined[id_] for id_ in ids]))
+        together.update(ids)
+    found += [
         finding(
             "machines",
             "problem",
-            f"{record.role} {record.name} has not answered since"
-            f" {time.strftime('%Y-%m-%d %H:%M:%S', time.gmtime(record.away_us / 1e6))} UTC",
+            f"{record.role} {record.name} has not answered since {_moment(record.away_us)}",
             "start it, or look at the network between; a machine that is lost: objstore cluster remove NAME",
         )
-        for record in joined
-        if record.away_us
+        for id_, record in joined.items()
+        if record.away_us and id_ not in together
     ]
-    for record in joined:
+    for record in joined.values():
         days = (record.ends_s - now_s) / 86_400
         if days < MEMBER_DAYS:
             what = "has ended" if days < 0 else f"ends in {days:.0f} days and was to be renewed before"
@@ -231,6 +262,33 @@ def machines(members: dict[bytes, MemberRecord], now_s: float) -> list[Finding]:
     if not found and joined:
         found.append(finding("machines", "ok", f"all {len(joined)} answer, and renew their certificates"))
     return found
+
+
+def _silent_sites(joined: Mapping[bytes, MemberRecord], sites: Mapping[str, str]) -> dict[str, list[bytes]]:
+    """Sites of which no storage node answers, with their nodes. A site that is the only one is none."""
+    nodes: dict[str, list[bytes]] = {}
+    for id_, record in joined.items():
+        if record.role == NODE:
+            nodes.setdefault(sites.get(id_.hex(), record.site), []).append(id_)
+    if len(nodes) < 2:
+        return {}
+    return {site: ids for site, ids in nodes.items() if site and all(joined[id_].away_us for id_ in ids)}
+
+
+def _silent_site(site: str, nodes: Sequence[MemberRecord]) -> Finding:
+    names = sorted(record.name for record in nodes)
+    since = _moment(max(record.away_us for record in nodes))
+    return finding(
+        "machines",
+        "problem",
+        f"site {site}: no node has answered since {since}: {', '.join(names[:NAMED_MAX])}{_more(names)}",
+        "nothing, if it comes back; if it is lost for good, add nodes elsewhere, then for each of its own:"
+        " objstore cluster remove NAME --lost",
+    )
+
+
+def _moment(at_us: int) -> str:
+    return f"{time.strftime('%Y-%m-%d %H:%M:%S', time.gmtime(at_us / 1e6))} UTC"
 
 
 def authority(tls: Path, now_s: float) -> list[Finding]:

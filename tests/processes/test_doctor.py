@@ -2,7 +2,9 @@
 
 import time
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import pytest
 
 from objstore.blobs.placement import Promise
@@ -16,6 +18,11 @@ from objstore.processes.control import Snapshot
 from objstore.processes.doctor import _disks, _records, authority, machines, placements
 
 
+def row(number: int, state: str, reason: str = "", node: str = "") -> dict[str, Any]:
+    """A disk as the admin port shows it."""
+    return {"disk": number, "node": node, "path": "/d", "state": state, "reason": reason, "slow": ""}
+
+
 @pytest.mark.parametrize(
     ("state", "reason", "remedy"),
     [
@@ -27,18 +34,28 @@ from objstore.processes.doctor import _disks, _records, authority, machines, pla
     ],
 )
 def test_a_disk_that_is_not_well_is_told_with_what_to_do(state: str, reason: str, remedy: str) -> None:
-    [found] = _disks([{"disk": 2, "path": "/d", "state": state, "reason": reason, "slow": ""}])
+    [found] = _disks([row(2, state, reason)])
     assert (found["check"], found["level"]) == ("disks", "problem")
     assert found["finding"] == f"disk 2 (/d) is {state}: {reason}"
     assert remedy in found["remedy"]
 
 
 def test_a_disk_that_is_well_and_slow_is_a_warning() -> None:
-    disk = {"disk": 2, "path": "/d", "state": "healthy", "reason": "x", "slow": "reads come late"}
+    disk = row(2, "healthy", "x") | {"slow": "reads come late"}
     [found] = _disks([disk])
     assert (found["check"], found["level"]) == ("disks", "warning")
     assert found["finding"] == "disk 2 (/d) is slow and avoided: reads come late"
     assert _disks([disk | {"slow": ""}])[0]["level"] == "ok"
+
+
+def test_disks_of_machines_that_do_not_answer_are_not_told_to_ail() -> None:
+    disks = [row(number, "suspect", "away", node="n1") for number in (2, 3)]
+    [found] = _disks([*disks, row(4, "healthy", node="n2")], away={"n1"})
+    assert (found["level"], found["finding"]) == ("problem", "of machines that do not answer: 2, 3")
+    assert "objstore disk verify" not in found["remedy"]
+    found, last = _disks([*disks, row(4, "suspect", "append took 12 s", node="n2")], away={"n1"})
+    assert found["finding"] == "disk 4 (/d) is suspect: append took 12 s"
+    assert "2, 3" in last["finding"]
 
 
 @pytest.mark.parametrize(
@@ -83,6 +100,36 @@ def test_a_machine_that_is_away_or_does_not_renew_its_certificate_is_told(
     for one, (_, words) in zip(found, told, strict=True):
         assert words in one["finding"]
     assert machines({}, now_s) == [], "one machine has no others"
+
+
+def test_a_site_of_which_no_node_answers_is_told_as_one() -> None:
+    def node(name: str, site: str, away_s: int) -> MemberRecord:
+        return MemberRecord(
+            role="node",
+            name=name,
+            state="joined",
+            addresses=[],
+            site=site,
+            away_us=away_s * 1_000_000,
+            ends_s=9**10,
+        )
+
+    members = {
+        bytes([at]) * 16: node(*one)
+        for at, one in enumerate([("a", "x", 0), ("b", "y", 60), ("c", "y", 86_400)])
+    }
+    [found] = machines(members, 0)
+    assert found["finding"] == "site y: no node has answered since 1970-01-02 00:00:00 UTC: b, c"
+    assert (found["level"], "objstore cluster remove NAME --lost" in found["remedy"]) == ("problem", True)
+
+    said = [one["finding"] for one in machines(members, 0, {(bytes([2]) * 16).hex(): "x"})]
+    assert [words.split(" has")[0] for words in said] == ["site y: no node", "node c"], (
+        "the layout has it elsewhere"
+    )
+    alone = {
+        id_: msgspec.structs.replace(record, site="y") for id_, record in members.items() if record.away_us
+    }
+    assert [one["finding"].split(" has")[0] for one in machines(alone, 0)] == ["node b", "node c"], "no sites"
 
 
 def test_an_authority_that_ends_within_a_year_is_told(tmp_path: Path) -> None:
@@ -136,8 +183,30 @@ def test_a_policy_that_promises_less_or_has_too_few_disks_is_told() -> None:
     assert [(one["level"], one["finding"]) for one in found] == [
         (
             "ok",
-            f"a new volume lies on 6 disks of 6 nodes: {Promise.SPARE.words}",
+            f"a new volume lies on 6 disks of 6 nodes: {Promise.SPARE.words()}",
         ),
-        ("warning", f"policy weak: a new volume lies on 6 disks of 1 sites: {Promise.NONE.words}"),
+        ("warning", f"policy weak: a new volume lies on 6 disks of 1 sites: {Promise.NONE.words()}"),
         ("problem", "policy gone: no new volume can be made: 3 disks wanted, 0 usable"),
     ]
+
+
+@pytest.mark.parametrize(
+    ("sites", "usable", "words"),
+    [
+        ("aabbcc", "++++++", f"{Promise.SPARE.words()}; any one site may be lost, and then nothing more"),
+        ("aabbcc", "++++--", "; any one site may be lost, and then nothing more; 2+2 instead of 4+2"),
+        ("aaabbb", "++++++", f"{Promise.SPARE.words()}; there is a site whose loss loses data"),
+        ("abcdef", "++++++", Promise.SPARE.words()),
+        ("aaaaaa", "++++++", Promise.SPARE.words()),
+    ],
+)
+def test_what_becomes_of_a_volume_with_a_site_is_named_beside_the_smaller_domain(
+    sites: str, usable: str, words: str
+) -> None:
+    topology = Topology(
+        Spot(number, 1 << 40, 1 << 40, site=site, node=f"{site}{number}", device=number, usable=state == "+")
+        for number, (site, state) in enumerate(zip(sites, usable, strict=True), 1)
+    )
+    [found] = placements(NO_POLICIES, topology, 4, 2)
+    assert words in found["finding"]
+    assert ("site" in found["finding"].partition(": ")[2]) == ("site" in words)
