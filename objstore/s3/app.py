@@ -231,7 +231,7 @@ class App:
         self.choose = choose
         self.domains = tuple(domain.lower().strip(".") for domain in domains)
         self.limits = limits or Limits()
-        self.refusals = Refusals(self.limits.body_bytes)
+        self.refusals = Refusals(self.limits.connections)
         self.admission = Admission(self.limits)
         self.access_log = access_log
         self.observer: Observer = observer or Nobody()
@@ -404,16 +404,14 @@ class App:
     async def _put_off(self, request: EdgeRequest, tenant: str) -> None:
         """Before a refusal for a rate or a share: its place is free at once, its answer has time."""
         self._give_place_up(request)
-        payload = request._payload
-        held = payload.total_bytes
-        if not payload.is_eof():
-            held = min(request.body_weight, 2 * self.limits.read_bytes)  # Nobody reads it: no more comes in.
         protocol: Any = request._protocol
         leaves = protocol.put_off = asyncio.get_running_loop().create_future()
+        protocol.hold_body(request._payload)
         try:
-            await self.refusals.wait(leaves, tenant, held, time.monotonic(), self._random.random())
+            await self.refusals.wait(leaves, tenant, time.monotonic(), self._random.random())
         finally:
             protocol.put_off = None
+            protocol.let_body_come()
 
     def _give_place_up(self, request: EdgeRequest) -> None:
         if request.admitted:

@@ -5,9 +5,10 @@ once if it likes. So the answers of one tenant's refusals leave one after the ot
 process next to nothing, however many connections they come on; a tenant that is refused now and then hardly
 waits.
 
-Whoever waits here has given its place among the requests up (limits.py) and keeps nobody out. What it still
-holds, its connection and what has come of its body, has a bound: past it the answer is not put off. Its
-connection gives way to a new one when there are too many (server.py).
+Whoever waits here has given its place among the requests up (limits.py) and keeps nobody out. What has come
+of its body is gone and no more of it is read (server.py), so what it still holds is its connection; that
+gives way to a new one when there are too many. So as many may wait as there are connections: no tenant's
+refusals take the pace off another's, or off its own.
 
 Concurrency: one Refusals a process, on its event loop.
 """
@@ -20,24 +21,21 @@ MOST_S: Final = 2.0  # Clients wait for an answer for ten seconds and more.
 # A second, of one tenant in one process: one part in a hundred of a core. Past fifty connections that ask
 # again at once each waits for `MOST_S`.
 PACE: Final = 25
-WAITING_MAX: Final = 4_096  # As many as a worker has connections.
-BODY_PART: Final = 8  # One part in so many of the memory for bodies.
 TENANTS_MAX: Final = 1_000  # Of which it is known when their last one leaves: about 100 KB.
 
 
 class Refusals:
     """
     Args:
-        body_bytes: memory that bodies of one tenant in flight may take; those that wait have a part of it.
+        waiting_max: answers that are put off at the same time: as many as there can be connections.
     """
 
-    def __init__(self, body_bytes: int, *, least_s: float = LEAST_S, most_s: float = MOST_S) -> None:
+    def __init__(self, waiting_max: int, *, least_s: float = LEAST_S, most_s: float = MOST_S) -> None:
         self._least_s = least_s
         self._most_s = most_s
         self._last: dict[str, float] = {}  # When the last answer of each tenant leaves.
         self._waiting: set[asyncio.Future[None]] = set()
-        self._body_bytes = 0  # Of those that wait.
-        self._body_bytes_max = body_bytes // BODY_PART
+        self._waiting_max = waiting_max
         self._ended = False
 
     @property
@@ -45,27 +43,21 @@ class Refusals:
         """Answers that are put off just now."""
         return len(self._waiting)
 
-    async def wait(
-        self, leaves: "asyncio.Future[None]", tenant: str, held: int, now: float, chance: float
-    ) -> None:
-        """Until this tenant's next answer leaves (`wait_s`): at once if what is held by waiting is too much.
+    async def wait(self, leaves: "asyncio.Future[None]", tenant: str, now: float, chance: float) -> None:
+        """Until this tenant's next answer leaves (`wait_s`): at once if too many wait.
 
         Args:
             leaves: whoever lets it go (`let_go`) ends the wait.
-            held: bytes that the request's body can hold in memory meanwhile.
         """
-        full = self.waiting >= WAITING_MAX or self._body_bytes + held > self._body_bytes_max
-        if full or self._ended:
+        if self.waiting >= self._waiting_max or self._ended:
             return
         timer = leaves.get_loop().call_later(self.wait_s(tenant, now, chance), let_go, leaves)
         self._waiting.add(leaves)
-        self._body_bytes += held
         try:
             await leaves
         finally:
             timer.cancel()
             self._waiting.remove(leaves)
-            self._body_bytes -= held
 
     def end(self) -> None:
         """The process is about to stop: all answers leave now."""

@@ -181,6 +181,21 @@ class EdgeProtocol(Handler):
             max_msg_queue_size=self._max_msg_queue_size,
         )
 
+    def hold_body(self, payload: StreamReader) -> None:
+        """Nobody will read this body: what has come of it goes, and for now no more is taken.
+
+        While no more is taken a client that hangs up is not noticed, so it must not be for long.
+        """
+        while payload.exception() is None and payload.read_nowait():
+            pass  # The parser may have held some back, and hands it over when there is room.
+        if not payload.is_eof():
+            self._pause_reading_for_buffer()
+
+    def let_body_come(self) -> None:
+        """After `hold_body`: as ever."""
+        if self._buffer_paused and self.transport is not None and not self._force_close:
+            self._resume_reading_if_drained()
+
     @staticmethod
     def _end_payload(request: web.BaseRequest) -> None:
         if not request._payload.is_eof():

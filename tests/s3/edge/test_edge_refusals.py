@@ -9,7 +9,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
-from edge_running import SMALL_LIMITS, WITHIN_S, Edge, Line, Start
+from edge_running import SMALL_LIMITS, WITHIN_S, Edge, Line, Start, read_answer
 from edge_signing import (
     KEY_ID,
     OTHER_ID,
@@ -23,13 +23,15 @@ from edge_signing import (
 
 from objstore.meta.schema import AccountRecord, Limits
 from objstore.rental.rates import Rates
-from objstore.s3.refusals import BODY_PART, LEAST_S, MOST_S, PACE, TENANTS_MAX, Refusals
+from objstore.s3.refusals import LEAST_S, MOST_S, PACE, TENANTS_MAX, Refusals
 from tests.waiting import until
 
 MIDDLE = 0.5  # Of what chance adds.
 NOISY_GET = sign("GET", "/b/k").wire()
 QUIET_GET = sign("GET", "/b/k", key_id=OTHER_ID, secret=OTHER_SECRET).wire()
 FOR_EVER_S = 3_600.0
+THIRD_ID = "AKIATHIRDTENANTSKEY1"
+NOTHING = Limits(requests_per_s=0)
 
 
 def test_refusals_of_one_tenant_leave_one_after_the_other_and_hold_up_nobody_elses() -> None:
@@ -66,34 +68,28 @@ def test_what_is_known_of_tenants_has_a_bound_and_forgets_whom_nobody_waits_for_
             assert refusals.wait_s("noisy", 9.0, MIDDLE) == pytest.approx(MOST_S)
 
 
-async def test_answers_are_put_off_only_within_bounds_and_while_the_process_serves(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+async def test_answers_are_put_off_only_within_bounds_and_while_the_process_serves() -> None:
     most = 8
-    monkeypatch.setattr("objstore.s3.refusals.WAITING_MAX", most)
-    refusals = Refusals(100 * BODY_PART, least_s=2 * FOR_EVER_S, most_s=FOR_EVER_S)
+    refusals = Refusals(most, least_s=2 * FOR_EVER_S, most_s=FOR_EVER_S)
 
-    def put_off(held: int) -> asyncio.Task[None]:
+    def put_off() -> asyncio.Task[None]:
         leaves = asyncio.get_running_loop().create_future()
-        return asyncio.create_task(refusals.wait(leaves, "noisy", held, 10.0, MIDDLE))
+        return asyncio.create_task(refusals.wait(leaves, "noisy", 10.0, MIDDLE))
 
-    waiting = [put_off(100), *(put_off(0) for _ in range(most - 2))]
+    waiting = [put_off() for _ in range(most)]
     await asyncio.sleep(0)
-    assert refusals.waiting == most - 1
-    await put_off(1)
-    waiting.append(put_off(0))
-    await asyncio.sleep(0)
-    await put_off(0)
+    assert refusals.waiting == most
+    await put_off()
     assert not any(one.done() for one in waiting)
     waiting[0].cancel()
     await asyncio.wait(waiting[:1])
-    waiting.append(put_off(100))
+    waiting.append(put_off())
     await asyncio.sleep(0)
     assert refusals.waiting == most
     refusals.end()
     await asyncio.wait(waiting)
     assert refusals.waiting == 0
-    await put_off(0)
+    await put_off()
 
 
 async def beside(start_edge: Start, *, limits: Limits, body_bytes: int = 8_000) -> Edge:
@@ -105,7 +101,7 @@ async def beside(start_edge: Start, *, limits: Limits, body_bytes: int = 8_000) 
     few = replace(SMALL_LIMITS, requests=4, body_bytes=body_bytes)
     edge = await start_edge(directory=directory, limits=few, rates=Rates(lambda: 1_000.0))
     edge.app.store = cast(Any, SimpleNamespace(buckets={}))
-    edge.app.refusals = Refusals(few.body_bytes, least_s=2 * FOR_EVER_S, most_s=FOR_EVER_S)
+    edge.app.refusals = Refusals(few.connections, least_s=2 * FOR_EVER_S, most_s=FOR_EVER_S)
     return edge
 
 
@@ -132,7 +128,7 @@ async def test_a_tenant_past_its_rate_has_its_share_of_the_work_and_its_neighbou
 
 
 async def test_who_waits_for_a_refusal_is_told_when_the_process_is_to_stop(start_edge: Start) -> None:
-    edge = await beside(start_edge, limits=Limits(requests_per_s=0))
+    edge = await beside(start_edge, limits=NOTHING)
     told = [asyncio.create_task(edge.send(NOISY_GET)) for _ in range(10)]
     await until(lambda: edge.app.refusals.waiting == len(told))
     await edge.runner.stop(WITHIN_S)
@@ -141,7 +137,7 @@ async def test_who_waits_for_a_refusal_is_told_when_the_process_is_to_stop(start
 
 
 async def test_a_copy_and_a_large_body_wait_for_their_refusal_like_others(start_edge: Start) -> None:
-    edge = await beside(start_edge, limits=Limits(requests_per_s=0), body_bytes=4 << 20)
+    edge = await beside(start_edge, limits=NOTHING, body_bytes=4 << 20)
     large = sign("PUT", "/b/k", body=bytes(3 << 20))
     copy = sign("PUT", "/b/k", headers={"x-amz-copy-source": "/b/other"}).wire()
     waiting = [await edge.connect() for _ in range(2)]
@@ -154,26 +150,59 @@ async def test_a_copy_and_a_large_body_wait_for_their_refusal_like_others(start_
             writer.close()
 
 
-async def test_bodies_that_wait_for_a_refusal_leave_room_for_others_and_more_of_them_are_told_at_once(
+async def test_bodies_that_are_announced_and_never_sent_take_the_pace_off_nobodys_refusals(
     start_edge: Start,
 ) -> None:
-    edge = await beside(start_edge, limits=Limits(requests_per_s=0))
-    request = sign("PUT", "/b/k", body=bytes(600)).wire()
-    waiting = await edge.connect()
+    edge = await beside(start_edge, limits=NOTHING)
+    refused = replace(principal(THIRD_ID), tenant="third", account=AccountRecord(limits=NOTHING))
+    cast(FakeDirectory, edge.app.verifier.directory).keys[THIRD_ID] = FakeCredential(SECRET, refused)
+    announced = sign("PUT", "/b/k", body=bytes(edge.app.limits.body_bytes))
+    count = 150
+    waiting = [await edge.connect() for _ in range(count + 2)]
     try:
-        waiting[1].write(request)
-        await until(lambda: edge.app.refusals.waiting == 1)
-        for _ in range(5):
-            assert (await edge.send(request)).status == 503, "two would be more than an eighth of the memory"
-        assert (edge.app.refusals.waiting, edge.app.admission.body_bytes) == (1, 0)
+        for number, (_, writer) in enumerate(waiting[:count], 1):
+            writer.write(announced.wire()[: -len(announced.body)])
+            await until(partial(lambda wanted: edge.app.refusals.waiting == wanted, number))
+        waiting[count][1].write(NOISY_GET)
+        waiting[count + 1][1].write(sign("GET", "/b/k", key_id=THIRD_ID).wire())
+        await until(lambda: edge.app.refusals.waiting == count + 2, "its own others, and those of a third")
+        assert (edge.app.admission.requests, edge.app.admission.body_bytes) == (0, 0)
         own = sign("PUT", "/b/k", body=bytes(8_000), key_id=OTHER_ID, secret=OTHER_SECRET).wire()
         assert (await edge.send(own)).status == 200
     finally:
-        waiting[1].close()
+        for _, writer in waiting:
+            writer.close()
+
+
+@pytest.mark.parametrize("sent", [0, 700, 300_000, 900_000])
+async def test_of_a_body_that_waits_for_a_refusal_nothing_is_held_and_its_connection_is_good_for_more(
+    start_edge: Start, sent: int
+) -> None:
+    edge = await beside(start_edge, limits=NOTHING, body_bytes=4 << 20)
+    request = sign("PUT", "/b/k", body=bytes(900_000)).wire()
+    upto = len(request) - 900_000 + sent
+    reader, writer = await edge.connect()
+    try:
+        writer.write(request[:upto])
+        await until(lambda: edge.app.refusals.waiting == 1)
+        [connection] = edge.runner.server.connections
+        held = connection._current_request._payload  # type: ignore[union-attr]
+        assert held._size == 0
+        writer.write(request[upto:])
+        for _ in range(10):
+            await asyncio.sleep(0)
+        assert held._size == 0
+        edge.app.refusals.end()
+        answer = await asyncio.wait_for(read_answer(reader), WITHIN_S)
+        assert (answer.status, answer.code) == (503, "SlowDown")
+        writer.write(QUIET_GET)
+        assert (await asyncio.wait_for(read_answer(reader), WITHIN_S)).status == 200
+    finally:
+        writer.close()
 
 
 async def test_who_waits_for_a_refusal_makes_room_for_a_new_connection(start_edge: Start) -> None:
-    edge = await beside(start_edge, limits=Limits(requests_per_s=0))
+    edge = await beside(start_edge, limits=NOTHING)
     most = 3
     edge.app.limits = replace(
         edge.app.limits, connections=most, idle_seconds=FOR_EVER_S, evict_seconds=FOR_EVER_S
@@ -198,7 +227,7 @@ async def test_who_waits_for_a_refusal_makes_room_for_a_new_connection(start_edg
 
 
 async def test_who_hangs_up_does_not_wait_for_a_refusal_any_longer(start_edge: Start) -> None:
-    edge = await beside(start_edge, limits=Limits(requests_per_s=0))
+    edge = await beside(start_edge, limits=NOTHING)
     for _ in range(3):
         _, writer = await edge.connect()
         writer.get_extra_info("socket").setsockopt(
@@ -212,7 +241,7 @@ async def test_who_hangs_up_does_not_wait_for_a_refusal_any_longer(start_edge: S
 
 
 async def test_a_copy_holds_no_body_while_it_waits_for_its_refusal(start_edge: Start) -> None:
-    edge = await beside(start_edge, limits=Limits(requests_per_s=0))
+    edge = await beside(start_edge, limits=NOTHING)
     copy = sign("PUT", "/b/k", headers={"x-amz-copy-source": "/b/other"}).wire()
     waiting = []
     try:
