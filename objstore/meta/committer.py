@@ -51,12 +51,12 @@ from objstore.meta.journal import (
     anywhere,
     encode,
     no_crash,
-    snapshot_name,
     together,
     writable,
 )
 from objstore.meta.kv import counter, counter_value
 from objstore.meta.kv_lmdb import BatchFailures, ClientRecord, Failure, LmdbState, Rotten
+from objstore.meta.log_names import snapshot_name
 from objstore.meta.messages import (
     CONFLICT,
     FORMAT,

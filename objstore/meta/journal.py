@@ -47,7 +47,6 @@ Concurrency: one `Journal` per store, in the committer; its calls are issued one
 
 import asyncio
 import logging
-import re
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -59,6 +58,7 @@ import xxhash
 from objstore.clock import Clock
 from objstore.errors import Corrupt, MetaUnavailable, StaleEpoch, StoreError, TooFewDisks
 from objstore.meta.kv_lmdb import BatchFailures, End
+from objstore.meta.log_names import epoch_of_name, is_ours, journal_name
 from objstore.node.disk import Disk, DiskState
 
 log = logging.getLogger(__name__)
@@ -82,9 +82,6 @@ _BATCH_MAGIC = b"OSJB"
 _CHECKSUM = struct.Struct("<Q")
 BATCH_HEAD_SIZE = _BATCH_HEAD.size + _CHECKSUM.size
 assert BATCH_HEAD_SIZE == 56
-
-_JOURNAL_NAME = re.compile(r"journal\.([0-9]{16})(?:\.[0-9]{16})?", re.ASCII)
-_SNAPSHOT_NAME = re.compile(r"snapshot\.([0-9]{20})\.([0-9]{16})", re.ASCII)
 
 CrashPoint = Callable[[str], None]
 """Called with a name between two durable steps; a test raises there. In production it does nothing."""
@@ -178,26 +175,6 @@ def majority(disks: Sequence[Disk]) -> int:
 encode = msgspec.msgpack.Encoder().encode
 _decode_header = msgspec.msgpack.Decoder(EpochHeader).decode
 _decode_resolved = msgspec.msgpack.Decoder(Resolved).decode
-
-
-def journal_name(epoch: int, repaired_by: int = 0) -> str:
-    """A segment that had to be put together from several copies gets a name of its own."""
-    return f"journal.{epoch:016d}" + (f".{repaired_by:016d}" if repaired_by else "")
-
-
-def snapshot_name(sequence: int, attempt: int) -> str:
-    """`attempt` is the newest epoch: a name is never used twice, whatever a dead fold left behind."""
-    return f"snapshot.{sequence:020d}.{attempt:016d}"
-
-
-def epoch_of_name(name: str) -> int:
-    """0 if it is not a journal file."""
-    found = _JOURNAL_NAME.fullmatch(name)
-    return int(found[1]) if found else 0
-
-
-def is_ours(name: str) -> bool:
-    return _JOURNAL_NAME.fullmatch(name) is not None or _SNAPSHOT_NAME.fullmatch(name) is not None
 
 
 def encode_header(header: EpochHeader) -> bytes:

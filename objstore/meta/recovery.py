@@ -50,7 +50,6 @@ from objstore.meta.journal import (
     batch_checksum,
     first_epoch,
     heeding,
-    journal_name,
     last_epoch,
     majority,
     no_crash,
@@ -64,6 +63,7 @@ from objstore.meta.journal import (
     writable,
 )
 from objstore.meta.kv_lmdb import LOAD_CHUNK, ClientRecord, End, LmdbState, data_inode, mount_id
+from objstore.meta.log_names import journal_name
 from objstore.meta.snapshot import Changes, Pairs, collect, merged
 from objstore.node.disk import Disk
 

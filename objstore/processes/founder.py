@@ -18,7 +18,7 @@ from typing import Final
 
 from objstore.admin.app import Problem
 from objstore.errors import Denied, StoreError
-from objstore.meta.journal import journal_name
+from objstore.meta.log_names import journal_name
 from objstore.meta.schema import DiskRecord
 from objstore.node.authority import GATEWAY
 from objstore.node.disk import DiskState

@@ -17,8 +17,9 @@ from pathlib import Path
 from objstore.clock import SystemClock
 from objstore.errors import DiskFailed, StoreError
 from objstore.meta.committer import Committer, CommitterOptions, StateLost, _Message
-from objstore.meta.journal import CopyFailed, snapshot_name
+from objstore.meta.journal import CopyFailed
 from objstore.meta.kv import counter
+from objstore.meta.log_names import snapshot_name
 from objstore.meta.messages import Answer, ReceivedBatch, ReceivedTransaction
 from objstore.meta.recovery import STATE_PREFIX, recover
 from objstore.meta.snapshot import FoldFailed, FoldPlan, fold

@@ -23,8 +23,9 @@ import uvloop
 from objstore.clock import SystemClock
 from objstore.meta.client import MetaClient
 from objstore.meta.committer import CommitterStats, run_committer
-from objstore.meta.journal import KIND_BATCH, Resolved, encode, snapshot_name
+from objstore.meta.journal import KIND_BATCH, Resolved, encode
 from objstore.meta.kv import Add, Transaction
+from objstore.meta.log_names import snapshot_name
 from objstore.meta.recovery import recover
 from objstore.meta.snapshot import FoldPlan, fold
 from objstore.node.identity import make_identity

@@ -26,11 +26,10 @@ from objstore.meta.journal import (
     decode_header,
     encode,
     encode_header,
-    journal_name,
     read_segment,
-    snapshot_name,
 )
 from objstore.meta.kv_lmdb import ClientRecord
+from objstore.meta.log_names import journal_name, snapshot_name
 from objstore.meta.messages import Answer, ReceivedBatch, ReceivedTransaction
 from objstore.meta.recovery import NOTE_NAME, Recovered, recover
 from objstore.meta.snapshot import Changes, FoldFailed, FoldPlan, fold, merged, read_blocks
