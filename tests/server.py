@@ -76,17 +76,8 @@ class Server:
 
     def boto3(self, access_key: str | None = None, secret_key: str | None = None, **config: Any) -> Any:
         """A boto3 client that does not retry unless told to."""
-        import boto3
-        from botocore.config import Config
-
-        config = {"retries": {"max_attempts": 0}, "s3": {"addressing_style": "path"}, **config}
-        return boto3.client(
-            "s3",
-            endpoint_url=self.endpoint,
-            region_name="us-east-1",
-            aws_access_key_id=access_key or self.access_key,
-            aws_secret_access_key=secret_key or self.secret_key,
-            config=Config(**config),
+        return client_of(
+            self.endpoint, access_key or self.access_key, secret_key or self.secret_key, **config
         )
 
     def admin(
@@ -143,6 +134,22 @@ class Server:
         self.process.kill()
         self.process.wait()
         wait_gone(pids)
+
+
+def client_of(endpoint: str, access_key: str, secret_key: str, **config: Any) -> Any:
+    """A boto3 client of a store on this machine, that does not retry unless told to."""
+    import boto3
+    from botocore.config import Config
+
+    config = {"retries": {"max_attempts": 0}, "s3": {"addressing_style": "path"}, **config}
+    return boto3.client(
+        "s3",
+        endpoint_url=endpoint,
+        region_name="us-east-1",
+        aws_access_key_id=access_key,
+        aws_secret_access_key=secret_key,
+        config=Config(**config),
+    )
 
 
 def wait_gone(pids: Sequence[int], seconds: float = 10.0) -> None:

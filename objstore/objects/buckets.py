@@ -290,14 +290,18 @@ async def delete_bucket(store: Store, who: Principal, name: str) -> None:
             bucket_bytes_key(record.id),
             bucket_uploads_key(record.id),
         )
-        object_count, size_value, upload_count = await store.kv.get_many([objects, size, uploads])
+        object_count, size_value, upload_count, titled = await store.kv.get_many(
+            [objects, size, uploads, title_key(record.id)]
+        )
         if counter(object_count):
             raise BucketNotEmpty(name)
         if counter(upload_count):
             await abort_all(store, name, value, record)
             continue
         account = await open_account(store, record.tenant)
-        title = msgspec.structs.replace(title_of(name, record), removed_us=store.clock.now_us())
+        # Whose it was made as: a salvage that did not know it gives it to a tenant of its own.
+        title = title_of(name, record) if titled is None else decode(titled, TitleRecord)
+        title = msgspec.structs.replace(title, removed_us=store.clock.now_us())
         try:
             await store.kv.commit(
                 Transaction(

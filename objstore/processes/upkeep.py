@@ -45,7 +45,7 @@ from objstore.processes.salvage_copies import Copies
 from objstore.processes.spec import Spec
 from objstore.processes.stopping import Stopping
 from objstore.upkeep.compaction import CompactionRules
-from objstore.upkeep.purging import PurgeRules
+from objstore.upkeep.purging import LMDB, POSTGRESQL, PurgeRules
 from objstore.upkeep.rebalance import RebalanceRules
 from objstore.upkeep.service import Periods, Service
 from objstore.upkeep.trash import TrashRules
@@ -173,7 +173,11 @@ def _service(parts: Parts) -> Service:
         compaction_rules=CompactionRules(garbage_share=config.garbage_percent / 100),
         trash_rules=TrashRules(grace_s=grace_s, grace_least_s=min(grace_s, 86_400)),
         repair_grace_s=config.repair_grace_seconds,
-        purge_rules=PurgeRules(settle_s=PurgeRules().settle_s * config.period_factor),
+        purge_rules=PurgeRules(
+            settle_s=PurgeRules().settle_s * config.period_factor,
+            rest_s=PurgeRules().rest_s * config.period_factor,
+            engine=POSTGRESQL if is_shared(parts.spec) else LMDB,
+        ),
         tenants_shown=parts.spec.config.metrics.tenant_limit,
         rebalance_rules=RebalanceRules(
             enabled=config.rebalance,

@@ -538,7 +538,7 @@ class PurgeRecord(Record, frozen=True, array_like=True, kw_only=True):
     deleted_us: int = 0  # When metadata held nothing of it any more.
     settled_us: int = 0  # When nothing that was under way then could store any more,
     newest_volume: int = 0  # and the newest volume at that moment: what is made later holds nothing of it.
-    logs: list[str] = []  # Journal and snapshot files at that moment: they may still name it.
+    logs: list[str] = []  # The newest journal and snapshot files at that moment: as old as these may name it.
     looked_us: int = 0  # Disks were last looked at,
     waiting: str = ""  # and why nothing is proven yet.
     proven_us: int = 0

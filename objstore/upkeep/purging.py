@@ -4,10 +4,13 @@
     clearing   1. wait until nothing that was under way then can store or move any more (settled)
                2. wait for a copy of metadata from after that
                3. read the directories of all stripes of every volume from before: where dead bytes of the
-                  tenant lie, or of nobody knows whom, the volume is sealed and compacted at once
+                  tenant lie, the volume is sealed and compacted; where dead bytes of nobody knows whom lie,
+               too, but a few volumes at a time
                4. wait until the trash has let go of those, and of what was trash before
     proven     an inventory of all disks holds no fragment file but of volumes whose directories were read
                and name nothing of it, none longer than its volume, or that were made after all was settled
+
+Records that come back (metadata was rebuilt from what lay on disks) take it back to deleting.
 
 What a stripe holds is told by its directory, and by metadata, which remembers whose a bucket was; so the
 proof is of files that lie on disks, whatever metadata says of them. What it cannot say stands in it
@@ -18,8 +21,10 @@ were read is known to this process only: another one reads them anew.
 """
 
 import logging
-from asyncio import Lock
+from asyncio import Lock, Semaphore, gather
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from enum import Enum
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -33,15 +38,22 @@ from objstore.errors import Corrupt, StoreError, Unavailable
 from objstore.iam.keys import list_keys, remove_key
 from objstore.iam.tokens import list_tokens, remove_token
 from objstore.iam.users import forget_user, list_users
-from objstore.meta.kv import Kv, counter, pages, prefix_end
+from objstore.meta.kv import Kv, Transaction, counter, pages, prefix_end
+from objstore.meta.log_names import begun_under
 from objstore.meta.schema import (
+    BucketRecord,
     DoomedRecord,
+    PartRecord,
     TitleRecord,
+    bucket_key,
     decode,
+    doomed_key,
+    encode,
     object_key,
     tenant_use_key,
     title_key,
 )
+from objstore.node.disk import Disk
 from objstore.objects.buckets import delete_bucket, list_buckets
 from objstore.objects.changes import check_removable
 from objstore.objects.residence import buckets_of
@@ -54,7 +66,7 @@ from objstore.upkeep import compaction
 from objstore.upkeep.claims import Deposed
 from objstore.upkeep.context import Context
 from objstore.upkeep.homes import address, open_home
-from objstore.upkeep.residency import Audit, Summary
+from objstore.upkeep.residency import DISKS_AT_ONCE, Audit, Summary
 from objstore.upkeep.seal import seal_volume
 from objstore.upkeep.snapshots import read_snapshot
 from objstore.upkeep.walk import Stripe, stripes
@@ -63,13 +75,22 @@ log = logging.getLogger(__name__)
 
 AT_ONCE: Final = 500  # Objects deleted behind one scan.
 PAGE: Final = 1_000
+REMOVED: Final = "retired"  # State of a disk that left the store: it is not asked.
 NAMED_MAX: Final = 20  # Files, volumes and exports named in a proof, which must fit a record.
 TRASH: Final = "is trash, and goes when its days are over"
+TURN: Final = "may hold dead bytes of it, and waits for its turn to be compacted"
+LMDB: Final = "LMDB"
+POSTGRESQL: Final = "PostgreSQL"
+OF_ENGINE: Final = {
+    LMDB: "LMDB's file on the gateway's machine, and on machines that were the gateway before, may hold names"
+    " and small bodies in free pages until these are used again.",
+    POSTGRESQL: "PostgreSQL may hold names and small bodies in dead rows until a vacuum has freed them and"
+    " they are used again, and in its write-ahead log until that is recycled; so may its standbys, its"
+    " archived log and its base backups, for as long as they are kept.",
+}
 NOT_LOOKED_AT: Final = (
     "Blocks that a disk has freed are not overwritten: whoever has the bare disk may find remains until they"
     " are used again.",
-    "The metadata engine's own files (LMDB's free pages; PostgreSQL's dead rows and its log) may hold names"
-    " and small bodies until they are used again.",
     "Access logs are files of the gateways that wrote them: they name keys for as long as they are kept.",
     "Other stores that held replicas before, backups that operators took, and disks that were removed from"
     " the store were not asked.",
@@ -78,18 +99,58 @@ NOT_LOOKED_AT: Final = (
 
 class PurgeRules(NamedTuple):
     settle_s: float = 3_600.0  # From the last deletion until nothing begun before can store or move any more.
+    # Volumes with dead bytes of nobody knows whom are compacted as garbage is: a few, then a rest.
+    at_once: int = 4
+    rest_s: float = 300.0
+    engine: str = LMDB  # Of metadata, for the proof.
 
 
 DEFAULT_RULES: Final = PurgeRules()
+
+
+class Share(Enum):
+    """What a sealed volume holds of a tenant whose records are gone: dead stays dead, so it is read once."""
+
+    NOTHING = "nothing"
+    PERHAPS = "perhaps"  # Dead bytes of nobody knows whom.
+    SOME = "some"
+
+
+@dataclass(slots=True)
+class Turns:
+    """So many at once, then a rest."""
+
+    at_once: int
+    rest_s: float
+    taken: int = 0
+    since_s: float = 0.0  # When the first of them was taken.
+
+    def take(self, now_s: float) -> bool:
+        """Whether it may be done now."""
+        if self.taken >= self.at_once and now_s - self.since_s >= self.rest_s:
+            self.taken = 0
+        if self.taken >= self.at_once:
+            return False
+        if not self.taken:
+            self.since_s = now_s
+        self.taken += 1
+        return True
 
 
 @dataclass(slots=True)
 class _Look:
     """What this process has seen of the volumes, for one tenant."""
 
-    clean: set[int] = field(default_factory=set)  # Sealed, read, and nothing of the tenant in it.
+    shares: dict[int, Share] = field(default_factory=dict)  # Of volumes that were sealed, and read.
     held: dict[int, str] = field(default_factory=dict)  # Volume -> why it is waited for.
     stripes: int = 0  # Whose directories were read.
+
+    def is_clean(self, volume: int) -> bool:
+        return self.shares.get(volume) is Share.NOTHING
+
+
+class _CameBack(Exception):
+    """Records of the tenant are there again."""
 
 
 class Purging:
@@ -106,6 +167,7 @@ class Purging:
         self._files = files
         self._rules = rules
         self._looks: dict[str, _Look] = {}
+        self._turns = Turns(rules.at_once, rules.rest_s)
         self._titles: dict[int, str | None] = {}  # Bucket -> whose it is or was; None: nobody knows.
 
     async def run(self) -> str:
@@ -127,6 +189,8 @@ class Purging:
                 record = await self._clear(record)
         except Deposed:
             raise
+        except _CameBack as found:
+            record = await self._begin_again(record, str(found))
         except StoreError as failure:
             record = await self._wait(record, str(failure))
         except Exception:  # What is wrong with one tenant's records keeps no other from its end.
@@ -139,6 +203,21 @@ class Purging:
             return record
         return await note_purge(self._ctx.kv, record, waiting=why)
 
+    async def _begin_again(self, record: PurgeRecord, why: str) -> PurgeRecord:
+        """What came back is deleted, and everything behind that is done anew."""
+        log.warning("the purge of tenant %s begins again: %s", record.tenant, why)
+        self._looks.pop(record.tenant, None)
+        return await note_purge(
+            self._ctx.kv,
+            record,
+            state="deleting",
+            deleted_us=0,
+            settled_us=0,
+            newest_volume=0,
+            logs=[],
+            waiting=why,
+        )
+
     # Deleting.
 
     async def _delete(self, record: PurgeRecord) -> PurgeRecord:
@@ -150,9 +229,9 @@ class Purging:
             check_removable(name, bucket, who)  # All of them before the first: half a replica helps nobody.
         while found := (await list_buckets(self._store, tenant, prefix="", after="", limit=PAGE))[0]:
             for name, bucket in found:
-                await self._empty(who, name, bucket.id)
-                await delete_bucket(self._store, who, name)
-                ctx.crash_point("purge-deleted")
+                await self._remove(who, name, bucket.id)
+        if await self._records_left(tenant):
+            await self._delete_given_away(tenant)
         use = tenant_use_key(tenant)
         left = [counter(value) for value in await ctx.kv.get_many([use + b"s", use + b"o", use + b"b"])]
         if any(left):
@@ -163,6 +242,21 @@ class Purging:
         if found_keys := await self._records_left(tenant):
             raise Corrupt(f"{found_keys} records of buckets of {tenant!r} are left that no bucket has")
         return await note_purge(ctx.kv, record, state="clearing", deleted_us=ctx.clock.now_us(), waiting="")
+
+    async def _delete_given_away(self, tenant: str) -> None:
+        """Its buckets that are somebody else's by their records: a salvage that did not know them made them
+        again from what it found, for a tenant of its own."""
+        async for found in pages(self._ctx.kv, bucket_key(""), prefix_end(b"b"), PAGE):
+            for key, value in found:
+                bucket = decode(value, BucketRecord)
+                if bucket.tenant != tenant and await self._owner(bucket.id) == tenant:
+                    who = Principal(tenant=bucket.tenant, user="", access_key_id="")
+                    await self._remove(who, key[1:].decode(), bucket.id)
+
+    async def _remove(self, who: Principal, name: str, bucket: int) -> None:
+        await self._empty(who, name, bucket)
+        await delete_bucket(self._store, who, name)
+        self._ctx.crash_point("purge-deleted")
 
     async def _empty(self, who: Principal, name: str, bucket: int) -> None:
         """Delete a bucket's objects; its uploads end with it."""
@@ -199,15 +293,26 @@ class Purging:
             record = await note_purge(
                 ctx.kv, record, settled_us=settled_us, newest_volume=newest, logs=logs, waiting=""
             )
+        if record.tenant not in self._looks:  # Metadata is only ever rebuilt between two processes.
+            await self._check_gone(record.tenant)
+            if parts := await self._sweep_parts(record.tenant):
+                raise _CameBack(f"{parts} parts of its uploads have come back, and are swept again")
+            self._looks[record.tenant] = _Look()
         if not await self._copied_since(record.settled_us):
             return await self._wait(record, "the newest copy of metadata is from before: objstore meta copy")
-        look = self._looks.setdefault(record.tenant, _Look())
+        look = self._looks[record.tenant]
         await self._look_at_volumes(record, look)
         if look.held:
             volume, why = next(iter(look.held.items()))
             words = f"{len(look.held)} volumes may hold bytes of it; volume {volume} {why}"
-            return await self._wait(record, words)
+            _, away = await self._ask_disks()
+            return await self._wait(record, "; ".join(filter(None, (words, _away_words(away)))))
         return await self._prove(record, look)
+
+    async def _check_gone(self, tenant: str) -> None:
+        """Raises: _CameBack."""
+        if left := await self._records_left(tenant):
+            raise _CameBack(f"{left} records of its buckets have come back, and are deleted again")
 
     async def _unsettled(self, record: PurgeRecord) -> str:
         """Why something may still be stored, or moved, that the tenant deleted; empty: nothing can."""
@@ -222,14 +327,33 @@ class Purging:
         return ""
 
     async def _logs(self) -> list[str]:
-        """Names of the journal and snapshot files that lie on disks now."""
+        """The newest journal and snapshot files that lie on disks now, by name. Raises: Unavailable."""
+        names, away = await self._ask_disks()
+        if away:
+            raise Unavailable(_away_words(away))
+        return sorted(names, key=lambda name: (begun_under(name), name))[-NAMED_MAX:]
+
+    async def _ask_disks(self) -> tuple[set[str], list[int]]:
+        """The journal and snapshot files on all disks, and the disks that did not answer."""
+        ctx = self._ctx
         names: set[str] = set()
-        for disk in self._ctx.disks.values():
-            try:
-                names.update(one.name for one in await disk.logs())
-            except (StoreError, OSError) as failure:
-                raise Unavailable(f"disk {disk.number} does not answer: {failure}") from failure
-        return sorted(names)
+        away: list[int] = []
+        turns = Semaphore(DISKS_AT_ONCE)
+
+        async def ask(number: int, disk: Disk | None) -> None:
+            async with turns:
+                try:
+                    if disk is None:
+                        raise Unavailable("it is not open in this process")
+                    names.update(one.name for one in await disk.logs())
+                except (StoreError, OSError) as failure:
+                    log.info("disk %d did not answer: %s", number, failure)
+                    away.append(number)
+
+        disks = await ctx.ledger.disks()
+        asked = [number for number, record in disks.items() if record.state != REMOVED]
+        await gather(*(ask(number, ctx.disks.get(number)) for number in asked))
+        return names, sorted(away)
 
     async def _copied_since(self, moment_us: int) -> bool:
         """Whether the copy of metadata in volumes, if there is one, was begun after a moment."""
@@ -240,6 +364,22 @@ class Purging:
         await source.aclose()  # Nothing was read of it.
         return about.began_us > moment_us
 
+    async def _sweep_parts(self, tenant: str) -> int:
+        """Have parts of its uploads swept that no upload has any more; how many there are. Reads all parts of
+        the store: they are known by their uploads, which say whose they are in each part's record only."""
+        kv, count = self._ctx.kv, 0
+        async for found in pages(kv, b"p", prefix_end(b"p"), PAGE):
+            uploads: set[bytes] = set()
+            for key, value in found:
+                bucket = bucket_of_upload(decode(value, PartRecord).home)
+                if bucket and await self._owner(bucket) == tenant:
+                    uploads.add(doomed_key(key[1:17]))
+                    count += 1
+            doomed = encode(DoomedRecord(since_us=self._ctx.clock.now_us()))
+            for upload in sorted(uploads):
+                await kv.commit(Transaction(put={upload: doomed}))
+        return count
+
     async def _look_at_volumes(self, record: PurgeRecord, look: _Look) -> None:
         ctx = self._ctx
         look.held.clear()
@@ -249,7 +389,7 @@ class Purging:
             for volume in found:
                 if volume.id > record.newest_volume:
                     return
-                if volume.id not in look.clean and (why := await self._held(record.tenant, volume, look)):
+                if not look.is_clean(volume.id) and (why := await self._held(record.tenant, volume, look)):
                     look.held[volume.id] = why
 
     async def _held(self, tenant: str, volume: VolumeRecord, look: _Look) -> str:
@@ -261,9 +401,13 @@ class Purging:
                     volume = await seal_volume(ctx, volume)  # Its writer, if there is one, begins another.
             if volume.state != VolumeState.SEALED:
                 return TRASH
-            if not await self._holds(tenant, volume, look):
-                look.clean.add(volume.id)
+            if volume.id not in look.shares:
+                look.shares[volume.id] = await self._share(tenant, volume, look)
+            share = look.shares[volume.id]
+            if share is Share.NOTHING:
                 return ""
+            if share is Share.PERHAPS and not self._turns.take(ctx.clock.monotonic()):
+                return TURN
             async with self._files:
                 outcome = await compaction.compact(ctx, volume.id)
         except Deposed:
@@ -272,24 +416,35 @@ class Purging:
             return f"cannot be read or moved: {failure}"
         return _moved(outcome)
 
-    async def _holds(self, tenant: str, volume: VolumeRecord, look: _Look) -> bool:
-        """Whether a sealed volume holds dead bytes of the tenant, or of nobody knows whom."""
+    async def _share(self, tenant: str, volume: VolumeRecord, look: _Look) -> Share:
+        """What a sealed volume holds of the tenant."""
         ctx = self._ctx
+        found = Share.NOTHING
+        told: set[bytes] = set()  # Parts whose last stripe, which says whose they are, is in the volume,
+        dead: set[bytes] = set()  # and those of which nobody else says it.
         async for stripe in stripes(ctx, volume, volume.length):
             look.stripes += 1
             await ctx.pace.spend(stripe.header.payload_size - stripe.header.directory_offset)
             for entry in stripe.entries:
-                if await self._is_left(tenant, stripe, entry):
-                    return True
-        return False
+                bucket = bucket_of_entry(entry)
+                if not bucket:
+                    if not await self._is_live(stripe, entry):
+                        if entry.home[:1] != b"p":
+                            return Share.SOME  # Copies of metadata name everybody's keys.
+                        dead.add(entry.home)
+                    continue
+                told.add(entry.home)
+                owner = await self._owner(bucket)
+                if owner == tenant:
+                    return Share.SOME
+                if owner is None and not await self._is_live(stripe, entry):
+                    found = Share.PERHAPS
+        return Share.PERHAPS if dead - told else found
 
-    async def _is_left(self, tenant: str, stripe: Stripe, entry: Entry) -> bool:
-        if entry.home[:1] == b"o":
-            owner = await self._owner(int.from_bytes(entry.home[1:9], "big"))
-            return owner is None or owner == tenant
-        # A part says only of which upload it is; copies of metadata name everybody's keys.
+    async def _is_live(self, stripe: Stripe, entry: Entry) -> bool:
+        """Whether a home holds the entry."""
         home = await open_home(self._ctx.kv, entry.home)
-        return home is None or (entry.length > 0 and address(stripe.extent(entry)) not in home.places)
+        return home is not None and (entry.length == 0 or address(stripe.extent(entry)) in home.places)
 
     async def _owner(self, bucket: int) -> str | None:
         """Whose a bucket is or was; None: it went before such things were kept."""
@@ -310,8 +465,7 @@ class Purging:
         why = _unproven(summary) or await _left_on_disks(audit, look, record.newest_volume)
         if why := why or await self._tails(record, look):
             return await note_purge(ctx.kv, record, waiting=why, looked_us=ctx.clock.now_us())
-        if left := await self._records_left(record.tenant):
-            raise Corrupt(f"{left} records of buckets of {record.tenant!r} have come back")
+        await self._check_gone(record.tenant)
         now_us = ctx.clock.now_us()
         proof = await self._document(record, look, summary, now_us)
         proven = await prove_purge(ctx.kv, record, msgspec.json.encode(proof), now_us=now_us)
@@ -328,13 +482,13 @@ class Purging:
         after = 0
         while found := await ctx.ledger.volumes(after):
             after = found[-1].id
-            lengths |= {volume.id: volume.length for volume in found if volume.id in look.clean}
+            lengths |= {volume.id: volume.length for volume in found if look.is_clean(volume.id)}
         longer: set[int] = set()
         for disk in ctx.disks.values():
             files = await disk.fragment_files()
             longer |= {one.volume for one in files if one.size > lengths.get(one.volume, one.size)}
         for volume in sorted(longer):
-            look.clean.discard(volume)
+            look.shares[volume] = Share.SOME
             async with self._files:
                 outcome = await compaction.compact(ctx, volume)
             look.held[volume] = _moved(outcome)
@@ -343,7 +497,9 @@ class Purging:
     async def _document(
         self, record: PurgeRecord, look: _Look, summary: Summary, now_us: int
     ) -> dict[str, Any]:
-        still = [file for file in summary.metadata if file.name in record.logs]
+        still = [file for file in summary.metadata if is_from_before(file.name, record.logs)]
+        disks = await self._ctx.ledger.disks()
+        removed = [number for number, disk in sorted(disks.items()) if disk.state == REMOVED]
         exports = await list_exports(self._ctx.kv, record.tenant)
         return {
             "document": "objstore tenant purge",
@@ -352,6 +508,7 @@ class Purging:
             "cluster": self._ctx.seal.cluster.hex(),
             "version": __version__,
             "tenant": record.tenant,
+            "metadata": self._rules.engine,
             "asked_by": record.by,
             "begun": utc_text(record.begun_us / 1e6),
             "deleted": utc_text(record.deleted_us / 1e6),
@@ -362,16 +519,19 @@ class Purging:
                 "disks": summary.counts.disks,
                 "fragment_files": summary.counts.files,
                 "volumes": summary.counts.volumes,
-                "volumes_read": len(look.clean),
+                "volumes_read": sum(map(look.is_clean, look.shares)),
                 "stripes_read": look.stripes,
                 "newest_volume_read": record.newest_volume,
             },
             "remains": {
                 "files_of_metadata": [f"disk {one.disk}: {one.name}" for one in still[:NAMED_MAX]],
                 "their_number": len(still),
-                "until": "each of these files goes when journals are merged into a newer snapshot; until then"
-                " they may hold names, and bodies that were small",
-                "not_looked_at": list(NOT_LOOKED_AT),
+                "until": "each of these files goes when journals are merged into a newer snapshot, or by hand"
+                " where metadata was moved to another engine; until then they may hold names, and bodies that"
+                " were small",
+                "disks_removed": removed[:NAMED_MAX],
+                "disks_removed_in_all": len(removed),
+                "not_looked_at": [*NOT_LOOKED_AT, OF_ENGINE[self._rules.engine]],
             },
             "kept": "customer, invoices, payments, usage (which names buckets), names of users, audit log",
             "exports": [
@@ -380,6 +540,42 @@ class Purging:
                 if one.finished_us
             ][-NAMED_MAX:],
         }
+
+
+def bucket_of_entry(entry: Entry) -> int:
+    """The bucket that a directory's entry is of, as far as it says: 0 if it does not.
+
+    Only the last stripe of a part does.
+    """
+    if entry.home[:1] == b"o":
+        return int.from_bytes(entry.home[1:9], "big")
+    if entry.home[:1] != b"p" or not entry.about:
+        return 0
+    try:
+        return bucket_of_upload(decode(entry.about, PartRecord).home)
+    except msgspec.MsgspecError:
+        return 0
+
+
+def bucket_of_upload(key: bytes) -> int:
+    """The bucket of an upload's m key; 0 for what is none."""
+    return int.from_bytes(key[1:9], "big") if key[:1] == b"m" else 0
+
+
+def is_from_before(name: str, before: Sequence[str]) -> bool:
+    """Whether a journal or snapshot file may hold something from the time when those of `before` lay there.
+
+    So does a snapshot that was merged later, but of journals of then, and a journal of then that was put
+    together anew: a file is as old as the newest journal that there was when it was begun.
+    """
+    return 0 < begun_under(name) <= max(map(begun_under, before), default=0)
+
+
+def _away_words(disks: Iterable[int]) -> str:
+    """Empty if there are none."""
+    named = [str(number) for number in disks]
+    more = " and more" if len(named) > NAMED_MAX else ""
+    return f"disks {', '.join(named[:NAMED_MAX])}{more} did not answer" if named else ""
 
 
 def _moved(outcome: compaction.Outcome) -> str:
@@ -410,7 +606,7 @@ def _unproven(summary: Summary) -> str:
     """Why an inventory is not of everything; empty: it is."""
     away = [place.disk for place in summary.places if place.unreachable]
     if away:
-        return f"disks {', '.join(map(str, away[:NAMED_MAX]))} did not answer"
+        return _away_words(away)
     if summary.counts.unknown:
         return f"{summary.counts.unknown} fragment files belong to volumes that metadata does not know"
     return ""
@@ -422,7 +618,7 @@ async def _left_on_disks(audit: Audit, look: _Look, newest: int) -> str:
     while after is not None:
         rows = await audit.rows(after)
         for row in rows:
-            if row.files and row.volume <= newest and row.volume not in look.clean:
+            if row.files and row.volume <= newest and not look.is_clean(row.volume):
                 return f"volume {row.volume} still has {len(row.files)} files on disks"
         after = rows[-1].volume if rows else None
     return ""

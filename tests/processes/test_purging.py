@@ -1,11 +1,14 @@
 """A tenant's end in a real store: what was in its files is in none of them any more.
 
 Short form: what is refused. Long form (OBJSTORE_LONG=1): until it is proven, which takes some rounds of every
-service.
+service; on one machine, on storage nodes, and behind two gateways on PostgreSQL.
 """
 
 import json
 import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Final
 
@@ -13,24 +16,26 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from objstore.cli.main import app
+from objstore.processes.dev import LocalCluster, Process
+from tests import postgres
 from tests.chaos.workload import RESTLESS
-from tests.server import Server, running_server
+from tests.server import Server, client_of, running_server
 
 MARK: Final = b"what the leaving tenant has stored, again and again. " * 400
 OURS: Final = os.urandom(30_000)
 
 
-def run(server: Server, *words: str, typed: str = "") -> Result:
+def run(server: "Server | Front", *words: str, typed: str = "") -> Result:
     return CliRunner().invoke(app, [*words, "--data", str(server.data)], input=typed)
 
 
-def say(server: Server, *words: str) -> Any:
+def say(server: "Server | Front", *words: str) -> Any:
     done = run(server, *words, "-o", "json")
     assert done.exit_code == 0, done.output
     return json.loads(done.stdout)[0]
 
 
-def leave(server: Server, tenant: str) -> Any:
+def leave(server: "Server | Front", tenant: str) -> Any:
     """A customer with an object, whose time to take it along is over; a client of its own."""
     say(server, "seller", "create", f"seller-of-{tenant}", "--set", "name=S", "--set", "address=1",
         "--set", "country=DZ", "--set", "reversibility_days=0")  # fmt: skip
@@ -88,3 +93,121 @@ def holding(place: Path) -> int:
         except FileNotFoundError:
             continue  # Removed meanwhile.
     return found
+
+
+# Clusters.
+
+DISKS: Final = 6
+# Slower than RESTLESS: seven processes look at each other, and a purge settles in 36 s.
+# No parts of uploads: they are swept an hour later, whatever the periods.
+SOON: Final = {name: value for name, value in RESTLESS.items() if name != "OBJSTORE_UPKEEP__SCRUB_DAYS"} | {
+    "OBJSTORE_UPKEEP__PERIOD_FACTOR": "0.01",
+    "OBJSTORE_CLUSTER__AWAY_SECONDS": "3",
+}
+NEWS_S: Final = 240.0
+
+
+@pytest.fixture(params=["journal", "postgresql"])
+def cluster(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[LocalCluster]:
+    """Six storage nodes: behind one gateway with LMDB, its journal on them, or behind two on PostgreSQL."""
+    shared = request.param == "postgresql"
+    with postgres.database() if shared else nullcontext("") as url:
+        made = LocalCluster(
+            directory=tmp_path / "cluster",
+            nodes=DISKS,
+            gateway_count=2 if shared else 1,
+            url=url,
+            environment=SOON,
+        )
+        try:
+            made.start()
+            yield made
+        finally:
+            made.close()
+
+
+class Front:
+    """A gateway of a cluster, as a store of its own (tests/server.py `Server`)."""
+
+    def __init__(self, cluster: LocalCluster, gateway: Process) -> None:
+        self.cluster = cluster
+        self.gateway = gateway
+        self.data = gateway.data
+
+    def boto3(self, access_key: str = "", secret_key: str = "") -> Any:
+        root = self.cluster.root
+        return client_of(
+            f"http://127.0.0.1:{self.gateway.ports[0]}", access_key or root[0], secret_key or root[1]
+        )
+
+    def purge(self, tenant: str) -> Any:
+        """How far it is; what it was before, while nobody answers."""
+        status, found = self.cluster.admin("GET", f"/api/v1/tenants/{tenant}/purge", gateway=self.gateway)
+        return found if status == 200 else {"state": "", "waiting": "", "proof": None}
+
+
+def leads(cluster: LocalCluster, gateway: Process) -> bool:
+    """Whether it does the upkeep."""
+    status, found = cluster.admin("GET", "/api/v1/upkeep", gateway=gateway)
+    return status == 200 and bool(found["claim_held"])
+
+
+def wait_for(true: Callable[[], object], what: Callable[[], object]) -> None:
+    limit = time.monotonic() + NEWS_S
+    while not true():
+        assert time.monotonic() < limit, what()
+        time.sleep(0.2)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1_200)
+def test_on_storage_nodes_nothing_is_proven_before_every_node_has_answered(cluster: LocalCluster) -> None:
+    fronts = [Front(cluster, gateway) for gateway in cluster.gateways]
+    first, last = fronts[0], fronts[-1]
+    ours = first.boto3()
+    ours.create_bucket(Bucket="ours")
+    s3 = leave(first, "leaving")
+    elsewhere = last.boto3(*key_of(s3))
+    for number in range(20):
+        ours.put_object(Bucket="ours", Key=str(number), Body=OURS)
+        elsewhere.put_object(Bucket="bucket-of-leaving", Key=f"secret-name/there/{number}", Body=MARK)
+    assert holding(cluster.directory) > 0
+
+    away = cluster.members[0]
+    cluster.kill(away)
+    say(last, "tenant", "state", "leaving", "terminating", "--yes")
+    assert run(last, "tenant", "purge", "leaving", "--yes").exit_code == 3
+    wait_for(lambda: "did not answer" in first.purge("leaving")["waiting"], lambda: first.purge("leaving"))
+    assert first.purge("leaving")["state"] == "clearing"
+    if len(fronts) > 1:  # Another one goes on with it.
+        leading = next(one for one in fronts if leads(cluster, one.gateway))
+        cluster.kill(leading.gateway)
+        first = last = next(one for one in fronts if one is not leading)
+        wait_for(lambda: leads(cluster, last.gateway), last.gateway.words)
+    cluster.start_node(away)
+    wait_for(lambda: last.purge("leaving")["state"] == "proven", lambda: last.purge("leaving"))
+
+    proof = last.purge("leaving")["proof"]
+    assert (proof["verdict"], proof["held"]["objects"]) == ("proven", 40)
+    assert proof["inventory"]["disks"] == DISKS
+    assert holding(cluster.directory) == 0
+    named = {words.partition(": ")[2] for words in proof["remains"]["files_of_metadata"]}
+    assert len(proof["remains"]["files_of_metadata"]) == proof["remains"]["their_number"]
+    assert logs_holding(cluster.directory, b"secret-name") <= named
+    assert (proof["metadata"] == "PostgreSQL") == bool(cluster.url)
+    assert bool(named) == (not cluster.url)
+    reader = last.boto3()
+    for number in range(20):
+        assert reader.get_object(Bucket="ours", Key=str(number))["Body"].read() == OURS
+    assert say(last, "tenant", "show", "leaving")["state"] == "purged"
+
+
+def key_of(s3: Any) -> tuple[str, str]:
+    """What a client signs with."""
+    given = s3._request_signer._credentials
+    return given.access_key, given.secret_key
+
+
+def logs_holding(place: Path, mark: bytes) -> set[str]:
+    """Names of journal and snapshot files that hold it, on whichever disk."""
+    return {path.name for path in place.rglob("logs/*") if mark in path.read_bytes()}

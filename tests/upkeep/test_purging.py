@@ -16,7 +16,17 @@ from objstore.iam.keys import list_keys
 from objstore.iam.tokens import create_token, list_tokens
 from objstore.iam.users import create_user, find_user
 from objstore.meta.kv import Transaction, prefix_end
-from objstore.meta.schema import AccessKeyRecord, DiskRecord, access_key_key, disk_key, encode
+from objstore.meta.schema import (
+    AccessKeyRecord,
+    BucketRecord,
+    DiskRecord,
+    access_key_key,
+    bucket_key,
+    decode,
+    disk_key,
+    encode,
+    title_key,
+)
 from objstore.objects import buckets, doomed, multipart, writes
 from objstore.objects.store import Store
 from objstore.objects.values import About, Principal
@@ -25,13 +35,15 @@ from objstore.rental.departures import begin_purge, find_purge
 from objstore.rental.records import PurgeRecord
 from objstore.rental.sellers import create_seller
 from objstore.upkeep import purging
-from objstore.upkeep.purging import PurgeRules, Purging
+from objstore.upkeep.purging import PurgeRules, Purging, Turns, is_from_before
+from objstore.upkeep.salvage import salvage
 from objstore.upkeep.snapshots import store_snapshot
 from objstore.upkeep.trash import DAY_S, TrashRules, clear
 from tests.objects.fakes import FakeClock, MemoryBody, principal
 from tests.rental.parties import SELLER, a_customer
 from tests.seed import SEED
 from tests.upkeep.rig import Yard
+from tests.upkeep.test_salvage import loader, lose_metadata, snapshot_bytes
 from tests.upkeep.test_with_verbs import read, store_of
 
 MIB = 1024 * 1024
@@ -51,9 +63,11 @@ class End:
         self.kept: dict[str, bytes] = {}
         self.purging = self.new_process()
 
-    def new_process(self, crash_point: Callable[[str], None] = lambda name: None) -> Purging:
+    def new_process(
+        self, crash_point: Callable[[str], None] = lambda name: None, at_once: int = 4
+    ) -> Purging:
         self.ctx = replace(self.ctx, crash_point=crash_point)
-        return Purging(self.ctx, self.store, self.files, PurgeRules(settle_s=3_600))
+        return Purging(self.ctx, self.store, self.files, PurgeRules(settle_s=3_600, at_once=at_once))
 
     async def record(self) -> PurgeRecord:
         found = await find_purge(self.yard.kv, "leaving")
@@ -77,14 +91,11 @@ class End:
         await clear(self.ctx, TRASH)
         return await self.record()
 
-    async def copy(self) -> None:
+    async def copy(self, began_us: int = 0) -> None:
         """Of metadata, into volumes: names of everybody's keys."""
-
-        async def content() -> object:
-            for key, value in await self.yard.kv.scan(b"", b"\xff", 100_000):
-                yield key + value
-
-        await store_snapshot(self.ctx, content(), began_us=self.yard.clock.now_us())  # type: ignore[arg-type]
+        await store_snapshot(
+            self.ctx, snapshot_bytes(self.yard), began_us=began_us or self.yard.clock.now_us()
+        )
 
     def on_disks(self, mark: bytes = MARK) -> int:
         """In how many fragment files the mark is found, trash among them."""
@@ -132,16 +143,22 @@ async def end() -> End:
     for bucket, who in (("theirs", LEAVING), ("ours", STAYING), ("more-of-theirs", LEAVING)):
         await fill(one, one.store, who, bucket, rng)
     for complete in (True, False):  # Parts are homes of their own; of an upload under way, too.
-        upload, _ = await multipart.create_upload(
-            one.store, LEAVING, "theirs", "parts", About(), checksum_algorithm="", checksum_type=""
-        )
-        body = (MARK * (5 * MIB // len(MARK) + 1))[: 5 * MIB]
-        written = await multipart.put_part(one.store, LEAVING, "theirs", "parts", upload, 1, MemoryBody(body))
-        if complete:
-            claims = [multipart.Claimed(number=1, etag=written.etag)]
-            await multipart.complete_upload(one.store, LEAVING, "theirs", "parts", upload, claims)
+        await upload_part(one, LEAVING, "theirs", "parts", complete=complete)
     await one.copy()
     return one
+
+
+async def upload_part(end: End, who: Principal, bucket: str, key: str, *, complete: bool) -> str:
+    """A part of two stripes; of an upload that is completed, or is still under way. Returns its id."""
+    upload, _ = await multipart.create_upload(
+        end.store, who, bucket, key, About(), checksum_algorithm="", checksum_type=""
+    )
+    body = (MARK * (5 * MIB // len(MARK) + 1))[: 5 * MIB]
+    written = await multipart.put_part(end.store, who, bucket, key, upload, 1, MemoryBody(body))
+    if complete:
+        claims = [multipart.Claimed(number=1, etag=written.etag)]
+        await multipart.complete_upload(end.store, who, bucket, key, upload, claims)
+    return upload
 
 
 async def until_proven(end: End, rounds: int = 20) -> PurgeRecord:
@@ -155,6 +172,8 @@ async def until_proven(end: End, rounds: int = 20) -> PurgeRecord:
 
 async def test_nothing_of_it_lies_on_any_disk_and_its_neighbour_has_lost_nothing(end: End) -> None:
     assert end.on_disks() > 0
+    gone = DiskRecord(uuid=b"gone" * 4, path="/gone", state="retired")
+    await end.yard.kv.commit(Transaction(put={disk_key(99): encode(gone)}))
     await end.begin()
     record = await until_proven(end)
     assert end.on_disks() == end.on_disks(b"theirs/key/") == 0
@@ -166,7 +185,9 @@ async def test_nothing_of_it_lies_on_any_disk_and_its_neighbour_has_lost_nothing
     assert (proof["verdict"], proof["tenant"], proof["held"]["objects"]) == ("proven", "leaving", 49)
     assert proof["inventory"]["disks"] == len(end.yard.disks)
     assert proof["inventory"]["stripes_read"] > 0
-    assert proof["remains"]["not_looked_at"]
+    assert (proof["remains"]["disks_removed"], proof["remains"]["disks_removed_in_all"]) == ([99], 1)
+    assert proof["metadata"] == "LMDB"
+    assert any("LMDB" in words for words in proof["remains"]["not_looked_at"])
     assert len(record.proof) < 6_000
     left = await end.yard.kv.scan(b"", b"\xff", 100_000)
     assert not [key for key, _ in left if b"theirs" in key and key[:1] not in (b"h", b"w")]
@@ -227,18 +248,15 @@ async def test_a_file_that_comes_back_and_a_disk_that_is_away_keep_it_from_being
     disk.lose(*name)
     end.yard.moods("x" + "+" * (len(end.yard.disks) - 1))
     await end.purging.run()
-    assert (await end.record()).state == "clearing"
+    record = await end.record()
+    assert (record.state, "disks 1 did not answer" in record.waiting) == ("clearing", True), record
     end.yard.moods("+" * len(end.yard.disks))
     assert (await until_proven(end, 4)).state == "proven"
 
 
 async def test_parts_that_a_gateway_dropped_whose_clock_is_ahead_are_waited_for(end: End) -> None:
     """They are homes until they are swept: what was read before is taken for somebody's."""
-    upload, _ = await multipart.create_upload(
-        end.store, LEAVING, "theirs", "late", About(), checksum_algorithm="", checksum_type=""
-    )
-    body = (MARK * (5 * MIB // len(MARK) + 1))[: 5 * MIB]
-    await multipart.put_part(end.store, LEAVING, "theirs", "late", upload, 1, MemoryBody(body))
+    upload = await upload_part(end, LEAVING, "theirs", "late", complete=False)
     await end.begin()
     ahead = replace(end.store, clock=FakeClock(end.yard.clock.now_us() + 600_000_000))
     await multipart.abort_upload(ahead, LEAVING, "theirs", "late", upload)
@@ -325,3 +343,121 @@ async def test_a_broken_record_of_one_tenant_is_told_and_stops_no_other_purge(
     assert (await end.record()).waiting == "a bug or a broken record; see the store's log"
     assert "clearing" in await end.purging.run()
     assert "may take until" in (await end.record()).waiting
+
+
+async def test_what_a_salvage_brings_back_while_it_is_cleared_is_deleted_and_cleared_again(end: End) -> None:
+    """The copy of metadata began before the last objects came and was read when they were gone: all that a
+    salvage knows of them is that their stripes are younger."""
+    yard = end.yard
+    began_us = yard.clock.now_us()
+    yard.clock.advance(60)
+    for number in range(3):
+        body = MemoryBody(MARK * 40)
+        await writes.put_object(end.store, LEAVING, "theirs", f"theirs/key/late{number}", About(), body)
+    for complete in (True, False):
+        await upload_part(end, LEAVING, "theirs", f"late parts {complete}", complete=complete)
+    await end.begin()
+    while "copy of metadata" not in (await end.round(1.1)).waiting:
+        pass
+    await end.copy(began_us)
+    lose_metadata(yard)
+    report = await salvage(yard.context(), loader(yard))
+    assert report.objects >= 4
+    assert any(name.startswith("salvaged-") for name, _ in report.doubtful), report.doubtful
+    end.ctx, end.store = yard.context(), store_of(yard)
+    end.purging = end.new_process()
+    record = await end.record()
+    assert (record.state, record.settled_us > 0) == ("clearing", True)
+    await end.purging.run()
+    record = await end.record()
+    assert (record.state, record.settled_us, "come back" in record.waiting) == ("deleting", 0, True), record
+    assert (await end.round(2)).state == "clearing"
+    end.purging = end.new_process()  # It knows by records only whose those buckets were.
+    await until_proven(end)
+    assert end.on_disks() == end.on_disks(b"theirs/key/") == 0
+    for key, body_kept in end.kept.items():
+        assert await read_as_staying(end, key) == body_kept, key
+    assert not await yard.kv.scan(bucket_key("salvaged-"), prefix_end(bucket_key("salvaged-")), 10)
+    assert not await yard.kv.scan(b"p", b"q", 10)
+
+
+async def test_a_volume_with_dead_bytes_of_others_alone_is_left_as_it_is(end: End) -> None:
+    await end.yard.restart_writer()
+    end.store = store_of(end.yard)
+    before = max(await end.yard.states())
+    upload = await upload_part(end, STAYING, "ours", "given up", complete=False)
+    await multipart.abort_upload(end.store, STAYING, "ours", "given up", upload)
+    await writes.put_object(end.store, STAYING, "ours", "dead", About(), MemoryBody(b"dead " * 900))
+    await writes.delete_objects(end.store, STAYING, "ours", [writes.Doomed(key="dead")])
+    await end.yard.restart_writer()
+    others = {volume for volume in await end.yard.states() if volume > before}
+    assert others
+    end.store = store_of(end.yard)
+    end.purging = end.new_process()
+    await end.begin()
+    await until_proven(end)
+    states = await end.yard.states()
+    assert {states[volume] for volume in others} == {VolumeState.SEALED}
+    assert before not in states
+
+
+async def test_volumes_with_dead_bytes_of_nobody_knows_whom_are_compacted_a_few_at_a_time(end: End) -> None:
+    yard = end.yard
+    await buckets.create_bucket(end.store, STAYING, "old", region="here")
+    value = await yard.kv.get(bucket_key("old"))
+    assert value is not None
+    unknown: set[int] = set()
+    for number in range(3):
+        await yard.restart_writer()
+        end.store, before = store_of(yard), max(await yard.states())
+        await writes.put_object(end.store, STAYING, "old", str(number), About(), MemoryBody(b"old " * 900))
+        unknown |= {volume for volume in await yard.states() if volume > before}
+    await writes.delete_objects(
+        end.store, STAYING, "old", [writes.Doomed(key=str(number)) for number in range(3)]
+    )
+    await buckets.delete_bucket(end.store, STAYING, "old")
+    title = title_key(decode(value, BucketRecord).id)
+    await yard.kv.commit(Transaction(delete=[title]))  # It went before titles were kept.
+    await yard.restart_writer()
+    end.store = store_of(yard)
+    end.purging = end.new_process(at_once=1)
+    await end.begin()
+    while "copy of metadata" not in (await end.round(1.1)).waiting:
+        pass
+    await end.copy()
+
+    async def compacted() -> int:
+        states = await yard.states()
+        return sum(states.get(volume) is not VolumeState.SEALED for volume in unknown)
+
+    assert (len(unknown), await compacted()) == (3, 0)
+    for count in (1, 2, 3):
+        await end.purging.run()
+        await end.purging.run()
+        assert await compacted() == count
+        yard.clock.advance(PurgeRules().rest_s)
+    assert (await until_proven(end)).state == "proven"
+
+
+def test_so_many_are_done_at_once_and_the_next_ones_behind_a_rest() -> None:
+    turns = Turns(at_once=2, rest_s=300)
+    times = [0, 1, 2, 299, 300, 301, 599, 900, 2_000]
+    assert [at for at in times if turns.take(at)] == [0, 1, 300, 301, 900, 2_000]
+
+
+@pytest.mark.parametrize(
+    ("name", "old"),
+    [
+        ("journal.0000000000000007", True),
+        ("journal.0000000000000006.0000000000000009", True),  # Put together anew, of what was there.
+        ("journal.0000000000000008", False),
+        ("snapshot.00000000000000000100.0000000000000007", True),  # Merged of journals below 7: no deletes.
+        ("snapshot.00000000000000000100.0000000000000008", False),
+        ("something else", False),
+    ],
+)
+def test_a_file_of_metadata_is_as_old_as_the_newest_journal_of_its_beginning(name: str, old: bool) -> None:
+    before = ["journal.0000000000000006", "journal.0000000000000007",
+              "snapshot.00000000000000000050.0000000000000003"]  # fmt: skip
+    assert is_from_before(name, before) == old
+    assert not is_from_before(name, [])
