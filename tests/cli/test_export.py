@@ -1,6 +1,6 @@
 """Everything is handed back: from a running store into a directory, over cuts; and verified without it.
 
-Long form (OBJSTORE_LONG=1): processes that are killed.
+Long form (OBJSTORE_LONG=1): processes that are killed; storage nodes and gateways that are.
 """
 
 import base64
@@ -24,6 +24,7 @@ from objstore.cli.client import AdminClient, Refused
 from objstore.cli.exported import Broken, Sums, verify
 from objstore.cli.exporting import EtagCheck, Export
 from objstore.cli.main import app
+from tests.clusters import ENGINES, Front, fronts_of, running_cluster
 from tests.seed import SEED
 from tests.server import ROOT, Server
 
@@ -38,15 +39,19 @@ Bodies = dict[tuple[str, str], bytes]
 
 @pytest.fixture(scope="module")
 def bodies(store_server: Server) -> Bodies:
+    return filled(store_server)
+
+
+def filled(server: Server | Front) -> Bodies:
     """What tenant `leaving` has stored, by bucket and key; one object of several parts is among it."""
     rng = random.Random(SEED)
     for words in (
         f"user create leaver --tenant {TENANT}",
         "user create watcher --role reader --tenant leaving",
     ):
-        assert run(store_server, *words.split()).exit_code == 0
-    (key,) = json.loads(run(store_server, "key", "create", "leaver", "-o", "json").stdout)
-    s3 = store_server.boto3(key["access_key"], key["secret_key"])
+        assert run(server, *words.split()).exit_code == 0
+    (key,) = json.loads(run(server, "key", "create", "leaver", "-o", "json").stdout)
+    s3 = server.boto3(key["access_key"], key["secret_key"])
     stored: Bodies = {}
     for bucket in ("leaving-b", "leaving-a"):
         s3.create_bucket(Bucket=bucket)
@@ -73,7 +78,7 @@ def bodies(store_server: Server) -> Bodies:
     return stored
 
 
-def run(server: Server, *words: str) -> Result:
+def run(server: Server | Front, *words: str) -> Result:
     return CliRunner().invoke(app, [*words, "--data", str(server.data)])
 
 
@@ -303,6 +308,48 @@ def test_a_process_that_is_killed_again_and_again_hands_back_everything(
     assert done.exit_code == 0, done.output
     assert kills, SEED
     check_whole(directory, bodies)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("engine", ENGINES)
+def test_of_a_cluster_all_is_handed_back_while_a_node_and_the_gateway_that_began_it_die(
+    engine: str, tmp_path: Path
+) -> None:
+    directory = tmp_path / "export"
+    with running_cluster(engine, tmp_path / "cluster") as cluster:
+        fronts = fronts_of(cluster)
+        first, last = fronts[0], fronts[-1]
+        bodies = filled(first)
+        s3 = first.boto3()
+        s3.create_bucket(Bucket="not-theirs")
+        s3.put_object(Bucket="not-theirs", Key="key", Body=b"not theirs")
+        words = ["tenant", "export", TENANT, str(directory), "--at-once", "1"]
+        command = [sys.executable, str(ROOT / "cmd" / "objstore"), *words, "--data", str(first.data)]
+        process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+        _wait_for_bodies(process, directory, 3)
+        cluster.kill(cluster.members[0])
+        _wait_for_bodies(process, directory, 8)
+        cluster.kill(first.gateway)
+        if last is first:  # It is waited for.
+            cluster.start_gateway()
+            assert process.wait(300) == 0
+        else:  # Another one goes on with it.
+            process.kill()
+            process.wait()
+            done = run(last, *words)
+            assert done.exit_code == 0, done.output
+        check_whole(directory, bodies)
+        assert b"not theirs" not in b"".join(path.read_bytes() for path in directory.glob("bodies/*/*"))
+        exports = last.admin("GET", f"/api/v1/tenants/{TENANT}/exports")[1]["items"]
+        digest = hashlib.sha256((directory / "manifest.jsonl").read_bytes()).hexdigest()
+        assert [one["manifest"] for one in exports] == [digest]
+
+
+def _wait_for_bodies(process: "subprocess.Popen[bytes]", directory: Path, count: int) -> None:
+    """Until so many are there, or it has ended."""
+    while process.poll() is None and _fetched(directory) < count:
+        time.sleep(0.001)
 
 
 def _fetched(directory: Path) -> int:

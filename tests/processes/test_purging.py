@@ -8,7 +8,6 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,26 +15,26 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from objstore.cli.main import app
-from objstore.processes.dev import LocalCluster, Process
-from tests import postgres
+from objstore.processes.dev import LocalCluster
 from tests.chaos.workload import RESTLESS
-from tests.server import Server, client_of, running_server
+from tests.clusters import ENGINES, NODES, Front, fronts_of, running_cluster
+from tests.server import Server, running_server
 
 MARK: Final = b"what the leaving tenant has stored, again and again. " * 400
 OURS: Final = os.urandom(30_000)
 
 
-def run(server: "Server | Front", *words: str, typed: str = "") -> Result:
+def run(server: Server | Front, *words: str, typed: str = "") -> Result:
     return CliRunner().invoke(app, [*words, "--data", str(server.data)], input=typed)
 
 
-def say(server: "Server | Front", *words: str) -> Any:
+def say(server: Server | Front, *words: str) -> Any:
     done = run(server, *words, "-o", "json")
     assert done.exit_code == 0, done.output
     return json.loads(done.stdout)[0]
 
 
-def leave(server: "Server | Front", tenant: str) -> Any:
+def leave(server: Server | Front, tenant: str) -> Any:
     """A customer with an object, whose time to take it along is over; a client of its own."""
     say(server, "seller", "create", f"seller-of-{tenant}", "--set", "name=S", "--set", "address=1",
         "--set", "country=DZ", "--set", "reversibility_days=0")  # fmt: skip
@@ -97,7 +96,6 @@ def holding(place: Path) -> int:
 
 # Clusters.
 
-DISKS: Final = 6
 # Slower than RESTLESS: seven processes look at each other, and a purge settles in 36 s.
 # No parts of uploads: they are swept an hour later, whatever the periods.
 SOON: Final = {name: value for name, value in RESTLESS.items() if name != "OBJSTORE_UPKEEP__SCRUB_DAYS"} | {
@@ -107,48 +105,21 @@ SOON: Final = {name: value for name, value in RESTLESS.items() if name != "OBJST
 NEWS_S: Final = 240.0
 
 
-@pytest.fixture(params=["journal", "postgresql"])
+@pytest.fixture(params=ENGINES)
 def cluster(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[LocalCluster]:
-    """Six storage nodes: behind one gateway with LMDB, its journal on them, or behind two on PostgreSQL."""
-    shared = request.param == "postgresql"
-    with postgres.database() if shared else nullcontext("") as url:
-        made = LocalCluster(
-            directory=tmp_path / "cluster",
-            nodes=DISKS,
-            gateway_count=2 if shared else 1,
-            url=url,
-            environment=SOON,
-        )
-        try:
-            made.start()
-            yield made
-        finally:
-            made.close()
+    with running_cluster(request.param, tmp_path / "cluster", environment=SOON) as made:
+        yield made
 
 
-class Front:
-    """A gateway of a cluster, as a store of its own (tests/server.py `Server`)."""
-
-    def __init__(self, cluster: LocalCluster, gateway: Process) -> None:
-        self.cluster = cluster
-        self.gateway = gateway
-        self.data = gateway.data
-
-    def boto3(self, access_key: str = "", secret_key: str = "") -> Any:
-        root = self.cluster.root
-        return client_of(
-            f"http://127.0.0.1:{self.gateway.ports[0]}", access_key or root[0], secret_key or root[1]
-        )
-
-    def purge(self, tenant: str) -> Any:
-        """How far it is; what it was before, while nobody answers."""
-        status, found = self.cluster.admin("GET", f"/api/v1/tenants/{tenant}/purge", gateway=self.gateway)
-        return found if status == 200 else {"state": "", "waiting": "", "proof": None}
+def purge_of(front: Front, tenant: str) -> Any:
+    """How far it is; nothing while nobody answers."""
+    status, found = front.admin("GET", f"/api/v1/tenants/{tenant}/purge")
+    return found if status == 200 else {"state": "", "waiting": "", "proof": None}
 
 
-def leads(cluster: LocalCluster, gateway: Process) -> bool:
+def leads(front: Front) -> bool:
     """Whether it does the upkeep."""
-    status, found = cluster.admin("GET", "/api/v1/upkeep", gateway=gateway)
+    status, found = front.admin("GET", "/api/v1/upkeep")
     return status == 200 and bool(found["claim_held"])
 
 
@@ -162,7 +133,7 @@ def wait_for(true: Callable[[], object], what: Callable[[], object]) -> None:
 @pytest.mark.long
 @pytest.mark.timeout(1_200)
 def test_on_storage_nodes_nothing_is_proven_before_every_node_has_answered(cluster: LocalCluster) -> None:
-    fronts = [Front(cluster, gateway) for gateway in cluster.gateways]
+    fronts = fronts_of(cluster)
     first, last = fronts[0], fronts[-1]
     ours = first.boto3()
     ours.create_bucket(Bucket="ours")
@@ -177,19 +148,21 @@ def test_on_storage_nodes_nothing_is_proven_before_every_node_has_answered(clust
     cluster.kill(away)
     say(last, "tenant", "state", "leaving", "terminating", "--yes")
     assert run(last, "tenant", "purge", "leaving", "--yes").exit_code == 3
-    wait_for(lambda: "did not answer" in first.purge("leaving")["waiting"], lambda: first.purge("leaving"))
-    assert first.purge("leaving")["state"] == "clearing"
+    wait_for(
+        lambda: "did not answer" in purge_of(first, "leaving")["waiting"], lambda: purge_of(first, "leaving")
+    )
+    assert purge_of(first, "leaving")["state"] == "clearing"
     if len(fronts) > 1:  # Another one goes on with it.
-        leading = next(one for one in fronts if leads(cluster, one.gateway))
+        leading = next(one for one in fronts if leads(one))
         cluster.kill(leading.gateway)
         first = last = next(one for one in fronts if one is not leading)
-        wait_for(lambda: leads(cluster, last.gateway), last.gateway.words)
+        wait_for(lambda: leads(last), last.gateway.words)
     cluster.start_node(away)
-    wait_for(lambda: last.purge("leaving")["state"] == "proven", lambda: last.purge("leaving"))
+    wait_for(lambda: purge_of(last, "leaving")["state"] == "proven", lambda: purge_of(last, "leaving"))
 
-    proof = last.purge("leaving")["proof"]
+    proof = purge_of(last, "leaving")["proof"]
     assert (proof["verdict"], proof["held"]["objects"]) == ("proven", 40)
-    assert proof["inventory"]["disks"] == DISKS
+    assert proof["inventory"]["disks"] == NODES
     assert holding(cluster.directory) == 0
     named = {words.partition(": ")[2] for words in proof["remains"]["files_of_metadata"]}
     assert len(proof["remains"]["files_of_metadata"]) == proof["remains"]["their_number"]
