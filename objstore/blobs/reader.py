@@ -3,7 +3,8 @@
 A small read is one range read of one fragment (two where a boundary cuts the body), verified block by
 block, and sliced. When a fragment is missing, late, short or rotten, or its disk is known for being slow, the
 same range of k others is read and decoded (racing.py has what waits). A reader that misses a fragment file
-rereads the volume's record before it counts a failure, since repair may have moved the file. What cannot be
+rereads the volume's record before it counts a failure, since repair may have moved the file, and before it
+ends for want of disks that it presumes away it asks those once more (node/returning.py). What cannot be
 verified or reconstructed is Corrupt (or Unavailable when disks are merely away); a stream that fails in the
 middle raises, and its consumer must cut.
 
@@ -34,11 +35,12 @@ from objstore.blobs.volumes import FindDisks, Ledger, VolumeRecord, no_others
 from objstore.blobs.window import Window
 from objstore.clock import Clock, SystemClock
 from objstore.codec.reed_solomon import Codec
-from objstore.errors import Corrupt, DiskMissing, StoreError, Unavailable
+from objstore.errors import Corrupt, DiskMissing, NodeAway, StoreError, Unavailable
 from objstore.extents import Extent
 from objstore.node.disk import Disk, DiskState
 from objstore.node.fragments import RangeRead, Seal, block_size, covering_size
 from objstore.node.kept import KEPT_MIN, KeptMemory
+from objstore.node.returning import ask_again
 from objstore.node.slowness import Change, Slowness
 
 log = logging.getLogger(__name__)
@@ -63,7 +65,7 @@ class ReaderLimits(NamedTuple):
     deadline_s: float = 5.0  # Of one disk read; past it the fragment counts as missing.
     memory_wait_s: float = 30.0
     inline_max: int = 1 * MIB  # Bytes verified on the event loop: 36 us. A hand-off costs more.
-    kept: int = 48 * MIB  # Of buffers, for the next read: fresh ones cost a page fault per 4 KiB. Most of `memory`.
+    kept: int = 48 * MIB  # Of buffers, for the next read: fresh ones cost a page fault per 4 KiB.
     hints: int = 4_096  # Damaged fragments remembered for repair.
 
 
@@ -400,9 +402,19 @@ class BlobReader:
             except UNREADABLE as again:
                 failure = again
         self._count(record, extent, index, failure)
-        self.counters.degraded_reads += 1
         first, span = _blocks(extent, begin, length)
-        rebuilt = await self._rebuild(record, extent, index, first, span, [failure])
+        survivors, lost = await self._survivors(record, extent, index, first, span)
+        if len(survivors) < record.k:
+            away = _presumed_away(record, [(index, failure), *lost])
+            asked = [self._disks[number] for number in away if number in self._disks]
+            if await ask_again(asked, wanted=record.k - len(survivors)):
+                try:
+                    return await self._read_fragment(record, extent, index, begin, length)
+                except UNREADABLE as again:
+                    failure = again
+                survivors, lost = await self._survivors(record, extent, index, first, span)
+        self.counters.degraded_reads += 1
+        rebuilt = await self._rebuilt(record, extent, index, span, survivors, lost, failure)
         return rebuilt[begin - first : begin - first + length]
 
     async def _from_others(
@@ -433,28 +445,33 @@ class BlobReader:
         Raises: Corrupt (fewer than k others are whole), Unavailable (some are merely away).
         """
         where = Extent(record.id, offset, fragment_size, 0, fragment_size)
-        return await self._rebuild(record, where, index, 0, fragment_size, [], window)
+        survivors, lost = await self._survivors(record, where, index, 0, fragment_size, window)
+        return await self._rebuilt(record, where, index, fragment_size, survivors, lost)
 
     async def fragment(self, record: VolumeRecord, offset: int, fragment_size: int, index: int) -> memoryview:
         """The whole of one fragment as it is on its disk, verified. Raises: UNREADABLE."""
         where = Extent(record.id, offset, fragment_size, 0, fragment_size)
         return await self._read_fragment(record, where, index, 0, fragment_size)
 
-    async def _rebuild(
+    async def _rebuilt(
         self,
         record: VolumeRecord,
         extent: Extent,
         index: int,
-        first: int,
         span: int,
-        failures: list[Exception],
-        window: Window | None = None,
+        survivors: dict[int, memoryview],
+        lost: Sequence[tuple[int, Exception]],
+        own: Exception | None = None,
     ) -> memoryview:
-        """Bytes [first, first + span) of fragment `index`, decoded from the same range of k others.
+        """A range of `span` bytes of fragment `index`, decoded from the same range of k others.
+
+        Args:
+            lost: which of the others could not be read; counted here.
+            own: why the fragment itself could not be.
 
         Raises: Corrupt (fewer than k others are whole), Unavailable (some are merely away).
         """
-        survivors, lost = await self._survivors(record, extent, index, first, span, window)
+        failures = [] if own is None else [own]
         for other, failure in lost:
             self._count(record, extent, other, failure)
             failures.append(failure)
@@ -601,6 +618,11 @@ class _Pieces:
             if 2 * size <= wanted:  # Rather a piece that ends with its stripe than a crumb of the next.
                 break
         return piece
+
+
+def _presumed_away(record: VolumeRecord, failures: Sequence[tuple[int, Exception]]) -> list[int]:
+    """The numbers of the disks that were not read since their nodes had not answered."""
+    return [record.disks[index] for index, failure in failures if isinstance(failure, NodeAway)]
 
 
 def _blocks(extent: Extent, begin: int, length: int) -> tuple[int, int]:

@@ -61,11 +61,13 @@ from objstore.errors import (
     StoreError,
     TooFewDisks,
     Unavailable,
+    WeakerPromise,
     WriteQuorumNotMet,
 )
 from objstore.extents import EXTENT_DIGEST_MAX, Extent
 from objstore.node.disk import Disk, DiskState
 from objstore.node.fragments import FILE_HEADER_SIZE, Seal, file_header, record_buffers, record_size
+from objstore.node.returning import ask_again
 from objstore.node.slowness import Slowness
 
 log = logging.getLogger(__name__)
@@ -79,7 +81,7 @@ MIB: Final = 1024 * KIB
 GATHERING_TURNS: Final = 2  # Turns of the loop before a batch of small bodies is closed.
 ATTEMPTS_MAX: Final = 4  # Volumes tried for one stripe: each failure takes at least one disk out.
 ENTRY_ROOM: Final = 48  # Bytes of a directory entry beside home and about, and the body's padding.
-FULL_DISK_REST_S: Final = 10.0  # A disk that said "full" is not asked again for so long.
+FULL_DISK_REST_S: Final = 10.0  # A disk that said "full", or did not answer, is not asked again for so long.
 IN_FLIGHT_MAX: Final = 2  # Stripes of one stream on their way to the disks.
 POLICIES_MAX: Final = 64  # With lanes at once: two open volumes each, which are 2 * (k+m) files.
 
@@ -462,6 +464,9 @@ class BlobWriter:
         self._lanes: dict[str, _Lanes] = {"": _Lanes("", k, m)}  # By name of the policy.
         self._closing: list[_Volume] = []  # Take no more appends, not sealed yet.
         self._full: dict[int, float] = {}  # Disk number -> until when it is not asked.
+        self._away: dict[int, float] = {}  # The same of those whose nodes did not answer.
+        self._asked_at = 0.0  # When those were last asked because there were too few others.
+        self._asking = asyncio.Lock()
         self._janitor: asyncio.Task[None] | None = None
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="stripes")
         # Bulk lanes.
@@ -903,23 +908,20 @@ class BlobWriter:
             if volume.reserved < self._limits.volume_size:
                 return volume
             self._end_volume(volume)
+        since = self._clock.monotonic()
         async with lanes.opening[lane]:
             if self._stopped:
                 raise Overloaded("the writer is closed")
             volume = lanes.current.get(lane)
             if volume is None or not volume.open:
-                volume = await self._open(lanes, lane)
+                volume = await self._open(lanes, lane, since)
                 lanes.current[lane] = volume
                 self._start_janitor()
             return volume
 
-    async def _open(self, lanes: _Lanes, lane: Lane) -> _Volume:
+    async def _open(self, lanes: _Lanes, lane: Lane, since: float) -> _Volume:
         for _ in range(ATTEMPTS_MAX):
-            layout, topology = await self._survey()
-            policy = layout.policy(lanes.policy)
-            lanes.k, lanes.m = (policy.k, policy.m) if policy.k else (self._k, self._m)
-            chosen = place_volume(topology, policy, k=lanes.k, m=lanes.m, chance=self._chance)
-            chosen = self._without_slow(topology, policy, chosen, lanes)
+            chosen = await self._place(lanes, since)
             record, fence = await self._ledger.create(
                 k=chosen.k,
                 m=lanes.m,
@@ -947,6 +949,44 @@ class BlobWriter:
             await self._report(record, failures)
         raise TooFewDisks(wanted=1 + lanes.m, usable=0)
 
+    async def _place(self, lanes: _Lanes, since: float) -> Placement:
+        """Where the next volume is to lie; before that is nowhere, disks that are presumed away are asked.
+
+        Args:
+            since: when the volume was first wanted.
+
+        Raises: TooFewDisks, WeakerPromise, MetaUnavailable.
+        """
+        layout, topology = await self._survey()
+        try:
+            return self._placed(layout, topology, lanes)
+        except (TooFewDisks, WeakerPromise):
+            await self._ask_again(since)
+        layout, topology = await self._survey()
+        return self._placed(layout, topology, lanes)
+
+    async def _ask_again(self, since: float) -> None:
+        """Disks that get no files because their nodes did not answer are asked, if none was since then:
+        whoever had to wait for one question does not ask another."""
+        async with self._asking:
+            if self._asked_at > since:
+                return
+            self._asked_at = self._clock.monotonic()
+            away = [
+                disk
+                for number, disk in self._disks.items()
+                if number in self._away or disk.state is DiskState.SUSPECT
+            ]
+            for number in await ask_again(away):
+                self._away.pop(number, None)
+
+    def _placed(self, layout: Layout, topology: Topology, lanes: _Lanes) -> Placement:
+        """Raises: TooFewDisks, WeakerPromise."""
+        policy = layout.policy(lanes.policy)
+        lanes.k, lanes.m = (policy.k, policy.m) if policy.k else (self._k, self._m)
+        chosen = place_volume(topology, policy, k=lanes.k, m=lanes.m, chance=self._chance)
+        return self._without_slow(topology, policy, chosen, lanes)
+
     def _without_slow(
         self, topology: Topology, policy: Policy, chosen: Placement, lanes: _Lanes
     ) -> Placement:
@@ -971,7 +1011,7 @@ class BlobWriter:
         topology = await survey(
             layout,
             self._disks,
-            takes=lambda number: self._full.get(number, 0.0) <= now,
+            takes=lambda number: max(self._full.get(number, 0.0), self._away.get(number, 0.0)) <= now,
             free_min=self._limits.disk_free_min,
             deadline_s=self._limits.deadline_s,
         )
@@ -1153,7 +1193,8 @@ class BlobWriter:
             number = record.disks[index]
             log.warning("fragment %d.%d on disk %d failed: %s", record.id, index, number, failure)
             if isinstance(failure, (DiskFull, NodeAway, Overloaded, StaleEpoch)):  # Not the disk's fault.
-                self._full[number] = self._clock.monotonic() + FULL_DISK_REST_S
+                resting = self._away if isinstance(failure, NodeAway) else self._full
+                resting[number] = self._clock.monotonic() + FULL_DISK_REST_S
                 continue
             try:
                 disk = self._disks.get(number)

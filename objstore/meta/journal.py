@@ -60,6 +60,7 @@ from objstore.errors import Corrupt, MetaUnavailable, StaleEpoch, StoreError, To
 from objstore.meta.kv_lmdb import BatchFailures, End
 from objstore.meta.log_names import epoch_of_name, is_ours, journal_name
 from objstore.node.disk import Disk, DiskState
+from objstore.node.returning import ask_again
 
 log = logging.getLogger(__name__)
 
@@ -580,6 +581,8 @@ class Journal:
         raise TooFewDisks(wanted=1, usable=0)
 
     async def _attempt(self, segments: list[Segment], snapshot: Snapshot | None, state: bytes) -> bool:
+        if len(self.eligible()) < max(self.copies, majority(self.disks) if self.term else 0):
+            await ask_again([disk for disk in self.disks if disk.state is DiskState.SUSPECT])
         listings = await self.listings()
         for disk in self.eligible():
             if disk.number not in listings:

@@ -58,6 +58,11 @@ class Disk(Protocol):
         """Why the state is what it is, in plain words; empty when healthy."""
         ...
 
+    async def look_again(self) -> bool:
+        """Whether it can be reached. What is presumed away (calls raise NodeAway unasked) is asked now, once
+        for all who want to know just now. Ends in seconds; raises nothing."""
+        ...
+
     # Fragment files.
 
     async def create(self, volume: int, index: int) -> None:

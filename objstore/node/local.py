@@ -294,6 +294,9 @@ class LocalDisk:
             self._suspicion = reason
             self.suspicions += 1
 
+    async def look_again(self) -> bool:
+        return self._absent is None  # Each call goes to the disk itself: nothing is presumed.
+
     # Fragment files.
 
     async def create(self, volume: int, index: int) -> None:

@@ -9,6 +9,8 @@ What may go wrong, and what becomes of it:
     it answers no poll, a black hole       the same, after one deadline; what waits for it fails then
     it, or the way to it, trickles         the same, and back only when a probe of some size comes in time;
                                            who was slow often waits longer for that
+    it is back, and no poll has seen it    whoever would fail for want of it has it asked at once
+                                           (`look_again`): one question for all of them
     the connection is lost in a call       once more, on another connection; an append that was done is known
                                            by its bytes (docs/protocol.md), and never written twice
     one disk is overdue, its node is not   that disk is suspect, here, until `verify` clears it
@@ -21,6 +23,7 @@ requests name: that is the metadata engine's (the `epoch` argument).
 """
 
 import asyncio
+import contextlib
 import logging
 import ssl
 import time
@@ -57,6 +60,7 @@ UNSYNCED_MAX: Final = 4_096  # Files per disk with bytes that were not synced; b
 PROBE_SIZE: Final = 256 * wire.KIB  # Bytes a node that was too slow has to bring within the poll's limit.
 PENALTY_FORGOTTEN_S: Final = 300.0  # After so long without being overdue a node counts as never slow.
 LIST_LIMIT_S: Final = 60.0  # For the list of a disk's files.
+AGAIN_S: Final = 0.05  # Between two polls at the least, however many ask for one.
 
 
 # The names that a local disk counts by.
@@ -193,6 +197,8 @@ class RemoteNode:
         self._batches: set[asyncio.Task[None]] = set()
         self._poller: asyncio.Task[None] | None = None
         self._polled = asyncio.Event()  # Once.
+        self._wanted = asyncio.Event()  # Somebody cannot wait until the next poll is due.
+        self._asked: asyncio.Future[None] | None = None  # Ends with the next poll that begins.
         self._answered_at = 0.0  # By the loop's clock.
         self._overdue_at = 0.0
         self._penalty_s = 0.0
@@ -227,11 +233,26 @@ class RemoteNode:
                 return  # A disk's state may be asked before and after the loop runs.
             self._poller = loop.create_task(self._go_on_polling())
 
+    async def look_again(self) -> bool:
+        """Whether it answers; one that is away is asked now, and not only when the next poll is due.
+
+        For whoever would fail for want of it. All who ask before a poll begins share that one, and between
+        two polls lie at least AGAIN_S. Ends within the limits of two polls; raises nothing.
+        """
+        if self.away and not self._closed:
+            self.keep_polling()
+            if self._asked is None:
+                self._asked = asyncio.get_running_loop().create_future()
+            self._wanted.set()
+            await asyncio.shield(self._asked)
+        return not self.away
+
     def close(self) -> None:
         """End the connections. Requests under way fail with DiskFailed."""
         self._closed = True
         self.away = "it was closed"
         self._polled.set()
+        _end(self._asked)
         if self._poller is not None:
             self._poller.cancel()
         self._pool.close()
@@ -457,18 +478,37 @@ class RemoteNode:
     async def _go_on_polling(self) -> None:
         while not self._closed:
             if self._polled.is_set():
-                await asyncio.sleep(self.options.poll_s)
+                await self._rest()
+            asked, self._asked = self._asked, None
+            self._wanted.clear()
             try:
-                await self._poll()
+                await self._poll(needed=asked is not None)
                 self._pool.trim()
             except asyncio.CancelledError:
                 raise
             except Exception as failure:
                 log.exception("a bug in a poll")
                 self._eject(f"a bug in a poll: {failure!r}", slow=False)
+            finally:
+                _end(asked)
+                if not self.away:  # Those who have asked meanwhile know as well.
+                    _end(self._asked)
+                    self._asked = None
 
-    async def _poll(self) -> None:
-        """Ask once. Never raises what the network does."""
+    async def _rest(self) -> None:
+        """Until the next poll is due, or somebody cannot wait for it."""
+        least_s = min(AGAIN_S, self.options.poll_s)
+        await asyncio.sleep(least_s)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self.options.poll_s - least_s):
+                await self._wanted.wait()
+
+    async def _poll(self, *, needed: bool) -> None:
+        """Ask once. Never raises what the network does.
+
+        Args:
+            needed: something fails without the node: one that was slow is tried before its time.
+        """
         limit_s = self.options.poll_limit_s
         started = asyncio.get_running_loop().time()
         try:
@@ -477,7 +517,7 @@ class RemoteNode:
             except Lost:
                 report = await self._ask_state(limit_s)  # The connection had idled.
             if self._back_at:
-                if started < self._back_at:
+                if started < self._back_at and not needed:
                     return
                 await self._exchange_poll(f"{wire.PROBE_PATH}?size={PROBE_SIZE}", limit_s, wire.PROBE_MAX)
         except Overdue as failure:
@@ -612,6 +652,9 @@ class RemoteDisk:
             except ValueError:
                 self._known = DiskState.FAILED  # A later release's word: nothing is written there.
             self._known_reason = reason
+
+    async def look_again(self) -> bool:
+        return await self.node.look_again()
 
     def _learn_from_read(self, answer: Answer) -> None:
         if answer.state:
@@ -934,6 +977,12 @@ class RemoteDisk:
         if len(files) >= FILES_MAX:
             del files[next(iter(files))]
         files[key] = instance
+
+
+def _end(asked: "asyncio.Future[None] | None") -> None:
+    """What was asked for has been done."""
+    if asked is not None and not asked.done():
+        asked.set_result(None)
 
 
 def _failed(failure: Exception) -> "asyncio.Future[None]":

@@ -113,6 +113,60 @@ async def test_reads_follow_the_number_of_disks_that_answer(moods: str, outcome:
         assert await rig.reader.read(extent) == b"body" * 5_000, "the disks came back"
 
 
+def asked(rig: Rig) -> list[int]:
+    """How often each disk was asked whether it is back."""
+    return [disk.calls["look_again"] for disk in rig.disks.values()]
+
+
+@pytest.mark.parametrize("lost", list(combinations(range(6), 2)), ids=str)
+async def test_nodes_that_are_back_unheard_are_read_when_two_others_go(lost: tuple[int, int]) -> None:
+    rig = await Rig().start()
+    small, large = rig.rng.randbytes(3_000), rig.rng.randbytes(400_000)
+    extent = (await rig.put(small))[0]
+    extents = (await rig.put_stream(large)).extents
+    back = [place for place in range(6) if place not in lost][:2]
+    rig.moods("".join("@" if place in back else "x" if place in lost else "+" for place in range(6)))
+    assert await rig.reader.read(extent) == small
+    rig.moods("".join("@" if place in back else "x" if place in lost else "+" for place in range(6)))
+    assert await rig.read_all(extents) == large
+    assert rig.reader.counters.failed_reads == 0
+
+
+async def test_nobody_is_asked_whether_it_is_back_while_enough_others_are_there() -> None:
+    rig = await Rig().start()
+    body = rig.rng.randbytes(3_000)
+    extent = (await rig.put(body))[0]
+    for moods in ("@@++++", "++++@@", "@x++++", "xx++++"):
+        rig.moods(moods)
+        assert await rig.reader.read(extent) == body
+    assert asked(rig) == [0] * 6
+
+
+async def test_a_read_without_enough_disks_asks_once_each_that_it_presumes_away_and_no_other() -> None:
+    rig = await Rig().start()
+    extent = (await rig.put(b"body" * 1_000))[0]
+    rig.moods("@@@+x+")
+    for disk in rig.disks.values():
+        disk.returned = False
+    with pytest.raises(Unavailable, match="of 4 fragments"):
+        await rig.reader.read(extent)
+    assert asked(rig) == [1, 1, 1, 0, 0, 0]
+    assert rig.reader.counters.failed_reads == 1
+    rig.disks[2].returned = rig.disks[3].returned = True
+    assert await rig.reader.read(extent) == b"body" * 1_000
+
+
+async def test_rot_beyond_repair_is_not_taken_for_disks_that_are_away() -> None:
+    rig = await Rig().start()
+    extent = (await rig.put(b"body" * 1_000))[0]
+    record = await rig.ledger.get(extent.volume)
+    for index in range(3):
+        rig.disks[record.disks[index]].flip(extent.volume, index, extent.offset + 70)
+    with pytest.raises(Corrupt):
+        await rig.reader.read(extent)
+    assert asked(rig) == [0] * 6
+
+
 async def test_a_rotten_fragment_is_rebuilt_from_where_repair_has_moved_the_others() -> None:
     """Two disks are gone and their files rebuilt elsewhere; a process that knows the old record finds rot."""
     rig = await Rig("++++++++").start()

@@ -129,6 +129,37 @@ async def test_a_disk_whose_node_does_not_answer_this_process_is_suspect_to_nobo
     assert cut_off in await rig.ledger.usable_disks()
 
 
+async def test_nodes_that_are_back_unheard_are_written_to_when_too_few_others_are_left() -> None:
+    rig = await Rig().start()
+    rig.moods("@@@@xx")
+    extents = await rig.put(b"during" * 100)
+    assert sorted((await rig.ledger.get(extents[0].volume)).disks) == [1, 2, 3, 4]
+    rig.moods("++++++")
+    assert await rig.reader.read(extents[0]) == b"during" * 100
+
+
+async def test_a_disk_rests_no_longer_than_its_node_is_away_when_others_go() -> None:
+    rig = await Rig().start()
+    await rig.put(b"before")
+    rig.moods("@@++++")
+    await rig.put(b"without two")
+    rig.moods("+++xxx")
+    extents = await rig.put(b"without others")
+    assert sorted((await rig.ledger.get(extents[0].volume)).disks) == [1, 2, 3]
+
+
+async def test_those_who_wait_for_one_question_do_not_ask_another() -> None:
+    rig = await Rig().start()
+    rig.moods("@@@@xx")
+    for disk in rig.disks.values():
+        disk.returned = False
+    ended = await asyncio.gather(
+        *(rig.put_stream(b"body" * 1_000, b"o-%d" % number) for number in range(4)), return_exceptions=True
+    )
+    assert all(isinstance(failure, TooFewDisks) for failure in ended), ended
+    assert [disk.calls["look_again"] for disk in rig.disks.values()] == [1, 1, 1, 1, 0, 0]
+
+
 @pytest.mark.parametrize("moods", ["xxxx++", "!!!!!!", "~~~~~~", "######", "??????"])
 async def test_a_write_below_one_and_m_disks_is_refused_and_nothing_hangs(moods: str) -> None:
     rig = await Rig().start()

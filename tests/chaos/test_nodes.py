@@ -18,7 +18,7 @@ import pytest
 
 from bench.sigv4 import Credentials
 from objstore.processes.dev import LocalCluster, Process
-from tests.chaos.workload import RESTLESS, STALL_MAX_S, Load, NoAnswer, Pressure, metrics_of
+from tests.chaos.workload import RESTLESS, STALL_MAX_S, Load, NoAnswer, Pressure
 from tests.processes.warm import WarmCluster
 from tests.seed import SEED
 
@@ -69,19 +69,11 @@ def wait_until_mended(cluster: LocalCluster) -> None:
         _, whole = cluster.admin("GET", "/api/v1/cluster")
         if status == 200 and not found["intents"] and isinstance(whole, dict) and not whole["away"]:
             _, damaged = cluster.admin("GET", "/api/v1/volumes?damaged=true")
-            if isinstance(damaged, dict) and damaged["volumes"] == [] and everyone_reads(cluster):
+            if isinstance(damaged, dict) and damaged["volumes"] == []:
                 return
         if time.monotonic() > limit:
             pytest.fail(f"seed {SEED}: not mended in {MENDED_S:.0f} s: {found}\n{cluster.gateway.words()}")
         time.sleep(0.1)
-
-
-def everyone_reads(cluster: LocalCluster) -> bool:
-    """Whether every process that reads objects has heard that all disks are back."""
-    lines = [
-        line for line in metrics_of(cluster).splitlines() if line.startswith("objstore_disk_unreadable{")
-    ]
-    return len(lines) >= NODES and all(line.endswith((" 0", " 0.0")) for line in lines)
 
 
 def wait_until_safe(cluster: LocalCluster, nodes: Sequence[Process]) -> None:

@@ -44,6 +44,9 @@ class DirectoryDisk:
     def reason(self) -> str:
         return self._suspect
 
+    async def look_again(self) -> bool:
+        return self.state is not DiskState.MISSING
+
     def _log(self, name: str) -> Path:
         assert "/" not in name
         return self._path / "logs" / name

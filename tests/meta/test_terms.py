@@ -65,6 +65,9 @@ class Seen:
 
     reason = ""
 
+    async def look_again(self) -> bool:
+        return self.number not in self.machine.away and await self.node.disk.look_again()
+
     def __getattr__(self, name: str) -> Callable[..., Awaitable[Any]]:
         async def call(*arguments: Any) -> Any:
             for _ in range(self.machine.delay()):
@@ -227,6 +230,25 @@ async def test_with_half_of_the_disks_there_is_neither_a_start_nor_a_new_epoch(p
     pair.old.away = set()
     await pair.old.start()
     assert pair.old.has(b"a")
+
+
+async def test_disks_that_are_back_unheard_count_when_two_others_go(pair: Pair) -> None:
+    assert pair.old.now is not None
+    first, second, *others = pair.old.now.journal.header.members + [
+        node.disk.number for node in pair.nodes if node.disk.number not in pair.old.now.journal.header.members
+    ]
+    for node in pair.nodes:
+        if node.disk.number in others[-2:]:
+            node.disk.mood = "away"
+    pair.old.away = {first, second}
+    await pair.old.write(b"b")
+    await pair.old.start()
+    assert pair.old.has(b"b")
+    for node in pair.nodes:
+        if node.disk.number in others[-2:]:
+            node.disk.mood, node.disk.returned = "away", False
+    with pytest.raises(MetaUnavailable, match="2 of 6"):
+        await pair.old.now.journal.roll(state=b"")
 
 
 async def test_any_two_disks_may_be_away_while_a_new_machine_takes_over(tmp_path: Path) -> None:

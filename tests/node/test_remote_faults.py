@@ -1,6 +1,7 @@
 """A network that cuts, slows down and swallows, between a gateway and a node: what becomes of each call."""
 
 import asyncio
+import itertools
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
@@ -9,17 +10,17 @@ from pathlib import Path
 import pytest
 import uvloop
 
-from objstore.errors import DiskFailed, DiskMissing, Overloaded
+from objstore.errors import DiskFailed, DiskMissing, NodeAway, Overloaded
 from objstore.node import threads
 from objstore.node.disk import DiskState
 from objstore.node.local import DiskOptions, open_disk
-from objstore.node.pool import PoolLimits
-from objstore.node.remote import RemoteDisk, RemoteNode
-from objstore.node.wire import Item
+from objstore.node.pool import PoolLimits, Unreachable
+from objstore.node.remote import AGAIN_S, RemoteDisk, RemoteNode
+from objstore.node.wire import Item, NodeReport
 from tests.node.rig import OPTIONS, Node, disks_of, formatted, uuid
 from tests.proxy import Proxy
 from tests.sim.faulty_syscalls import FaultySyscalls
-from tests.waiting import until
+from tests.waiting import until, until_true
 
 # The proxy counts bytes: polls that come between would be counted, too.
 SELDOM = replace(OPTIONS, poll_s=3_600.0)
@@ -694,3 +695,116 @@ async def test_disks_that_the_node_does_not_serve_or_serves_as_another_are_calle
     with pytest.raises(DiskMissing, match="no disk 9"):
         await missing.append(1, 0, 0, [b"x"], sync=True)
     assert rig.held() == b""
+
+
+# Back, and unheard.
+
+
+@pytest.fixture
+def polls(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """When the node was asked how it is, from now on."""
+    found: list[float] = []
+    ask = RemoteNode._ask_state
+
+    async def counted(node: RemoteNode, limit_s: float) -> NodeReport:
+        found.append(asyncio.get_running_loop().time())
+        return await ask(node, limit_s)
+
+    monkeypatch.setattr(RemoteNode, "_ask_state", counted)
+    return found
+
+
+async def go_away(rig: Rig) -> None:
+    """It refuses connections, and a call has found that out."""
+    await rig.proxy.stop()
+    with pytest.raises(NodeAway):
+        await rig.disk.usage()
+
+
+async def test_however_many_look_for_a_node_that_is_back_it_is_asked_once(
+    rig: Rig, polls: list[float]
+) -> None:
+    await rig.disk.create(1, 0)
+    await rig.disk.append(1, 0, 0, [b"abc"], sync=True)
+    await go_away(rig)
+    await rig.proxy.start()
+    with pytest.raises(NodeAway):
+        await whole(rig.disk)  # The next poll is due in an hour.
+    assert all(await asyncio.gather(*(rig.disk.look_again() for _ in range(1_000))))
+    assert len(polls) == 1
+    assert await whole(rig.disk) == b"abc"
+    assert await rig.disk.look_again()
+    assert len(polls) == 1, "a node that answers is not asked whether it does"
+
+
+async def test_a_storm_of_looks_for_a_node_that_stays_away_is_few_questions(
+    rig: Rig, polls: list[float]
+) -> None:
+    await go_away(rig)
+    for _ in range(3):
+        assert not any(await asyncio.gather(*(rig.disk.look_again() for _ in range(1_000))))
+    assert len(polls) == 3
+    assert min(after - before for before, after in itertools.pairwise(polls)) >= 0.9 * AGAIN_S
+
+
+async def test_who_looks_while_a_poll_is_under_way_hears_of_one_that_began_later(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The one under way may have gone out before the node was back."""
+    await go_away(rig)
+    ask, asked, answered = RemoteNode._ask_state, 0, asyncio.Event()
+
+    async def late(node: RemoteNode, limit_s: float) -> NodeReport:
+        nonlocal asked
+        asked += 1
+        if asked == 1:
+            await answered.wait()
+            raise Unreachable("it was not back")
+        return await ask(node, limit_s)
+
+    monkeypatch.setattr(RemoteNode, "_ask_state", late)
+    first = asyncio.ensure_future(rig.disk.look_again())
+    await until(lambda: asked == 1)
+    await rig.proxy.start()
+    second = asyncio.ensure_future(rig.disk.look_again())
+    await asyncio.sleep(0)
+    answered.set()
+    assert not await first
+    assert await second
+    assert asked == 2
+
+
+async def test_a_node_that_is_closed_keeps_nobody_waiting_who_looks_for_it(rig: Rig) -> None:
+    await go_away(rig)
+    looks = [asyncio.ensure_future(rig.disk.look_again()) for _ in range(3)]
+    await asyncio.sleep(0)
+    rig.seen.close()
+    assert await asyncio.gather(*looks) == [False] * 3
+    assert not await rig.disk.look_again()
+
+
+async def test_a_look_that_is_cancelled_takes_no_other_along(rig: Rig) -> None:
+    await go_away(rig)
+    await rig.proxy.start()
+    looks = [asyncio.ensure_future(rig.disk.look_again()) for _ in range(2)]
+    await asyncio.sleep(0)
+    looks[0].cancel()
+    assert await looks[1]
+    assert looks[0].cancelled()
+
+
+async def test_a_node_that_was_slow_is_tried_before_its_time_when_something_fails_without_it(
+    rig: Rig,
+) -> None:
+    content = os.urandom(512 * 1024)
+    await rig.disk.create(1, 0)
+    await rig.disk.append(1, 0, 0, [content], sync=True)
+    await rig.see(read_limit_s=0.3)
+    rig.proxy.swallow()
+    with pytest.raises(NodeAway):
+        await whole(rig.disk)
+    rig.proxy.reset()
+    rig.proxy.open()
+    assert rig.seen._back_at > asyncio.get_running_loop().time(), "not for a while"
+    await until_true(rig.disk.look_again)
+    assert await whole(rig.disk) == content

@@ -13,6 +13,7 @@ Moods (set `disk.mood` at any time; a tiny language for `disks("+x~")`):
     #  full       no space for fragment data: DiskFull; reads, deletes and logs go on
     r  read-only  every write raises DiskFailed; reads go on
     /  torn       the next append keeps only half of its bytes and fails: suspect, the mood is well again
+    @  away       presumed away: every call raises NodeAway until `look_again` finds the disk `returned`
 
 `calls` counts every call by name. `before` may be set to a function (name, volume, index) that runs first
 and may raise: for a failure at exactly one call.
@@ -24,7 +25,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from objstore.errors import Denied, DiskFailed, DiskFull, DiskMissing
+from objstore.errors import Denied, DiskFailed, DiskFull, DiskMissing, NodeAway
 from objstore.node.disk import Buffer, DiskState, FragmentFile, LogFile, Usage
 
 MOODS = {
@@ -36,6 +37,7 @@ MOODS = {
     "#": "full",
     "r": "read-only",
     "/": "torn",
+    "@": "away",
 }
 
 
@@ -69,6 +71,7 @@ class MemoryDisk:
         self.calls: Counter[str] = Counter()
         self.before: Callable[[str, int, int], None] | None = None
         self.held: asyncio.Event | None = None  # Reads wait for it, however long.
+        self.returned = True  # What `look_again` finds of one that is presumed away.
         self.fragments: dict[tuple[int, int], _File] = {}
         self.log_files: dict[str, _File] = {}
         self.replacing: dict[str, _File] = {}  # Temporary files; lost with the process.
@@ -103,7 +106,7 @@ class MemoryDisk:
             return DiskState.MISSING
         if self.mood == "dead":
             return DiskState.FAILED
-        if self.suspicion:
+        if self.suspicion or self.mood == "away":
             return DiskState.SUSPECT
         if self.mood == "read-only":
             return DiskState.READ_ONLY
@@ -117,6 +120,14 @@ class MemoryDisk:
         if state is DiskState.HEALTHY:
             return ""
         return self.suspicion if state is DiskState.SUSPECT else f"mood: {self.mood}"
+
+    async def look_again(self) -> bool:
+        self.calls["look_again"] += 1
+        if self.yields:
+            await asyncio.sleep(0)
+        if self.mood == "away" and self.returned:
+            self.mood = "well"
+        return self.mood not in ("dead", "missing", "away")
 
     async def create(self, volume: int, index: int) -> None:
         await self._enter("create", volume, index, writes=True, grows=True)
@@ -279,6 +290,8 @@ class MemoryDisk:
             self.before(call, volume, index)
         if self.mood == "dead":
             raise DiskFailed(f"disk {self.number} is dead")
+        if self.mood == "away":
+            raise NodeAway(f"disk {self.number} is presumed away")
         if self.mood == "missing":
             raise DiskMissing(f"disk {self.number} is missing")
         if not writes:
