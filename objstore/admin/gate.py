@@ -15,7 +15,7 @@ Concurrency: one event loop; nothing is kept between requests but the count of r
 
 import hashlib
 import logging
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any, Final
 
 import msgspec
@@ -41,7 +41,17 @@ OPENAPI_PATH: Final = f"{PREFIX}openapi.json"
 
 
 class Gate:
-    def __init__(self, table: Table, kv: Kv, services: Services, *, token: str, clock: Clock) -> None:
+    def __init__(
+        self,
+        table: Table,
+        kv: Kv,
+        services: Services,
+        *,
+        token: str,
+        clock: Clock,
+        used: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        """used: told the id of every user's token that is good."""
         self._table = table
         self._kv = kv
         self._services = services
@@ -50,6 +60,7 @@ class Gate:
         self._noted: dict[tuple[str, int], int] = {}  # Caller and hour -> refusals recorded.
         self._description: bytes | None = None
         self._shares = Shares(clock)
+        self._used = used
 
     async def answer(self, request: web.BaseRequest) -> web.Response | None:
         """None: no such path is here."""
@@ -61,6 +72,8 @@ class Gate:
         caller = await caller_of(request, self._kv, self._token, now_us=self._clock.now_us())
         if caller is None:
             raise Problem(401, "a token is needed: Authorization: Bearer TOKEN (an admin token or a user's)")
+        if caller.token:
+            self._used(caller.token)
         if path == OPENAPI_PATH and method == "GET":
             if self._description is None:
                 self._description = openapi.text(self._table).encode()

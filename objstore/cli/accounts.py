@@ -363,7 +363,7 @@ def user_token(
 def user_tokens(store: Store, name: UserName) -> None:
     """A user's tokens by their ids."""
     found = store.listed(f"/api/v1/users/{quoted(name)}/tokens")
-    store.show(found, "id", "created", "expires", "expired", "comment")
+    store.show(found, "id", "created", "expires", "expired", "last_used", "comment")
 
 
 @user_app.command("revoke")

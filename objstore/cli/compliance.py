@@ -34,6 +34,11 @@ KEY_FIELDS: Final = (
     "access_key", "user", "disabled", "project", "networks", "created", "expires", "last_used",
 )  # fmt: skip
 
+WHO: Final = ("tenants", "users", "keys", "tokens")
+TOKEN_FIELDS: Final = (
+    "id", "user", "role", "tenant", "comment", "created", "expires", "expired", "last_used",
+)  # fmt: skip
+
 Facts = dict[str, Any]
 
 compliance_app = typer.Typer(help="What an auditor asks for.", no_args_is_help=True)
@@ -103,12 +108,14 @@ def gather(store: Store) -> Facts:
 def _access(store: Store) -> Facts:
     users = store.listed("/api/v1/users")
     keys = store.listed("/api/v1/keys")
+    tokens = store.listed("/api/v1/tokens")
     return {
         "tenants": store.listed("/api/v1/tenants"),
         "users": [{name: user[name] for name in USER_FIELDS} for user in users],
         "keys": [
             {**{name: key[name] for name in KEY_FIELDS}, "has_policy": bool(key["policy"])} for key in keys
         ],
+        "tokens": [{name: token[name] for name in TOKEN_FIELDS} for token in tokens],
     }
 
 
@@ -197,6 +204,10 @@ def _of_access(found: Facts, made: str) -> list[Facts]:
         told.append(_finding("note", f"{len(unused)} access keys were not used for {UNUSED_DAYS} days"))
     if endless:
         told.append(_finding("note", f"{len(endless)} access keys never expire"))
+    good = [one for one in found["tokens"] if not one["expired"] and one["user"] not in disabled]
+    idle = [one for one in good if _days(one["last_used"] or one["created"], now) > UNUSED_DAYS]
+    if idle:
+        told.append(_finding("note", f"{len(idle)} bearer tokens were not used for {UNUSED_DAYS} days"))
     return told
 
 
@@ -285,7 +296,7 @@ def sections(facts: Facts) -> "list[Section]":
         ),
         Section(
             title="Access: users",
-            words=[", ".join(f"{len(access[what])} {what}" for what in ("tenants", "users", "keys")) + "."],
+            words=[", ".join(f"{len(access[what])} {what}" for what in WHO) + "."],
             columns=["user", "tenant", "role", "root", "disabled"],
             rows=[
                 _cells(user["name"], user["tenant"], user["role"], user["root"], user["disabled"])
@@ -302,6 +313,22 @@ def sections(facts: Facts) -> "list[Section]":
                     key["networks"], key["expires"] or "never", key["last_used"] or "not known",
                 )
                 for key in access["keys"]
+            ],
+        ),
+        Section(
+            title="Access: bearer tokens of the admin API",
+            words=[
+                "A token may what its user may, for its time. Last use is known to the hour.",
+                "Beside them there is the operator's (objstore token), which may everything and has no end."
+                " It lies with the store's data; what is done with it is in the audit log as operator.",
+            ],
+            columns=["token", "user", "role", "tenant", "comment", "made", "expires", "expired", "last used"],
+            rows=[
+                _cells(
+                    one["id"], one["user"], one["role"], one["tenant"], one["comment"], one["created"],
+                    one["expires"], one["expired"], one["last_used"] or "not known",
+                )
+                for one in access["tokens"]
             ],
         ),
         Section(

@@ -5,13 +5,14 @@ came from; every look-up compares those with metadata, so that whatever an opera
 next request on, in every process.
 """
 
+import base64
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
 from objstore.clock import Clock, SystemClock
-from objstore.errors import BadArgument
+from objstore.errors import BadArgument, Corrupt
 from objstore.iam import keys, last_use, tenants, users
 from objstore.iam.conditions import parse_network
 from objstore.iam.keys import KeyTerms
@@ -35,6 +36,7 @@ from objstore.meta.schema import (
 
 CACHED_CREDENTIALS_MAX: Final = 10_000
 CACHED_POLICIES_MAX: Final = 2 * 1024 * 1024  # Bytes of their policies as text; compiled, ten times that.
+_CARRIED: Final = "cursor of a list"  # What hidden texts are bound to: no access key has this id.
 ID_SIZE_MAX: Final = 128  # Characters: a longer id is nobody's, and is not looked up.
 
 
@@ -194,6 +196,20 @@ class Directory:
             if not record.disabled:
                 return one, None
         return await self.create_key(users.ROOT_USER, comment="made at the first start")
+
+    # What a client carries for us, and shall not read.
+
+    def hide(self, text: str) -> str:
+        """Sealed under the newest master key, for use in an address."""
+        return base64.urlsafe_b64encode(self._box.seal(_CARRIED, text)).rstrip(b"=").decode()
+
+    def reveal(self, hidden: str) -> str:
+        """Raises: BadArgument: it is not what `hide` gave, or its master key is gone."""
+        try:
+            sealed = base64.b64decode(hidden + "=" * (-len(hidden) % 4), altchars=b"-_", validate=True)
+            return self._box.open(_CARRIED, sealed)
+        except (ValueError, Corrupt):
+            raise BadArgument("this is not one of ours", name="cursor") from None
 
     # What the command line and the admin API ask for.
 

@@ -9,6 +9,7 @@ from objstore.errors import BadArgument, Conflict, Overloaded
 from objstore.iam.changes import ATTEMPTS_MAX, change_record
 from objstore.iam.conditions import parse_network
 from objstore.iam.names import check_access_key_id, check_secret, new_access_key_id, new_secret
+from objstore.iam.picking import Picked, owned, pick
 from objstore.iam.policy import check_policy
 from objstore.iam.secrets import SecretBox
 from objstore.iam.users import no_such_user
@@ -193,6 +194,13 @@ async def list_keys(
         found += [(one, record) for one, record in records if user is None or record.user == user]
         start = pairs[-1][0] + b"\0"
     return found[:limit]
+
+
+async def page_of_keys(kv: Kv, *, user: str, tenant: str, after: str, limit: int) -> Picked[AccessKeyRecord]:
+    """Ids > after, in order; of one user, else of one tenant, else of all. Their secrets are sealed."""
+    return await pick(
+        kv, access_key_key(""), AccessKeyRecord, owned(kv, user, tenant), after=after, limit=limit
+    )
 
 
 async def set_key_disabled(kv: Kv, access_key_id: str, disabled: bool) -> AccessKeyRecord:

@@ -14,6 +14,7 @@ from objstore.errors import BadArgument, Conflict, Overloaded
 from objstore.iam.changes import ATTEMPTS_MAX
 from objstore.iam.keys import COMMENT_SIZE_MAX
 from objstore.iam.names import new_access_key_id, new_secret
+from objstore.iam.picking import Picked, owned, pick
 from objstore.iam.users import no_such_user
 from objstore.ids import Randomness
 from objstore.meta.kv import Kv, Transaction, prefix_end
@@ -23,6 +24,7 @@ from objstore.meta.schema import (
     UserRecord,
     decode,
     encode,
+    last_use_key,
     tenant_key,
     token_key,
     user_key,
@@ -32,7 +34,6 @@ DAYS_MAX: Final = 366
 PREFIX: Final = "OT"
 _DAY_US: Final = 86_400 * 1_000_000
 _TOKEN: Final = re.compile(r"(OT[A-Z0-9]{18})\.([A-Za-z0-9]{40})", re.ASCII)
-_PAGE: Final = 1_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,17 +90,16 @@ async def find_token(kv: Kv, token: str) -> TokenRecord:
     return decode(value, TokenRecord)
 
 
-async def list_tokens(
-    kv: Kv, user: str | None = None, *, after: str = "", limit: int = 1_000
-) -> list[tuple[str, TokenRecord]]:
-    """Ids > after, in order, of one user or of all."""
-    found: list[tuple[str, TokenRecord]] = []
-    start = token_key(after) + b"\0" if after else b"K"
-    while len(found) < limit and (pairs := await kv.scan(start, prefix_end(b"K"), _PAGE)):
-        records = [(key[1:].decode(), decode(value, TokenRecord)) for key, value in pairs]
-        found += [(one, record) for one, record in records if user is None or record.user == user]
-        start = pairs[-1][0] + b"\0"
-    return found[:limit]
+async def list_tokens(kv: Kv, *, after: str = "", limit: int = 1_000) -> list[tuple[str, TokenRecord]]:
+    """Ids > after, in order, of all users."""
+    start = token_key(after) + b"\0" if after else token_key("")
+    pairs = await kv.scan(start, prefix_end(token_key("")), limit)
+    return [(key[1:].decode(), decode(value, TokenRecord)) for key, value in pairs]
+
+
+async def page_of_tokens(kv: Kv, *, user: str, tenant: str, after: str, limit: int) -> Picked[TokenRecord]:
+    """Ids > after, in order; of one user, else of one tenant, else of all."""
+    return await pick(kv, token_key(""), TokenRecord, owned(kv, user, tenant), after=after, limit=limit)
 
 
 async def remove_token(kv: Kv, token: str) -> TokenRecord:
@@ -110,7 +110,7 @@ async def remove_token(kv: Kv, token: str) -> TokenRecord:
         if value is None:
             raise no_such_token(token)
         try:
-            await kv.commit(Transaction(expect={key: value}, delete=[key]))
+            await kv.commit(Transaction(expect={key: value}, delete=[key, last_use_key(token)]))
         except Conflict:
             continue
         return decode(value, TokenRecord)

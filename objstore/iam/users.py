@@ -1,5 +1,6 @@
 """Users of tenants. A user's name is unique in the whole store; its tenant never changes."""
 
+from collections.abc import Sequence
 from typing import Final
 
 import msgspec
@@ -7,6 +8,7 @@ import msgspec
 from objstore.errors import BadArgument, Conflict, Denied, Overloaded
 from objstore.iam.changes import ATTEMPTS_MAX, change_record
 from objstore.iam.names import check_email, check_user
+from objstore.iam.picking import Picked, pick
 from objstore.iam.roles import DEFAULT_ROLE, check_role
 from objstore.iam.tenants import no_such_tenant
 from objstore.meta.kv import Kv, Transaction, prefix_end
@@ -67,6 +69,15 @@ async def list_users(
         found += [record for record in records if tenant is None or record.tenant == tenant]
         start = pairs[-1][0] + b"\0"
     return found[:limit]
+
+
+async def page_of_users(kv: Kv, *, tenant: str, after: str, limit: int) -> Picked[UserRecord]:
+    """Names > after, in order; of one tenant, or of all (empty)."""
+
+    async def own(records: Sequence[tuple[str, UserRecord]]) -> Sequence[tuple[str, UserRecord]]:
+        return [one for one in records if not tenant or one[1].tenant == tenant]
+
+    return await pick(kv, user_key(""), UserRecord, own, after=after, limit=limit)
 
 
 async def find_user(kv: Kv, name: str) -> UserRecord:

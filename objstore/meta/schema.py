@@ -52,7 +52,7 @@ the end, with a default, so that every later release reads every earlier record.
     K <token id>                            TokenRecord: the admin API's bearer tokens of users
     I <SHA-256 32>                          RepeatRecord: a request of the admin API with an Idempotency-Key
     T <sequence 8>                          audit.records.AuditRecord: an administrative act; hash-chained
-    l <access key id>                       LastUseRecord
+    l <access key or token id>              LastUseRecord
 
 One home: bytes are live if the record whose key their stripe's directory names (o... or p...)
 holds their address, itself or in its x pages, and for no other reason.

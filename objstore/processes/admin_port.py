@@ -9,7 +9,7 @@ import logging
 import math
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -25,6 +25,8 @@ from objstore.blobs.survey import survey
 from objstore.blobs.topology import DEFAULT_POLICY
 from objstore.clock import SystemClock, utc_text
 from objstore.errors import StoreError
+from objstore.iam.last_use import UsedKeys
+from objstore.meta.schema import token_key
 from objstore.metrics import Accumulator, Family, Labels, counter, gauge, render
 from objstore.node.disk import DiskState, Usage
 from objstore.objects.exports import Exports
@@ -75,8 +77,8 @@ class _Printing:
         return await self._printer.render(document)
 
 
-def gate_of(parts: Parts, service: Service) -> Gate:
-    """The versioned API over a process's metadata."""
+def gate_of(parts: Parts, service: Service, used: Callable[[str], None]) -> Gate:
+    """The versioned API over a process's metadata; `used` is told the tokens of those who ask."""
     spec, leasing = parts.spec, service.leasing
     services = Services(
         directory=lambda kv: directory_of(parts, kv),
@@ -91,7 +93,7 @@ def gate_of(parts: Parts, service: Service) -> Gate:
         render=_Printing().render,
         exports=Exports(parts.store),
     )
-    return Gate(TABLE, parts.kv, services, token=spec.token, clock=SystemClock())
+    return Gate(TABLE, parts.kv, services, token=spec.token, clock=SystemClock(), used=used)
 
 
 async def sweep_repeats(parts: Parts) -> None:
@@ -126,7 +128,8 @@ class AdminPort:
         self._service = service
         self._parts = parts
         self._spec = parts.spec
-        self._gate = gate_of(parts, service)
+        self.used_tokens = UsedKeys(token_key)
+        self._gate = gate_of(parts, service, self.used_tokens.add)
         self._totals = Accumulator()
         self._naming = Naming(parts.spec.config.metrics.tenant_limit)
         self._usage: dict[int, Usage] = {}

@@ -143,10 +143,10 @@ async def report_damage(parts: Parts) -> None:
 
 
 async def tell_used_keys(parts: Parts, used: UsedKeys) -> None:
-    """Metadata learns which access keys this worker saw used, each once an hour."""
+    """Metadata learns which access keys or tokens this process saw used, each once an hour."""
     while True:
         await asyncio.sleep(TELL_SECONDS)
         try:
             await used.tell(parts.kv, parts.store.clock.now_us())
         except StoreError as failure:
-            log.info("used access keys are told later", extra={"failure": str(failure)})
+            log.info("used keys are told later", extra={"failure": str(failure)})

@@ -28,7 +28,7 @@ from objstore.processes.engine import is_shared
 from objstore.processes.layout import LayoutSet
 from objstore.processes.link import Link
 from objstore.processes.machine_families import member_families
-from objstore.processes.minding import follow_disks, judge_slowness
+from objstore.processes.minding import follow_disks, judge_slowness, tell_used_keys
 from objstore.processes.parts import (
     Parts,
     alive_of,
@@ -97,6 +97,7 @@ async def _serve(
     tasks: list[asyncio.Task[None]] = [
         loop.create_task(mind(parts)) for mind in (follow_disks, judge_slowness, sweep_repeats)
     ]
+    tasks.append(loop.create_task(tell_used_keys(parts, port.used_tokens)))
     if spec.cluster.term and not is_shared(spec):
         from objstore.processes.founder import follow_nodes, mark_founder
 

@@ -173,9 +173,17 @@ async def _unused(*arguments: object) -> Any:
 
 @asynccontextmanager
 async def serving(
-    table: Table = TABLE, wrap: Callable[[World], Kv] = lambda kv: kv, **given: object
+    table: Table = TABLE,
+    wrap: Callable[[World], Kv] = lambda kv: kv,
+    used: Callable[[str], None] = lambda _: None,
+    **given: object,
 ) -> AsyncIterator[Api]:
-    """`wrap`: what the API commits through, over what the test looks into; `given`: fields of Admin."""
+    """
+    Args:
+        wrap: what the API commits through, over what the test looks into.
+        used: told of the tokens that ask.
+        given: fields of Admin.
+    """
     kv, clock, randomness = World(), Clock(), counted()
     services = Services(
         directory=lambda one: Directory(one, MASTER_KEY, clock=clock, randomness=randomness),
@@ -190,7 +198,7 @@ async def serving(
         sites=sites,
         bind=bind,
     )
-    gate = Gate(table, wrap(kv), services, token=TOKEN, clock=clock)
+    gate = Gate(table, wrap(kv), services, token=TOKEN, clock=clock, used=used)
     others = {
         field.name: _unused
         for field in dataclasses.fields(Admin)

@@ -1,6 +1,7 @@
 """The way into the admin API: who may what, what is sent again, what was seen before, what is hostile."""
 
 import asyncio
+import base64
 import dataclasses
 import json
 import zlib
@@ -13,18 +14,22 @@ import pytest
 from objstore.admin import openapi, repeats, shares
 from objstore.admin.bodies import BODY_SIZE_MAX, explained
 from objstore.admin.callers import Caller, Rule
+from objstore.admin.pages import cursor_of
 from objstore.admin.problems import Problem
 from objstore.admin.resources import TABLE, tenants
 from objstore.admin.resources.users import ROUTES as USER_ROUTES
 from objstore.admin.routes import File, Route, Table
 from objstore.audit.log import Deed, RecordedKv, Wanted, newest, verify
 from objstore.audit.records import HEAD_KEY, AuditRecord
+from objstore.clock import utc_text
 from objstore.errors import ConditionFailed, MetaUnavailable
+from objstore.iam.directory import Directory
+from objstore.iam.last_use import HOUR_US, UsedKeys
 from objstore.iam.roles import PRESETS, may
 from objstore.iam.users import create_user, set_user_disabled
 from objstore.meta.kv import DictKv, Transaction, prefix_end
-from objstore.meta.schema import user_key
-from tests.admin.api import DRAFT, QUOTE, TB, TOKEN, Api, Clock, furnish, people, serving
+from objstore.meta.schema import last_use_key, token_key, user_key
+from tests.admin.api import DRAFT, MASTER_KEY, QUOTE, TB, TOKEN, Api, Clock, furnish, people, serving
 from tests.server import ROOT
 
 DAY_US = 86_400 * 1_000_000
@@ -581,6 +586,61 @@ async def test_pages_hold_everything_once_and_in_order(api: Api) -> None:
         cursor = answer["next"]
     assert seen == sorted(seen)
     assert len(seen) == 12
+
+
+@pytest.mark.parametrize("kind", ["users", "keys", "tokens"])
+async def test_a_page_ends_at_a_bound_of_what_is_read_and_its_cursor_tells_nobodys_name(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with serving() as api:
+        tokens = await people(api)
+        directory = Directory(api.kv, MASTER_KEY, clock=api.clock, randomness=api.randomness)
+        for user in ("lower-owner", "lower-reader", "other-owner", "other-reader", "upper-owner"):
+            await directory.create_key(user)
+        name = {"users": "name", "keys": "access_key", "tokens": "id"}[kind]
+        wanted = [one[name] for one in (await api("GET", f"/api/v1/{kind}?tenant=other")).body["items"]]
+        assert wanted
+        monkeypatch.setattr("objstore.iam.picking.READ_MAX", 2)
+        seen: list[str] = []
+        cursor, pages = "", 0
+        while cursor is not None:
+            path = f"/api/v1/{kind}?limit=3&cursor={cursor}"
+            answer = (await api("GET", path, token=tokens["other-reader"])).body
+            seen += [one[name] for one in answer["items"]]
+            cursor, pages = answer["next"], pages + 1
+            if cursor is not None and not (answer["items"] and cursor_of(seen[-1]) == cursor):
+                sealed = cursor.removeprefix("~").encode()
+                whole = base64.urlsafe_b64decode(sealed + b"=" * (-len(sealed) % 4))
+                assert b"lower" not in whole
+                assert b"upper" not in whole
+                assert cursor.startswith("~")
+        assert seen == wanted
+        assert pages > 2
+        forged = "~" + base64.urlsafe_b64encode(b"lower-owner" * 5).rstrip(b"=").decode()
+        for cursor in ("~", "~AAAA", "~!", forged):
+            assert (await api("GET", f"/api/v1/{kind}?cursor={cursor}")).status == 400
+
+
+async def test_tokens_are_listed_with_whose_they_are_and_whoever_asks_with_one_has_used_it() -> None:
+    used = UsedKeys(token_key)
+    async with serving(used=used.add) as api:
+        tokens = await people(api)
+        await api("POST", "/api/v1/users/lower-reader/tokens", {"days": 1, "comment": "laptop"})
+        assert (await api("GET", "/api/v1/users", token=tokens["lower-owner"])).status == 200
+        assert (await api("GET", "/api/v1/users", token=tokens["lower-owner"] + "x")).status == 401
+        await used.tell(api.kv, api.clock.us)
+        listed = (await api("GET", "/api/v1/tokens?tenant=lower", token=tokens["upper-admin"])).body["items"]
+        assert {one["tenant"] for one in listed} == {"lower"}
+        [owners] = [one for one in listed if one["user"] == "lower-owner"]
+        [laptop] = [one for one in listed if one["comment"] == "laptop"]
+        hour_s = api.clock.us // HOUR_US * 3_600
+        assert owners["last_used"] == utc_text(hour_s)
+        assert (laptop["user"], laptop["role"], laptop["last_used"]) == ("lower-reader", "reader", None)
+        assert all("." not in one["id"] for one in listed)
+        everybody = (await api("GET", "/api/v1/tokens")).body["items"]
+        assert {one["tenant"] for one in everybody} == {"upper", "lower", "other"}
+        await api("DELETE", f"/api/v1/tokens/{owners['id']}")
+        assert await api.kv.get(last_use_key(owners["id"])) is None
 
 
 @pytest.mark.parametrize(

@@ -63,6 +63,13 @@ WELL: Final[dict[str, Any]] = {
                 "last_used": "2026-11-22T09:00:00Z", "has_policy": True,
             }
         ],
+        "tokens": [
+            {
+                "id": "OT1", "user": "u", "role": "owner", "tenant": "t", "comment": "laptop",
+                "created": "2026-07-01T00:00:00Z", "expires": "2027-01-01T00:00:00Z", "expired": False,
+                "last_used": "2026-11-21T09:00:00Z",
+            }
+        ],
     },
     "audit_log": {"records": 7, "finding": "", "anchor": "7:ab"},
 }  # fmt: skip
@@ -82,7 +89,8 @@ HARMS: Final[dict[str, tuple[str, Any, int]]] = {
     "not every bucket": ("residency.more_bound_buckets", True, 3),
     "no copy of metadata": ("backups.copy_in_volumes", None, 3),
     "72 hours old": ("backups.copy_in_volumes.age_seconds", 72 * 3_600, 3),
-    "were not used for 90 days": ("access.keys.0.last_used", "2026-01-01T00:00:00Z", 0),
+    "1 access keys were not used for 90 days": ("access.keys.0.last_used", "2026-01-01T00:00:00Z", 0),
+    "1 bearer tokens were not used for 90 days": ("access.tokens.0.last_used", None, 0),
     "never expire": ("access.keys.0.expires", None, 0),
     "the audit log: record 3": ("audit_log.finding", "record 3 is missing", 4),
 }  # fmt: skip
@@ -115,6 +123,9 @@ def run(server: Server, *words: str) -> Result:
 
 def test_a_running_store_is_reported_on_as_it_is(store_server: Server, tmp_path: Path) -> None:
     store_server.command("user", "create", "audited", "--tenant", "audited", "--role", "reader")
+    words = ("user", "token", "audited", "--days", "7", "--comment", "review", "-o", "json")
+    token = json.loads(store_server.command(*words).stdout)[0]
+    name, _, secret = token["token"].partition(".")
     done = run(store_server, "-o", "json")
     assert done.exit_code in (0, 3), done.output  # A young store may have no copy of its metadata yet.
     facts = json.loads(done.stdout)
@@ -127,9 +138,15 @@ def test_a_running_store_is_reported_on_as_it_is(store_server: Server, tmp_path:
         facts["access"]["users"]
     )
     assert (facts["audit_log"]["finding"], facts["audit_log"]["records"] > 0) == ("", True)
+    [listed] = [one for one in facts["access"]["tokens"] if one["id"] == name]
+    assert (listed["user"], listed["role"], listed["tenant"]) == ("audited", "reader", "audited")
+    assert (listed["comment"], listed["expires"]) == ("review", token["expires"])
+    assert (listed["created"] < listed["expires"], listed["expired"]) == (True, False)
+    assert secret not in done.stdout
     assert "secret" not in json.dumps(facts["access"])
     page = run(store_server, "-o", "md").stdout
     assert "| audited | audited | reader | no | no |" in page
+    assert f"| {name} | audited | reader | audited | review | {listed['created']} |" in page
     pdf = tmp_path / "report.pdf"
     assert run(store_server, "-o", "pdf", "--out", str(pdf)).exit_code in (0, 3)
     assert pdf.read_bytes().startswith(b"%PDF-")

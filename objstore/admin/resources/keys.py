@@ -7,13 +7,15 @@ from typing import Any, Final
 import msgspec
 
 from objstore.admin.callers import Rule, check_gives
-from objstore.admin.pages import page
+from objstore.admin.pages import picked_page
 from objstore.admin.routes import Call, Page, Route
 from objstore.admin.views import Done, LimitsView, List, microseconds, moment, shown
+from objstore.clock import SECOND_US
 from objstore.errors import BadArgument
-from objstore.iam.keys import KeyTerms, find_key, list_keys, remove_key, set_key_disabled
+from objstore.iam.keys import KeyTerms, find_key, page_of_keys, remove_key, set_key_disabled
+from objstore.iam.picking import Picked
 from objstore.iam.users import find_user
-from objstore.meta.schema import AccessKeyRecord, UserRecord, access_key_key, decode, user_key
+from objstore.meta.schema import AccessKeyRecord, access_key_key
 from objstore.rental.terms import check_limits
 
 READ, WRITE = Rule(action="keys:Read"), Rule(action="keys:Write")
@@ -106,41 +108,22 @@ async def _shown(call: Call, *found: tuple[str, AccessKeyRecord]) -> list[dict[s
             "expires": moment(record.expires_us),
             "networks": record.networks,
             "limits": shown(record.limits),
-            "last_used": moment((seconds or 0) * 1_000_000),
+            "last_used": moment((seconds or 0) * SECOND_US),
         }
         for (one, record), seconds in zip(found, used, strict=True)
     ]
 
 
 async def list_all(call: Call) -> List[Any]:
-    user = call.query.user or None
-    tenant = call.query.tenant or call.caller.tenant
+    user, tenant = call.query.user, call.query.tenant or call.caller.tenant
 
-    async def read(after: str, limit: int) -> list[tuple[str, AccessKeyRecord]]:
-        found: list[tuple[str, AccessKeyRecord]] = []
-        while len(found) < limit:
-            pairs = await list_keys(call.kv, user=user, after=after, limit=limit)
-            found += pairs if user or not tenant else await _of_tenant(call, tenant, pairs)
-            if len(pairs) < limit:
-                break
-            after = pairs[-1][0]
-        return found[:limit]
+    async def read(after: str, limit: int) -> Picked[AccessKeyRecord]:
+        return await page_of_keys(call.kv, user=user, tenant=tenant, after=after, limit=limit)
 
-    found = await page(call.query, read, lambda one: one[0], lambda one: one)
-    return List(await _shown(call, *found.items), found.next)
+    async def show(found: list[tuple[str, AccessKeyRecord]]) -> list[Any]:
+        return await _shown(call, *found)
 
-
-async def _of_tenant(
-    call: Call, tenant: str, pairs: Sequence[tuple[str, AccessKeyRecord]]
-) -> list[tuple[str, AccessKeyRecord]]:
-    names = sorted({record.user for _, record in pairs})
-    values = await call.kv.get_many([user_key(name) for name in names])
-    own = {
-        name
-        for name, value in zip(names, values, strict=True)
-        if value is not None and decode(value, UserRecord).tenant == tenant
-    }
-    return [(one, record) for one, record in pairs if record.user in own]
+    return await picked_page(call, read, show)
 
 
 async def create(call: Call) -> Any:

@@ -6,15 +6,17 @@ from typing import Any, Final
 import msgspec
 
 from objstore.admin.callers import Rule, check_gives
-from objstore.admin.pages import page
+from objstore.admin.pages import picked_page
 from objstore.admin.routes import Call, Page, Route, in_body, in_query
 from objstore.admin.views import Done, List, moment
+from objstore.clock import SECOND_US
 from objstore.errors import BadArgument
 from objstore.iam.names import check_user
+from objstore.iam.picking import Picked, users_of
 from objstore.iam.roles import DEFAULT_ROLE, check_role
 from objstore.iam.tenants import create_tenant
-from objstore.iam.tokens import create_token, find_token, list_tokens, remove_token
-from objstore.iam.users import create_user, find_user, list_users, set_role, set_user_disabled
+from objstore.iam.tokens import create_token, find_token, page_of_tokens, remove_token
+from objstore.iam.users import create_user, find_user, page_of_users, set_role, set_user_disabled
 from objstore.meta.schema import TokenRecord, UserRecord, tenant_key, user_key
 
 READ, WRITE = Rule(action="users:Read"), Rule(action="users:Write")
@@ -48,10 +50,13 @@ class Users(Page, frozen=True, kw_only=True, forbid_unknown_fields=True):
 class Token(msgspec.Struct, frozen=True, kw_only=True):
     id: str
     user: str
+    role: str  # Of its user, and the same
+    tenant: str
     created: str | None
     expires: str | None
     expired: bool
     comment: str
+    last_used: str | None  # To the hour.
 
 
 class NewToken(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -93,12 +98,15 @@ def shown_user(record: UserRecord) -> dict[str, Any]:
 
 
 async def list_all(call: Call) -> List[Any]:
-    tenant = call.query.tenant or call.caller.tenant or None
+    tenant = call.query.tenant or call.caller.tenant
 
-    async def read(after: str, limit: int) -> list[UserRecord]:
-        return await list_users(call.kv, tenant=tenant, after=after, limit=limit)
+    async def read(after: str, limit: int) -> Picked[UserRecord]:
+        return await page_of_users(call.kv, tenant=tenant, after=after, limit=limit)
 
-    return await page(call.query, read, lambda record: record.name, shown_user)
+    async def show(found: list[tuple[str, UserRecord]]) -> list[Any]:
+        return [shown_user(record) for _, record in found]
+
+    return await picked_page(call, read, show)
 
 
 async def create(call: Call) -> Any:
@@ -143,22 +151,41 @@ async def enable(call: Call) -> Any:
     return shown_user(await set_user_disabled(call.kv, call.params["user"], False))
 
 
-async def all_tokens(call: Call) -> List[Any]:
-    def show_one(found: tuple[str, TokenRecord]) -> dict[str, Any]:
-        token, record = found
-        return {
+async def _shown_tokens(call: Call, found: list[tuple[str, TokenRecord]]) -> list[Any]:
+    users = await users_of(call.kv, [record.user for _, record in found])
+    used = await call.directory.last_used([one for one, _ in found])
+    return [
+        {
             "id": token,
             "user": record.user,
+            "role": users[record.user].role if record.user in users else "",
+            "tenant": users[record.user].tenant if record.user in users else "",
             "created": moment(record.created_us),
             "expires": moment(record.expires_us),
             "expired": call.now_us >= record.expires_us,
             "comment": record.comment,
+            "last_used": moment((seconds or 0) * SECOND_US),
         }
+        for (token, record), seconds in zip(found, used, strict=True)
+    ]
 
-    async def read(after: str, limit: int) -> list[tuple[str, TokenRecord]]:
-        return await list_tokens(call.kv, call.params["user"], after=after, limit=limit)
 
-    return await page(call.query, read, lambda found: found[0], show_one)
+async def _tokens(call: Call, *, user: str, tenant: str) -> List[Any]:
+    async def read(after: str, limit: int) -> Picked[TokenRecord]:
+        return await page_of_tokens(call.kv, user=user, tenant=tenant, after=after, limit=limit)
+
+    async def show(found: list[tuple[str, TokenRecord]]) -> list[Any]:
+        return await _shown_tokens(call, found)
+
+    return await picked_page(call, read, show)
+
+
+async def tokens_of_user(call: Call) -> List[Any]:
+    return await _tokens(call, user=call.params["user"], tenant="")
+
+
+async def all_tokens(call: Call) -> List[Any]:
+    return await _tokens(call, user="", tenant=call.query.tenant or call.caller.tenant)
 
 
 async def make_token(call: Call) -> Any:
@@ -214,13 +241,18 @@ ROUTES: Final = (
     Route(
         method="GET", path=f"{_ONE}/tokens", name="list_tokens",
         summary="A user's tokens, without their secrets.",
-        rule=READ, owner=of_user, query=Page, handler=all_tokens, answer=List[Token],
+        rule=READ, owner=of_user, query=Page, handler=tokens_of_user, answer=List[Token],
     ),
     Route(
         method="POST", path=f"{_ONE}/tokens", name="create_token",
         summary="Make a token for this API: it may what its user may.",
         rule=WRITE, owner=of_user, body=NewToken, handler=make_token, answer=MadeToken, status=201,
         once=frozenset({"token"}),
+    ),
+    Route(
+        method="GET", path="/api/v1/tokens", name="list_all_tokens",
+        summary="Tokens of a tenant's users, without their secrets; of the operator all.",
+        rule=READ, owner=in_query, query=Users, handler=all_tokens, answer=List[Token],
     ),
     Route(
         method="DELETE", path="/api/v1/tokens/{token}", name="remove_token", summary="Revoke a token.",
