@@ -19,10 +19,10 @@ LABEL org.opencontainers.image.title="objstore" \
       org.opencontainers.image.description="An S3-compatible, erasure-coded object store" \
       org.opencontainers.image.licenses="Apache-2.0"
 # tini hands signals on and reaps; libisal2 computes the erasure code 20 to 40 times faster; invoices are printed in
-# DejaVu Sans. The image of Python comes without bytecode, and the store's user may not write any: every start and
+# DejaVu Sans, and their numbers and dates follow the seller's time zone, which tzdata knows. The image of Python comes without bytecode, and the store's user may not write any: every start and
 # health check would compile it.
 RUN apt-get update \
- && apt-get install -y --no-install-recommends tini libisal2 fonts-dejavu-core \
+ && apt-get install -y --no-install-recommends tini libisal2 fonts-dejavu-core tzdata \
  && rm -rf /var/lib/apt/lists/* \
  && groupadd --gid 10001 objstore \
  && useradd --uid 10001 --gid 10001 --home-dir /data --no-create-home --shell /usr/sbin/nologin objstore \

@@ -13,7 +13,7 @@ from objstore.blobs.placement import Placement, Promise, place_volume, promised
 from objstore.blobs.survey import survey
 from objstore.blobs.topology import DEFAULT_POLICY, TOP_DOWN, Layout, Level, Policy, Topology
 from objstore.config import Config
-from objstore.errors import StoreError, TooFewDisks, WeakerPromise
+from objstore.errors import BadArgument, StoreError, TooFewDisks, WeakerPromise
 from objstore.meta.client import MetaClient
 from objstore.meta.kv_lmdb import library_version
 from objstore.meta.schema import MemberRecord
@@ -22,6 +22,8 @@ from objstore.objects.adoption import Unadopted, unadopted
 from objstore.processes.control import Snapshot, ask
 from objstore.processes.parts import Parts
 from objstore.processes.rotation import Rotation
+from objstore.rental.records import SellerRecord
+from objstore.rental.sellers import check_timezone, list_sellers
 
 FILES_WANTED = 16_384  # Open files per process: connections, and fragment files of every disk.
 EXPIRY_DAYS = 14.0
@@ -65,6 +67,7 @@ async def examine(
         *(master_keys(await Rotation.of(parts, parts.kv).needs())),
         *machines(members, time.time(), {spot.node: spot.site for spot in layout.spots.values()}),
         *(authority(Path(parts.spec.cluster.tls), time.time()) if parts.spec.cluster.tls else ()),
+        *time_zones(await list_sellers(parts.kv)),
         _open_files(),
         await asyncio.to_thread(_clock),
     ]
@@ -81,6 +84,18 @@ def master_keys(needs: dict[str, dict[str, int]]) -> list[Finding]:
         else:
             text = f"nothing needs master key {name} any more: take it out of security.other_master_keys"
             found.append(finding("master key", "ok", text))
+    return found
+
+
+def time_zones(sellers: Sequence[SellerRecord]) -> list[Finding]:
+    """Without its seller's time zone this machine cannot say in which year an invoice is issued."""
+    found = []
+    for seller in sellers:
+        try:
+            check_timezone(seller.timezone)
+        except BadArgument as failure:
+            text = f"invoices of seller {seller.id} do not become final here: {failure}"
+            found.append(finding("time zones", "problem", text, "apt-get install tzdata"))
     return found
 
 

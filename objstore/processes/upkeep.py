@@ -24,6 +24,7 @@ from objstore.processes.admin_port import AdminPort, sweep_repeats
 from objstore.processes.compliance import Compliance
 from objstore.processes.control import serve_metrics
 from objstore.processes.disks import DiskSet
+from objstore.processes.doctor import time_zones
 from objstore.processes.engine import is_shared
 from objstore.processes.layout import LayoutSet
 from objstore.processes.link import Link
@@ -44,6 +45,7 @@ from objstore.processes.rotation import Rotation
 from objstore.processes.salvage_copies import Copies
 from objstore.processes.spec import Spec
 from objstore.processes.stopping import Stopping
+from objstore.rental.sellers import list_sellers
 from objstore.upkeep.compaction import CompactionRules
 from objstore.upkeep.purging import LMDB, POSTGRESQL, PurgeRules
 from objstore.upkeep.rebalance import RebalanceRules
@@ -98,6 +100,8 @@ async def _serve(
         loop.create_task(mind(parts)) for mind in (follow_disks, judge_slowness, sweep_repeats)
     ]
     tasks.append(loop.create_task(tell_used_keys(parts, port.used_tokens)))
+    for unknown in time_zones(await list_sellers(parts.kv)):
+        log.error(unknown["finding"], extra={"remedy": unknown["remedy"]})
     if spec.cluster.term and not is_shared(spec):
         from objstore.processes.founder import follow_nodes, mark_founder
 

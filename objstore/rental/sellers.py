@@ -16,6 +16,7 @@ from objstore.rental.records import SellerRecord, seller_key
 
 LOGO_SIZE_MAX: Final = 4_096  # Bytes.
 _PREFIX = re.compile(r"[A-Z][A-Z0-9]{0,7}", re.ASCII)  # FA, AV.
+ALWAYS_KNOWN: Final = "UTC"  # Where there is a table of time zones.
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -55,11 +56,22 @@ def check_seller(record: SellerRecord) -> SellerRecord:
 
 
 def check_timezone(name: str) -> zoneinfo.ZoneInfo:
-    """Raises: BadArgument."""
+    """Raises: BadArgument: there is none of this name, or this machine knows none at all."""
+    zone = known_zone(name)
+    if zone is None:
+        words = f"there is no time zone {name!r}"
+        if known_zone(ALWAYS_KNOWN) is None:
+            words = f"this machine knows no time zones, so not {name!r} either: install tzdata"
+        raise BadArgument(words, name="timezone", value=name)
+    return zone
+
+
+def known_zone(name: str) -> zoneinfo.ZoneInfo | None:
+    """None if this machine does not know it. Reads a file, the first time."""
     try:
         return zoneinfo.ZoneInfo(name)
-    except (zoneinfo.ZoneInfoNotFoundError, ValueError, OSError) as failure:
-        raise BadArgument(f"there is no time zone {name!r}", name="timezone", value=name) from failure
+    except (zoneinfo.ZoneInfoNotFoundError, ValueError, OSError):
+        return None
 
 
 def local_year(seller: SellerRecord, at_us: int) -> int:

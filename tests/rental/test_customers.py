@@ -1,6 +1,9 @@
 """Sellers, customers, projects: who may be what, in which state, under whom."""
 
 import asyncio
+import zoneinfo
+from collections.abc import Iterator
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -17,6 +20,7 @@ from objstore.meta.schema import (
     encode,
     tenant_use_key,
 )
+from objstore.processes.doctor import time_zones
 from objstore.rental.catalogue import publish_plan
 from objstore.rental.customers import (
     LEVELS_MAX,
@@ -37,7 +41,13 @@ from objstore.rental.plan_changes import give_plan
 from objstore.rental.plans import parse_plan
 from objstore.rental.projects import change_project, create_project, find_project, list_projects
 from objstore.rental.records import KINDS, PurgeRecord, SellerRecord, purge_key
-from objstore.rental.sellers import change_seller, create_seller, find_seller, list_sellers
+from objstore.rental.sellers import (
+    change_seller,
+    check_timezone,
+    create_seller,
+    find_seller,
+    list_sellers,
+)
 from objstore.rental.terms import STATES
 from tests.rental.cards import plan, rate
 from tests.rental.parties import DAY_US, SELLER, a_customer, a_market, pay
@@ -296,6 +306,35 @@ async def test_customers_and_sellers_are_listed_page_by_page() -> None:
 async def test_what_is_wrong_with_a_seller_is_said(wrong: dict[str, object]) -> None:
     with pytest.raises(BadArgument):
         await create_seller(DictKv(), msgspec.structs.replace(SELLER, **wrong))
+
+
+@pytest.fixture
+def no_zones(tmp_path: Path) -> Iterator[None]:
+    """A machine without a table of time zones."""
+    before = zoneinfo.TZPATH
+    zoneinfo.reset_tzpath([tmp_path])
+    zoneinfo.ZoneInfo.clear_cache()
+    try:
+        yield
+    finally:
+        zoneinfo.reset_tzpath(before)
+        zoneinfo.ZoneInfo.clear_cache()
+
+
+async def test_a_machine_that_knows_no_time_zone_says_so_and_what_to_do(no_zones: None) -> None:
+    for name in ("UTC", "Africa/Algiers"):
+        seller = msgspec.structs.replace(SELLER, timezone=name)
+        with pytest.raises(BadArgument, match=r"knows no time zones, so not .*: install tzdata"):
+            await create_seller(DictKv(), seller)
+        [found] = time_zones([seller])
+        assert (found["level"], found["remedy"]) == ("problem", "apt-get install tzdata")
+        assert "invoices of seller oran do not become final here" in found["finding"]
+
+
+async def test_where_its_time_zone_is_known_nothing_is_said_of_a_seller() -> None:
+    assert time_zones([SELLER]) == []
+    with pytest.raises(BadArgument, match=r"there is no time zone 'Africa/Atlantis'$"):
+        check_timezone("Africa/Atlantis")
 
 
 async def test_a_seller_changes_but_its_series_keep_their_names() -> None:

@@ -6,7 +6,6 @@ them: a name that looks like a program is printed. What people typed is cleaned 
 """
 
 import unicodedata
-import zoneinfo
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, tzinfo
@@ -22,6 +21,7 @@ from objstore.rental.documents.texts import text
 from objstore.rental.lines import LINES_MAX
 from objstore.rental.money import Money
 from objstore.rental.records import CustomerRecord, InvoiceRecord, Line, SellerRecord, TaxLine
+from objstore.rental.sellers import known_zone
 from objstore.rental.words import in_words
 
 _TEXT_MAX: Final = 500  # Characters of anything that people typed; more is cut, and shown to be.
@@ -264,10 +264,7 @@ class _Content:
 
 def _zone(seller: SellerRecord) -> tzinfo:
     """The seller's own; a name that is no longer known must not keep a document from being read."""
-    try:
-        return zoneinfo.ZoneInfo(seller.timezone)
-    except (zoneinfo.ZoneInfoNotFoundError, ValueError, OSError):
-        return UTC
+    return known_zone(seller.timezone) or UTC
 
 
 def _picture_format(logo: bytes) -> str:
