@@ -15,14 +15,17 @@ Source: IAM User Guide, "IAM JSON policy elements reference" and "Policy evaluat
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from enum import Enum
-from functools import lru_cache
-from typing import Any, Final
+from functools import lru_cache, partial
+from typing import Any, Final, TypeVar
 
 from objstore.errors import BadArgument
+from objstore.iam.actions import check_action
 from objstore.iam.conditions import Condition, Presence, check_key, parse_conditions, split_arn
 from objstore.iam.patterns import Text, Values
+
+T = TypeVar("T")
 
 POLICY_SIZE_MAX: Final = 6_144  # Bytes of JSON without spaces: as AWS, and it fits into a key's record.
 VERSIONS: Final = ("2012-10-17", "2008-10-17")
@@ -148,28 +151,39 @@ def compile_policy(text: str) -> Policy:
         raise _wrong("Id is a text")
     if "Statement" not in document:
         raise _wrong("Statement is missing")
-    found = document["Statement"]
-    statements = found if isinstance(found, list) else [found]
-    if not statements:
-        raise _wrong("Statement is empty")
-    compiled: list[Statement] = []
-    for number, one in enumerate(statements, 1):
-        try:
-            compiled.append(_parse_statement(one, variables=version == VERSIONS[0]))
-        except BadArgument as failure:
-            raise _wrong(f"{_name(number, one)}: {failure}") from None
+    compiled = _each_statement(document, partial(_parse_statement, variables=version == VERSIONS[0]))
     sids = [statement.sid for statement in compiled if statement.sid]
     if len(sids) != len(set(sids)):
         raise _wrong("two statements have the same Sid")
     return Policy(tuple(compiled))
 
 
+def _each_statement(document: dict[str, Any], do: Callable[[Any], T]) -> list[T]:
+    """Raises: BadArgument, which names the statement."""
+    found = document["Statement"]
+    statements = found if isinstance(found, list) else [found]
+    if not statements:
+        raise _wrong("Statement is empty")
+    done: list[T] = []
+    for number, one in enumerate(statements, 1):
+        try:
+            done.append(do(one))
+        except BadArgument as failure:
+            raise _wrong(f"{_name(number, one)}: {failure}") from None
+    return done
+
+
 def check_policy(text: str) -> str:
-    """The policy as it is kept: without spaces. Raises: BadArgument."""
+    """The policy as it is kept: without spaces. Raises: BadArgument.
+
+    Held to more than what is compiled: it may only name actions there are (iam/actions.py). What is kept
+    already need not: a release that did not look may have kept it, and it must go on being read.
+    """
     too_long = _wrong(f"a policy has at most {POLICY_SIZE_MAX} bytes without spaces")
     if len(text) > 4 * POLICY_SIZE_MAX:  # Before any work.
         raise too_long
-    short = json.dumps(_parse_json(text), separators=(",", ":"), ensure_ascii=False)
+    document = _parse_json(text)
+    short = json.dumps(document, separators=(",", ":"), ensure_ascii=False)
     try:
         size = len(short.encode())
     except UnicodeEncodeError:
@@ -177,7 +191,14 @@ def check_policy(text: str) -> str:
     if size > POLICY_SIZE_MAX:
         raise too_long
     compile_policy(short)
+    _each_statement(document, _check_actions)
     return short
+
+
+def _check_actions(statement: dict[str, Any]) -> None:
+    """Of a statement that compiles."""
+    for action in _either(statement, "Action", "NotAction")[1]:
+        check_action(action)
 
 
 def _wrong(message: str) -> BadArgument:

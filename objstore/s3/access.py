@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 COPY_SOURCE: Final = "x-amz-copy-source"
 ARN: Final = "arn:aws:s3:::"
 
-_OF_VERSIONS: Final = {
+OF_VERSIONS: Final = {
     "s3:GetObject": "s3:GetObjectVersion",
     "s3:GetObjectAcl": "s3:GetObjectVersionAcl",
     "s3:GetObjectAttributes": "s3:GetObjectVersionAttributes",
@@ -40,7 +40,7 @@ _OF_VERSIONS: Final = {
     "s3:DeleteObject": "s3:DeleteObjectVersion",
     "s3:DeleteObjectTagging": "s3:DeleteObjectVersionTagging",
 }
-_WITH_ACL: Final = {"s3:PutObject": "s3:PutObjectAcl", "s3:CreateBucket": "s3:PutBucketAcl"}
+WITH_ACL: Final = {"s3:PutObject": "s3:PutObjectAcl", "s3:CreateBucket": "s3:PutBucketAcl"}
 
 
 class Access(msgspec.Struct, frozen=True, gc=False):
@@ -84,9 +84,9 @@ class Access(msgspec.Struct, frozen=True, gc=False):
         resource = f"{target.bucket}/{target.key}" if target.key else target.bucket or "*"
         versioned = "versionId" in target.query
         for action in route.actions:
-            self._require(_OF_VERSIONS.get(action, action) if versioned else action, resource)
-            if action in _WITH_ACL and "x-amz-acl" in self._verified.headers:
-                self._require(_WITH_ACL[action], resource)
+            self._require(OF_VERSIONS.get(action, action) if versioned else action, resource)
+            if action in WITH_ACL and "x-amz-acl" in self._verified.headers:
+                self._require(WITH_ACL[action], resource)
         if route.header == COPY_SOURCE:
             bucket, key, version = copy_source(self._headers)
             self._require("s3:GetObject" if version is None else "s3:GetObjectVersion", f"{bucket}/{key}")

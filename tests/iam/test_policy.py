@@ -201,8 +201,9 @@ def test_all_policies_must_allow_and_the_first_that_does_not_is_told() -> None:
 
 # By chance, against the reference.
 
-ACTIONS = ("s3:GetObject", "s3:PutObject", "s3:GetObjectAcl", "s3:ListBucket", "usage:Read")
-ACTION_PATTERNS = (*ACTIONS, "*", "s3:*", "s3:Get*", "S3:getobject", "s3:*Object", "s3:?etObject*", "usage:*")
+S3_ACTIONS = ("s3:GetObject", "s3:PutObject", "s3:GetObjectAcl", "s3:ListBucket")
+ACTIONS = (*S3_ACTIONS, "usage:Read")  # Also one that a policy may not name; `*` and NotAction are about it.
+ACTION_PATTERNS = (*S3_ACTIONS, "*", "s3:*", "s3:Get*", "S3:getobject", "s3:*Object", "s3:?etObject*")
 RESOURCES = ("*", "b", "b/k", "b/kk/k", "c/k", "b/*", "bob/a", "b/?", "")
 RESOURCE_PATTERNS = (
     "*",
@@ -351,6 +352,15 @@ ONE = allow("s3:GetObject", "*")
         (policy(allow(["s3:*", {}], "*")), "Action is a text or a list of texts"),
         (policy(allow("GetObject", "*")), "'GetObject' is no action"),
         (policy(allow("s3:${aws:username}", "*")), "is no action"),
+        (policy(allow("s3:putobjct", "*")), "'s3:putobjct' is no action of S3: is s3:PutObject meant"),
+        (
+            policy(ONE, {**ONE, "Effect": "Deny", "Action": ["s3:DeleteObject", "s3:Frob"]}),
+            "statement 2: 's3:F",
+        ),
+        (
+            policy({"Effect": "Allow", "NotAction": "s3:DeleteObjct", "Resource": "*"}),
+            "is s3:DeleteObject meant",
+        ),
         (policy(allow("s3:*", "bucket/*")), "'bucket/\\*' is no resource"),
         (policy(allow("s3:*", "arn:aws:s3:::")), "is no resource"),
         (policy(allow("s3:*", "arn:aws:s3:*")), "is no resource"),
