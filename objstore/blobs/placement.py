@@ -6,6 +6,7 @@ Decided once, when a volume is made; looked at again when disks, machines or pol
     judge         whether a volume lies as it should, and the fewest fragment files that would have to move
     substitute    the disk for one file that is to lie elsewhere
     admits        whether one file of a volume may lie on a given disk
+    outdone       whether a new volume would promise more than one on given disks
 
 A policy's sites and pool are never left, by none of them. Within that the aim is at most m-1 fragments of a
 volume in one failure domain: then any one domain may be lost, and a disk of another beside it. Where the
@@ -214,6 +215,17 @@ def judge(
 
 
 _SEVERITY: Final = {Fault.GONE: 0, Fault.OUTSIDE: 1, Fault.LEAVING: 2, Fault.CROWDED: 3}
+
+
+def outdone(topology: Topology, policy: Policy, *, k: int, m: int, disks: Sequence[int]) -> bool:
+    """Whether a new volume of k+m would promise more than one on these disks, for a site or any other domain.
+
+    One that was made while disks were away, say. As things are, not as they would be with every disk well.
+    """
+    return any(
+        _RANK[_promise(topology.fullest(disks, level), m)] > _RANK[promise]
+        for level, promise in promised(topology, policy, k, m, takes=True).items()
+    )
 
 
 def substitute(

@@ -35,7 +35,7 @@ import msgspec
 from xxhash import xxh3_64_intdigest
 
 from objstore.blobs.memory import MemoryBudget
-from objstore.blobs.placement import Placement, place_volume
+from objstore.blobs.placement import Placement, outdone, place_volume
 from objstore.blobs.stripes import (
     DIRECTORY_ROOM,
     FRAGMENT_SIZE_MAX,
@@ -103,6 +103,8 @@ class WriterLimits(NamedTuple):
     pressure_s: float = 2.0  # Age at which a partly filled buffer is flushed while others wait.
     linger_s: float = 30.0  # Between the last Stored and the seal: a commit must be done by then.
     idle_s: float = 3_600.0  # An open volume without appends is sealed.
+    outdone_s: float = 10.0  # Between looks whether a new volume would promise more than an open one,
+    outdone_again_s: float = 60.0  # and after one that ended some.
     extend_s: float = 1.0  # Least time between two notes of a volume's length.
     tick_s: float = 0.25  # Of the task that does what is due.
 
@@ -466,6 +468,7 @@ class BlobWriter:
         self._full: dict[int, float] = {}  # Disk number -> until when it is not asked.
         self._away: dict[int, float] = {}  # The same of those whose nodes did not answer.
         self._asked_at = 0.0  # When those were last asked because there were too few others.
+        self._outdone_at = 0.0  # When it is looked at next whether new volumes would promise more.
         self._asking = asyncio.Lock()
         self._janitor: asyncio.Task[None] | None = None
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="stripes")
@@ -991,16 +994,18 @@ class BlobWriter:
         self, topology: Topology, policy: Policy, chosen: Placement, lanes: _Lanes
     ) -> Placement:
         """The same on other disks, if some of these are slow and others promise no less."""
-        slow = self._slowness.slow
-        if slow.isdisjoint(chosen.disks):
+        if self._slowness.slow.isdisjoint(chosen.disks):
             return chosen
-        spots = topology.spots.values()
-        quick = Topology(spot._replace(usable=spot.usable and spot.number not in slow) for spot in spots)
         try:
-            other = place_volume(quick, policy, k=lanes.k, m=lanes.m, chance=self._chance)
+            other = place_volume(self._quick(topology), policy, k=lanes.k, m=lanes.m, chance=self._chance)
         except Unavailable:
             return chosen
         return other if other._replace(disks=chosen.disks) == chosen else chosen
+
+    def _quick(self, topology: Topology) -> Topology:
+        """The same without the disks that are slow."""
+        slow, spots = self._slowness.slow, topology.spots.values()
+        return Topology(spot._replace(usable=spot.usable and spot.number not in slow) for spot in spots)
 
     async def _survey(self) -> tuple[Layout, Topology]:
         """The layout in force, and every disk as it is now: those that rest take nothing."""
@@ -1069,6 +1074,34 @@ class BlobWriter:
                 if spot is None or spot.leaving or not policy.admits(spot.site, spot.pool):
                     self._end_volume(volume)
                     break
+
+    async def leave_outdone(self, layout: Layout) -> None:
+        """End every open volume in whose place a new one would promise more: those that were made while a
+        site was away, once it is back. What is in them is moved when they are sealed (upkeep/rebalance.py).
+
+        It may be called often: it looks now and then, and asks the disks only if metadata's layout says so.
+
+        Raises: MetaUnavailable.
+        """
+        now = self._clock.monotonic()
+        if now < self._outdone_at:
+            return
+        self._outdone_at = now + self._limits.outdone_s
+        if not self._outdone(Topology(layout.spots.values()), layout):
+            return
+        layout, topology = await self._survey()
+        for volume in self._outdone(self._quick(topology), layout):
+            self._end_volume(volume)
+            self._outdone_at = now + self._limits.outdone_again_s
+
+    def _outdone(self, topology: Topology, layout: Layout) -> list[_Volume]:
+        found = []
+        for volume in self._open_volumes():
+            policy = layout.policy(volume.record.policy)
+            k, m = (policy.k, policy.m) if policy.k else (self._k, self._m)
+            if outdone(topology, policy, k=k, m=m, disks=volume.record.disks):
+                found.append(volume)
+        return found
 
     async def _seal_volume(self, volume: _Volume) -> None:
         """Seal at the end of what is durable: first the record, then the files.

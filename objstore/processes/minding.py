@@ -75,7 +75,8 @@ async def mind_disks(parts: Parts) -> None:
 async def follow_disks(parts: Parts) -> None:
     """What operators decide about disks, as metadata has it: new ones are opened here too, removed ones
     closed, and open volumes leave those that are to be emptied or were given up, or that their policy does
-    not admit any more. A disk that a write or a read misses meanwhile is taken up by that."""
+    not admit any more. They end, too, when a new one would promise more. A disk that a write or a read misses
+    meanwhile is taken up by that."""
     while True:
         await asyncio.sleep(LOOK_SECONDS)
         try:
@@ -85,6 +86,10 @@ async def follow_disks(parts: Parts) -> None:
             continue
         parts.store.placing.layout = layout
         parts.store.writer.obey(layout)
+        try:
+            await parts.store.writer.leave_outdone(layout)
+        except StoreError as failure:
+            log.warning("open volumes were not looked at", extra={"failure": str(failure)})
 
 
 async def judge_slowness(parts: Parts) -> None:

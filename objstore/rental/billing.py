@@ -18,6 +18,7 @@ from objstore.rental.commitments import Charge, Commitment, commitment_of
 from objstore.rental.customers import account_state, list_customers
 from objstore.rental.drafts import draft_invoice
 from objstore.rental.invoices import final_invoice, find_document, read_lines
+from objstore.rental.last_credits import credit_who_left
 from objstore.rental.late_usage import correct_month
 from objstore.rental.leased import leases_of
 from objstore.rental.meters import HOUR_S
@@ -50,6 +51,7 @@ class MonthRun:
     nothing: int = 0  # Nothing to invoice: on trial then, no customer then, or nothing used.
     final: int = 0  # Their month is final already,
     corrections: int = 0  # and so many lines of it go to the next invoice.
+    credited: int = 0  # Credit notes of who has left.
     after: str = ""  # The last tenant: where another run may go on.
     problems: list[tuple[str, str]] = field(default_factory=list)  # Tenant, why; at most PROBLEMS_MAX.
     unpriced: list[tuple[str, str]] = field(default_factory=list)  # Tenant, what its plan has no price for.
@@ -154,6 +156,7 @@ async def _draft(
     # Never active since its trial: nobody has ordered anything.
     if state == "trial" or customer.trial_ends_us or not _active_s(customer, state, month):
         run.nothing += 1
+        await _credit_who_left(kv, customer, state, month, now_us, randomness, run)
         return
     await _settle_service(kv, customer, _shifted(month, -1), now_us, run)
     rated = await rate_customer(kv, customer, month)
@@ -171,12 +174,37 @@ async def _draft(
         found = await correct_month(kv, customer.tenant, month, rated.lines, now_us=now_us)
         run.corrections += len(found)
         await _settle_service(kv, customer, month, now_us, run)
+    if made is None or made.state != DRAFT:
+        await _credit_who_left(kv, customer, state, month, now_us, randomness, run)
 
 
-async def _settle_service(kv: Kv, customer: CustomerRecord, month: Month, now_us: int, run: MonthRun) -> None:
+async def _credit_who_left(
+    kv: Kv,
+    customer: CustomerRecord,
+    state: str,
+    month: Month,
+    now_us: int,
+    randomness: Randomness,
+    run: MonthRun,
+) -> None:
+    """What waits for a next invoice that will not come. The month is drafted: from the last one on."""
+    last = Month.containing(customer.state_since_us // SECOND_US)
+    if state != "purged" or month < last:
+        return
+    if month == last:
+        await _settle_service(kv, customer, month, now_us, run, last=True)
+    try:
+        run.credited += await credit_who_left(kv, customer.tenant, now_us=now_us, randomness=randomness)
+    except BadArgument as problem:
+        _tell(run.problems, customer.tenant, problem.message)
+
+
+async def _settle_service(
+    kv: Kv, customer: CustomerRecord, month: Month, now_us: int, run: MonthRun, *, last: bool = False
+) -> None:
     """What a month's service level gives back waits for the next invoice, once its own is final."""
     try:
-        await settle_service(kv, customer, month, now_us=now_us)
+        await settle_service(kv, customer, month, now_us=now_us, last=last)
     except BadArgument as problem:  # No reason to keep the invoice back.
         _tell(run.problems, customer.tenant, problem.message)
 

@@ -76,7 +76,7 @@ async def issue_credit_note(
     async def decide(change: Change) -> InvoiceRecord:
         there = await change.record(document_key(document), InvoiceRecord)
         if there is None:
-            return await _issue(change, document, invoice, given, reason, now_us)
+            return await put_credit_note(change, document, invoice, given, reason=reason, now_us=now_us)
         if there.type != CREDIT_NOTE or await change.value(credit_key(invoice, document)) is None:
             raise BadArgument(f"{document} is another document", name="document", value=document)
         return there
@@ -84,14 +84,18 @@ async def issue_credit_note(
     return await commit_change(kv, decide, what=f"invoice {invoice}")
 
 
-async def _issue(
+async def put_credit_note(
     change: Change,
     document: str,
     invoice: str,
     given: Sequence[Credit] | None,
+    *,
     reason: str,
     now_us: int,
 ) -> InvoiceRecord:
+    """`issue_credit_note` as a part of a greater change; the document is a new one."""
+    if await change.value(document_key(document)) is not None:
+        raise BadArgument(f"there is a document {document}", name="document", value=document)
     original = await find_final(change, invoice)
     seller = await read_seller(change, original.seller)
     lines = unpack_lines(await read_document_pages(change.kv, original.id, original.pages))

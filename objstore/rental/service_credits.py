@@ -43,6 +43,7 @@ from objstore.rental.service_levels import (
     service_month_key,
 )
 
+CREDIT_PREFIX: Final = "sla/"  # Of names under which credits wait.
 KINDS: Final = ("maintenance", "outage")
 EVENTS_MAX: Final = 1_000  # Kept at a time.
 EVENT_DAYS_MAX: Final = 31
@@ -174,11 +175,14 @@ async def settled_service(kv: Kv, tenant: str, month: Month) -> ServiceMonthReco
 
 
 async def settle_service(
-    kv: Kv, customer: CustomerRecord, month: Month, *, now_us: int
+    kv: Kv, customer: CustomerRecord, month: Month, *, now_us: int, last: bool = False
 ) -> ServiceMonthRecord | None:
     """Hold a month whose invoice is final against its levels, and have the credit wait for the next invoice.
 
     Done once: asked again, it answers what it was. All of the month's hours have to be sealed.
+
+    Args:
+        last: the month gets no invoice; it may have been charged in advance all the same.
 
     Returns: None while the invoice is no final one, and where no level was promised.
 
@@ -188,8 +192,10 @@ async def settle_service(
     there = await settled_service(kv, tenant, month)
     if there is not None:
         return there
+    # A charge in advance for this month stands on the invoice of the month before.
+    before = await final_invoice(kv, tenant, Month.containing(month.begin_s - 1))
     invoice = await final_invoice(kv, tenant, month)
-    if invoice is None:
+    if invoice is None and (before is None or not last):
         return None
     promised = await promised_to(kv, customer, month)
     if not promised.all:
@@ -198,9 +204,8 @@ async def settle_service(
     assessed = await assess_month(kv, customer, month, levels, until_s=month.end_s)
     if not assessed:
         return None
-    # A charge in advance for this month stands on the invoice of the month before.
-    before = await final_invoice(kv, tenant, Month.containing(month.begin_s - 1))
     documents = [(one, await read_lines(kv, one)) for one in (before, invoice) if one is not None]
+    source = documents[-1][0].number
     lines: list[Line] = []
     granted: list[GrantedCredit] = []
     for assessment in assessed:
@@ -214,7 +219,7 @@ async def settle_service(
         granted.append(GrantedCredit(level=assessment.level.id, share=f"{assessment.credit:f}", net=net))
     uptime = assessed[0].uptime
     record = ServiceMonthRecord(
-        invoice=invoice.number,
+        invoice=source,
         uptime=f"{uptime.numerator}/{uptime.denominator}",
         counted=assessed[0].counted,
         failed=assessed[0].failed,
@@ -227,7 +232,7 @@ async def settle_service(
         if made is not None:
             return made
         for number, line in enumerate(lines, 1):
-            await put_carried(change, tenant, f"sla/{month}/{number:03d}", line, invoice.number, now_us)
+            await put_carried(change, tenant, f"{CREDIT_PREFIX}{month}/{number:03d}", line, source, now_us)
         change.put(service_month_key(tenant, month), record)
         return record
 

@@ -1,16 +1,20 @@
 """The writer's lanes under placement policies: one open volume each, on the policy's own disks."""
 
 import asyncio
+from collections import Counter
 
+import msgspec
 import pytest
 
 from objstore.blobs import writer as writer_module
 from objstore.blobs.topology import Policy
+from objstore.blobs.volumes import Stored
 from objstore.errors import Overloaded, TooFewDisks, WeakerPromise
 from objstore.meta.kv import Transaction
-from objstore.meta.schema import encode
+from objstore.meta.schema import MemberRecord, decode, encode, member_key
 from objstore.objects.layout import LAYOUT_KEY, LayoutRecord, Plan
-from tests.blobs.sites import two_sites
+from tests.blobs.rig import Rig
+from tests.blobs.sites import node, two_sites
 
 HERE = Policy(name="here", sites=("a",))
 LEASED = Policy(name="leased", pool="leased", k=2, m=1)
@@ -83,6 +87,60 @@ async def test_open_volumes_end_when_the_layout_no_longer_admits_their_disks() -
     after = await rig.ledger.get((await rig.writer.put(b"x", b"o3", b"", policy="here")).extents[0].volume)
     assert after.id != before
     assert set(after.disks) == {7, 8, 9, 10, 11, 12}
+
+
+async def set_away(rig: Rig, numbers: range, away: bool) -> None:
+    for number in numbers:
+        key = member_key(node(number))
+        record = decode(await rig.kv.get(key) or b"", MemberRecord)
+        record = msgspec.structs.replace(record, away_us=1 if away else 0)
+        await rig.kv.commit(Transaction(put={key: encode(record)}))
+
+
+async def sites_of(rig: Rig, stored: Stored) -> tuple[int, Counter[str]]:
+    """The volume, and how many of its fragment files lie at each site."""
+    record = await rig.ledger.get(stored.extents[0].volume)
+    return record.id, Counter("a" if number <= 6 else "b" for number in record.disks)
+
+
+async def look_for_outdone(rig: Rig) -> None:
+    rig.clock.advance(rig.limits.outdone_again_s)
+    await rig.writer.leave_outdone(await rig.ledger.layout())
+
+
+async def test_a_volume_made_while_a_site_was_away_ends_when_the_site_is_back() -> None:
+    rig = await two_sites([], k=2)
+    await set_away(rig, range(7, 13), away=True)
+    meanwhile, sites = await sites_of(rig, await rig.writer.put(b"x", b"o1", b""))
+    assert sites == {"a": 4}
+    await look_for_outdone(rig)
+    assert (await sites_of(rig, await rig.writer.put(b"x", b"o2", b"")))[0] == meanwhile, "nothing is better"
+
+    await set_away(rig, range(7, 13), away=False)
+    await look_for_outdone(rig)
+    after, sites = await sites_of(rig, await rig.writer.put(b"x", b"o3", b""))
+    assert after != meanwhile
+    assert sites == {"a": 2, "b": 2}
+    await look_for_outdone(rig)
+    assert (await sites_of(rig, await rig.writer.put(b"x", b"o4", b"")))[0] == after, "it is as good as any"
+
+
+@pytest.mark.parametrize("mood", ["full", "away"])
+async def test_a_site_that_is_back_and_takes_no_files_ends_no_volume(mood: str) -> None:
+    """Else one would be made and ended again and again: metadata does not know how full a disk is."""
+    rig = await two_sites([], k=2)
+    rig.writer = rig.new_writer(limits=rig.limits._replace(disk_free_min=1))
+    await set_away(rig, range(7, 13), away=True)
+    before, _ = await sites_of(rig, await rig.writer.put(b"x", b"o1", b""))
+    await set_away(rig, range(7, 13), away=False)
+    for number in range(7, 13):
+        if mood == "full":
+            rig.disks[number].total = 0
+        else:
+            rig.disks[number].mood = mood
+    for _ in range(3):
+        await look_for_outdone(rig)
+        assert (await sites_of(rig, await rig.writer.put(b"x", b"o2", b"")))[0] == before
 
 
 async def test_lanes_are_bounded_and_idle_ones_make_room(monkeypatch: pytest.MonkeyPatch) -> None:
