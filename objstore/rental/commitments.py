@@ -5,14 +5,15 @@
               instantaneous   the same, hour by hour: sealed records know no finer moment
               peak_daily      the highest day's average above the capacity, for all of the time
 
-Leases of one storage class count together: what is stored beyond the sum of their capacities is overage under
-the terms of the one that began last. An hour that a lease touches is one of the lease, with its largest
-capacity; the usage of all other hours is the plan's, and so is what is stored beyond leases that have no
-terms for it: from before they began, or in another class than what they let a tenant store. Dedicated nodes
-have none either, and what lies there is not rated.
+Leases of one storage class count together: what is stored beyond the sum of their capacities is overage, hour
+by hour under the terms of the one in force that began last, of those that have terms for it: only they let
+more be stored (leased.py), so one without neither takes them away nor makes it free. An hour that a lease
+touches is one of the lease, with its largest capacity; the usage of all other hours is the plan's, and so is
+what is stored beyond leases none of which has terms for it: from before they began, or in another class than
+what they let a tenant store. Dedicated nodes have none either, and what lies there is not rated.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from fractions import Fraction
@@ -196,43 +197,36 @@ class Pool:
             key=lambda one: (one.begin_s, one.lease),
         )
         self._capacities = [_capacities(one, month) for one in self._leases]
-        self._covered = [
-            any(size is not None for size in sizes) for sizes in zip(*self._capacities, strict=True)
-        ]
-        if not self._leases:
-            self._covered = [False] * month.hours
-
-    @property
-    def terms(self) -> Commitment | None:
-        """The lease under whose terms the overage is: the one that began last; None: there is no lease."""
-        return self._leases[-1] if self._leases else None
+        self._terms = [self._terms_of(hour) for hour in range(month.hours)] if self._leases else []
 
     def beside(self) -> int:
         """Byte-seconds that are the plan's: of hours that no lease touches, and beyond leases without terms
         for it."""
-        beside = sum(
-            stored for stored, covered in zip(self._stored, self._covered, strict=True) if not covered
-        )
-        if self.terms is not None and self.terms.overage is None and self.terms.beyond_is_plans:
-            beside += sum(max(0, excess) for excess in self._excess().values())
+        if not self._leases:
+            return self.stored()
+        beside = 0
+        for hour, lease in enumerate(self._terms):
+            if lease is None:
+                beside += self._stored[hour]
+            elif lease.overage is None and lease.beyond_is_plans:
+                beside += max(0, self._excess(hour))
         return beside
 
     def stored(self) -> int:
         """Byte-seconds of the whole month."""
         return sum(self._stored)
 
-    def overage(self, mode: Mode) -> Fraction:
-        """Byte-seconds that are billed above the capacity."""
-        excess = self._excess()
-        if mode == "average":
-            return Fraction(max(0, sum(excess.values())))
-        if mode == "instantaneous":
-            return Fraction(sum(max(0, one) for one in excess.values()))
-        days: dict[int, list[int]] = {}
-        for hour, one in excess.items():
-            days.setdefault(hour // DAY_HOURS, []).append(one)
-        peak = max((Fraction(sum(day), len(day)) for day in days.values()), default=Fraction(0))
-        return max(Fraction(0), peak) * len(excess)
+    def overages(self) -> list[tuple[Commitment, Fraction]]:
+        """Byte-seconds that are billed above the capacity, by the lease under whose terms they are."""
+        hours: dict[str, dict[int, int]] = {}
+        for hour, lease in enumerate(self._terms):
+            if lease is not None:
+                hours.setdefault(lease.lease, {})[hour] = self._excess(hour)
+        return [
+            (lease, _billed_above(hours[lease.lease], lease.overage.mode))
+            for lease in self._leases
+            if lease.overage is not None and lease.lease in hours
+        ]
 
     def uses(self) -> list[CommitmentUse]:
         """Of each lease: those that began first are filled first."""
@@ -255,14 +249,34 @@ class Pool:
             )
         return found
 
-    def _excess(self) -> dict[int, int]:
-        """Of each hour that a lease touches: byte-seconds stored less those leased; may be negative."""
-        excess: dict[int, int] = {}
-        for hour, covered in enumerate(self._covered):
-            if covered:
-                size = sum(capacities[hour] or 0 for capacities in self._capacities)
-                excess[hour] = self._stored[hour] - size * HOUR_S
-        return excess
+    def _terms_of(self, hour: int) -> Commitment | None:
+        """The lease that says what becomes of bytes above the capacity; None: no lease touches the hour."""
+        touching = [
+            lease
+            for lease, capacities in zip(self._leases, self._capacities, strict=True)
+            if capacities[hour] is not None
+        ]
+        with_terms = [lease for lease in touching if lease.overage is not None]
+        candidates = with_terms or touching  # In the order in which they began.
+        return candidates[-1] if candidates else None
+
+    def _excess(self, hour: int) -> int:
+        """Byte-seconds stored in an hour less those leased; may be negative."""
+        leased = sum(capacities[hour] or 0 for capacities in self._capacities)
+        return self._stored[hour] - leased * HOUR_S
+
+
+def _billed_above(excess: Mapping[int, int], mode: Mode) -> Fraction:
+    """Args: excess: byte-seconds above the capacity by hour of the month; negative: below it."""
+    if mode == "average":
+        return Fraction(max(0, sum(excess.values())))
+    if mode == "instantaneous":
+        return Fraction(sum(max(0, one) for one in excess.values()))
+    days: dict[int, list[int]] = {}
+    for hour, one in excess.items():
+        days.setdefault(hour // DAY_HOURS, []).append(one)
+    peak = max((Fraction(sum(day), len(day)) for day in days.values()), default=Fraction(0))
+    return max(Fraction(0), peak) * len(excess)
 
 
 def _capacities(commitment: Commitment, month: Month) -> list[int | None]:

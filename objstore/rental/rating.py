@@ -218,21 +218,19 @@ class _Clerk:
             )
 
     def overage(self, pool: Pool, members: tuple[Member, ...]) -> None:
-        lease = pool.terms
-        if lease is None or lease.overage is None:
-            return
-        byte_seconds = pool.overage(lease.overage.mode)
-        if byte_seconds:
-            self._lease_line(
-                "overage",
-                lease,
-                lease.overage.unit_price,
-                byte_seconds / (BYTES[lease.unit] * self._month.seconds),
-                self._month.begin_s,
-                self._month.end_s,
-                byte_seconds,
-                members,
-            )
+        for lease, byte_seconds in pool.overages():
+            if byte_seconds:
+                assert lease.overage is not None
+                self._lease_line(
+                    "overage",
+                    lease,
+                    lease.overage.unit_price,
+                    byte_seconds / (BYTES[lease.unit] * self._month.seconds),
+                    self._month.begin_s,
+                    self._month.end_s,
+                    byte_seconds,
+                    members,
+                )
 
     def discount(self, discount: Discount) -> None:
         """One line for each product, each with its own tax; what is given back is discounted, too."""

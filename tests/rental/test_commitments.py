@@ -1,5 +1,6 @@
 """Leases as they are rated: vectors V7 and V8, ramps, parts of months, advance and arrears, idle bytes."""
 
+from collections import Counter
 from dataclasses import replace
 from decimal import Decimal
 from fractions import Fraction
@@ -119,14 +120,85 @@ def test_a_ramp_is_charged_as_it_climbs() -> None:
     ]
 
 
-def test_leases_of_one_class_count_together_under_the_terms_of_the_newest() -> None:
-    more = lease(
-        20 * TB, lease="L2", begin_s=BEGIN + DAY_S, overage=Overage(mode="average", unit_price=Decimal(9))
-    )
-    lines = rate_month(PLAN, stored(130 * TB, NOVEMBER), NOVEMBER, commitments=[more, lease()]).lines
-    [above] = [line for line in lines if line.kind == "overage"]
+NINE = Overage(mode="average", unit_price=Decimal(9))
+
+
+def billed_above(one: Commitment, hours: list[int], mode: Mode) -> Fraction:
+    """Byte-seconds that are billed above a lease of such a mode."""
+    [(_, amount)] = Pool(
+        [replace(one, overage=Overage(mode=mode, unit_price=Decimal(1)))], NOVEMBER, hours
+    ).overages()
+    return amount
+
+
+def above(*leases: Commitment, size: int = 130 * TB) -> list[tuple[str, Fraction, str]]:
+    """The lines of what is stored above them: lease, terabyte-months, price."""
+    lines = rate_month(PLAN, stored(size, NOVEMBER), NOVEMBER, commitments=leases).lines
+    return [
+        (line.lease, Fraction(line.quantity), line.unit_price) for line in lines if line.kind == "overage"
+    ]
+
+
+def test_leases_of_one_class_count_together_each_hour_under_the_terms_of_the_newest_that_has_any() -> None:
+    more = lease(20 * TB, lease="L2", begin_s=BEGIN + DAY_S, overage=NINE)
     # 30 TB on the first day, 10 TB on the other 29.
-    assert (above.lease, Fraction(above.quantity), above.unit_price) == ("L2", Fraction(30 + 290, 30), "9")
+    assert above(more, lease()) == [("L1", Fraction(30, 30), "7.99"), ("L2", Fraction(290, 30), "9")]
+    over = replace(more, end_s=BEGIN + 11 * DAY_S)
+    assert above(over, lease()) == [
+        ("L1", Fraction(30 + 19 * 30, 30), "7.99"),
+        ("L2", Fraction(100, 30), "9"),
+    ]
+
+
+def test_a_newer_lease_without_terms_takes_no_older_ones_away() -> None:
+    for beyond_is_plans in (True, False):  # Dedicated nodes, too.
+        bare = lease(20 * TB, lease="L2", begin_s=BEGIN + DAY_S, mode=None, beyond_is_plans=beyond_is_plans)
+        assert above(bare, lease()) == [("L1", Fraction(30 + 290, 30), "7.99")]
+        ended = lease(end_s=BEGIN + 10 * DAY_S)
+        assert above(bare, ended) == [("L1", Fraction(30 + 90, 30), "7.99")]
+        # Behind its end what is above the other one is the plan's, or on nodes of its own: 110 TB, 20 days.
+        lines = rated(stored(130 * TB, NOVEMBER), bare, ended)
+        assert [net for kind, _, net in lines if kind == "usage"] == ([733_33] if beyond_is_plans else [])
+
+
+@settings(max_examples=EXAMPLES)
+@given(
+    spans=st.lists(
+        st.tuples(
+            st.integers(0, 29), st.integers(1, 30), st.integers(0, 90), st.sampled_from([None, *MODES])
+        ),
+        min_size=1,
+        max_size=4,
+    ),
+    size=st.integers(0, 200),
+)
+def test_of_many_leases_each_byte_second_is_the_plans_or_within_or_above_one_of_them(
+    spans: list[tuple[int, int, int, Mode | None]], size: int
+) -> None:
+    leases = [
+        lease(
+            capacity * TB,
+            lease=f"L{number}",
+            begin_s=BEGIN + first * DAY_S,
+            end_s=BEGIN + (first + length) * DAY_S,
+            mode="instantaneous" if mode else None,
+            beyond_is_plans=mode is None,
+        )
+        for number, (first, length, capacity, mode) in enumerate(spans)
+    ]
+    usage = stored(size * TB, NOVEMBER)
+    pool = Pool(leases, NOVEMBER, usage.hourly[""])
+    within = sum(use.used for use in pool.uses())
+    beyond = sum(amount for _, amount in pool.overages())
+    assert pool.beside() + within + beyond == usage.total("storage")
+    expected: Counter[str] = Counter()
+    for day in range(30):
+        held = [one for one in leases if one.begin_s <= BEGIN + day * DAY_S < one.end_s]
+        excess = size * TB - sum(one.steps[0].size for one in held)
+        told = [one for one in held if one.overage]
+        if told and excess > 0:
+            expected[max(told, key=lambda one: (one.begin_s, one.lease)).lease] += excess * DAY_S
+    assert {one.lease: amount for one, amount in pool.overages() if amount} == expected
 
 
 def test_in_arrears_the_month_is_asked_for_in_advance_the_next_too() -> None:
@@ -221,8 +293,8 @@ def test_of_any_month_each_byte_second_is_the_plans_or_within_or_above(
     usage = stored_hours(hours)
     pool = Pool([one], NOVEMBER, usage.hourly[""])
     [use] = pool.uses()
-    assert pool.beside() + use.used + pool.overage("instantaneous") == usage.total("storage")
-    above = {mode: pool.overage(mode) for mode in MODES}
+    above = {mode: billed_above(one, usage.hourly[""], mode) for mode in MODES}
+    assert pool.beside() + use.used + above["instantaneous"] == usage.total("storage")
     assert 0 <= above["average"] <= above["instantaneous"]
     assert above["average"] <= above["peak_daily"]
     days = [size * TB for size in sizes[first : first + length]]
@@ -237,7 +309,7 @@ def test_an_hour_that_a_lease_touches_is_the_leases_with_its_largest_capacity() 
     one = lease(steps=steps, end_s=BEGIN + 3_600 + 1, mode="instantaneous")
     pool = Pool([one], NOVEMBER, [100 * TB * 3_600] * NOVEMBER.hours)
     assert pool.beside() == 100 * TB * 3_600 * (NOVEMBER.hours - 2)
-    assert pool.overage("instantaneous") == (30 + 50) * TB * 3_600
+    assert pool.overages() == [(one, (30 + 50) * TB * 3_600)]
     [use] = pool.uses()  # What is leased is exact: the second hour is leased for one second.
     assert use.committed == (70 * 1_800 + 30 * 600 + 50 * 1_201) * TB
     assert use.unused == 0
@@ -247,7 +319,7 @@ def test_an_hour_that_a_lease_begins_in_is_the_leases() -> None:
     one = lease(begin_s=BEGIN + 1_800)
     pool = Pool([one], NOVEMBER, [100 * TB * 3_600] * NOVEMBER.hours)
     assert pool.beside() == 0
-    assert pool.overage("average") == 0
+    assert pool.overages() == [(one, 0)]
     [charge] = charges(one, NOVEMBER)
     assert charge.byte_seconds == 100 * TB * (
         NOVEMBER.seconds - 1_800
