@@ -235,6 +235,10 @@ class AccountClosed(Rejected):
         self.state = state
 
 
+class StateForbids(Rejected):
+    """What is there does not allow what was asked: its state, its dates, another one like it."""
+
+
 class NotEnoughCapacity(Rejected):
     """At some moment of a lease more would be sold than what is usable."""
 

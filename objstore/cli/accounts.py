@@ -7,6 +7,7 @@ from typing import Annotated, Any, Final
 
 import typer
 
+from objstore.cli.client import Unsure
 from objstore.cli.output import DEGRADED, fail
 from objstore.cli.renting import size
 from objstore.cli.store import Store, YesOption, asks, changes, quoted
@@ -355,7 +356,15 @@ def user_token(
 ) -> None:
     """Make a token for the admin API: it may what its user may. It is shown now and never again."""
     path = f"/api/v1/users/{quoted(name)}/tokens"
-    store.show([store.change("POST", path, {"days": days, "comment": comment})], "token", "user", "expires")
+    made = store.change("POST", path, {"days": days, "comment": comment})
+    _check_shown(made["token"], f"objstore user revoke {made['id']}")
+    store.show([made], "token", "user", "expires")
+
+
+def _check_shown(secret: str, undo: str) -> None:
+    """A secret is in the first answer only. Raises: Unsure, if that was lost."""
+    if not secret:
+        raise Unsure(f"it was made, but the answer with its secret was lost: {undo}, and make another")
 
 
 @user_app.command("tokens")
@@ -406,6 +415,7 @@ def key_create(
         raise ConfigError(f"--print {unknown[0]}: one of {', '.join(SNIPPETS)}")
     terms = _terms(project, policy, expires, network)
     key = store.change("POST", "/api/v1/keys", {"user": user, "comment": comment, **terms})
+    _check_shown(key["secret_key"], f"objstore key remove {key['access_key']}")
     store.show([key], "access_key", "secret_key", "user")
     for tool in wanted:
         print()

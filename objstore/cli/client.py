@@ -20,6 +20,10 @@ class Unreachable(Exception):
     """The store does not answer."""
 
 
+class Unsure(Unreachable):
+    """No answer came to a change that was sent: it may have been carried out."""
+
+
 class Refused(Exception):
     """The store answered with an error."""
 
@@ -132,35 +136,77 @@ class AdminClient:
         token: bool = True,
         accept_errors: bool = False,
         whole: bool = False,
+        key: str = "",
     ) -> tuple[int, Any]:
         """Status and answer, decoded where it is JSON.
 
         Args:
             whole: the answer is a file: bytes.
+            key: of a POST that the store carries out once for each key: where its answer is lost it is sent
+                once more.
 
-        Raises: Unreachable, Refused.
+        Raises: Unreachable, Unsure, Refused.
         """
-        connection = self.connect()
         headers = {"Authorization": f"Bearer {self.token()}"} if token else {}
         body = None
         if content is not None:
             body = json.dumps(content).encode()
             headers["Content-Type"] = "application/json"
+        if not key:
+            status, answer = self._exchange(method, path, body, headers)
+        else:
+            headers["Idempotency-Key"] = key
+            try:
+                status, answer = self._exchange(method, path, body, headers)
+            except Unsure as lost:
+                status, answer = self._exchange(method, path, body, headers)
+                if status == http.client.CONFLICT:  # The first one is under way still, or its answer is lost.
+                    raise Unsure(f"{_words(_decoded(answer))}\n{lost}") from None
+        if whole and status < 400:
+            return status, answer
+        document = _decoded(answer)
+        if status >= 400 and not accept_errors:
+            raise Refused(status, _words(document))
+        return status, document
+
+    def _exchange(
+        self, method: str, path: str, body: bytes | None, headers: dict[str, str]
+    ) -> tuple[int, bytes]:
+        """Status and answer of one request.
+
+        Raises: Unreachable, Unsure (a change was sent, and no answer came).
+        """
+        connection = self.connect()
         try:
-            connection.request(method, path, body, headers)
-            response = connection.getresponse()
-            answer = response.read()
-        except (OSError, http.client.HTTPException) as failure:
-            raise self.unreachable(failure) from None
+            try:
+                connection.connect()
+            except (OSError, http.client.HTTPException) as failure:
+                raise self.unreachable(failure) from None
+            try:
+                connection.request(method, path, body, headers)
+                response = connection.getresponse()
+                return response.status, response.read()
+            except (OSError, http.client.HTTPException) as failure:
+                raise self._unanswered(failure, changes=method != "GET") from None
         finally:
             connection.close()
-        if whole and response.status < 400:
-            return response.status, answer
-        try:
-            document = json.loads(answer) if answer else None
-        except ValueError:
-            document = answer.decode(errors="replace")
-        if response.status >= 400 and not accept_errors:
-            text = document.get("detail", str(document)) if isinstance(document, dict) else str(document)
-            raise Refused(response.status, text)
-        return response.status, document
+
+    def _unanswered(self, failure: Exception, *, changes: bool) -> Unreachable:
+        words = f"no answer came from the store at {self._listen} ({failure})"
+        if changes:
+            return Unsure(
+                f"{words}.\nWhat was asked may have been carried out: look before you ask for it again."
+            )
+        return Unreachable(f"{words}: ask again, or see what is slow: objstore status")
+
+
+def _decoded(answer: bytes) -> Any:
+    try:
+        return json.loads(answer) if answer else None
+    except ValueError:
+        return answer.decode(errors="replace")
+
+
+def _words(document: Any) -> str:
+    """What an answer that is an error says."""
+    return document.get("detail", str(document)) if isinstance(document, dict) else str(document)

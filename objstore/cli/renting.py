@@ -732,6 +732,9 @@ def payment_receive(
         typer.Option(help="ID=AMOUNT; once for each.  [those that are due first]", show_default=False),
     ] = None,
     wallet: Annotated[bool, typer.Option("--wallet", help="All of it to the wallet.")] = False,
+    again: Annotated[
+        bool, typer.Option("--again", help="The reference is there already, and this is another payment.")
+    ] = False,
 ) -> None:
     """Write a payment down and count it on invoices; the rest goes to the wallet."""
     parts = [dict(zip(("invoice", "amount"), one.split("=", 1), strict=False)) for one in invoice or ()]
@@ -742,6 +745,7 @@ def payment_receive(
         "reference": reference,
         "received": received,
         "invoices": [] if wallet else parts or None,
+        "again": again,
     }
     made = store.change("POST", "/api/v1/payments", body)
     store.show(_priced([made], "amount", "to_wallet"), *PAYMENT_COLUMNS)
@@ -753,11 +757,15 @@ def payment_reverse(
     store: Store,
     payment: Annotated[str, typer.Argument(help="The payment's id.")],
     reason: str,
+    entry_error: Annotated[
+        bool, typer.Option("--entry-error", help="It was written down by mistake: cash needs this.")
+    ] = False,
     yes: YesOption = False,
 ) -> None:
-    """It bounced, or was called back: its invoices are open again."""
+    """It bounced, was called back, or written down by mistake: its invoices are open again."""
     store.confirm(payment, "The invoices that it paid will be open again.", yes=yes)
-    made = store.change("POST", f"/api/v1/payments/{quoted(payment)}/reverse", {"reason": reason})
+    body = {"reason": reason, "entry_error": entry_error}
+    made = store.change("POST", f"/api/v1/payments/{quoted(payment)}/reverse", body)
     store.show(_priced([made], "amount", "to_wallet"), *PAYMENT_COLUMNS)
 
 

@@ -7,6 +7,7 @@
 import functools
 import inspect
 import json
+import secrets
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -57,12 +58,17 @@ class Store(AdminClient):
         return rows
 
     def change(self, method: str, path: str, content: object = None) -> Any:
-        """Carry a change out, or show what would be sent and end the command (--dry-run)."""
+        """Carry a change out, or show what would be sent and end the command (--dry-run).
+
+        A POST has an Idempotency-Key of its own: where its answer is lost it is sent once more, and carried
+        out once.
+        """
         if self._dry_run:
             asked = {"method": method, "path": path, "body": content}
             show([asked], list(asked), self._form or Format.JSON)
             raise SystemExit(OK)
-        return self.call(method, path, {} if content is None else content)[1]
+        key = secrets.token_hex(16) if method == "POST" else ""
+        return self.call(method, path, {} if content is None else content, key=key)[1]
 
     def confirm(self, what: str, words: str, *, yes: bool) -> None:
         """Before what cannot be undone: its name is typed, or --yes was. Ends the command otherwise."""

@@ -3,6 +3,9 @@
 A payment is written down in one commit with all that it changes: each invoice that it pays, the wallet that
 takes what no invoice took. One that is reversed opens its invoices again and takes back what went to the
 wallet, also where that was spent: the wallet is below zero then, and what comes next fills it.
+
+What has a reference is written down once: a second payment of the same tenant, method and reference is
+refused unless it is meant, or the first one was reversed.
 """
 
 from collections.abc import Sequence
@@ -11,7 +14,7 @@ from typing import Final
 
 import msgspec
 
-from objstore.errors import BadArgument
+from objstore.errors import BadArgument, StateForbids
 from objstore.meta.kv import Kv, prefix_end
 from objstore.meta.schema import decode
 from objstore.rental import wallets
@@ -29,6 +32,7 @@ from objstore.rental.records import (
     document_key,
     open_key,
     payment_key,
+    payment_reference_key,
     tenant_payment_key,
 )
 from objstore.rental.settlement import find_final, no_such_document, open_amount, put_settled
@@ -89,15 +93,22 @@ def new_payment(
 
 
 async def receive_payment(
-    kv: Kv, payment: PaymentRecord, invoices: Sequence[tuple[str, int]] | None, *, now_us: int
+    kv: Kv,
+    payment: PaymentRecord,
+    invoices: Sequence[tuple[str, int]] | None,
+    *,
+    now_us: int,
+    again: bool = False,
 ) -> PaymentRecord:
     """Write a payment down and count it on invoices; what none of them takes goes to the wallet.
 
     Args:
         invoices: ids and amounts; an invoice takes at most what is open of it. None: all that are open, those
             that are due first before the others. Empty: all of it to the wallet.
+        again: its reference may be there already: it is another payment all the same.
 
-    Raises: BadArgument (another customer's invoice, another currency, more than is there), Overloaded.
+    Raises: BadArgument (another customer's invoice, another currency, more than is there), StateForbids (its
+        reference is there already), Overloaded.
     """
 
     async def decide(change: Change) -> PaymentRecord:
@@ -105,9 +116,27 @@ async def receive_payment(
         if there is not None:
             _check_same(there, payment)
             return there
+        if payment.reference:
+            await _note_reference(change, payment, again=again)
         return await _receive(change, payment, invoices, now_us)
 
     return await commit_change(kv, decide, what=f"payment {payment.id}")
+
+
+async def _note_reference(change: Change, payment: PaymentRecord, *, again: bool) -> None:
+    """Raises: StateForbids."""
+    key = payment_reference_key(payment.tenant, payment.method, payment.reference)
+    known = await change.value(key)
+    if known is not None and not again:
+        other = known.decode()
+        there = await change.found(payment_key(other), PaymentRecord, no_such_payment(other))
+        if there.state != REVERSED:
+            amount = Money(there.amount, there.currency)
+            raise StateForbids(
+                f"payment {there.id} of {amount} {there.currency} by {there.method} has the reference"
+                f" {there.reference!r} already: if this is another one, say so (--again; again: true)"
+            )
+    change.put_value(key, payment.id.encode())
 
 
 def _check_same(there: PaymentRecord, payment: PaymentRecord) -> None:
@@ -215,12 +244,18 @@ async def _own_invoice(change: Change, tenant: str, invoice: str) -> InvoiceReco
     return await find_final(change, invoice)
 
 
-async def reverse_payment(kv: Kv, payment: str, *, reason: str, now_us: int) -> PaymentRecord:
-    """A cheque bounced, a transfer was called back: its invoices are open again.
+async def reverse_payment(
+    kv: Kv, payment: str, *, reason: str, now_us: int, entry_error: bool = False
+) -> PaymentRecord:
+    """A cheque bounced, a transfer was called back, or it was written down by mistake: its invoices are open
+    again.
 
     The same again changes nothing.
 
-    Raises: BadArgument (no such payment, or cash or the wallet's own: they do not bounce), Overloaded.
+    Args:
+        entry_error: it never came in as it was written down. Only so is cash reversed, which does not bounce.
+
+    Raises: BadArgument (no such payment), StateForbids (what does not bounce), Overloaded.
     """
     check_text(reason, "reason")
 
@@ -228,8 +263,13 @@ async def reverse_payment(kv: Kv, payment: str, *, reason: str, now_us: int) -> 
         record = await change.found(payment_key(payment), PaymentRecord, no_such_payment(payment))
         if record.state == REVERSED:
             return record
-        if record.method in (CASH, PREPAID):
-            raise BadArgument(f"what was paid by {record.method} does not bounce", name="payment")
+        if record.method == PREPAID:
+            raise StateForbids("what the wallet paid does not bounce: a credit note gives it back")
+        if record.method == CASH and not entry_error:
+            raise StateForbids(
+                "cash does not bounce: if it was written down by mistake, say so (--entry-error;"
+                " entry_error: true)"
+            )
         return await _reverse(change, record, reason, now_us)
 
     return await commit_change(kv, decide, what=f"payment {payment}")

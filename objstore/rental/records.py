@@ -30,6 +30,7 @@
     Y O <tenant> 00 <due 8> <document id>     empty: a final invoice that is not paid in full
     Y P <payment id>                          PaymentRecord
     Y q <tenant> 00 <payment id>              empty: the payments of a tenant, in order of making
+    Y r <tenant> 00 <digest 16>               the id of a tenant's payment by this method with this reference
     Y W <tenant>                              WalletRecord: what was paid in advance
     Y w <tenant> 00 <sequence 8>              WalletEntryRecord: a change of it
     Y E <tenant> 00 <export id>               ExportRecord: a tenant's data handed back, or under way
@@ -48,6 +49,7 @@ unless they are names that people chose. Moments are microseconds since 1970, UT
 currency's smallest unit; prices are decimal text; quantities are "numerator/denominator" text.
 """
 
+import hashlib
 from typing import Final
 
 from objstore.meta.schema import Record
@@ -277,7 +279,7 @@ class PaymentRecord(Record, frozen=True, array_like=True, kw_only=True):
     made_us: int = 0  # and when that was written down.
     allocations: list[Allocation] = []
     to_wallet: int = 0  # What no invoice took.
-    state: str = "received"  # received | reversed (a cheque that bounced)
+    state: str = "received"  # received | reversed (a cheque that bounced, cash that never came)
     reversed_us: int = 0
     reason: str = ""  # Why it was reversed.
     fx: str = ""  # "rate source date", frozen, if it came in another currency:
@@ -370,6 +372,12 @@ def payment_key(payment: str) -> bytes:
 
 def tenant_payment_key(tenant: str, payment: str) -> bytes:
     return b"Yq" + tenant.encode() + b"\0" + payment.encode()
+
+
+def payment_reference_key(tenant: str, method: str, reference: str) -> bytes:
+    """Of references that people would read as the same: capitals and spaces make no difference."""
+    plain = " ".join(reference.casefold().split())
+    return b"Yr" + tenant.encode() + b"\0" + hashlib.sha256(f"{method}\0{plain}".encode()).digest()[:16]
 
 
 def wallet_key(tenant: str) -> bytes:

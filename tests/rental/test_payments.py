@@ -9,7 +9,7 @@ import pytest
 from msgspec.structs import replace
 
 from objstore.clock import SECOND_US
-from objstore.errors import BadArgument
+from objstore.errors import BadArgument, StateForbids
 from objstore.meta.kv import DictKv, Transaction, prefix_end
 from objstore.meta.schema import decode, encode
 from objstore.rental import wallets
@@ -214,8 +214,78 @@ async def test_cash_and_the_wallets_own_do_not_bounce(method: str) -> None:
     await an_invoice(kv, "acme", [line(1_000)])
     await pay(kv, 1, "acme", 100, [])
     payment = await pay(kv, 2, "acme", 100, method=method)
-    with pytest.raises(BadArgument, match="does not bounce"):
+    with pytest.raises(StateForbids, match="does not bounce"):
         await reverse_payment(kv, payment.id, reason="", now_us=1)
+
+
+async def test_cash_that_was_written_down_by_mistake_is_taken_back() -> None:
+    kv = await a_market()
+    invoice = await an_invoice(kv, "acme", [line(1_000)])
+    wrong = await pay(kv, 1, "acme", 10_000, method="especes")
+    assert (await _state(kv, invoice.id), await balance(kv)) == ("paid", 10_000 - 1_190)
+    undone = await reverse_payment(
+        kv, wrong.id, reason="one zero too many", now_us=ISSUED_US, entry_error=True
+    )
+    assert (undone.state, undone.reason) == ("reversed", "one zero too many")
+    assert (await _state(kv, invoice.id), await balance(kv)) == ("final", 0)
+    await _all_is_accounted_for(kv)
+    await pay(kv, 2, "acme", 1_000, method="especes")
+    await _all_is_accounted_for(kv)
+
+
+async def test_what_the_wallet_paid_is_not_taken_back_as_a_mistake_either() -> None:
+    kv = await a_market()
+    await an_invoice(kv, "acme", [line(1_000)])
+    await pay(kv, 1, "acme", 100, [])
+    payment = await pay(kv, 2, "acme", 100, method="prepaid")
+    with pytest.raises(StateForbids, match="credit note"):
+        await reverse_payment(kv, payment.id, reason="", now_us=1, entry_error=True)
+
+
+async def came_in(
+    kv: DictKv, number: int, reference: str, *, method: str = "cheque", again: bool = False
+) -> PaymentRecord:
+    payment = new_payment(
+        an_id(number), "acme", method, Money(100, "DZD"), received_us=ISSUED_US, reference=reference
+    )
+    return await receive_payment(kv, payment, [], now_us=ISSUED_US, again=again)
+
+
+@pytest.mark.parametrize("reference", ["BNA 0012345", "bna  0012345 "])
+async def test_a_cheque_is_written_down_once_unless_it_is_meant(reference: str) -> None:
+    kv = await a_market()
+    first = await came_in(kv, 1, "BNA 0012345")
+    before = await kv.scan(b"", b"\xff", 1_000)
+    with pytest.raises(StateForbids, match=f"payment {first.id} of 1.00 DZD .*--again"):
+        await came_in(kv, 2, reference)
+    assert await kv.scan(b"", b"\xff", 1_000) == before
+    await came_in(kv, 3, reference, method="virement")  # A transfer's number is another one.
+    await came_in(kv, 4, reference, again=True)
+    assert await balance(kv) == 300
+
+
+async def test_a_cheque_that_bounced_may_be_presented_again() -> None:
+    kv = await a_market()
+    first = await came_in(kv, 1, "A1")
+    await reverse_payment(kv, first.id, reason="sans provision", now_us=ISSUED_US)
+    second = await came_in(kv, 2, "A1")
+    with pytest.raises(StateForbids, match=second.id):
+        await came_in(kv, 3, "A1")
+    assert await balance(kv) == 100
+
+
+async def test_of_two_clerks_who_write_the_same_cheque_down_at_once_one_is_told() -> None:
+    kv = await a_market()
+    done = await asyncio.gather(*(came_in(kv, number, "A1") for number in (1, 2)), return_exceptions=True)
+    assert sorted(type(one).__name__ for one in done) == ["PaymentRecord", "StateForbids"]
+    assert await balance(kv) == 100
+
+
+async def test_payments_without_a_reference_are_not_taken_for_each_other() -> None:
+    kv = await a_market()
+    for number in (1, 2):
+        await came_in(kv, number, "", method="especes")
+    assert await balance(kv) == 200
 
 
 async def test_an_administration_pays_by_mandate() -> None:

@@ -51,6 +51,10 @@ KEYS = [
     (records.open_key("acme", 258, "01K"), b"YOacme\0\0\0\0\0\0\0\1\x0201K"),
     (records.payment_key("01K"), b"YP01K"),
     (records.tenant_payment_key("acme", "01K"), b"Yqacme\x0001K"),
+    (
+        records.payment_reference_key("acme", "cheque", " BNA  12 "),
+        b"Yracme\0" + bytes.fromhex("36463b7e727537d5243f9cc0ddb97159"),
+    ),
     (records.wallet_key("acme"), b"YWacme"),
     (records.wallet_entry_key("acme", 3), b"Ywacme\0\0\0\0\0\0\0\0\3"),
     (records.export_key("acme", "01K"), b"YEacme\x0001K"),

@@ -45,10 +45,12 @@ class NewPayment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     reference: str = ""
     received: datetime | None = None  # Null: now.
     invoices: list[Part] | None = None  # Null: all that are open, those that are due first before the others.
+    again: bool = False  # Its reference may be there already: it is another payment all the same.
 
 
 class Reversal(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     reason: str
+    entry_error: bool = False  # It was written down by mistake: only so is cash reversed.
 
 
 class Wallet(msgspec.Struct, frozen=True, kw_only=True):
@@ -113,7 +115,7 @@ async def receive(call: Call) -> Any:
         if parts is None
         else [(part.invoice, Money.parse(part.amount, currency).minor) for part in parts]
     )
-    made = await payments.receive_payment(call.kv, payment, chosen, now_us=now_us)
+    made = await payments.receive_payment(call.kv, payment, chosen, now_us=now_us, again=body.again)
     try:
         await dunning.review(call.kv, tenant, now_us=now_us)
     except StoreError as failure:  # The payment is written down; the service looks at the account later.
@@ -127,7 +129,11 @@ async def show(call: Call) -> Any:
 
 async def reverse(call: Call) -> Any:
     record = await payments.reverse_payment(
-        call.kv, call.params["payment"], reason=call.body.reason, now_us=call.now_us
+        call.kv,
+        call.params["payment"],
+        reason=call.body.reason,
+        now_us=call.now_us,
+        entry_error=call.body.entry_error,
     )
     return shown(record)
 
@@ -193,7 +199,7 @@ ROUTES: Final = (
     ),
     Route(
         method="POST", path=f"{_ONE}/reverse", name="reverse_payment",
-        summary="It bounced, or was called back: its invoices are open again.",
+        summary="It bounced, was called back, or written down by mistake: its invoices are open again.",
         rule=OPERATORS, owner=of_payment, body=Reversal, handler=reverse, answer=Payment, tags=records,
     ),
     Route(
