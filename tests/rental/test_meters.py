@@ -252,6 +252,33 @@ async def test_a_class_bills_a_least_size_and_a_least_age_and_gives_back_what_it
     assert await integral(store, (begin_s + 16 * 86_400) // HOUR_S) == 4_096 * 15 * 86_400
 
 
+async def test_a_part_bills_its_own_bytes_and_a_request_however_small_and_the_least_size_is_its_objects() -> (
+    None
+):
+    store = memory_store(clock=FakeClock())
+    await create_bucket(store, WHO, "bucket", region="")
+    record = AccountRecord(classes={"": ClassTerms(bytes_min=4_096)})
+    await store.kv.commit(Transaction(put={account_key("default"): encode(record)}))
+
+    async def billed() -> tuple[int, int]:
+        """Bytes that are there, and requests of class A."""
+        found: Counter[bytes] = Counter()
+        for (_, meter), amount in (await hours(store)).items():
+            found[meter] += amount
+        return found[DELTA], found[REQUESTS_A]
+
+    before = (await billed())[1]
+    upload, _ = await multipart.create_upload(
+        store, WHO, "bucket", "key", About(), checksum_algorithm="", checksum_type=""
+    )
+    for number, body in ((1, b""), (1, b""), (2, b""), (3, b"abc")):
+        written = await multipart.put_part(store, WHO, "bucket", "key", upload, number, MemoryBody(body))
+    assert await billed() == (3, before + 1 + 4)
+    claimed = [multipart.Claimed(number=3, etag=written.etag)]
+    await multipart.complete_upload(store, WHO, "bucket", "key", upload, claimed)
+    assert await billed() == (4_096, before + 1 + 4 + 1)
+
+
 @pytest.mark.parametrize("said", [0, 1, 253_402_300_799 * SECOND])
 async def test_what_a_replica_is_sent_counts_from_when_it_came_whatever_order_it_is_said_to_have(
     said: int,
