@@ -444,7 +444,8 @@ class Metering(Section, frozen=True, kw_only=True):
 
 class Root(Section, frozen=True, kw_only=True):
     """The first user's key. Without one the first start makes and prints it. Better given by
-    OBJSTORE_ROOT_ACCESS_KEY and OBJSTORE_ROOT_SECRET_KEY, or their _FILE forms, than in a file."""
+    OBJSTORE_ROOT_ACCESS_KEY and OBJSTORE_ROOT_SECRET_KEY, or their _FILE forms, than in a file. Each start
+    takes what is given; a key that was disabled since stays so, until it is enabled or has another secret."""
 
     access_key: Annotated[
         str,

@@ -176,7 +176,8 @@ class Directory:
         """Make sure of tenant "default", user "root" and a key of root's: the one given, or a made one.
 
         Returns the key's id, and its secret if it was made just now: show it once, it is not shown again.
-        Idempotent; a given key that differs from what is stored replaces it.
+        Idempotent; a given key that differs from what is stored replaces it. What an operator has disabled
+        stays so: one is made only where root has no key at all, for this runs at every start.
 
         Raises: BadArgument (only one of the two given, not an id or a secret, or another user's key).
         """
@@ -192,9 +193,8 @@ class Directory:
             return access_key_id, None
         if access_key_id is not None or secret is not None:
             raise BadArgument("give both the root access key and its secret, or neither", name="root")
-        for one, record in await keys.list_keys(self._kv, user=users.ROOT_USER):
-            if not record.disabled:
-                return one, None
+        for one, _ in await keys.list_keys(self._kv, user=users.ROOT_USER, limit=1):
+            return one, None
         return await self.create_key(users.ROOT_USER, comment="made at the first start")
 
     # What a client carries for us, and shall not read.

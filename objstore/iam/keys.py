@@ -217,7 +217,9 @@ async def set_key_disabled(kv: Kv, access_key_id: str, disabled: bool) -> Access
 async def give_key(
     kv: Kv, box: SecretBox, user: str, access_key_id: str, secret: str, *, now_us: int
 ) -> bool:
-    """Make this very key valid for the user, whatever it was before; whether anything had to change.
+    """Make this very key the user's, whatever it was before; whether anything had to change.
+
+    Disabled with this very secret, it stays so: whoever disabled it meant the secret that is given still.
 
     Raises: BadArgument (not an id or a secret, or the key is another user's).
     """
@@ -232,7 +234,7 @@ async def give_key(
                 raise BadArgument(
                     f"access key {access_key_id!r} is another user's", name="access key", value=access_key_id
                 )
-            if not record.disabled and box.open(access_key_id, record.secret, record.sealed_under) == secret:
+            if box.open(access_key_id, record.secret, record.sealed_under) == secret:
                 return False
         given = msgspec.structs.replace(
             record, secret=box.seal(access_key_id, secret), sealed_under=box.newest, disabled=False

@@ -206,6 +206,11 @@ async def _bootstrap(link: Link, parts: Parts, directory: Directory) -> None:
             await parts.store.ledger.register_disk(place.number, uuid=place.uuid, path=place.path)
     root = spec.config.root
     access_key, secret = await directory.bootstrap(root.access_key or None, root.secret_key or None)
+    if root.access_key and (await directory.find_key(access_key)).disabled:
+        link.notice(
+            f"The root key {access_key} that is given (root.access_key) was disabled, and stays so:"
+            f" objstore key enable {access_key}, or give it another secret."
+        )
     if secret is None:
         return
     region = spec.config.server.region

@@ -80,6 +80,29 @@ async def test_a_given_root_key_is_taken_and_a_changed_one_replaces_it() -> None
         await directory.bootstrap("admin", None)
 
 
+async def test_no_start_makes_another_root_key_where_all_of_them_were_disabled() -> None:
+    directory, one, _ = await ready()
+    await directory.set_key_disabled(one)
+    assert await directory.bootstrap() == (one, None)
+    assert [(key, record.disabled) for key, record in await directory.list_keys(user="root")] == [(one, True)]
+
+
+async def test_a_given_root_key_that_was_disabled_stays_so_until_enabled_or_given_another_secret() -> None:
+    directory = Directory(DictKv(), MASTER)
+
+    async def disabled_after_a_start(secret: str) -> bool:
+        assert await directory.bootstrap("admin", secret) == ("admin", None)
+        return (await directory.find_key("admin")).disabled
+
+    assert not await disabled_after_a_start("first-secret")
+    await directory.set_key_disabled("admin")
+    assert await disabled_after_a_start("first-secret")
+    await directory.set_key_disabled("admin", disabled=False)
+    assert not await disabled_after_a_start("first-secret")
+    await directory.set_key_disabled("admin")
+    assert not await disabled_after_a_start("second-secret")
+
+
 async def test_a_given_root_key_never_takes_over_another_users() -> None:
     directory, _, _ = await ready()
     await directory.create_user("eve")

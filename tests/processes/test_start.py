@@ -6,6 +6,7 @@ import re
 import shutil
 import signal
 import socket
+import time
 from pathlib import Path
 
 import pytest
@@ -17,12 +18,12 @@ from objstore.node.local import format_disk
 from objstore.processes import cluster
 from tests.server import (
     ACCESS_KEY,
-    SECRET_KEY,
     Server,
     environment_for,
     run_command,
     running_server,
 )
+from tests.waiting import LIMIT_S
 
 
 def refused(directory: Path, *arguments: str, **environment: str) -> str:
@@ -39,6 +40,16 @@ def refused(directory: Path, *arguments: str, **environment: str) -> str:
     assert done.returncode in (1, 2), done.stdout + done.stderr
     assert "Traceback" not in done.stderr
     return done.stderr
+
+
+def kill_and_await_another(server: Server, child: str) -> None:
+    pid = server.children()[child]
+    os.kill(pid, signal.SIGKILL)
+    limit = time.monotonic() + LIMIT_S
+    while server.children()[child] in (0, pid):
+        assert time.monotonic() < limit, server.text()
+        time.sleep(0.01)
+    server.wait_ready()
 
 
 def test_the_first_start_makes_a_store_and_prints_a_root_key_once_and_a_later_one_finds_it(
@@ -71,6 +82,11 @@ def test_the_first_start_makes_a_store_and_prints_a_root_key_once_and_a_later_on
         s3 = server.boto3(access, secret)
         assert s3.get_object(Bucket="kept", Key="small")["Body"].read() == b"small"
         assert s3.get_object(Bucket="kept", Key="big")["Body"].read() == big
+
+        # Its key is disabled: no start of the upkeep process makes another.
+        assert server.admin("POST", f"/api/v1/keys/{access}/disable")[0] == 200
+        kill_and_await_another(server, "upkeep")
+        assert server.text().count("shown this once") == 1
 
 
 def test_a_root_key_from_the_environment_or_a_file_is_taken_and_not_printed(tmp_path: Path) -> None:
@@ -292,6 +308,7 @@ def test_a_master_key_given_from_outside_is_on_no_disk_and_every_start_needs_it(
     given = {"OBJSTORE_SECURITY__MASTER_KEY_FILE": str(place)}
     with running_server(tmp_path, environment=given) as server:
         server.boto3().list_buckets()
+        assert server.admin("POST", f"/api/v1/keys/{ACCESS_KEY}/disable")[0] == 200
     for file in (tmp_path / "data").rglob("*"):
         if file.is_file():
             content = file.read_bytes()
@@ -301,8 +318,10 @@ def test_a_master_key_given_from_outside_is_on_no_disk_and_every_start_needs_it(
     assert "not the key that this store was made with" in refused(
         tmp_path, OBJSTORE_SECURITY__MASTER_KEY="00" * 32
     )
-    with running_server(tmp_path, root=None, environment=given) as server:
-        server.boto3(ACCESS_KEY, SECRET_KEY).list_buckets()
+    with running_server(tmp_path, environment=given) as server:
+        assert f"The root key {ACCESS_KEY} that is given (root.access_key) was disabled" in server.text()
+        with pytest.raises(ClientError, match="InvalidAccessKeyId"):
+            server.boto3().list_buckets()
 
 
 def test_metrics_are_shown_without_the_token_where_the_operator_wants_it_so(tmp_path: Path) -> None:
