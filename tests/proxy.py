@@ -75,6 +75,10 @@ class Proxy:
         """No black hole any more: what was held passes now."""
         self._open.set()
 
+    @property
+    def swallows(self) -> bool:
+        return not self._open.is_set()
+
     def reset(self) -> None:
         """Cut every connection."""
         for writer in list(self._writers):

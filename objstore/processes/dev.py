@@ -68,6 +68,7 @@ class Process:
     data: Path
     log: Path
     ports: list[int] = field(default_factory=list)  # Of a gateway: S3, admin, cluster.
+    host: str = HOST
     running: Running | None = None
 
     @property
@@ -106,6 +107,7 @@ class LocalCluster:
         bound: the processes die with the thread that started them.
         gateway_count: more than one needs `url`.
         url: of PostgreSQL; empty: metadata is in LMDB and a journal on the nodes.
+        hosts: where processes listen, by name; by default on loopback.
     """
 
     directory: Path
@@ -119,6 +121,7 @@ class LocalCluster:
     bound: bool = False
     gateway_count: int = 1
     url: str = field(default="", repr=False)
+    hosts: Mapping[str, str] = field(default_factory=dict)
     gateways: list[Process] = field(init=False)
     members: list[Process] = field(init=False)
     _root: tuple[str, str] = ("", "")
@@ -135,30 +138,32 @@ class LocalCluster:
         self.gateways = []
         for number in range(self.gateway_count):
             name = f"gateway-{number + 1}" if number else "gateway"
-            data = self.directory / name
+            data, host = self.directory / name, self.hosts.get(name, HOST)
             s3, admin, cluster = ports[3 * number : 3 * number + 3]
             command = [
                 "gateway",
                 f"--data={data}",
-                f"--listen={HOST}:{s3}",
-                f"--admin-listen={HOST}:{admin}",
-                f"--cluster-listen={HOST}:{cluster}",
+                f"--listen={host}:{s3}",
+                f"--admin-listen={host}:{admin}",
+                f"--cluster-listen={host}:{cluster}",
                 f"--workers={self.workers}",
                 f"--codec={self.codec}",
             ]
-            self.gateways.append(Process(name, command, data, log / f"{name}.log", [s3, admin, cluster]))
+            served = [s3, admin, cluster]
+            self.gateways.append(Process(name, command, data, log / f"{name}.log", served, host))
         self.members = []
         for number in range(1, self.nodes + 1):
             name, data = f"node-{number}", self.directory / f"node-{number}"
+            host = self.hosts.get(name, HOST)
             command = [
                 "node",
                 f"--data={data}",
-                f"--listen={HOST}:{ports[3 * self.gateway_count + number - 1]}",
+                f"--listen={host}:{ports[3 * self.gateway_count + number - 1]}",
                 f"--name={name}",
                 f"--site=site-{1 + (number - 1) % self.sites}",
                 *(f"--disk={data}/disk{disk}" for disk in range(1, self.disks + 1)),
             ]
-            self.members.append(Process(name, command, data, log / f"{name}.log"))
+            self.members.append(Process(name, command, data, log / f"{name}.log", host=host))
 
     @property
     def gateway(self) -> Process:
@@ -171,7 +176,7 @@ class LocalCluster:
 
     @property
     def endpoint(self) -> str:
-        return f"http://{HOST}:{self.port_of_s3}"
+        return f"http://{self.gateway.host}:{self.port_of_s3}"
 
     @property
     def root(self) -> tuple[str, str]:
@@ -293,7 +298,7 @@ class LocalCluster:
     ) -> tuple[int, Any]:
         """(status, JSON) of the admin API; (0, why) if it does not answer."""
         gateway = gateway or self.gateway
-        connection = http.client.HTTPConnection(HOST, gateway.ports[1], timeout=ADMIN_SECONDS)
+        connection = http.client.HTTPConnection(gateway.host, gateway.ports[1], timeout=ADMIN_SECONDS)
         try:
             token = (gateway.data / "admin.token").read_text().strip()
             headers = {"Authorization": f"Bearer {token}"}
@@ -426,7 +431,7 @@ def run(cluster: LocalCluster, announce: Callable[[str], None], *, keeps: bool) 
 def described(cluster: LocalCluster, *, keeps: bool) -> Iterator[str]:
     """What an operator wants to know of a cluster that runs."""
     access_key, secret_key = cluster.root
-    endpoints = ", ".join(f"http://{HOST}:{gateway.ports[0]}" for gateway in cluster.gateways)
+    endpoints = ", ".join(f"http://{gateway.host}:{gateway.ports[0]}" for gateway in cluster.gateways)
     yield f"\nA cluster of {cluster.nodes} nodes, codec {cluster.codec}, S3 at {endpoints}\n"
     for tool, snippet in SNIPPETS.items():
         text = snippet(cluster.endpoint, "us-east-1", access_key, secret_key).replace("\n", "\n  ")
