@@ -22,7 +22,9 @@ from objstore.meta.schema import DiskRecord, MemberRecord, disk_key, encode, mem
 from objstore.objects.layout import LAYOUT_KEY, Plan, read_layout
 from objstore.objects.ledger import MetaLedger
 from objstore.objects.store import Store
+from objstore.rental.availability import DAY_MINUTES, MINUTE_S, served_key
 from objstore.s3.app import App
+from objstore.s3.availability import Availability
 from objstore.s3.limits import Limits
 from objstore.s3.routes import ROUTES, choose
 from objstore.s3.server import serve_s3
@@ -75,6 +77,9 @@ class Datacentre(Yard):
         self.month_clock = MonthClock(begin_s * SECOND_US)
         self.ledger = MetaLedger(self.kv, clock=self.month_clock)
         self.clients: dict[str, Any] = {}
+        self.availability = Availability()
+        self.down: frozenset[int] = frozenset()  # Minutes since 1970 in which no gateway serves.
+        self._noted = begin_s // MINUTE_S  # Up to here minutes were noted as served.
 
     async def open(self) -> "Datacentre":
         """Join the nodes, and listen."""
@@ -109,6 +114,7 @@ class Datacentre(Yard):
             routes=ROUTES,
             choose=choose,
             traffic=self.traffic,
+            availability=self.availability,
             limits=PATIENT,
         )
         self.runner = await serve_s3(self.app, [socket.create_server(("127.0.0.1", 0))])
@@ -159,6 +165,8 @@ class Datacentre(Yard):
         answer = await asyncio.to_thread(work)
         await until(lambda: self.app.observer.in_flight == 0)  # The client has its answer before the meters.
         await self.traffic.commit(self.kv, self.now_us // SECOND_US)
+        self.availability.turn(self.now_us // SECOND_US)
+        await self.availability.commit(self.kv)
         return answer
 
     async def go_to(self, at_s: int) -> None:
@@ -167,7 +175,22 @@ class Datacentre(Yard):
         while noon < at_s:
             if noon * SECOND_US > self.now_us:
                 self.month_clock.set(noon)
+                await self._note_minutes(noon)
                 await self.metering.run()
                 await self.leasing.run()
             noon += DAY_S
         self.month_clock.set(at_s)
+        await self._note_minutes(at_s)
+
+    async def _note_minutes(self, until_s: int) -> None:
+        """The minutes that are over, but for those of `down`, as gateways note them.
+
+        They look every second; a clock that goes from one day to the next has no seconds for it. So what they
+        would commit is committed here, and nothing else of what service levels are measured by.
+        """
+        until = until_s // MINUTE_S
+        while self._noted < until:
+            last = min(until, self._noted + DAY_MINUTES)
+            served = set(range(self._noted, last)) - self.down
+            await self.kv.commit(Transaction(put={served_key(minute): b"" for minute in sorted(served)}))
+            self._noted = last

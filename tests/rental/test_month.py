@@ -1,9 +1,11 @@
 """One month in the life of a datacentre, played on an injected clock, and what it has to come to.
 
 Six tenants, one of each kind, store and read by boto3; hours are sealed as time goes by, a quota is hit, a
-plan is changed, a node is lost and comes back, a customer does not pay and then does. What usage, invoices,
-exports and reports say is held against figures that are worked out here, from the table of what was done
-(ACTS) and from prices that are written down here once more: by fractions, and not by what is tested.
+plan is changed, a node is lost and comes back, a service level is missed, a customer does not pay and then
+does. What usage, invoices, exports and reports say is held against figures that are worked out here, from the
+table of what was done (ACTS) and from prices that are written down here once more: by fractions, and not by
+what is tested. Failures are real answers to real requests; the minutes that gateways note are committed as
+they would commit them (datacentre.py), since a clock that jumps has no seconds in which to look.
 
 The rate cards are those of config/plans with one change: what they count in gigabytes or requests they count
 here in kilobytes or millionths, so that objects of some megabytes come to bills of thousands of dinars.
@@ -18,6 +20,7 @@ from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from fractions import Fraction
 from itertools import combinations, pairwise
+from math import floor
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +32,7 @@ from objstore.clock import SECOND_US
 from objstore.errors import NotEnoughCapacity
 from objstore.meta.schema import Limits, ObjectRecord, decode, object_key
 from objstore.rental.billing import rate_customer
-from objstore.rental.catalogue import publish_plan, put_tax_rule
+from objstore.rental.catalogue import publish_plan, put_service_level, put_tax_rule
 from objstore.rental.credit_notes import Credit, issue_credit_note
 from objstore.rental.customers import account_state, create_customer, find_customer, new_customer
 from objstore.rental.documents.content import Document
@@ -47,6 +50,8 @@ from objstore.rental.quota import Scope, set_limits, show_quota
 from objstore.rental.records import InvoiceRecord, LeaseRecord, Line, PaymentRecord, pool_of_lease
 from objstore.rental.sellers import create_seller
 from objstore.rental.series import verify_series
+from objstore.rental.service_credits import put_service_event, settled_service
+from objstore.rental.service_levels import CreditTier, ServiceEventRecord, ServiceLevel
 from objstore.rental.taxes import parse_rules
 from objstore.rental.usage import usage_pages, usage_row, verify_usage
 from objstore.s3 import answers
@@ -126,6 +131,27 @@ ACTS = (
     Act(at(21, 9, 0, 1), "archives", "get", "2019.tar"),
     Act(at(21, 9, 30, 0), "hyper", "get", "blob/0001"),
 )
+# What hyper was promised, and what became of it on the 23rd: six times five minutes in which each of its
+# reads failed and twice in which every other did, for want of three of its nodes; twelve minutes in which
+# nobody was served; ten that were announced, and do not count. Failures alone would be no reason for a
+# credit, nor would the twelve minutes.
+GOLD = ServiceLevel(
+    id="gold",
+    tiers=(
+        CreditTier(below=Decimal("0.999"), credit=Decimal("0.10")),
+        CreditTier(below=Decimal("0.99"), credit=Decimal("0.25")),
+    ),
+)
+WINDOW_S = 300
+MAINTENANCE_S = (at(23, 1), at(23, 1, 10))
+NODES_AWAY_S = (at(23, 2, 1), at(23, 2, 34))
+DOWN_S = (at(23, 4), at(23, 4, 12))
+
+
+def reads(*moments: int) -> tuple[Act, ...]:
+    return tuple(Act(moment, "hyper", "get", "blob/0001") for moment in moments)
+
+
 # While a node is lost.
 LATER_ACTS = (
     Act(at(24, 15, 0, 0), "minoterie", "get", "rapports/2025.pdf"),
@@ -172,6 +198,7 @@ class Books:
     early: Counter[str] = field(default_factory=Counter)  # Byte-seconds, by tenant.
     requests: Counter[tuple[str, str]] = field(default_factory=Counter)
     sent: Counter[str] = field(default_factory=Counter)  # Bytes of answers, as the clients had them.
+    answers: list[tuple[str, int, int]] = field(default_factory=list)  # Tenant, when, status.
 
     def note(self, act: Act) -> None:
         self.requests[act.tenant, "a" if act.verb in CLASS_A else "b"] += act.verb != "delete"
@@ -213,6 +240,27 @@ class Books:
             for stay in self.stays
             if stay.tenant == tenant and storage_class in (None, stay.storage_class)
         )
+
+    def lost_windows(self, tenant: str) -> tuple[Fraction, int]:
+        """Of March's five minutes that count: how much of them was lost, and how many they are.
+
+        The account was made a moment after midnight: the first whole five minutes of it are the second.
+        """
+        asked: dict[int, list[bool]] = {}
+        for who, at_s, status in self.answers:
+            if who == tenant:
+                asked.setdefault(at_s // WINDOW_S, []).append(status >= 500)
+        lost, count = Fraction(0), 0
+        for window in range(MARCH.begin_s // WINDOW_S + 1, MARCH.end_s // WINDOW_S):
+            begin_s = window * WINDOW_S
+            if MAINTENANCE_S[0] <= begin_s < MAINTENANCE_S[1]:
+                continue
+            count += 1
+            seconds = range(begin_s, begin_s + WINDOW_S, 60)
+            away = Fraction(sum(DOWN_S[0] <= second < DOWN_S[1] for second in seconds), len(seconds))
+            failed = asked.get(window, [False])
+            lost += away + (1 - away) * Fraction(sum(failed), len(failed))
+        return lost, count
 
     def content(self, at_s: int, *, own: bool) -> int:
         """Bytes of content that lie on the lease's nodes, or on the others."""
@@ -397,6 +445,7 @@ async def open_for_business(centre: Datacentre) -> None:
 
 async def lease_out(centre: Datacentre) -> tuple[LeaseRecord, LeaseRecord]:
     """Six nodes for hyper alone, 3.6 TB of the others for minoterie: both signed on the first of March."""
+    await put_service_level(centre.kv, GOLD, made_us=centre.now_us)
     base = LeaseRecord(
         id=an_id(1),
         tenant="hyper",
@@ -409,6 +458,7 @@ async def lease_out(centre: Datacentre) -> tuple[LeaseRecord, LeaseRecord]:
         nodes=[node(number).hex() for number in OWN],
         unit_price="590.00",
         currency="USD",
+        sla=GOLD.id,
     )
     shared = msgspec.structs.replace(
         base,
@@ -423,6 +473,7 @@ async def lease_out(centre: Datacentre) -> tuple[LeaseRecord, LeaseRecord]:
         currency="DZD",
         overage_mode="average",
         overage_price="2000.00",
+        sla="",
     )
     for lease in (base, shared):
         await make_lease(centre.kv, lease, now_us=centre.now_us)
@@ -476,7 +527,7 @@ class Story:
             return await self._sent(act, "delete_object", **place)
         if act.verb == "get":
             answer = await self._sent(act, "get_object", **place)
-            assert answer["Content"] == self.bodies[name]
+            assert "Error" in answer or answer["Content"] == self.bodies[name]
             return answer
         if act.verb == "list":
             answer = await self._sent(act, "list_objects_v2", Bucket=place["Bucket"])
@@ -509,7 +560,11 @@ class Story:
     async def _sent(self, act: Act, operation: str, **arguments: Any) -> dict[str, Any]:
         """Ask, and note how long the answer's body was."""
         answer = await self.centre.ask(act.tenant, operation, **arguments)
-        self.books.sent[act.tenant] += int(answer["ResponseMetadata"]["HTTPHeaders"].get("content-length", 0))
+        status = answer["ResponseMetadata"]["HTTPStatusCode"]
+        self.books.answers.append((act.tenant, act.at_s, status))
+        if status < 500:  # What fails through the store is free.
+            length = answer["ResponseMetadata"]["HTTPHeaders"].get("content-length", 0)
+            self.books.sent[act.tenant] += int(length)
         return answer
 
 
@@ -543,6 +598,38 @@ async def change_the_plan(centre: Datacentre) -> None:
     await publish_plan(centre.kv, after, made_us=centre.now_us)
     given = await give_plan(centre.kv, "atelier", after.code, now_us=centre.now_us)
     assert (given.plan_version, given.next_plan_version) == (1, 2)
+
+
+async def fail_hyper(story: Story) -> None:
+    """Reads that fail for want of nodes, minutes that nobody serves, and some that were announced."""
+    centre = story.centre
+    begin_s, end_s = MAINTENANCE_S
+    announced = ServiceEventRecord(
+        id=an_id(300),
+        kind="maintenance",
+        begin_us=begin_s * SECOND_US,
+        end_us=end_s * SECOND_US,
+        reason="new switches",
+        tenant="hyper",
+    )
+    await put_service_event(centre.kv, announced, now_us=centre.now_us)
+    centre.down = frozenset(range(DOWN_S[0] // 60, DOWN_S[1] // 60))
+    away = OWN[:3]  # One more than may be: of six fragments four are needed.
+
+    async def fail(acts: tuple[Act, ...]) -> None:
+        kept = {number: centre.disks.pop(number) for number in away}
+        for act in acts:
+            await centre.go_to(act.at_s)
+            answer = await story.ask(act)
+            assert answer["ResponseMetadata"]["HTTPStatusCode"] == 503, answer
+        centre.disks.update(kept)
+
+    await fail(reads(at(23, 1, 2)))
+    await story.play(reads(at(23, 2, 0, 10)))
+    await fail(reads(*range(NODES_AWAY_S[0], NODES_AWAY_S[1], WINDOW_S)))
+    await story.play(reads(at(23, 4, 13)))
+    await fail(reads(at(23, 4, 14)))
+    await story.play(reads(at(23, 5)))
 
 
 async def lose_a_node(story: Story, leases: tuple[LeaseRecord, LeaseRecord]) -> None:
@@ -845,7 +932,30 @@ async def check_april(story: Story) -> None:
     assert [as_due(line) for line in await read_lines(story.centre.kv, record)] == wanted
     net = sum(one.net for one in wanted)
     assert (record.total_net, record.total, record.prepaid) == (net, net + tax_of("atelier", net), 1_190_00)
-    assert invoices["hyper"].total_net == 1_475_00
+    await check_credit(story, invoices["hyper"])
+
+
+async def check_credit(story: Story, invoice: InvoiceRecord) -> None:
+    """What was lost of March is given back on April's invoice: a tenth of what the lease cost in it."""
+    lost, count = story.books.lost_windows("hyper")
+    uptime = 1 - lost / count
+    assert (lost, count) == (Fraction(92, 10), MARCH.seconds // WINDOW_S - 1 - 2)
+    assert Fraction(99, 100) <= uptime < Fraction(999, 1000)
+    [lease] = [one for one in dues_of_march(story.books)["hyper"] if one.kind == "commitment"]
+    credit = half_up(Fraction(lease.net, 10))
+    assert credit == 137_98
+    kept = await settled_service(story.centre.kv, "hyper", MARCH)
+    assert kept is not None
+    assert (Fraction(kept.uptime), kept.counted, kept.failed) == (uptime, count, 1 + 6 + 3)
+    assert [(one.level, one.share, one.net) for one in kept.credits] == [(GOLD.id, "0.10", credit)]
+    lines = await read_lines(story.centre.kv, invoice)
+    assert [(line.kind, line.net) for line in lines] == [("commitment", 1_475_00), ("credit", -credit)]
+    said = f"{floor(uptime * 1_000_000) / 10_000:.4f} %; 10 % × {lease.net / 100:.2f}"
+    assert said in lines[1].description, lines[1].description
+    net = 1_475_00 - credit
+    assert (invoice.total_net, invoice.total) == (net, net + tax_of("hyper", net))
+    others = [tenant for tenant in TENANTS if tenant != "hyper"]
+    assert not any([await settled_service(story.centre.kv, tenant, MARCH) for tenant in others])
 
 
 async def test_one_month_in_the_life_of_a_datacentre(centre: Datacentre) -> None:
@@ -859,6 +969,7 @@ async def test_one_month_in_the_life_of_a_datacentre(centre: Datacentre) -> None
     await story.play(ACTS)
     await hit_the_quota(story)
     await change_the_plan(centre)
+    await fail_hyper(story)
     await lose_a_node(story, leases)
     march = await close_the_month(story)
     await check_invoices(story, march)
