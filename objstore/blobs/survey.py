@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Final
 
 from objstore.blobs.topology import Layout, Topology
@@ -23,6 +23,7 @@ async def survey(
     disks: Mapping[int, Disk],
     *,
     takes: Callable[[int], bool] = always,
+    reached: Collection[int] = (),
     free_min: int = 0,
     deadline_s: float = DEADLINE_S,
 ) -> Topology:
@@ -30,6 +31,7 @@ async def survey(
 
     Args:
         takes: whether this process would give a disk new files, as far as it knows.
+        reached: disks that answer it, also where their machines are noted as away.
         free_min: bytes that must be free on a disk that is to take new files.
     """
     usages = await usages_of(
@@ -43,7 +45,7 @@ async def survey(
             spots.append(spot._replace(usable=False, device=-number))
             continue
         usable = (
-            spot.usable
+            (spot.usable or (spot.away and number in reached))
             and disks[number].state is DiskState.HEALTHY
             and usage.free >= free_min
             and takes(number)

@@ -72,6 +72,7 @@ class Spot(NamedTuple):
     weight: float = 1.0  # Its free bytes count so much; 0: it takes nothing new.
     usable: bool = True  # Healthy and reachable: it may take new fragment files.
     leaving: bool = False  # To be emptied, or given up: what is on it is to lie elsewhere.
+    away: bool = False  # Not usable for one reason only: its machine is noted as away.
 
     @property
     def takes(self) -> bool:

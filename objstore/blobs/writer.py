@@ -467,7 +467,8 @@ class BlobWriter:
         self._closing: list[_Volume] = []  # Take no more appends, not sealed yet.
         self._full: dict[int, float] = {}  # Disk number -> until when it is not asked.
         self._away: dict[int, float] = {}  # The same of those whose nodes did not answer.
-        self._asked_at = 0.0  # When those were last asked because there were too few others.
+        self._asked_at = 0.0  # When those were last asked because there were too few others,
+        self._reached: set[int] = set()  # and which of them could be reached.
         self._outdone_at = 0.0  # When it is looked at next whether new volumes would promise more.
         self._asking = asyncio.Lock()
         self._janitor: asyncio.Task[None] | None = None
@@ -964,24 +965,25 @@ class BlobWriter:
         try:
             return self._placed(layout, topology, lanes)
         except (TooFewDisks, WeakerPromise):
-            await self._ask_again(since)
-        layout, topology = await self._survey()
+            reached = await self._ask_again(layout, since)
+        layout, topology = await self._survey(reached)
         return self._placed(layout, topology, lanes)
 
-    async def _ask_again(self, since: float) -> None:
+    async def _ask_again(self, layout: Layout, since: float) -> set[int]:
         """Disks that get no files because their nodes did not answer are asked, if none was since then:
-        whoever had to wait for one question does not ask another."""
+        whoever had to wait for one question does not ask another. Returns those that can be reached."""
         async with self._asking:
-            if self._asked_at > since:
-                return
-            self._asked_at = self._clock.monotonic()
-            away = [
-                disk
-                for number, disk in self._disks.items()
-                if number in self._away or disk.state is DiskState.SUSPECT
-            ]
-            for number in await ask_again(away):
-                self._away.pop(number, None)
+            if self._asked_at <= since:
+                self._asked_at = self._clock.monotonic()
+                noted = {number for number, spot in layout.spots.items() if spot.away}
+                self._reached = await ask_again(
+                    disk
+                    for number, disk in self._disks.items()
+                    if number in noted or number in self._away or disk.state is DiskState.SUSPECT
+                )
+                for number in self._reached:
+                    self._away.pop(number, None)
+            return self._reached
 
     def _placed(self, layout: Layout, topology: Topology, lanes: _Lanes) -> Placement:
         """Raises: TooFewDisks, WeakerPromise."""
@@ -1007,8 +1009,12 @@ class BlobWriter:
         slow, spots = self._slowness.slow, topology.spots.values()
         return Topology(spot._replace(usable=spot.usable and spot.number not in slow) for spot in spots)
 
-    async def _survey(self) -> tuple[Layout, Topology]:
-        """The layout in force, and every disk as it is now: those that rest take nothing."""
+    async def _survey(self, reached: Collection[int] = ()) -> tuple[Layout, Topology]:
+        """The layout in force, and every disk as it is now: those that rest take nothing.
+
+        Args:
+            reached: disks that have just answered, also where their machines are noted as away.
+        """
         layout = await self._ledger.layout()
         if any(spot.takes and number not in self._disks for number, spot in layout.spots.items()):
             await self._find_disks()
@@ -1017,6 +1023,7 @@ class BlobWriter:
             layout,
             self._disks,
             takes=lambda number: max(self._full.get(number, 0.0), self._away.get(number, 0.0)) <= now,
+            reached=reached,
             free_min=self._limits.disk_free_min,
             deadline_s=self._limits.deadline_s,
         )

@@ -93,7 +93,9 @@ def layout_of(
         member = members.get(disk.node) if disk.node else None
         key = disk.node.hex()
         place = plan.machines.get(key, NO_PLACE)
-        there = not disk.node or (member is not None and member.state == "joined" and not member.away_us)
+        joined = not disk.node or (member is not None and member.state == "joined")
+        away = member is not None and member.away_us > 0
+        well = disk.state == "healthy" and joined
         spots[number] = Spot(
             number=number,
             free=0,
@@ -103,8 +105,9 @@ def layout_of(
             node=key,
             pool=place.pool,
             weight=place.weight,
-            usable=disk.state == "healthy" and there,
+            usable=well and not away,
             leaving=leaving(disk) or key in plan.drains,
+            away=well and away,
         )
     return Layout(version, spots, dict(plan.policies))
 

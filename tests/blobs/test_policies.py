@@ -164,3 +164,23 @@ async def test_lanes_are_bounded_and_idle_ones_make_room(monkeypatch: pytest.Mon
     assert first.extents[0].volume != second.extents[0].volume
     await rig.writer.close()
     assert all(record.state != 0 for record in await rig.ledger.volumes()), "every volume is sealed"
+
+
+async def test_machines_that_are_back_and_noted_as_away_are_written_to_when_too_few_others_are_left() -> None:
+    rig = await two_sites([HERE], disks=8)
+    await set_away(rig, range(1, 4), away=True)
+    rig.moods("++@x++++")
+    record = await rig.ledger.get((await rig.writer.put(b"x", b"o1", b"", policy="here")).extents[0].volume)
+    assert set(record.disks) == {1, 2, 3}, "and on no other site"
+    rig.moods("+xxx++++")
+    await rig.ledger.set_disk_state(1, "suspect", "a test")
+    with pytest.raises(TooFewDisks):
+        await rig.writer.put(b"x", b"o2", b"", policy="here")
+
+
+async def test_machines_that_are_noted_as_away_get_nothing_while_there_are_others() -> None:
+    rig = await two_sites([HERE])
+    await set_away(rig, range(1, 4), away=True)
+    record = await rig.ledger.get((await rig.writer.put(b"x", b"o1", b"", policy="here")).extents[0].volume)
+    assert set(record.disks) == {4, 5, 6}
+    assert sum(disk.calls["look_again"] for disk in rig.disks.values()) == 0

@@ -105,6 +105,7 @@ def test_the_layout_goes_before_what_a_machine_says_of_itself() -> None:
     assert (spot.site, spot.rack, spot.pool, spot.weight) == ("b", "r", "leased", 0.5)
     assert spot.leaving
     assert not spot.usable, "its machine is away"
+    assert [moved.spots[number].away for number in (1, 2, 4, 5)] == [True, False, False, False]
 
 
 def test_a_name_without_a_policy_is_that_of_a_site_so_that_nothing_ever_lies_elsewhere() -> None:
