@@ -487,7 +487,7 @@ class World:
         gateway = self.chance.choice(self.cluster.gateways)
         if how := self.network.cut_gateway(gateway.name, self.chance):
             self.happened[how] += 1
-            registers.work_until(BETWEEN)
+            self._work_beside_a_lame_gateway(registers)
             self.network.heal()
             self.settle()
 
@@ -502,10 +502,13 @@ class World:
         """From one gateway: it must say that it does not know, and never what it last knew."""
         gateway = self.chance.choice(self.cluster.gateways)
         self.happened[self.network.cut_metadata(gateway.name, self.chance)] += 1
-        # Half of all requests wait for seconds now, and every caller soon has one of them. The others go on.
+        self._work_beside_a_lame_gateway(registers)
+        self.network.heal()
+
+    def _work_beside_a_lame_gateway(self, registers: Registers) -> None:
+        """Half of all requests wait for seconds, and every caller soon has one of them. The others go on."""
         registers.doubt_until(2 * CALLERS)
         registers.work_until(CALLERS)
-        self.network.heal()
 
     def child_dies(self, registers: Registers) -> None:
         gateway = self.chance.choice(self.cluster.gateways)
