@@ -20,6 +20,7 @@ from objstore.meta.schema import MemberRecord
 from objstore.node.authority import NODE
 from objstore.objects.adoption import Unadopted, unadopted
 from objstore.processes.control import Snapshot, ask
+from objstore.processes.outlook import Counts, Outlook, named
 from objstore.processes.parts import Parts
 from objstore.processes.rotation import Rotation
 from objstore.rental.records import SellerRecord
@@ -44,7 +45,12 @@ def finding(check: str, level: str, text: str, remedy: str = "") -> Finding:
 
 
 async def examine(
-    parts: Parts, disks: list[dict[str, Any]], state: dict[str, Any], alarms: dict[str, str]
+    parts: Parts,
+    disks: list[dict[str, Any]],
+    state: dict[str, Any],
+    alarms: dict[str, str],
+    outlook: Outlook,
+    counts: Counts,
 ) -> list[Finding]:
     """Args: disks: as the admin port shows them; state: the supervisor's; alarms: the services', by name."""
     layout = await parts.store.ledger.layout()
@@ -52,6 +58,7 @@ async def examine(
     nodes = [member for member in members.values() if member.role == NODE and member.state == "joined"]
     return [
         *_processes(state),
+        *service(outlook, counts),
         *_disks(disks, {node.name for node in nodes if node.away_us}),
         *_devices(disks),
         *(
@@ -71,6 +78,22 @@ async def examine(
         _open_files(),
         await asyncio.to_thread(_clock),
     ]
+
+
+def service(outlook: Outlook, counts: Counts) -> list[Finding]:
+    """What clients get just now."""
+    found = []
+    if outlook.count:
+        back = f"bring back disks {named(outlook.away, len(outlook.away))}; " if outlook.away else ""
+        found.append(finding("reads", "problem", outlook.words, f"{back}objstore volume list --damaged"))
+    else:
+        found.append(finding("reads", "ok", "every volume can be read"))
+    if counts.unwritable:
+        remedy = "bring back disks that are away: objstore disk list"
+        found.append(finding("writes", "problem", counts.unwritable, remedy))
+    else:
+        found.append(finding("writes", "ok", f"{counts.healthy} disks take new files"))
+    return found
 
 
 def master_keys(needs: dict[str, dict[str, int]]) -> list[Finding]:
@@ -132,7 +155,8 @@ def _disks(disks: list[dict[str, Any]], away: Collection[str] = ()) -> list[Find
         "suspect": "check the device and its cabling, then: objstore disk verify N",
         "read-only": "see dmesg; repair the file system, mount it writable, then: objstore disk verify N",
         "full": "free or add space",
-        "failed": "replace the device: objstore disk replace N PATH",
+        "failed": "replace the device: objstore disk replace N PATH; when nothing counts on it any more, and"
+        " for the disks of a machine that is removed: objstore disk remove N",
         "draining": "wait until objstore disk list shows no files on it, then: objstore disk remove N",
         "missing": "mount it; a path without its disk is never taken for an empty one",
         "foreign": "put the right disk at the path",
@@ -142,7 +166,7 @@ def _disks(disks: list[dict[str, Any]], away: Collection[str] = ()) -> list[Find
             "disks",
             "problem",
             f"disk {disk['disk']} ({disk['path']}) is {disk['state']}: {disk['reason']}",
-            remedies.get(disk["state"], "").replace("N", str(disk["disk"])),
+            remedies.get(disk["state"], "").replace(" N", f" {disk['disk']}"),
         )
         for disk in disks
         if disk["state"] != "healthy" and disk["node"] not in away

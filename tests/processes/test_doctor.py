@@ -30,6 +30,7 @@ def row(number: int, state: str, reason: str = "", node: str = "") -> dict[str, 
         ("read-only", "Read-only file system", "mount it writable, then: objstore disk verify 2"),
         ("full", "0 bytes free, 6291456 are kept", "free or add space"),
         ("missing", "no objstore.id at its path", "a path without its disk is never taken for an empty one"),
+        ("failed", "given up with its node m3", "of a machine that is removed: objstore disk remove 2"),
         ("foreign", "disk 3 lies at /d: swapped?", "put the right disk at the path"),
     ],
 )
