@@ -602,7 +602,8 @@ async def test_a_page_ends_at_a_bound_of_what_is_read_and_its_cursor_tells_nobod
         assert wanted
         monkeypatch.setattr("objstore.iam.picking.READ_MAX", 2)
         seen: list[str] = []
-        cursor, pages = "", 0
+        cursor: str | None = ""
+        pages = 0
         while cursor is not None:
             path = f"/api/v1/{kind}?limit=3&cursor={cursor}"
             answer = (await api("GET", path, token=tokens["other-reader"])).body

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from objstore.iam.picking import Picked, owned, pick
+from objstore.iam.picking import Pick, Picked, owned, pick
 from objstore.meta.kv import DictKv, Transaction
 from objstore.meta.schema import TokenRecord, UserRecord, encode, token_key, user_key
 from tests.seed import SEED
@@ -52,7 +52,7 @@ async def furnished(count: int, chance: random.Random) -> tuple[CountingKv, list
 
 
 async def page(kv: CountingKv, *, user: str, tenant: str, after: str, limit: int) -> Picked[TokenRecord]:
-    own = owned(kv, user, tenant)
+    own: Pick[TokenRecord] = owned(kv, user, tenant)
     return await pick(kv, token_key(""), TokenRecord, own, after=after, limit=limit)
 
 

@@ -1,6 +1,7 @@
 """Leases as they are rated: vectors V7 and V8, ramps, parts of months, advance and arrears, idle bytes."""
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from decimal import Decimal
 from fractions import Fraction
@@ -123,7 +124,7 @@ def test_a_ramp_is_charged_as_it_climbs() -> None:
 NINE = Overage(mode="average", unit_price=Decimal(9))
 
 
-def billed_above(one: Commitment, hours: list[int], mode: Mode) -> Fraction:
+def billed_above(one: Commitment, hours: Sequence[int], mode: Mode) -> Fraction:
     """Byte-seconds that are billed above a lease of such a mode."""
     [(_, amount)] = Pool(
         [replace(one, overage=Overage(mode=mode, unit_price=Decimal(1)))], NOVEMBER, hours
@@ -309,7 +310,7 @@ def test_an_hour_that_a_lease_touches_is_the_leases_with_its_largest_capacity() 
     one = lease(steps=steps, end_s=BEGIN + 3_600 + 1, mode="instantaneous")
     pool = Pool([one], NOVEMBER, [100 * TB * 3_600] * NOVEMBER.hours)
     assert pool.beside() == 100 * TB * 3_600 * (NOVEMBER.hours - 2)
-    assert pool.overages() == [(one, (30 + 50) * TB * 3_600)]
+    assert pool.overages() == [(one, Fraction((30 + 50) * TB * 3_600))]
     [use] = pool.uses()  # What is leased is exact: the second hour is leased for one second.
     assert use.committed == (70 * 1_800 + 30 * 600 + 50 * 1_201) * TB
     assert use.unused == 0
@@ -319,7 +320,7 @@ def test_an_hour_that_a_lease_begins_in_is_the_leases() -> None:
     one = lease(begin_s=BEGIN + 1_800)
     pool = Pool([one], NOVEMBER, [100 * TB * 3_600] * NOVEMBER.hours)
     assert pool.beside() == 0
-    assert pool.overages() == [(one, 0)]
+    assert pool.overages() == [(one, Fraction(0))]
     [charge] = charges(one, NOVEMBER)
     assert charge.byte_seconds == 100 * TB * (
         NOVEMBER.seconds - 1_800
