@@ -16,6 +16,8 @@ _STEP: Final = re.compile(r"\.([^.\[]+)|\[([^\]]*)\]")
 _UNKNOWN: Final = re.compile(r"Object contains unknown field `([^`]*)`")
 # Save tabs and line ends (of a policy, of a plan); with what turns a text's direction unseen.
 _CONTROL: Final = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
+_CHOICE: Final = re.compile(r"Invalid enum value (.*)", re.DOTALL)
+MOMENT: Final = "2027-01-31T00:00:00Z"
 _MISSING: Final = re.compile(r"Object missing required field `([^`]*)`")
 
 T = TypeVar("T")
@@ -43,7 +45,7 @@ def parse_body(content: bytes, kind: type[T]) -> T:
     try:
         value = msgspec.json.decode(content or b"{}", type=kind)
     except msgspec.ValidationError as failure:
-        raise _invalid(str(failure)) from None
+        raise _invalid(str(failure), kind) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         raise Problem(400, "the request's body is not JSON") from None
     _check_sane(value, "")
@@ -55,7 +57,7 @@ def parse_query(query: Mapping[str, str], kind: type[T]) -> T:
     try:
         value = msgspec.convert(dict(query), kind, strict=False)
     except msgspec.ValidationError as failure:
-        words, _ = explained(str(failure))
+        words, _ = explained(str(failure), kind)
         raise Problem(400, f"the address's query: {words}") from None
     try:
         _check_sane(value, "")
@@ -64,8 +66,12 @@ def parse_query(query: Mapping[str, str], kind: type[T]) -> T:
     return value
 
 
-def explained(failure: str) -> tuple[str, str]:
-    """msgspec's words -> what is wrong, and where as a JSON pointer."""
+def explained(failure: str, kind: Any = None) -> tuple[str, str]:
+    """msgspec's words -> what is wrong, and where as a JSON pointer.
+
+    Args:
+        kind: the type that was asked for; it has the choices that there are.
+    """
     match = _AT.search(failure)
     words = failure if match is None else failure[: match.start()]
     steps = [] if match is None else _STEP.findall(match[1])
@@ -74,12 +80,28 @@ def explained(failure: str) -> tuple[str, str]:
         if found := pattern.fullmatch(words):
             parts.append(found[1])
             words = text.format(found[1])
+    if parts and (clearer := _clearer(words, parts, kind)):
+        words = f"{parts[-1]} {clearer}"
     return words, "".join("/" + part.replace("~", "~0").replace("/", "~1") for part in parts)
 
 
-def _invalid(failure: str) -> Problem:
-    words, pointer = explained(failure)
-    place = "" if not pointer or "field" in words or "missing" in words else f" at {pointer}"
+def _clearer(words: str, parts: list[str], kind: Any) -> str:
+    """What a value must be instead, where msgspec's words do not tell; empty: they do."""
+    if words == "Invalid RFC3339 encoded datetime":
+        return f"is a moment, as {MOMENT}"
+    if (found := _CHOICE.fullmatch(words)) and len(parts) == 1:
+        shape = msgspec.inspect.type_info(kind)
+        fields = getattr(shape, "fields", ())
+        type_ = next((field.type for field in fields if field.encode_name == parts[0]), None)
+        if isinstance(type_, msgspec.inspect.LiteralType):
+            return f"is one of {', '.join(sorted(str(one) for one in type_.values if one))}, not {found[1]}"
+    return ""
+
+
+def _invalid(failure: str, kind: Any) -> Problem:
+    words, pointer = explained(failure, kind)
+    named = words.startswith(f"{pointer.rpartition('/')[2]} ")
+    place = "" if not pointer or named or "field" in words or "missing" in words else f" at {pointer}"
     return Problem(400, f"the request's body: {words}{place}", [FieldError(pointer, words)])
 
 

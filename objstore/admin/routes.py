@@ -14,6 +14,7 @@ import msgspec
 from objstore.admin.callers import Caller, Rule
 from objstore.clock import Clock
 from objstore.iam.directory import Directory
+from objstore.iam.tenants import find_tenant
 from objstore.ids import Randomness
 from objstore.meta.kv import Kv
 from objstore.meta.schema import AccountRecord
@@ -104,8 +105,8 @@ Owner = Callable[[Call], Awaitable[str | None]]
 
 
 async def in_path(call: Call) -> str | None:
-    """The tenant that the path names."""
-    return call.params["tenant"]
+    """The tenant that the path names. Raises: BadArgument (there is none)."""
+    return await _there(call, call.params["tenant"])
 
 
 async def of_store(call: Call) -> str | None:
@@ -119,8 +120,14 @@ async def of_anybody(call: Call) -> str | None:
 
 
 async def in_query(call: Call) -> str | None:
-    """The tenant that the query names; of a user its own unless it names one."""
-    return call.query.tenant or call.caller.tenant
+    """The tenant that the query names; of a user its own unless it names one. Raises: BadArgument."""
+    return await _there(call, call.query.tenant) if call.query.tenant else call.caller.tenant
+
+
+async def _there(call: Call, tenant: str) -> str:
+    """Of a tenant that is not there nothing is told: its empty lists would say that all is well."""
+    await find_tenant(call.kv, tenant)
+    return tenant
 
 
 async def in_body(call: Call) -> str | None:

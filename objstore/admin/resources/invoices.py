@@ -27,7 +27,7 @@ class Documents(Page, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Of a tenant; the operator's without a tenant: all drafts."""
 
     tenant: str = ""
-    state: str = ""
+    state: Literal["", "draft", "final", "paid", "overdue", "cancelled"] = ""
     type: Literal["", "invoice", "credit_note"] = ""
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import msgspec
 
@@ -56,7 +56,7 @@ OfferBody: Final = body_of(OfferRecord, "OfferBody", omit=("name", "made_us"))
 
 class Leases(Page, frozen=True, kw_only=True, forbid_unknown_fields=True):
     tenant: str = ""
-    state: str = ""
+    state: Literal["", "quote", "draft", "signed", "active", "ended", "terminated", "withdrawn"] = ""
 
 
 class End(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
