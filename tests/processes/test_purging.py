@@ -6,6 +6,7 @@ service; on one machine, on storage nodes, and behind two gateways on PostgreSQL
 
 import json
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,8 +19,10 @@ from objstore.cli.main import app
 from objstore.processes.dev import LocalCluster
 from tests.chaos.workload import RESTLESS
 from tests.clusters import ENGINES, NODES, Front, fronts_of, running_cluster
-from tests.server import Server, running_server
+from tests.preload import preload_library
+from tests.server import ROOT, Server, running_server
 
+MIB: Final = 1024 * 1024
 MARK: Final = b"what the leaving tenant has stored, again and again. " * 400
 OURS: Final = os.urandom(30_000)
 
@@ -85,10 +88,16 @@ def test_what_it_had_stored_is_in_no_fragment_file_any_more(tmp_path: Path) -> N
 
 def holding(place: Path) -> int:
     """Fragment files, trash among them, that hold bytes of the tenant's objects."""
-    found = 0
-    for path in place.rglob("fragments/*/*"):
+    return len(files_with(place, "fragments/*/*", MARK[:53]))
+
+
+def files_with(place: Path, pattern: str, mark: bytes) -> list[str]:
+    """Names of files that hold it, of each disk's."""
+    found = []
+    for path in place.rglob(pattern):
         try:
-            found += MARK[:53] in path.read_bytes()
+            if mark in path.read_bytes():
+                found.append(path.name)
         except FileNotFoundError:
             continue  # Removed meanwhile.
     return found
@@ -96,8 +105,7 @@ def holding(place: Path) -> int:
 
 # Clusters.
 
-# Slower than RESTLESS: seven processes look at each other, and a purge settles in 36 s.
-# No parts of uploads: they are swept an hour later, whatever the periods.
+# Slower than RESTLESS: seven processes look at each other.
 SOON: Final = {name: value for name, value in RESTLESS.items() if name != "OBJSTORE_UPKEEP__SCRUB_DAYS"} | {
     "OBJSTORE_UPKEEP__PERIOD_FACTOR": "0.01",
     "OBJSTORE_CLUSTER__AWAY_SECONDS": "3",
@@ -105,10 +113,28 @@ SOON: Final = {name: value for name, value in RESTLESS.items() if name != "OBJST
 NEWS_S: Final = 240.0
 
 
+HOURS_S: Final = 2 * 3_600  # Parts of uploads are swept an hour later, whatever the periods.
+
+
+@pytest.fixture
+def clock(tmp_path: Path) -> Path:
+    """By how many seconds the clocks of a cluster are ahead."""
+    place = tmp_path / "clock"
+    place.write_bytes(bytes(8))
+    return place
+
+
 @pytest.fixture(params=ENGINES)
-def cluster(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[LocalCluster]:
-    with running_cluster(request.param, tmp_path / "cluster", environment=SOON) as made:
+def cluster(request: pytest.FixtureRequest, tmp_path: Path, clock: Path) -> Iterator[LocalCluster]:
+    library = preload_library(ROOT / "tests" / "chaos" / "clock.c", tmp_path)
+    environment = SOON | {"LD_PRELOAD": str(library), "TEST_CLOCK": str(clock)}
+    with running_cluster(request.param, tmp_path / "cluster", environment=environment) as made:
         yield made
+
+
+def step(clock: Path, seconds: int) -> None:
+    with clock.open("r+b") as file:  # It is mapped.
+        file.write(seconds.to_bytes(8, sys.byteorder, signed=True))
 
 
 def purge_of(front: Front, tenant: str) -> Any:
@@ -132,7 +158,9 @@ def wait_for(true: Callable[[], object], what: Callable[[], object]) -> None:
 
 @pytest.mark.long
 @pytest.mark.timeout(1_200)
-def test_on_storage_nodes_nothing_is_proven_before_every_node_has_answered(cluster: LocalCluster) -> None:
+def test_on_storage_nodes_nothing_is_proven_before_every_node_has_answered(
+    cluster: LocalCluster, clock: Path
+) -> None:
     fronts = fronts_of(cluster)
     first, last = fronts[0], fronts[-1]
     ours = first.boto3()
@@ -142,33 +170,41 @@ def test_on_storage_nodes_nothing_is_proven_before_every_node_has_answered(clust
     for number in range(20):
         ours.put_object(Bucket="ours", Key=str(number), Body=OURS)
         elsewhere.put_object(Bucket="bucket-of-leaving", Key=f"secret-name/there/{number}", Body=MARK)
+    upload_parts(elsewhere, "bucket-of-leaving")
     assert holding(cluster.directory) > 0
 
     away = cluster.members[0]
     cluster.kill(away)
     say(last, "tenant", "state", "leaving", "terminating", "--yes")
     assert run(last, "tenant", "purge", "leaving", "--yes").exit_code == 3
-    wait_for(
-        lambda: "did not answer" in purge_of(first, "leaving")["waiting"], lambda: purge_of(first, "leaving")
-    )
-    assert purge_of(first, "leaving")["state"] == "clearing"
+
+    def found() -> Any:
+        return purge_of(last, "leaving")
+
+    wait_for(lambda: found()["state"] == "clearing", found)
+    step(clock, HOURS_S)
+    wait_for(lambda: "did not answer" in found()["waiting"], found)
+    assert found()["state"] == "clearing"
     if len(fronts) > 1:  # Another one goes on with it.
         leading = next(one for one in fronts if leads(one))
         cluster.kill(leading.gateway)
-        first = last = next(one for one in fronts if one is not leading)
+        last = next(one for one in fronts if one is not leading)
         wait_for(lambda: leads(last), last.gateway.words)
     cluster.start_node(away)
-    wait_for(lambda: purge_of(last, "leaving")["state"] == "proven", lambda: purge_of(last, "leaving"))
+    wait_for(lambda: found()["state"] == "proven", found)
 
-    proof = purge_of(last, "leaving")["proof"]
-    assert (proof["verdict"], proof["held"]["objects"]) == ("proven", 40)
+    proof = found()["proof"]
+    assert (proof["verdict"], proof["held"]["objects"]) == ("proven", 41)
     assert proof["inventory"]["disks"] == NODES
     assert holding(cluster.directory) == 0
     named = {words.partition(": ")[2] for words in proof["remains"]["files_of_metadata"]}
-    assert len(proof["remains"]["files_of_metadata"]) == proof["remains"]["their_number"]
-    assert logs_holding(cluster.directory, b"secret-name") <= named
+    logs = files_with(cluster.directory, "logs/*", b"secret-name")
+    assert len(logs) <= proof["remains"]["their_number"]
+    if proof["remains"]["their_number"] == len(proof["remains"]["files_of_metadata"]):  # All are named.
+        assert set(logs) <= named
     assert (proof["metadata"] == "PostgreSQL") == bool(cluster.url)
     assert bool(named) == (not cluster.url)
+    step(clock, 0)  # As the client's.
     reader = last.boto3()
     for number in range(20):
         assert reader.get_object(Bucket="ours", Key=str(number))["Body"].read() == OURS
@@ -181,6 +217,15 @@ def key_of(s3: Any) -> tuple[str, str]:
     return given.access_key, given.secret_key
 
 
-def logs_holding(place: Path, mark: bytes) -> set[str]:
-    """Names of journal and snapshot files that hold it, on whichever disk."""
-    return {path.name for path in place.rglob("logs/*") if mark in path.read_bytes()}
+def upload_parts(s3: Any, bucket: str) -> None:
+    """An object of two parts, and two parts of an upload that is never completed."""
+    part = MARK * (5 * MIB // len(MARK) + 1)
+    for complete in (True, False):
+        of = {"Bucket": bucket, "Key": f"secret-name/parts/{complete}"}
+        of["UploadId"] = s3.create_multipart_upload(**of)["UploadId"]
+        sent = [
+            {"PartNumber": number, "ETag": s3.upload_part(**of, PartNumber=number, Body=part)["ETag"]}
+            for number in (1, 2)
+        ]
+        if complete:
+            s3.complete_multipart_upload(**of, MultipartUpload={"Parts": sent})
