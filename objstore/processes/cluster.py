@@ -118,17 +118,18 @@ def open_cluster(
     if record is not None and record.term and not tls:
         raise CannotStart(f"the store at {data} is a cluster: start it with objstore gateway")
     named = [str(Path(path).absolute()) for path in config.disks.paths]
-    first_start = False
+    first_start, elsewhere = False, _IS_FORMED
     if record is None:
         count = DEFAULT_DISKS if not tls else 1 if not config.meta.url else 0
         paths = named or [str(data / f"disk{number}") for number in range(1, count + 1)]
         record = _adopt(paths)
         if record is None:
             record, first_start = _plan(paths, config, announce, founded, alone=not tls), True
-        write_record(data, record)
+            write_record(data, record)
+        else:  # Remembered only when its disks were looked at and locked: a refused start changes nothing.
+            elsewhere = _who_brought(record, paths)
     if tls and not record.term:
         record.term = FIRST_TERM
-        write_record(data, record)
     if codec_given or not record.codec:
         record.codec = config.blobs.codec
     if not record.formed:
@@ -137,7 +138,7 @@ def open_cluster(
         record.formed = True
         write_record(data, record)
 
-    found, identities = _look(record, named)
+    found, identities = _look(record, named, elsewhere)
     good = [identity for identity in identities if identity is not None]
     if good:
         secrets = StoreSecrets(good[0].cluster_id, good[0].secret, *_master_keys(record, good, config))
@@ -151,6 +152,11 @@ def open_cluster(
         )
     for disk in record.disks:  # Remember where they are now.
         disk.path = next(place.path for place in found if place.number == disk.number)
+    locks = [
+        _take(secrets.cluster_id, disk, record.disks)
+        for disk in found
+        if disk.state is DiskState.HEALTHY and not disk.node
+    ]
     write_record(data, record)
     return Cluster(
         cluster_id=secrets.cluster_id,
@@ -163,11 +169,7 @@ def open_cluster(
         epoch=max((identity.epoch for identity in good), default=0),
         term=record.term,
         tls=tls,
-        locks=[
-            _take(secrets.cluster_id, disk, record.disks)
-            for disk in found
-            if disk.state is DiskState.HEALTHY and not disk.node
-        ],
+        locks=locks,
     )
 
 
@@ -406,6 +408,16 @@ def _adopt(paths: list[str]) -> ClusterRecord | None:
     )
 
 
+def _who_brought(record: ClusterRecord, paths: list[str]) -> str:
+    """What to do about a path that is no disk of the store that others of `paths` belong to."""
+    own = [path for path in paths if _identity_or_none(path) is not None]
+    return (
+        f"But {', '.join(own)} {'is a disk' if len(own) == 1 else 'are disks'} of a store"
+        f" ({record.cluster[:8]}...): name disks of that store alone to start it, or only empty directories"
+        " to make another. Nothing was changed."
+    )
+
+
 def _identity_or_none(path: str) -> Identity | None:
     try:
         return read_identity(path, OS)
@@ -521,8 +533,19 @@ def _form(
             raise CannotStart(f"cannot format {disk.path}: {failure}") from None
 
 
-def _look(record: ClusterRecord, named: list[str]) -> tuple[list[FoundDisk], list[Identity | None]]:
-    """Every disk of the record with what lies at its place now."""
+_IS_FORMED = "The store is formed; disks are added by objstore disk add while it runs."
+
+
+def _look(
+    record: ClusterRecord, named: list[str], elsewhere: str = _IS_FORMED
+) -> tuple[list[FoundDisk], list[Identity | None]]:
+    """Every disk of the record with what lies at its place now.
+
+    Args:
+        elsewhere: what to do about a named path that is none of them.
+
+    Raises: CannotStart, for a named path that is not the store's.
+    """
     candidates = list(dict.fromkeys([*named, *(disk.path for disk in record.disks if not disk.node)]))
     at: dict[str, Identity] = {}
     wrong: dict[str, tuple[DiskState, str]] = {}
@@ -537,10 +560,7 @@ def _look(record: ClusterRecord, named: list[str]) -> tuple[list[FoundDisk], lis
     known = {disk.uuid for disk in record.disks}
     for path in named:
         if path in wrong and path not in {disk.path for disk in record.disks}:
-            raise CannotStart(
-                f"--disk {path} is not a disk of this store: {wrong[path][1]}. The store is formed; disks"
-                " are added by objstore disk add while it runs."
-            )
+            raise CannotStart(f"--disk {path} is not a disk of this store: {wrong[path][1]}. {elsewhere}")
         if path in at and at[path].cluster == record.cluster and at[path].uuid not in known:
             raise CannotStart(
                 f"--disk {path} is disk {at[path].number}, which was removed from this store: do not name it"

@@ -14,7 +14,7 @@ from botocore.exceptions import ClientError
 
 from objstore.config import Config, load
 from objstore.node.identity import Identity
-from objstore.node.local import format_disk
+from objstore.node.local import format_disk, lock_disk
 from objstore.processes import cluster
 from tests.server import (
     ACCESS_KEY,
@@ -232,6 +232,45 @@ def test_a_disk_of_another_store_and_an_unknown_one_are_refused(
     said = refused(formed, f"--disk={disks[6]}")
     assert "is not a disk of this store" in said
     assert not disks[6].exists()
+
+
+def test_a_refused_start_with_a_disk_of_another_store_leaves_the_new_store_to_be_made(
+    formed: Path, disks: list[Path], tmp_path: Path
+) -> None:
+    empty = [tmp_path / f"e{number}" for number in range(6)]
+    said = refused(tmp_path, f"--disk={empty[0]}", f"--disk={disks[0]}", f"--disk={empty[1]}")
+    assert f"--disk {empty[0]} is not a disk of this store" in said
+    assert f"But {disks[0]} is a disk of a store" in said
+    assert "or only empty directories to make another. Nothing was changed." in said
+    assert not (tmp_path / "data" / "cluster.json").exists()
+    found = cluster.open_cluster(
+        load(None, {}, {"disks.paths": ("--disk", [str(path) for path in empty])}).config,
+        tmp_path / "data",
+        lambda line: None,
+    )
+    try:
+        assert found.first_start
+        assert [disk.path for disk in found.disks] == [str(path) for path in empty]
+    finally:
+        for lock in found.locks:
+            os.close(lock)
+
+
+def test_a_refused_start_on_the_disks_of_a_store_that_runs_does_not_make_them_its_own(
+    formed: Path, disks: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cluster, "LOCK_WAIT_S", 0.0)
+    lock = lock_disk(str(disks[5]))
+    try:
+        with pytest.raises(cluster.CannotStart, match="disk 6"):
+            cluster.open_cluster(
+                load(None, {}, {"disks.paths": ("--disk", [str(path) for path in disks[:6]])}).config,
+                tmp_path,
+                lambda line: None,
+            )
+    finally:
+        os.close(lock)
+    assert not (tmp_path / "cluster.json").exists()
 
 
 def test_a_store_none_of_whose_disks_is_there_does_not_begin_anew(formed: Path, disks: list[Path]) -> None:
