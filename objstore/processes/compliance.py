@@ -18,7 +18,7 @@ import msgspec
 from objstore import __version__
 from objstore.admin.app import ComplianceAdmin, Problem
 from objstore.admin.repeats import KEPT_US
-from objstore.clock import utc_text
+from objstore.clock import SECOND_US, utc_text
 from objstore.errors import StoreError
 from objstore.processes.doctor import certificates, expiry
 from objstore.processes.engine import is_shared
@@ -31,7 +31,6 @@ from objstore.upkeep.residency import Audit, Summary, housed
 log = logging.getLogger(__name__)
 
 HOUSED_MAX: Final = 5_000  # Buckets of bound tenants that are named: some 1 MB of the answer.
-US: Final = 1_000_000
 DAY_HOURS: Final = 24
 
 Json = dict[str, Any]
@@ -85,7 +84,7 @@ class Compliance:
         return {
             "cluster": parts.spec.cluster.cluster_id.hex(),
             "version": __version__,
-            "made": utc_text(parts.store.clock.now_us() / US),
+            "made": utc_text(parts.store.clock.now_us() / SECOND_US),
             "encryption": await self._encryption(),
             "residency": _residency(summary, rows),
             "backups": await self._backups(summary),
@@ -134,8 +133,8 @@ class Compliance:
             "copy_in_volumes": None
             if about is None
             else {
-                "began": utc_text(about.began_us / US),
-                "age_seconds": (now_us - about.began_us) // US,
+                "began": utc_text(about.began_us / SECOND_US),
+                "age_seconds": (now_us - about.began_us) // SECOND_US,
                 "bytes": about.size,
             },
             "copy_every_hours": config.upkeep.snapshot_hours,
@@ -151,7 +150,7 @@ class Compliance:
             ("audit log", "for ever, hash-chained"),
             ("removed volumes (trash)", f"{upkeep.trash_days:g} days"),
             ("copies of metadata in volumes", "the newest one"),
-            ("requests with an Idempotency-Key", f"{KEPT_US // US // 3600} hours"),
+            ("requests with an Idempotency-Key", f"{KEPT_US // SECOND_US // 3600} hours"),
             ("access logs", "as the operator rotates them"),
         ]
         return [{"what": what, "how_long": words} for what, words in kept]
@@ -192,8 +191,8 @@ def _residency(summary: Summary, rows: list[Any]) -> Json:
     return {
         "verdict": summary.verdict,
         "reasons": summary.reasons,
-        "began": utc_text(summary.began_us / US),
-        "ended": utc_text(summary.ended_us / US),
+        "began": utc_text(summary.began_us / SECOND_US),
+        "ended": utc_text(summary.ended_us / SECOND_US),
         "counts": msgspec.to_builtins(summary.counts),
         "sites": sorted({place.site for place in summary.places}),
         "notes": summary.notes,
