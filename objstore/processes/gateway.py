@@ -113,7 +113,8 @@ def join_cluster(config: Config, data: Path, token: str) -> None:
     if not (directory / IDENTITY).exists():
         cluster = config.cluster
         address = cluster.address or cluster.listen
-        joining.join(token, directory, joining.machine(cluster.name, address, cluster.site, cluster.rack))
+        about = joining.machine(cluster.name, address, cluster.site, cluster.rack)
+        joining.join(token, directory, about, GATEWAY)
     try:
         bundle = asyncio.run(_bundle(config.meta.url))
         master, *others = given_master_keys(config)

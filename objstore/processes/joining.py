@@ -123,8 +123,11 @@ def machine(name: str, address: str, site: str, rack: str) -> Machine:
     return found
 
 
-def join(text: str, directory: Path, about: Machine) -> Name:
+def join(text: str, directory: Path, about: Machine, role: str) -> Name:
     """Become a member with a join token; key, certificate and trust are in `directory` then.
+
+    Args:
+        role: NODE or GATEWAY: what this machine is. A token for the other is not used up.
 
     Raises: CannotJoin.
     """
@@ -134,6 +137,12 @@ def join(text: str, directory: Path, about: Machine) -> Name:
             check_address(address)
     except BadArgument as failure:
         raise CannotJoin(f"--join: {failure}") from None
+    if token.role != role:
+        option = " --gateway" if role == GATEWAY else ""
+        raise CannotJoin(
+            f"--join: this token is for a {token.role}, and this is a {role}. Nothing was sent, the token is"
+            f" still good. One for a {role}: objstore cluster token{option}"
+        )
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     key = _own_key(directory)
     request = JoinRequest(token=text.strip(), csr=make_request(key), machine=about)

@@ -236,6 +236,12 @@ class Members:
             role = record.role
             if record.state != JOINED:
                 raise BadArgument(f"{member} was removed: it joins as a new {role}", name="member")
+        if self.sole and role == GATEWAY:
+            raise BadArgument(
+                "metadata is embedded in this gateway, so that there is no other: several need PostgreSQL"
+                " (docs/postgresql.md)",
+                name="role",
+            )
         return authority.token(
             role, self.addresses, self.clock.now_us(), id_=random_id(self.randomness), member=again
         )

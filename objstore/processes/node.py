@@ -166,7 +166,7 @@ def _member(data: Path, token: str, about: Machine) -> Credentials:
     credentials = own_credentials(data) if (directory / IDENTITY).exists() else None
     ended = credentials is not None and credentials.ended
     if (credentials is None or ended) and token:
-        name = joining.join(token, directory, about)
+        name = joining.join(token, directory, about, NODE)
         announce(f"Joined cluster {name.cluster.hex()[:8]} as node {name.id.hex()[:8]} ({about.name}).")
         credentials = own_credentials(data)
     elif credentials is None:

@@ -137,8 +137,8 @@ class Node:
         self.socket = listener()
         self.port = self.socket.getsockname()[1]
 
-    async def join(self, token: str, name: str) -> Name:
-        joined = await asyncio.to_thread(joining.join, token, self.directory, about(name, self.port))
+    async def join(self, token: str, name: str, role: str = NODE) -> Name:
+        joined = await asyncio.to_thread(joining.join, token, self.directory, about(name, self.port), role)
         self.credentials = Credentials(self.directory)
         return joined
 
@@ -293,6 +293,20 @@ async def test_a_node_of_the_cluster_cannot_pose_as_its_gateway_to_one_who_joins
     finally:
         await pose.close()
     assert len(await gateway.members.ledger.members()) == 2
+
+
+@pytest.mark.parametrize(("given", "role"), [(GATEWAY, NODE), (NODE, GATEWAY)])
+async def test_a_token_for_another_role_is_refused_before_anything_is_sent(
+    gateway: Gateway, tmp_path: Path, given: str, role: str
+) -> None:
+    token = await gateway.members.token(given)
+    before = await gateway.members.ledger.members()
+    with pytest.raises(CannotJoin, match=f"is for a {given}, and this is a {role}.*still good"):
+        await Node(tmp_path / "n1").join(token, "n1", role)
+    assert await gateway.members.ledger.members() == before
+    assert not (tmp_path / "n1").exists()
+    joined = await Node(tmp_path / "n2").join(token, "n2", given)
+    assert joined.role == given
 
 
 @pytest.mark.parametrize("what", ["used", "expired", "of another cluster", "damaged", "no token"])

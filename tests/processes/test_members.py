@@ -630,6 +630,8 @@ async def test_the_trust_says_where_metadata_is(cluster: Cluster) -> None:
     assert (await cluster.members.trust()).metadata == "postgresql"
     cluster.members.sole = True
     assert (await cluster.members.trust()).metadata == ""
+    with pytest.raises(BadArgument, match="several need PostgreSQL"):
+        await cluster.members.token(GATEWAY)
 
 
 async def test_the_number_of_the_trust_grows_with_every_change_and_with_nothing_else(
