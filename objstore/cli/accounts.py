@@ -146,9 +146,7 @@ def tenant_show(store: Store, name: TenantName) -> None:
     """A tenant with its limits, use and users, and as a customer."""
     found = store.get(f"/api/v1/tenants/{quoted(name)}")
     users = store.listed("/api/v1/users", tenant=name)
-    if not store.show_whole({**found, "users": users}):
-        store.show_facts(found)
-        store.show(users, "name", "role", "disabled", "email")
+    store.show_with(found, "users", users, "name", "role", "disabled", "email")
 
 
 @tenant_app.command("set")

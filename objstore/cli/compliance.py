@@ -16,7 +16,7 @@ from urllib.parse import urlencode
 import typer
 
 from objstore.cli.client import AdminOption, ConfigOption, DataOption
-from objstore.cli.output import DEGRADED, OK, REFUSED, harmless
+from objstore.cli.output import DEGRADED, OK, REFUSED, check_writable, harmless, write_file
 from objstore.cli.store import Store
 from objstore.cli.waiting import until_done
 from objstore.config import ConfigError
@@ -66,6 +66,8 @@ def report(
     where they must not or the audit log was altered, with 3 if one of it cannot be said."""
     if form is Form.PDF and out is None:
         raise ConfigError("a PDF needs a file: --out FILE")
+    if out is not None:
+        check_writable(out)
     facts = gather(Store(data, config, admin, None))
     _write(facts, form, out)
     raise SystemExit(code_of(facts))
@@ -81,12 +83,12 @@ def _write(facts: Facts, form: Form, out: Path | None) -> None:
         from objstore.rental.documents.pdf import render_report
 
         assert out is not None
-        out.write_bytes(render_report(title, sections(facts), at=datetime.fromisoformat(facts["made"])))
+        write_file(out, render_report(title, sections(facts), at=datetime.fromisoformat(facts["made"])))
         return
     if out is None:
         print(text, end="")
     else:
-        out.write_text(text)
+        write_file(out, text.encode())
 
 
 # Gathering.

@@ -13,7 +13,16 @@ import typer
 from objstore.cli.client import Unreachable
 from objstore.cli.exported import Broken, Sums, manifest_digest, verify
 from objstore.cli.exporting import Export
-from objstore.cli.output import DEGRADED, FAILURE, REFUSED, fail, harmless, size_text
+from objstore.cli.output import (
+    DEGRADED,
+    FAILURE,
+    REFUSED,
+    check_writable,
+    fail,
+    harmless,
+    size_text,
+    write_file,
+)
 from objstore.cli.progress import Progress
 from objstore.cli.store import Store, YesOption, asks, changes, quoted
 from objstore.config import ConfigError
@@ -170,6 +179,8 @@ def purge_tenant(
     Only who is terminating, its time to take data along over, is purged. The store does it by itself, which
     takes as long as its trash is kept (upkeep.trash_days); the same command shows how far it is. Invoices and
     usage stay. Ends with 3 while nothing is proven."""
+    if proof is not None:
+        check_writable(proof)
     path = f"/api/v1/tenants/{quoted(tenant)}"
     found = store.get(f"{path}/purge")
     if found["state"] == "none":
@@ -184,7 +195,7 @@ def purge_tenant(
         fail(f"{tenant} is not proven to be gone yet: {found['waiting'] or found['state']}", DEGRADED)
     text = json.dumps(found["proof"], indent=2, sort_keys=True) + "\n"
     if proof is not None:
-        proof.write_text(text)
+        write_file(proof, text.encode())
     digest = hashlib.sha256(text.encode()).hexdigest()
     store.tell(f"{tenant} is gone since {found['proven']}. SHA-256 of the proof: {digest}", found)
 

@@ -2,13 +2,16 @@
 
 import csv
 import json
+import os
 import sys
 from collections.abc import Sequence
 from enum import StrEnum
+from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
 
+from objstore.config import ConfigError
 from objstore.rental.names import as_cell
 
 OK, FAILURE, USAGE, DEGRADED, REFUSED = 0, 1, 2, 3, 4  # Exit codes.
@@ -33,6 +36,27 @@ def fail(text: str, code: int = FAILURE) -> NoReturn:
     """End the command with one line for people and an exit code for programs."""
     print(f"objstore: {harmless(text)}", file=sys.stderr)
     raise SystemExit(code)
+
+
+def check_writable(place: Path) -> None:
+    """Whether a file can be written there: asked before the work whose result it is to hold.
+
+    Raises: ConfigError.
+    """
+    if place.is_dir():
+        raise ConfigError(f"{place} is a directory: name a file")
+    if not place.parent.is_dir():
+        raise ConfigError(f"{place}: there is no directory {place.parent}")
+    if not os.access(place if place.exists() else place.parent, os.W_OK):
+        raise ConfigError(f"{place} is not yours to write")
+
+
+def write_file(place: Path, content: bytes) -> None:
+    """Raises: ConfigError."""
+    try:
+        place.write_bytes(content)
+    except OSError as failure:
+        raise ConfigError(f"{place}: {failure}") from None
 
 
 def show(rows: Sequence[dict[str, Any]], columns: Sequence[str], output: Format | None) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from objstore.cli.output import DEGRADED, OK
+from objstore.cli.output import DEGRADED, OK, check_writable, write_file
 from objstore.cli.store import Store, YesOption, asks, changes, quoted
 from objstore.config import ConfigError
 
@@ -530,8 +530,9 @@ def usage_service(
     facts = {**store.get(path + asked), "items": store.listed(path, month=month)}
     if not store.show_whole({**facts, "next": None}):
         rows = facts.pop("items")
-        store.show_facts({name: one for name, one in facts.items() if name != "next"})
-        store.show(rows, "begin", "requests", "failures", "minutes_unserved", "error_rate", "excluded")
+        facts.pop("next")
+        columns = ("begin", "requests", "failures", "minutes_unserved", "error_rate", "excluded")
+        store.show_with(facts, "items", rows, *columns)
 
 
 @usage_app.command("verify")
@@ -561,7 +562,14 @@ INVOICE_AMOUNTS: Final = ("total_net", "total_tax", "total", "prepaid", "paid", 
 
 @invoice_app.command("list")
 @asks
-def invoice_list(store: Store, tenant: OfTenant = "", state: str = "", type_: str = "") -> None:
+def invoice_list(
+    store: Store,
+    tenant: OfTenant = "",
+    state: Annotated[
+        str, typer.Option(help="draft, final, paid, overdue or cancelled.", show_default=False)
+    ] = "",
+    type_: Annotated[str, typer.Option("--type", help="invoice or credit_note.", show_default=False)] = "",
+) -> None:
     """Invoices and credit notes of a tenant; without one all drafts."""
     found = store.listed("/api/v1/invoices", tenant=tenant, state=state, type=type_)
     store.show(_priced(found, "total", "paid"), *INVOICE_COLUMNS)
@@ -575,9 +583,10 @@ def invoice_show(store: Store, invoice: InvoiceId) -> None:
     lines = store.get(f"/api/v1/invoices/{quoted(invoice)}/lines")["items"]
     if not store.show_whole({**found, "lines": lines}):
         (facts,) = _priced([found], *INVOICE_AMOUNTS)
-        store.show_facts(facts)
         rows = _priced([{**line, "currency": found["currency"]} for line in lines], "net")
-        store.show(rows, "project", "description", "quantity", "unit", "unit_price", "net")
+        store.show_with(
+            facts, "lines", rows, "project", "description", "quantity", "unit", "unit_price", "net"
+        )
 
 
 @invoice_app.command("draft")
@@ -644,6 +653,9 @@ def _ended(store: Store, sums: dict[str, Any], told: list[dict[str, str]]) -> No
     raise SystemExit(DEGRADED if told else OK)
 
 
+_PART: Final = re.compile(r"([0-9]{1,9})=(-?[0-9]{1,18})", re.ASCII)
+
+
 @invoice_app.command("credit")
 @changes
 def invoice_credit(
@@ -666,10 +678,11 @@ def invoice_credit(
 
 
 def _part(text: str) -> dict[str, int]:
-    number, _, given = text.partition("=")
-    if not number.isdecimal() or not given.lstrip("-").isdecimal():
+    """Raises: ConfigError."""
+    found = _PART.fullmatch(text)
+    if found is None:
         raise ConfigError(f"--line {text}: it is NUMBER=AMOUNT, in smallest units")
-    return {"line": int(number), "amount": int(given)}
+    return {"line": int(found[1]), "amount": int(found[2])}
 
 
 @invoice_app.command("pdf")
@@ -694,11 +707,9 @@ def invoice_focus(
 
 
 def _save(store: Store, path: str, to: Path) -> None:
+    check_writable(to)
     _, content = store.call("GET", path, whole=True)
-    try:
-        to.write_bytes(content)
-    except OSError as failure:
-        raise ConfigError(f"{to}: {failure}") from None
+    write_file(to, content)
     store.tell(f"{to}: {len(content)} bytes", {"file": str(to), "bytes": len(content)})
 
 
@@ -737,7 +748,7 @@ def payment_receive(
     ] = False,
 ) -> None:
     """Write a payment down and count it on invoices; the rest goes to the wallet."""
-    parts = [dict(zip(("invoice", "amount"), one.split("=", 1), strict=False)) for one in invoice or ()]
+    parts = [_paid(one) for one in invoice or ()]
     body = {
         "tenant": tenant,
         "method": method,
@@ -749,6 +760,14 @@ def payment_receive(
     }
     made = store.change("POST", "/api/v1/payments", body)
     store.show(_priced([made], "amount", "to_wallet"), *PAYMENT_COLUMNS)
+
+
+def _paid(text: str) -> dict[str, str]:
+    """Raises: ConfigError."""
+    document, _, value = text.partition("=")
+    if not document or not value:
+        raise ConfigError(f"--invoice {text}: it is ID=AMOUNT, as 01K...=93242.45")
+    return {"invoice": document, "amount": value}
 
 
 @payment_app.command("reverse")
@@ -789,9 +808,7 @@ def capacity_show(store: Store) -> None:
 
     Ends with 3 if more is sold than there is, or it is time to order disks."""
     found = store.get("/api/v1/capacity")["items"]
-    for pool in found:
-        if not store.show_whole(pool):
-            store.show_facts(_capacity_for_people(pool))
+    store.show_each(found, [_capacity_for_people(pool) for pool in found], "pool")
     raise SystemExit(DEGRADED if any(one["oversold"] or one["order_now"] for one in found) else OK)
 
 

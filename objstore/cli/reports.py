@@ -10,6 +10,7 @@ from typing import Annotated, Any, Final
 import typer
 
 from objstore.cli.client import Refused
+from objstore.cli.output import check_writable
 from objstore.cli.renting import amount
 from objstore.cli.renting import report_app as report_app  # With the commands of this module.
 from objstore.cli.store import Store, asks, quoted
@@ -36,6 +37,7 @@ def report_focus(
     form = out.suffix.removeprefix(".")
     if form not in ("csv", "parquet"):
         raise ConfigError(f"{out}: a file is .csv or .parquet")
+    check_writable(out)
     asked = f"month={quoted(month)}&tenant={quoted(tenant)}&seller={quoted(seller)}&format={form}"
     count = _fetched(store, f"/api/v1/reports/focus?{asked}", out)
     store.tell(f"{out}: {count} bytes", {"file": str(out), "bytes": count})

@@ -86,6 +86,36 @@ class Store(AdminClient):
             rows = [{"what": what, "value": value} for what, value in flat(facts)]
             show(rows, ("what", "value"), self._form)
 
+    def show_with(self, facts: Facts, name: str, rows: Sequence[Facts], *columns: str) -> None:
+        """One thing, and a list that belongs to it under `name`: two tables, but one in CSV."""
+        if self.show_whole({**facts, name: rows}):
+            return
+        if self._form is Format.CSV:
+            self.show_facts({**facts, name: list(rows)})
+            return
+        self.show_facts(facts)
+        self.show(rows, *columns)
+
+    def show_each(self, things: Sequence[Facts], for_people: Sequence[Facts], name: str) -> None:
+        """Several things of a kind, each as `show_facts` does it.
+
+        Args:
+            for_people: the same in their order, as tables have them.
+            name: the field that tells them apart.
+        """
+        if self.nests:
+            self.show(things)
+        elif self._form is Format.CSV:
+            rows = [
+                {name: one[name], "what": what, "value": value}
+                for one in for_people
+                for what, value in flat(one)
+            ]
+            self.show(rows, name, "what", "value")
+        else:
+            for one in for_people:
+                self.show_facts(one)
+
     def show(self, rows: Sequence[Facts], *columns: str) -> None:
         """Rows in the form that was asked for."""
         show(rows, columns, self._form)

@@ -1,0 +1,105 @@
+"""What the command line makes of the store's answers, and of words that it cannot take."""
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from objstore.cli.output import check_writable
+from objstore.config import ConfigError
+from tests.cli.answering import answering, fixed, run
+
+POOL: dict[str, Any] = {
+    "pool": "", "raw": 270_553_174_016, "failed": 0, "usable": 10**12, "sold_guaranteed": 0,
+    "sold_share": "0/1", "fill": "1/4", "overhead": "3/2", "growth": None, "oversold": 0, "order_now": False,
+    "sold_best_effort": 0, "used_logical": 1, "sellable": 5, "runway_days": None, "lead_days": 365,
+}  # fmt: skip
+TWO_POOLS = {"/api/v1/capacity": {"items": [POOL, {**POOL, "pool": "lease-01k"}]}}
+
+
+def test_a_report_of_two_pools_is_one_json_document() -> None:
+    with answering(fixed(TWO_POOLS)) as store:
+        done = run(store, "capacity", "show", "-o", "json")
+    assert [pool["pool"] for pool in json.loads(done.stdout)] == ["", "lease-01k"]
+
+
+def test_a_report_of_two_pools_is_one_csv_table() -> None:
+    with answering(fixed(TWO_POOLS)) as store:
+        done = run(store, "capacity", "show", "-o", "csv")
+    rows = list(csv.DictReader(done.stdout.splitlines()))
+    assert [row["pool"] for row in rows if row["what"] == "raw"] == ["", "lease-01k"]
+    assert {row["pool"] for row in rows} == {"", "lease-01k"}
+
+
+USERS = [{"name": "leila", "role": "owner", "disabled": False, "email": ""}]
+ONE_OF_EACH = {
+    "/api/v1/tenants/lib": {"name": "lib", "state": "active"},
+    "/api/v1/users": {"items": USERS, "next": None},
+    "/api/v1/invoices/01K": {"id": "01K", "currency": "DZD", "total": 100},
+    "/api/v1/invoices/01K/lines": {"items": [{"description": "a, b", "net": 100}]},
+    "/api/v1/tenants/lib/service": {"month": "2026-01", "items": [{"begin": "x"}], "next": None},
+}
+
+
+@pytest.mark.parametrize("line", ["tenant show lib", "invoice show 01K", "usage service lib"])
+def test_a_thing_with_a_list_is_one_csv_table(line: str) -> None:
+    with answering(fixed(ONE_OF_EACH)) as store:
+        done = run(store, *line.split(), "-o", "csv")
+    header, *rows = csv.reader(done.stdout.splitlines())
+    assert header == ["what", "value"]
+    assert {len(row) for row in rows} == {2}
+    listed = [json.loads(value) for what, value in rows if what in ("users", "lines", "items")]
+    assert len(listed) == 1
+    assert len(listed[0]) == 1
+
+
+def test_documents_are_listed_by_their_type() -> None:
+    with answering(fixed({"/api/v1/invoices": {"items": [], "next": None}})) as store:
+        done = run(store, "invoice", "list", "--type", "credit_note", "-o", "json")
+    assert (done.exit_code, json.loads(done.stdout)) == (0, [])
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "compliance report --out {}",
+        "tenant purge lib --yes --proof {}",
+        "invoice pdf 01K {}",
+        "invoice focus 01K {}",
+        "report focus --month 2026-01 --out {}.csv",
+    ],
+)
+def test_a_file_that_cannot_be_written_is_told_before_the_work(line: str, tmp_path: Path) -> None:
+    with answering(fixed({})) as store:
+        done = run(store, *line.format(tmp_path / "absent" / "x.csv").split())
+    assert isinstance(done.exception, ConfigError)
+    assert "there is no directory" in str(done.exception)
+    assert store.asked == []
+
+
+def test_a_place_for_a_file_is_a_file(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="is a directory"):
+        check_writable(tmp_path)
+    check_writable(tmp_path / "new")
+    (tmp_path / "old").write_bytes(b"")
+    check_writable(tmp_path / "old")
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("invoice credit 01K --reason sla --yes --line 1=--5", "NUMBER=AMOUNT"),
+        ("invoice credit 01K --reason sla --yes --line 1=", "NUMBER=AMOUNT"),
+        ("invoice credit 01K --reason sla --yes --line -1=5", "NUMBER=AMOUNT"),
+        ("payment receive lib 5 --method especes --invoice 01K", "ID=AMOUNT"),
+        ("payment receive lib 5 --method especes --invoice =5", "ID=AMOUNT"),
+    ],
+)
+def test_words_that_cannot_be_taken_are_told_before_anything_is_sent(line: str, words: str) -> None:
+    with answering(fixed({})) as store:
+        done = run(store, *line.split())
+    assert isinstance(done.exception, ConfigError)
+    assert words in str(done.exception)
+    assert store.asked == []
