@@ -22,7 +22,7 @@ from objstore.rental.availability import MINUTE_S, first_served, measured, unser
 from objstore.rental.carried import put_carried
 from objstore.rental.catalogue import find_service_level
 from objstore.rental.changes import Change, commit_change
-from objstore.rental.customers import no_such_customer
+from objstore.rental.customers import account_state, no_such_customer
 from objstore.rental.invoices import final_invoice, read_lines
 from objstore.rental.leased import leases_of
 from objstore.rental.months import Month
@@ -179,7 +179,8 @@ async def settle_service(
 ) -> ServiceMonthRecord | None:
     """Hold a month whose invoice is final against its levels, and have the credit wait for the next invoice.
 
-    Done once: asked again, it answers what it was. All of the month's hours have to be sealed.
+    Done once: asked again, it answers what it was. All of the month's hours have to be sealed. For who was
+    purged the month ends then.
 
     Args:
         last: the month gets no invoice; it may have been charged in advance all the same.
@@ -201,7 +202,10 @@ async def settle_service(
     if not promised.all:
         return None
     levels = [await find_service_level(kv, name) for name in promised.all]
-    assessed = await assess_month(kv, customer, month, levels, until_s=month.end_s)
+    until_s = month.end_s
+    if await account_state(kv, tenant) == "purged":
+        until_s = -(-customer.state_since_us // (INTERVAL_S * SECOND_US)) * INTERVAL_S
+    assessed = await assess_month(kv, customer, month, levels, until_s=until_s)
     if not assessed:
         return None
     documents = [(one, await read_lines(kv, one)) for one in (before, invoice) if one is not None]

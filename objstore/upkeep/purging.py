@@ -420,8 +420,8 @@ class Purging:
         """What a sealed volume holds of the tenant."""
         ctx = self._ctx
         found = Share.NOTHING
-        told: set[bytes] = set()  # Parts whose last stripe, which says whose they are, is in the volume,
-        dead: set[bytes] = set()  # and those of which nobody else says it.
+        told: set[bytes] = set()  # Parts of others: their last stripe, which says so, is in the volume.
+        dead: set[bytes] = set()  # Parts with a dead stripe that does not say whose it is.
         async for stripe in stripes(ctx, volume, volume.length):
             look.stripes += 1
             await ctx.pace.spend(stripe.header.payload_size - stripe.header.directory_offset)
@@ -433,11 +433,12 @@ class Purging:
                             return Share.SOME  # Copies of metadata name everybody's keys.
                         dead.add(entry.home)
                     continue
-                told.add(entry.home)
                 owner = await self._owner(bucket)
                 if owner == tenant:
                     return Share.SOME
-                if owner is None and not await self._is_live(stripe, entry):
+                if owner is not None:
+                    told.add(entry.home)
+                elif not await self._is_live(stripe, entry):
                     found = Share.PERHAPS
         return Share.PERHAPS if dead - told else found
 

@@ -117,6 +117,18 @@ async def test_its_last_invoice_takes_what_it_can_and_that_months_own_credit_fol
     assert await list_carried(kv, "acme") == []
 
 
+async def test_its_last_month_is_as_long_as_it_was_there() -> None:
+    """Four intervals of five minutes are more than a thousandth of ten days, and less of a month."""
+    for days, notes in ((10, [-3_33]), (29, [])):
+        kv = await a_promising_store("acme")
+        await store(kv, 1, APRIL.begin_s + days * DAY_S, -10 * GB)
+        await serve(kv, MARCH)
+        await serve(kv, APRIL, (100, 120))
+        await purge(kv, APRIL.begin_s + days * DAY_S)
+        assert await go_on(kv, MARCH, APRIL, MAY) == []
+        assert [one.total_net for one in await notes_of(kv)] == notes
+
+
 async def test_what_had_been_paid_goes_to_the_wallet() -> None:
     kv = await a_promising_store("acme")
     await store(kv, 1, APRIL.begin_s, -10 * GB)
