@@ -448,13 +448,7 @@ def _plan(
         )
     for path in paths:
         _must_be_free(path)
-    mounted = [path for path in paths if os.path.ismount(path)]
-    for path in paths:
-        if mounted and path not in mounted:
-            announce(
-                f"--disk {path} is no mount point, while {mounted[0]} is: if its device is not mounted, stop"
-                " the store, remove --data, and begin again."
-            )
+    _about_mounts(paths, announce)
     return ClusterRecord(
         cluster=(founded.cluster_id if founded else random_id()).hex(),
         formed=False,
@@ -466,6 +460,26 @@ def _plan(
             for number, path in enumerate(paths, start=1)
         ],
     )
+
+
+def _about_mounts(paths: list[str], announce: Callable[[str], None]) -> None:
+    """Where some disks are mounted, one that is not may be waiting for its device.
+
+    Raises: CannotStart for a directory that is there: that is how a mount point looks without its device.
+    """
+    mounted = [path for path in paths if os.path.ismount(path)]
+    for path in paths:
+        if not mounted or path in mounted:
+            continue
+        if os.path.isdir(path):
+            raise CannotStart(
+                f"--disk {path} is no mount point, while {mounted[0]} is: mount its device. Or, if it"
+                " shall be a plain directory, remove it: the start makes it. Nothing was changed."
+            )
+        announce(
+            f"--disk {path} is no mount point, while {mounted[0]} is. If a device was to be mounted there,"
+            f" stop the store, remove --data, empty {', '.join(paths)}, mount it, and begin again."
+        )
 
 
 def _must_be_free(path: str) -> None:

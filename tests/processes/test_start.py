@@ -7,12 +7,14 @@ import shutil
 import signal
 import socket
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from botocore.exceptions import ClientError
 
 from objstore.config import Config, load
+from objstore.node.disk import DiskState
 from objstore.node.identity import Identity
 from objstore.node.local import format_disk, lock_disk
 from objstore.processes import cluster
@@ -180,23 +182,56 @@ def test_a_path_that_holds_something_else_is_refused_and_left_alone(tmp_path: Pa
     assert not (tmp_path / "d0").exists()  # Checked before anything was made.
 
 
-def test_a_path_that_is_no_mount_point_is_named_when_others_are(
+def opened(data: Path, paths: list[str], announce: Callable[[str], None]) -> cluster.Cluster:
+    """What a start finds, or makes; without its locks."""
+    data.mkdir(exist_ok=True)
+    found = cluster.open_cluster(load(None, {}, {"disks.paths": ("--disk", paths)}).config, data, announce)
+    for lock in found.locks:
+        os.close(lock)
+    return found
+
+
+def test_a_directory_that_is_no_mount_point_is_refused_at_a_first_start_where_others_are(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     paths = [str(tmp_path / f"disk{number}") for number in range(6)]
-    monkeypatch.setattr(os.path, "ismount", lambda path: path != paths[3])
+    for path in paths:
+        os.mkdir(path)
+    mounted = set(paths) - {paths[3]}
+    monkeypatch.setattr(os.path, "ismount", mounted.__contains__)
+    with pytest.raises(cluster.CannotStart, match=f"{paths[3]} is no mount point, while {paths[0]} is"):
+        opened(tmp_path / "data", paths, print)
+    assert not any(os.listdir(path) for path in (*paths, str(tmp_path / "data")))
+
+    os.rmdir(paths[3])  # As it says, for a plain directory.
+    assert [disk.path for disk in opened(tmp_path / "data", paths, print).disks] == paths
+
+
+def test_who_begins_again_because_a_device_was_not_mounted_has_all_disks_then(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = [str(tmp_path / f"disk{number}") for number in range(6)]
+    mounted = set(paths) - {paths[3]}
+    monkeypatch.setattr(os.path, "ismount", mounted.__contains__)
     lines: list[str] = []
     data = tmp_path / "data"
-    data.mkdir()
-    found = cluster.open_cluster(
-        load(None, {}, {"disks.paths": ("--disk", paths)}).config, data, lines.append
-    )
-    assert [line for line in lines if "no mount point" in line] == [
-        f"--disk {paths[3]} is no mount point, while {paths[0]} is: if its device is not mounted, stop the"
-        " store, remove --data, and begin again."
-    ]
-    for lock in found.locks:
-        os.close(lock)
+    opened(data, paths, lines.append)
+    (line,) = (line for line in lines if "no mount point" in line)
+    assert line.startswith(f"--disk {paths[3]} is no mount point, while {paths[0]} is.")
+
+    # As the line says.
+    emptied = re.search("remove --data, empty (.+), mount it, and begin again", line)
+    assert emptied is not None
+    shutil.rmtree(data)
+    for path in emptied[1].split(", "):
+        shutil.rmtree(path)
+        os.mkdir(path)
+    mounted.add(paths[3])
+    lines.clear()
+    found = opened(data, paths, lines.append)
+    assert found.first_start
+    assert [disk.state for disk in found.disks] == [DiskState.HEALTHY] * 6
+    assert lines == ["First start: making a store of 6 disks (codec 4+2)."]
 
 
 def test_a_disk_that_is_mounted_read_only_is_named_at_the_start(
@@ -243,17 +278,9 @@ def test_a_refused_start_with_a_disk_of_another_store_leaves_the_new_store_to_be
     assert f"But {disks[0]} is a disk of a store" in said
     assert "or only empty directories to make another. Nothing was changed." in said
     assert not (tmp_path / "data" / "cluster.json").exists()
-    found = cluster.open_cluster(
-        load(None, {}, {"disks.paths": ("--disk", [str(path) for path in empty])}).config,
-        tmp_path / "data",
-        lambda line: None,
-    )
-    try:
-        assert found.first_start
-        assert [disk.path for disk in found.disks] == [str(path) for path in empty]
-    finally:
-        for lock in found.locks:
-            os.close(lock)
+    found = opened(tmp_path / "data", [str(path) for path in empty], print)
+    assert found.first_start
+    assert [disk.path for disk in found.disks] == [str(path) for path in empty]
 
 
 def test_a_refused_start_on_the_disks_of_a_store_that_runs_does_not_make_them_its_own(
@@ -263,11 +290,7 @@ def test_a_refused_start_on_the_disks_of_a_store_that_runs_does_not_make_them_it
     lock = lock_disk(str(disks[5]))
     try:
         with pytest.raises(cluster.CannotStart, match="disk 6"):
-            cluster.open_cluster(
-                load(None, {}, {"disks.paths": ("--disk", [str(path) for path in disks[:6]])}).config,
-                tmp_path,
-                lambda line: None,
-            )
+            opened(tmp_path, [str(path) for path in disks[:6]], print)
     finally:
         os.close(lock)
     assert not (tmp_path / "cluster.json").exists()
