@@ -1,5 +1,6 @@
 """What may be sold: published vectors, and random histories held against a model of every moment."""
 
+import dataclasses
 import os
 import random
 from fractions import Fraction
@@ -209,16 +210,21 @@ def _play(chance: random.Random, seed: int) -> None:
         oversold = sold.oversold(0, HORIZON)
         assert (oversold.size if oversold else 0) == max(excess), seed
         act = chance.random()
+        growing = chance.choice(list(leases)) if leases and act < 0.15 else None
         if act < 0.6:
-            spans = _ramp(chance)
-            admitted = sold.shortage_with(spans) is None
-            with_it = _sold({**leases, now: spans})
+            spans = _ramp(chance) if growing is None else _grown(chance, leases[growing])
+            others = {lease: held for lease, held in leases.items() if lease != growing}
+            beside = dataclasses.replace(
+                sold, guaranteed=[span for held in others.values() for span in held], _curves=[]
+            )
+            admitted = beside.shortage_with(spans) is None
+            with_it = _sold({**others, now: spans})
             fits = all(
                 with_it[t] <= usable[t] for span in spans if span.size for t in range(span.begin, span.end)
             )
             assert admitted == fits, seed
             if admitted:
-                leases[now] = spans
+                leases[now if growing is None else growing] = spans
         elif act < 0.8 and leases:
             lease, at = chance.choice(list(leases)), chance.randrange(HORIZON)
             leases[lease] = [span._replace(end=min(span.end, at)) for span in leases[lease]]
@@ -231,6 +237,16 @@ def _play(chance: random.Random, seed: int) -> None:
 def _ramp(chance: random.Random) -> list[Span]:
     cuts = sorted(chance.sample(range(HORIZON + 1), chance.randint(2, 4)))
     return [Span(begin, end, chance.randint(0, 250)) for begin, end in pairwise(cuts)]
+
+
+def _grown(chance: random.Random, spans: list[Span]) -> list[Span]:
+    """With another capacity from a moment of its term on: what `extend_ramp` makes of a lease."""
+    begin, end = spans[0].begin, spans[-1].end
+    if begin >= end:
+        return spans  # It ended before it began.
+    at = chance.randrange(begin, end)
+    kept = [span._replace(end=min(span.end, at)) for span in spans if span.begin < at]
+    return [*kept, Span(at, end, chance.randint(0, 250))]
 
 
 def _sold(leases: dict[int, list[Span]]) -> list[int]:

@@ -1,8 +1,12 @@
 """Leases from quote to end: signed only if admitted, whoever else signs at the same time."""
 
 import asyncio
+import dataclasses
+import os
 import random
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from fractions import Fraction
 from typing import Any
@@ -700,3 +704,147 @@ async def test_whatever_gateways_sell_at_the_same_time_no_commit_sells_a_byte_tw
         refusals = [one for one in outcomes if isinstance(one, BaseException)]
         assert all(isinstance(one, (NotEnoughCapacity, BadArgument)) for one in refusals), (SEED, refusals)
         assert len(refusals) < len(outcomes), SEED
+
+
+# What was sold and may be sold, worked out from what was asked for: not from records, and not by their rules.
+
+MONTHS_AHEAD = 24
+LOOKED_AT = [after_months(START_US, number) for number in range(MONTHS_AHEAD)]  # Everything changes at these.
+LONG = bool(os.environ.get("OBJSTORE_LONG"))
+SALES_HISTORIES = 2_000 if LONG else 40
+
+
+@dataclass
+class Promise:
+    """A lease in force, as whoever signed it remembers it."""
+
+    kind: str
+    begin_us: int
+    end_us: int
+    steps: list[tuple[int, int]]  # From when on, bytes.
+    nodes: list[str]
+    shortened: bool = False  # By an early end, of which a lease has one.
+
+    def size(self, at_us: int) -> int:
+        if not self.begin_us <= at_us < self.end_us:
+            return 0
+        return [size for from_us, size in self.steps if from_us <= at_us][-1]
+
+
+def usable_bytes(there: Sequence[Node], promises: Collection[Promise], at_us: int) -> Fraction:
+    """Four sixths of 85 % of the nodes that are nobody's own, less the largest of them."""
+    own = {
+        node for one in promises if one.kind == "dedicated" and one.begin_us <= at_us for node in one.nodes
+    }
+    raws = [sum(node.disks) for node in there if node.id not in own]
+    return Fraction(85, 100) * Fraction(4, 6) * (sum(raws) - max(raws, default=0))
+
+
+def may_be_sold(
+    there: Sequence[Node], others: Collection[Promise], one: Promise, before: Promise | None = None
+) -> bool:
+    """Args: before: the same one, as it was when it is to grow: it may always become less."""
+    everyone = [*others, one]
+    if before is not None and all(one.size(at_us) <= before.size(at_us) for at_us in LOOKED_AT):
+        return True
+    if one.kind == "dedicated":
+        taken = {node for other in others for node in other.nodes}
+        raws = [sum(node.disks) for node in there if node.id in one.nodes]
+        gives = Fraction(85, 100) * Fraction(4, 6) * (sum(raws) - max(raws, default=0))
+        if taken & set(one.nodes) or len(raws) < 3 or one.steps[0][1] > int(gives):
+            return False
+    for at_us in LOOKED_AT:
+        if one.kind != "dedicated" and not one.size(at_us):
+            continue
+        if one.kind == "dedicated" and at_us < one.begin_us:
+            continue
+        guaranteed = sum(each.size(at_us) for each in everyone if each.kind == "guaranteed")
+        best_effort = sum(each.size(at_us) for each in everyone if each.kind == "best_effort")
+        beside = Fraction(best_effort * 2, 3) if one.kind == "best_effort" else Fraction(0)
+        if guaranteed + beside > int(usable_bytes(there, everyone, at_us)):
+            return False
+    return True
+
+
+async def test_no_history_of_sales_promises_what_is_not_there_nor_refuses_what_is() -> None:
+    """Leases of all kinds are signed, get other steps and end early while nodes are lost and come back."""
+    chance = random.Random(SEED)
+    seen: Counter[str] = Counter()
+    for _ in range(SALES_HISTORIES):
+        await play_sales(chance, seen)
+    print(f"OBJSTORE_TEST_SEED={SEED}", dict(seen))
+    wanted = {f"{act} {kind}" for act in ("sold", "refused") for kind in ("guaranteed", "best_effort")}
+    assert wanted | {"sold dedicated", "refused dedicated", "grown", "not grown", "ended", "lost"} <= set(
+        seen
+    )
+
+
+async def play_sales(chance: random.Random, seen: Counter[str]) -> None:
+    kv = await a_market()
+    nodes = six_nodes(9)
+    lost: set[str] = set()
+    promises: dict[int, Promise] = {}
+    for number in range(chance.randint(8, 20)):
+        there = [node for node in nodes if node.id not in lost]
+        survey = surveyed(there)
+        act = chance.random()
+        if act < 0.5:
+            await _sell(kv, chance, number, promises, there, seen)
+        elif act < 0.75 and (growing := [each for each in promises if promises[each].kind != "dedicated"]):
+            of = chance.choice(growing)
+            before = promises[of]
+            from_us = chance.choice([at for at in LOOKED_AT if before.begin_us <= at < before.end_us])
+            size = chance.randint(1, 14) * TB
+            kept = [step for step in before.steps if step[0] < from_us]
+            after = dataclasses.replace(before, steps=[*kept, (from_us, size)])
+            others = [promise for each, promise in promises.items() if each != of]
+            fits = may_be_sold(there, others, after, before)
+            try:
+                await extend_ramp(kv, an_id(of), survey, from_us=from_us, size=size, now_us=START_US)
+            except NotEnoughCapacity:
+                assert not fits, SEED
+                seen["not grown"] += 1
+            else:
+                assert fits, SEED
+                promises[of] = after
+                seen["grown"] += 1
+        elif act < 0.85 and (whole := [each for each in promises if not promises[each].shortened]):
+            of = chance.choice(whole)
+            ending = promises.pop(of)
+            at_us = chance.choice([at for at in LOOKED_AT if at < ending.end_us])
+            await terminate(kv, an_id(of), at_us=at_us, now_us=START_US)
+            if at_us > ending.begin_us:
+                promises[of] = dataclasses.replace(ending, end_us=at_us, shortened=True)
+            seen["ended"] += 1
+        elif act < 0.95:
+            lost.add(chance.choice(nodes).id)
+            seen["lost"] += 1
+        else:
+            lost.clear()
+
+
+async def _sell(
+    kv: DictKv,
+    chance: random.Random,
+    number: int,
+    promises: dict[int, Promise],
+    there: Sequence[Node],
+    seen: Counter[str],
+) -> None:
+    kind = chance.choice(["guaranteed", "guaranteed", "best_effort", "dedicated"])
+    begins, months = chance.randrange(MONTHS_AHEAD // 2), chance.randint(1, MONTHS_AHEAD // 2)
+    begin_us = LOOKED_AT[begins]
+    own = [node.id for node in chance.sample(list(there), min(3, len(there)))] if kind == "dedicated" else []
+    record = lease(number, months=months, begin_us=begin_us, kind=kind, nodes=own)
+    record = msgspec.structs.replace(record, capacity=chance.randint(1, 14) * TB // (3 if own else 1))
+    promise = Promise(kind, begin_us, LOOKED_AT[begins + months], [(begin_us, record.capacity)], own)
+    fits = may_be_sold(there, list(promises.values()), promise)
+    try:
+        await signed(kv, record, surveyed(there))
+    except (NotEnoughCapacity, BadArgument):
+        assert not fits, (SEED, record)
+        seen[f"refused {kind}"] += 1
+    else:
+        assert fits, (SEED, record)
+        promises[number] = promise
+        seen[f"sold {kind}"] += 1
