@@ -13,7 +13,18 @@ from objstore.cli.output import DEGRADED, OK, REFUSED, fail
 from objstore.cli.store import Store, asks
 
 DISK_COLUMNS: Final = ("disk", "path", "state", "free", "total", "files", "node", "reason")
-VOLUME_COLUMNS: Final = ("volume", "state", "code", "bytes", "damaged", "moving", "spare", "lost", "reason")
+VOLUME_COLUMNS: Final = (
+    "volume",
+    "state",
+    "code",
+    "bytes",
+    "damaged",
+    "away",
+    "moving",
+    "spare",
+    "lost",
+    "reason",
+)
 
 disk_app = typer.Typer(help="The store's disks.", no_args_is_help=True)
 volume_app = typer.Typer(help="Volumes: what is damaged, and what is lost.", no_args_is_help=True)

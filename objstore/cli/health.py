@@ -44,10 +44,14 @@ def doctor(store: Store) -> None:
 def health(
     store: Store,
     ready: Annotated[bool, typer.Option("--ready", help="Ready to serve, not merely alive.")] = False,
-    cluster: Annotated[bool, typer.Option("--cluster", help="Enough disks to write.")] = False,
+    cluster: Annotated[bool, typer.Option("--cluster", help="Anything can be written.")] = False,
+    read: Annotated[bool, typer.Option("--read", help="Every volume can be read.")] = False,
 ) -> None:
     """Exit code 0 if the store is alive (with --ready: serves). For containers and load balancers."""
-    path = "/health/cluster" if cluster else "/health/ready" if ready else "/health/live"
+    if ready + cluster + read > 1:
+        fail("--ready, --cluster and --read are three questions: ask one of them", USAGE)
+    whole = "/health/cluster?read" if read else "/health/cluster"
+    path = whole if cluster or read else "/health/ready" if ready else "/health/live"
     code, answer = store.call("GET", path, token=False, accept_errors=True)
     facts = answer if isinstance(answer, dict) else {"status": answer}
     store.tell(str(facts.get("status", facts)), facts)

@@ -26,7 +26,7 @@ from objstore.blobs.topology import DEFAULT_POLICY
 from objstore.clock import SystemClock, utc_text
 from objstore.errors import StoreError
 from objstore.iam.last_use import UsedKeys
-from objstore.meta.schema import token_key
+from objstore.meta.schema import DiskRecord, token_key
 from objstore.metrics import Accumulator, Family, Labels, counter, gauge, render
 from objstore.node.disk import DiskState, Usage
 from objstore.objects.exports import Exports
@@ -38,6 +38,7 @@ from objstore.processes.disks import DiskSet
 from objstore.processes.engine import is_shared
 from objstore.processes.machine_families import disk_info
 from objstore.processes.naming import Naming
+from objstore.processes.outlook import Counts, Outlooks, health, unreached
 from objstore.processes.parts import Parts, directory_of
 from objstore.processes.salvage_copies import Copies
 from objstore.processes.stopping import Stopping
@@ -130,6 +131,8 @@ class AdminPort:
         self._spec = parts.spec
         self.used_tokens = UsedKeys(token_key)
         self._gate = gate_of(parts, service, self.used_tokens.add)
+        self._outlooks = Outlooks(parts, service.context, parts.store.clock)
+        self._unreadable = 0  # Volumes, as of the last look.
         self._totals = Accumulator()
         self._naming = Naming(parts.spec.config.metrics.tenant_limit)
         self._usage: dict[int, Usage] = {}
@@ -190,37 +193,31 @@ class AdminPort:
         return {"ready": True, "status": "ready", "workers": workers}
 
     async def cluster(self) -> dict[str, Any]:
-        """Whether enough disks are there to write (1+m) and to read everything (all but m)."""
-        _, m = self._spec.cluster.codec
-        states = [await self._disk_state(number) for number in self._parts.disks]
-        healthy = sum(state == "healthy" for state, _ in states)
-        unreadable = sum(
-            disk.state in (DiskState.MISSING, DiskState.FOREIGN, DiskState.FAILED)
-            for disk in self._parts.disks.values()
+        """Whether anything can be written now, and whether every volume can be read."""
+        ready = await self.ready()
+        try:
+            return health(await self._outlooks.now(), await self._counts(), ready)
+        except StoreError as failure:
+            words = f"metadata cannot be read: {failure}"
+            return {"writable": False, "readable": False, "status": words}
+
+    async def _counts(self) -> Counts:
+        records = await self._parts.store.ledger.disks()
+        disks = self._parts.disks
+        states = [self._state_of(number, records.get(number))[0] for number in disks]
+        return Counts(
+            disks=len(states),
+            there=len(states) - len(unreached(self._parts)),
+            healthy=states.count("healthy"),
+            m=self._spec.cluster.codec[1],
+            fenced=bool(self._spec.cluster.term) and not is_shared(self._spec),
         )
-        writable, readable = healthy >= 1 + m, unreadable <= m
-        words = (
-            "ok"
-            if writable and readable
-            else "too few disks to write"
-            if readable
-            else "too few disks to read"
-        )
-        return {
-            "writable": writable,
-            "readable": readable,
-            "status": words,
-            "disks": len(states),
-            "healthy": healthy,
-        }
 
     # Disks.
 
-    async def _disk_state(self, number: int) -> tuple[str, str]:
+    def _state_of(self, number: int, record: DiskRecord | None) -> tuple[str, str]:
         """(state, reason): what an operator decided, else what this process sees, else what metadata says."""
         disk = self._parts.disks[number]
-        records = await self._parts.store.ledger.disks()
-        record = records.get(number)
         if record is not None and record.state in GIVEN_UP:
             return record.state, record.reason
         if disk.state is not DiskState.HEALTHY:
@@ -241,7 +238,7 @@ class AdminPort:
             except StoreError:
                 self._usage.pop(number, None)
                 usage = None
-            state, reason = await self._disk_state(number)
+            state, reason = self._state_of(number, records.get(number))
             node = members.get(records[number].node) if number in records else None
             rows.append(
                 {
@@ -316,8 +313,11 @@ class AdminPort:
         topology = await survey(layout, self._parts.disks)
         children = [{"process": name, **child} for name, child in state["children"].items()]
         upkeep = await self._service.status()
+        outlook = await self._outlooks.now()
+        unwell = {"reads": outlook.words, "writes": (await self._counts()).unwritable}
         degraded = (
             not ready["ready"]
+            or any(unwell.values())
             or any(disk["state"] not in ("healthy", DRAINING) for disk in disks)
             or bool(upkeep["alarms"])
             or upkeep["repair"]["found"] > upkeep["repair"]["repaired"]
@@ -342,6 +342,8 @@ class AdminPort:
                 "stored_bytes": upkeep["live_bytes"],
                 "files_to_move": upkeep["repair"]["moving"] - upkeep["repair"]["moved"],
                 "rebalance": _rebalance_words(upkeep["rebalance"]),
+                "unreadable_volumes": outlook.count,
+                **{what: words for what, words in unwell.items() if words},
                 "damaged_files": upkeep["repair"]["found"] - upkeep["repair"]["repaired"],
                 **{f"alarm: {name}": words for name, words in upkeep["alarms"].items()},
             },
@@ -351,7 +353,8 @@ class AdminPort:
 
     async def doctor(self) -> list[dict[str, Any]]:
         alarms = (await self._service.status())["alarms"]
-        return await doctor.examine(self._parts, await self.disks(), self._state(), alarms)
+        outlook, counts = await self._outlooks.now(), await self._counts()
+        return await doctor.examine(self._parts, await self.disks(), self._state(), alarms, outlook, counts)
 
     def _capacity(self) -> dict[str, float]:
         """Bytes. Disks that share a device count once."""
@@ -472,6 +475,11 @@ class AdminPort:
                 rebalance["fullest"] - rebalance["emptiest"],
             ),
             gauge("endangered_volumes", "Volumes that can lose no disk.", repair["endangered"]),
+            gauge(
+                "unreadable_volumes",
+                "Volumes of which more than m files are away or damaged just now.",
+                self._unreadable,
+            ),
             gauge("lost_stripes", "Stripes that nothing can rebuild.", repair["lost_stripes"]),
             gauge("alarms", "Conditions that need an operator.", len(found["alarms"])),
             gauge(
@@ -496,6 +504,7 @@ class AdminPort:
             return
         self._nodes = {row["disk"]: row["node"] for row in await self.disks()}
         self._upkeep = await self._service.status()
+        self._unreadable = (await self._outlooks.now()).count
         self._looked = now
 
     async def metrics(self) -> bytes:

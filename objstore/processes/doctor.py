@@ -20,6 +20,7 @@ from objstore.meta.schema import MemberRecord
 from objstore.node.authority import NODE
 from objstore.objects.adoption import Unadopted, unadopted
 from objstore.processes.control import Snapshot, ask
+from objstore.processes.outlook import Counts, Outlook, named
 from objstore.processes.parts import Parts
 from objstore.processes.rotation import Rotation
 from objstore.rental.records import SellerRecord
@@ -44,7 +45,12 @@ def finding(check: str, level: str, text: str, remedy: str = "") -> Finding:
 
 
 async def examine(
-    parts: Parts, disks: list[dict[str, Any]], state: dict[str, Any], alarms: dict[str, str]
+    parts: Parts,
+    disks: list[dict[str, Any]],
+    state: dict[str, Any],
+    alarms: dict[str, str],
+    outlook: Outlook,
+    counts: Counts,
 ) -> list[Finding]:
     """Args: disks: as the admin port shows them; state: the supervisor's; alarms: the services', by name."""
     layout = await parts.store.ledger.layout()
@@ -52,6 +58,7 @@ async def examine(
     nodes = [member for member in members.values() if member.role == NODE and member.state == "joined"]
     return [
         *_processes(state),
+        *service(outlook, counts),
         *_disks(disks, {node.name for node in nodes if node.away_us}),
         *_devices(disks),
         *(
@@ -71,6 +78,22 @@ async def examine(
         _open_files(),
         await asyncio.to_thread(_clock),
     ]
+
+
+def service(outlook: Outlook, counts: Counts) -> list[Finding]:
+    """What clients get just now."""
+    found = []
+    if outlook.count:
+        back = f"bring back disks {named(outlook.away, len(outlook.away))}; " if outlook.away else ""
+        found.append(finding("reads", "problem", outlook.words, f"{back}objstore volume list --damaged"))
+    else:
+        found.append(finding("reads", "ok", "every volume can be read"))
+    if counts.unwritable:
+        remedy = "bring back disks that are away: objstore disk list"
+        found.append(finding("writes", "problem", counts.unwritable, remedy))
+    else:
+        found.append(finding("writes", "ok", f"{counts.healthy} disks take new files"))
+    return found
 
 
 def master_keys(needs: dict[str, dict[str, int]]) -> list[Finding]:

@@ -19,16 +19,15 @@ from objstore.blobs.survey import survey
 from objstore.blobs.topology import DEFAULT_POLICY, Layout, Policy, Topology
 from objstore.blobs.volumes import VolumeRecord
 from objstore.errors import StoreError, TooFewDisks, WeakerPromise
-from objstore.meta.journal import readable
 from objstore.meta.schema import MemberRecord
 from objstore.node.authority import GATEWAY
 from objstore.node.disk import DiskState
 from objstore.processes.engine import is_shared
+from objstore.processes.outlook import away_disks, named
 from objstore.processes.parts import Parts
 from objstore.upkeep.service import Service
 from objstore.upkeep.survey import all_intents, all_volumes
 
-NAMED_MAX: Final = 20  # Volumes in one sentence; the answer lists more.
 LISTED_MAX: Final = 1_000
 ASKED_MAX: Final = 256  # Machines and disks of one question.
 
@@ -90,11 +89,10 @@ def _reads(facts: Facts, stopping: Collection[int], found: Verdict) -> None:
     before = {each.volume for each in shortages(facts.records, facts.away, facts.damaged)}
     found.volumes = [each.volume for each in short]
     worst = max(short, key=lambda each: each.away - each.m)
-    named = ", ".join(map(str, found.volumes[:NAMED_MAX]))
-    more = f" and {len(short) - NAMED_MAX} more" if len(short) > NAMED_MAX else ""
+    volumes = named(found.volumes, len(short))
     already = f"; {len(before)} of them cannot be read now either" if before else ""
     found.reasons.append(
-        f"{len(short)} volumes could not be read ({named}{more}): up to {worst.away} of their fragment files"
+        f"{len(short)} volumes could not be read ({volumes}): up to {worst.away} of their fragment files"
         f" would be away or damaged, and they can do without {worst.m}{already}"
     )
 
@@ -198,7 +196,7 @@ class Stopping:
         return Facts(
             records=await all_volumes(self._service.context),
             damaged=damaged,
-            away=await self._away(),
+            away=await away_disks(parts),
             layout=layout,
             topology=await survey(layout, parts.disks),
             k=k,
@@ -210,19 +208,6 @@ class Stopping:
                 if member.role == GATEWAY and member.state == "joined" and not member.away_us
             },
         )
-
-    async def _away(self) -> set[int]:
-        parts = self._parts
-        records = await parts.store.ledger.disks()
-        away = {
-            number
-            for number, record in records.items()
-            if record.state in ("failed", "retired") or number not in parts.disks
-        }
-        for number, disk in parts.disks.items():
-            if not readable(disk) or parts.opener.is_away(number):
-                away.add(number)
-        return away
 
     async def _journal(self, copies: int) -> JournalFacts:
         """Raises: nothing that disks do: one that does not answer holds nothing."""

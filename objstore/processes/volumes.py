@@ -1,14 +1,17 @@
 """Volumes as operators see them: which are damaged, and what one consists of."""
 
 from collections import defaultdict
+from collections.abc import Collection, Sequence
 from typing import Any, Final
 
 from objstore.admin.app import Problem
+from objstore.blobs.absence import away_files, shortages
 from objstore.blobs.placement import judge
 from objstore.blobs.survey import survey
 from objstore.blobs.volumes import VolumeRecord, VolumeState
 from objstore.errors import Corrupt, Unavailable
 from objstore.node.fragments import RECORD_HEADER_SIZE
+from objstore.processes.outlook import away_disks
 from objstore.processes.parts import Parts
 from objstore.upkeep.damage import lost_volumes
 from objstore.upkeep.plans import Damage
@@ -18,8 +21,10 @@ LISTED_MAX: Final = 100_000
 
 
 async def listed(parts: Parts, service: Service, *, damaged: bool) -> list[dict[str, Any]]:
-    """One row a volume; with `damaged` only those with something to mend, to move or that is lost."""
+    """One row a volume; with `damaged` only those with something to mend, to move, that is lost, or that
+    cannot be read as long as disks are away."""
     ledger = parts.store.ledger
+    away = await away_disks(parts)
     found: dict[int, list[Damage]] = defaultdict(list)
     for damage in await service.damages():
         found[damage.record.id].append(damage)
@@ -29,16 +34,25 @@ async def listed(parts: Parts, service: Service, *, damaged: bool) -> list[dict[
     while len(rows) < LISTED_MAX and (records := await ledger.volumes(after)):
         after = records[-1].id
         if damaged:
-            records = [record for record in records if record.id in found or record.id in lost]
+            records = [
+                record
+                for record in records
+                if record.id in found or record.id in lost or shortages([record], away)
+            ]
         amounts = await ledger.lengths([record.id for record in records])
         for record, (length, live) in zip(records, amounts, strict=True):
-            rows.append(_row(record, length, live, found[record.id], record.id in lost))
+            rows.append(_row(record, length, live, found.get(record.id, ()), record.id in lost, away))
     return rows[:LISTED_MAX]
 
 
-def _row(record: VolumeRecord, length: int, live: int, damages: list[Damage], lost: bool) -> dict[str, Any]:
-    bad = [damage for damage in damages if not damage.moving]
+def _row(
+    record: VolumeRecord, length: int, live: int, damages: Sequence[Damage], lost: bool, away: Collection[int]
+) -> dict[str, Any]:
+    bad = {damage.file for damage in damages if not damage.moving}
+    missing = away_files(record, away, bad)  # Those that are damaged among them.
     reasons = sorted({damage.reason for damage in damages})
+    if missing > len(bad):
+        reasons.append(f"{missing - len(bad)} files on disks that are away")
     return {
         "volume": record.id,
         "state": VolumeState(record.state).name.lower(),
@@ -47,8 +61,9 @@ def _row(record: VolumeRecord, length: int, live: int, damages: list[Damage], lo
         "bytes": record.length or length,
         "live": live,
         "damaged": len(bad),
-        "moving": len(damages) - len(bad),
-        "spare": record.m - len(bad),  # Files that may be lost beside; below 0: only what stripes still have.
+        "moving": sum(damage.moving for damage in damages),
+        "away": missing - len(bad),
+        "spare": record.m - missing,  # Files that may be lost beside; below 0: only what stripes still have.
         "lost": lost,
         "reason": "; ".join([*reasons, *(["stripes in it are lost: objstore volume check"] if lost else [])]),
     }
@@ -80,7 +95,7 @@ async def shown(parts: Parts, service: Service, volume: int) -> dict[str, Any]:
                 "damage": damages[index].reason if index in damages else "",
             }
         )
-    row = _row(record, length, live, list(damages.values()), lost)
+    row = _row(record, length, live, list(damages.values()), lost, await away_disks(parts))
     row["lane"] = "small" if record.lane == 0 else "bulk"
     layout = await parts.store.ledger.layout()
     verdict = judge(

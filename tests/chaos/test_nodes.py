@@ -13,6 +13,7 @@ import signal
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -181,6 +182,7 @@ def test_with_one_node_more_than_m_down_answers_are_clean_and_everything_is_ther
                 refusals.append(str(failure))
             assert time.monotonic() - started < ANSWER_S
     print(f"without {M + 1} nodes: {served} served, {len(refusals)} refused")
+    check_that_the_store_says_so(cluster)
     # 503 at the beginning, or a cut in the middle of what is long.
     unclean = [words for words in refusals if "503" not in words and "IncompleteRead" not in words]
     assert unclean == [], f"seed {SEED}: {unclean[:5]}"
@@ -195,6 +197,33 @@ def test_with_one_node_more_than_m_down_answers_are_clean_and_everything_is_ther
     with load_again(load) as again:
         again.work_until(50)
     assert again.findings.broken == []
+    for path in ("/health/cluster", "/health/cluster?read"):
+        asked(cluster, path, 200, MENDED_S)
+
+
+def asked(cluster: LocalCluster, path: str, wanted: int, limit_s: float) -> Any:
+    """The answer, once it comes with this status."""
+    limit = time.monotonic() + limit_s
+    while (answer := cluster.admin("GET", path))[0] != wanted:
+        assert time.monotonic() < limit, f"seed {SEED}: {path}: {answer}"
+        time.sleep(0.1)
+    return answer[1]
+
+
+def check_that_the_store_says_so(cluster: LocalCluster) -> None:
+    """With more than m nodes away operators and monitors hear of it at once, not when repair begins."""
+    asked(cluster, "/health/cluster", 503, ANSWER_S)
+    found = asked(cluster, "/health/cluster?read", 503, ANSWER_S)
+    assert found["unreadable_volumes"] > 0
+    assert "of their fragment files are away or damaged" in found["status"]
+    status = asked(cluster, "/api/v1/status", 200, ANSWER_S)
+    assert status["degraded"]
+    assert status["facts"]["unreadable_volumes"] > 0
+    findings = asked(cluster, "/api/v1/doctor", 200, ANSWER_S)["findings"]
+    [reads] = [one for one in findings if one["check"] == "reads"]
+    assert (reads["level"], reads["remedy"][:17]) == ("problem", "bring back disks ")
+    volumes = asked(cluster, "/api/v1/volumes?damaged=true", 200, ANSWER_S)["volumes"]
+    assert any(volume["spare"] < 0 for volume in volumes)
 
 
 def load_again(load: Load) -> Load:

@@ -23,6 +23,7 @@ WELL = {
     'objstore_uptime_seconds{instance="a"}': f"90000+60x{LAST}",
     'objstore_lost_stripes{instance="a"}': f"0x{LAST}",
     'objstore_failed_reads_total{instance="a"}': f"0x{LAST}",
+    'objstore_unreadable_volumes{instance="a"}': f"0x{LAST}",
     'objstore_endangered_volumes{instance="a"}': f"0x{LAST}",
     'objstore_alarms{instance="a"}': f"0x{LAST}",
     'objstore_disk_up{disk="1",instance="a"}': f"1x{LAST}",
@@ -106,6 +107,7 @@ WELL = {
 ILL: dict[str, dict[str, str]] = {
     "ObjstoreDataLost": {"objstore_lost_stripes{": f"3x{LAST}"},
     "ObjstoreReadsFail": {"objstore_failed_reads_total{": f"0+1x{LAST}"},
+    "ObjstoreVolumesUnreadable": {"objstore_unreadable_volumes{": f"2x{LAST}"},
     "ObjstoreVolumesEndangered": {"objstore_endangered_volumes{": f"2x{LAST}"},
     "ObjstoreAlarm": {"objstore_alarms{": f"1x{LAST}"},
     "ObjstoreDiskNotHealthy": {'objstore_disk_up{disk="2"': f"0x{LAST}"},

@@ -1,0 +1,200 @@
+"""What the store can do just now: which volumes cannot be read, and what keeps writes from being taken.
+
+Repair waits before it takes a disk that is away for lost; clients do not wait, and whoever asks how the store
+is doing does not either. So here what is away counts from the moment at which this process knows of it.
+
+What is decided is decided in plain functions; `Outlooks` gathers what they need.
+
+Concurrency: one event loop; one look at a time, which all who ask meanwhile share.
+"""
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from objstore.blobs.absence import Shortage, shortages
+from objstore.clock import Clock
+from objstore.meta.journal import readable
+from objstore.objects.ledger import GIVEN_UP
+from objstore.processes.parts import Parts
+from objstore.upkeep.context import Context
+from objstore.upkeep.survey import all_intents
+
+NAMED_MAX: Final = 20  # Volumes, or disks, in one sentence.
+REST: Final = 20  # A look is followed by a rest of so many times what it took,
+REST_MAX_S: Final = 60.0  # and no longer than this.
+PATIENCE_S: Final = 2.0  # Who asks waits no longer for a look, if there was an earlier one.
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outlook:
+    """How reads stand.
+
+    Args:
+        count: volumes of which more than m fragment files are away or damaged.
+        first: the first NAMED_MAX of them.
+        files, m: of the worst of them: how many of its files are away or damaged, and how many it can do
+            without.
+        away: the disks that cannot be reached, ascending.
+    """
+
+    count: int = 0
+    first: tuple[int, ...] = ()
+    files: int = 0
+    m: int = 0
+    away: tuple[int, ...] = ()
+
+    def adding(self, short: Iterable[Shortage]) -> "Outlook":
+        """With more volumes that cannot be read."""
+        short = list(short)
+        if not short:
+            return self
+        worst = max(short, key=lambda each: each.away - each.m)
+        worse = not self.count or worst.away - worst.m > self.files - self.m
+        return Outlook(
+            count=self.count + len(short),
+            first=(*self.first, *(each.volume for each in short[:NAMED_MAX]))[:NAMED_MAX],
+            files=worst.away if worse else self.files,
+            m=worst.m if worse else self.m,
+            away=self.away,
+        )
+
+    @property
+    def words(self) -> str:
+        """For people; empty if every volume can be read."""
+        if not self.count:
+            return ""
+        volumes = named(self.first, self.count)
+        return (
+            f"{self.count} volumes cannot be read now ({volumes}): up to {self.files} of their fragment files"
+            f" are away or damaged, and they can do without {self.m}"
+        )
+
+
+def named(numbers: Iterable[int], count: int) -> str:
+    """The first of `count` numbers, and how many there are beside."""
+    shown = list(numbers)[:NAMED_MAX]
+    more = f" and {count - len(shown)} more" if count > len(shown) else ""
+    return ", ".join(map(str, shown)) + more
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Counts:
+    """Of the store's disks.
+
+    Args:
+        disks: all.
+        there: those that can be reached.
+        healthy: those that take writes.
+        m: a volume is made of 1+m at the least.
+        fenced: metadata's journal lies on storage nodes: it needs more than half of all disks.
+    """
+
+    disks: int
+    there: int
+    healthy: int
+    m: int
+    fenced: bool
+
+    @property
+    def unwritable(self) -> str:
+        """Why they are too few to write to; empty if they are enough."""
+        if self.fenced and self.there <= self.disks // 2:
+            return f"no commits: {self.there} of {self.disks} disks are there, and more than half are needed"
+        if self.healthy < 1 + self.m:
+            return f"no writes: {self.healthy} of {self.disks} disks take them, and {1 + self.m} are needed"
+        return ""
+
+
+def unreached(parts: Parts) -> set[int]:
+    """Disks of which this process knows that they cannot be read as things are."""
+    away = parts.opener.is_away
+    return {number for number, disk in parts.disks.items() if not readable(disk) or away(number)}
+
+
+async def away_disks(parts: Parts) -> set[int]:
+    """These, those that were given up, and those not opened here yet. Raises: MetaUnavailable."""
+    records = await parts.store.ledger.disks()
+    return unreached(parts) | {
+        number for number, record in records.items() if record.state in GIVEN_UP or number not in parts.disks
+    }
+
+
+class Outlooks:
+    """Looks at all volumes, as seldom as is needed: there may be millions, and a balancer asks every second.
+
+    While nothing has gone away or was found damaged since a look that found nothing, there is nothing to be
+    found: volumes are made and moved on disks that are there.
+    """
+
+    def __init__(self, parts: Parts, context: Context, clock: Clock) -> None:
+        self._parts = parts
+        self._context = context
+        self._clock = clock
+        self._found: Outlook | None = None
+        self._seen: tuple[set[int], Mapping[int, set[int]]] | None = None  # What it was found of.
+        self._rested = 0.0  # Monotonic: when the next look may be.
+        self._look: asyncio.Task[Outlook] | None = None
+
+    async def now(self) -> Outlook:
+        """As of now, or of a moment ago where a look takes long. Raises: MetaUnavailable."""
+        if self._look is None:
+            if self._found is not None and self._clock.monotonic() < self._rested:
+                return self._found
+            self._look = asyncio.get_running_loop().create_task(self._looked())
+            self._look.add_done_callback(_seen)
+        look = self._look
+        await asyncio.wait([look], timeout=None if self._found is None else PATIENCE_S)
+        if self._found is not None and not look.done():
+            return self._found
+        return look.result()
+
+    async def _looked(self) -> Outlook:
+        began = self._clock.monotonic()
+        try:
+            self._found = await self._find()
+            return self._found
+        finally:
+            now = self._clock.monotonic()
+            self._rested = now + min(REST * (now - began), REST_MAX_S)
+            self._look = None
+
+    async def _find(self) -> Outlook:
+        away = await away_disks(self._parts)
+        damaged: dict[int, set[int]] = defaultdict(set)
+        for intent in await all_intents(self._context):
+            damaged[intent.volume].add(intent.index)
+        if self._seen == (away, damaged) and self._found is not None and not self._found.count:
+            return self._found
+        found, after = Outlook(away=tuple(sorted(unreached(self._parts)))), 0
+        while page := await self._parts.store.ledger.volumes(after):
+            after = page[-1].id
+            found = found.adding(shortages(page, away, damaged))
+            await asyncio.sleep(0)  # An engine in this process answers at once, and others wait to be served.
+        self._seen = away, damaged
+        return found
+
+
+def _seen(look: asyncio.Task[Outlook]) -> None:
+    """Its failure is told to those who wait for it, and there may be nobody left."""
+    if not look.cancelled():
+        look.exception()
+
+
+def health(outlook: Outlook, counts: Counts, ready: Mapping[str, Any]) -> dict[str, Any]:
+    """What a monitor is told of the whole: whether anything can be written, and whether all can be read.
+
+    Args:
+        ready: what this gateway says of its processes (AdminPort.ready).
+    """
+    reasons = ["" if ready["ready"] else ready["status"], counts.unwritable, outlook.words]
+    return {
+        "writable": ready["ready"] and not counts.unwritable,
+        "readable": ready["workers"] > 0 and not outlook.count,
+        "status": "; ".join(words for words in reasons if words) or "ok",
+        "disks": counts.disks,
+        "healthy": counts.healthy,
+        "unreadable_volumes": outlook.count,
+    }
