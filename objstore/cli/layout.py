@@ -16,6 +16,7 @@ POLICY_COLUMNS: Final = (
     "spread",
     "require",
     "codec",
+    "in_effect",
     "class",
     "disks",
     "buckets",
@@ -29,6 +30,8 @@ PLAN_COLUMNS: Final = (
     "files_to_move",
     "bytes_to_move",
     "without_a_disk",
+    "codec",
+    "in_effect",
     "before",
     "after",
 )

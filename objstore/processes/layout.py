@@ -119,6 +119,7 @@ class LayoutSet:
             "spread": policy.spread or "highest",
             "require": policy.require,
             "codec": f"{k}+{m}",
+            "in_effect": _code_in_effect(k, m, len(view.numbers)),
             "class": policy.storage_class or ("STANDARD" if not name else ""),
             "disks": len(view.numbers),
             "promise": promise_words(promised(topology, policy, k, m)),
@@ -190,11 +191,18 @@ class LayoutSet:
         now, then = await self._topology(record.current), await self._topology(record.staged)
         facts = await self._compare(now, then, record)
         rate = self._parts.spec.config.upkeep.rebalance_bytes_per_second
-        names = sorted({"", *record.current.policies, *record.staged.policies})
+        # A bucket that is pinned to a site has a policy that nobody recorded.
+        names = sorted(
+            {"", *record.current.policies, *record.staged.policies, *facts.buckets, *facts.tallies}
+        )
         rows = []
         for name in names:
             tally = facts.tallies.get(name, Tally())
             before, after = now[0].policy(name), then[0].policy(name)
+            dropped = name in record.current.policies and name not in record.staged.policies
+            added = name in record.staged.policies and name not in record.current.policies
+            k, m = self._code(after)
+            disks = len(then[1].view(after, takes=False).numbers)
             rows.append(
                 {
                     "policy": name or "(default)",
@@ -203,12 +211,10 @@ class LayoutSet:
                     "files_to_move": tally.files,
                     "bytes_to_move": tally.bytes,
                     "without_a_disk": tally.stuck,
-                    "before": promise_words(promised(now[1], before, *self._code(before)))
-                    if not name or name in record.current.policies
-                    else "-",
-                    "after": promise_words(promised(then[1], after, *self._code(after)))
-                    if not name or name in record.staged.policies
-                    else "-",
+                    "codec": f"{k}+{m}",
+                    "in_effect": "-" if dropped else _code_in_effect(k, m, disks),
+                    "before": "-" if added else promise_words(promised(now[1], before, *self._code(before))),
+                    "after": "-" if dropped else promise_words(promised(then[1], after, k, m)),
                 }
             )
         moved = sum(tally.bytes for tally in facts.tallies.values())
@@ -265,16 +271,20 @@ class LayoutSet:
                     f"metadata is kept to {', '.join(sites)} (meta.sites), where {len(here)} disks would be,"
                     f" and {copies} are needed"
                 )
-        for name in sorted(record.current.policies.keys() - record.staged.policies.keys()):
+        dropped = record.current.policies.keys() - record.staged.policies.keys()
+        for name in sorted(dropped):
             used = facts.buckets[name], facts.tallies.get(name, Tally()).volumes
             if any(used):
                 words.append(f"policy {name} is dropped, and {used[0]} buckets and {used[1]} volumes name it")
-        for name in sorted({"", *facts.buckets, *facts.tallies, *record.staged.policies}):
+        for name in sorted({"", *facts.buckets, *facts.tallies, *record.staged.policies} - dropped):
             policy = then[0].policy(name)
             k, m = self._code(policy)
             disks = then[1].view(policy, takes=False).numbers
             if policy.require and not _fulfils(promised(then[1], policy, k, m), policy):
-                words.append(f"policy {name} requires the promise {policy.require}, and cannot give it")
+                words.append(
+                    f"policy {name} requires the promise {policy.require}, and its {len(disks)} disks cannot"
+                    " give it"
+                )
             used_now = not name or facts.buckets[name] or name in facts.tallies
             had = now[1].view(now[0].policy(name), takes=False).numbers
             if used_now and len(disks) < 1 + m and len(had) >= 1 + m:
@@ -415,6 +425,11 @@ def promise_words(promises: Mapping[Level, Promise]) -> str:
     if not promises:
         return "no volume can be made"
     return ", ".join(f"{level.word} {promise.value}" for level, promise in promises.items())
+
+
+def _code_in_effect(k: int, m: int, disks: int) -> str:
+    """The code of a new volume on so many disks: m as it is, over as many data fragments as there is room for."""
+    return f"{min(k, disks - m)}+{m}" if disks > m else "none"
 
 
 def _machines(members: Mapping[bytes, MemberRecord], layout: Layout) -> dict[str, str]:

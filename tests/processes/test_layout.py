@@ -7,7 +7,7 @@ import msgspec
 import pytest
 
 from objstore.admin.app import Problem
-from objstore.blobs.topology import Policy
+from objstore.blobs.topology import Policy, policy_of_sites
 from objstore.config import Config
 from objstore.errors import BadArgument
 from objstore.meta.kv import Transaction
@@ -125,7 +125,7 @@ async def test_a_policy_that_somebody_names_is_not_dropped() -> None:
     await sealed_volume(store, "bucket", "here")
     await layout.policy("unused", {"drop": "true"})
     staged = await layout.policy("here", {"drop": "true"})
-    with pytest.raises(Problem, match="policy here is dropped, and 1 buckets and 1 volumes name it"):
+    with pytest.raises(Problem, match=r"^policy here is dropped, and 1 buckets and 1 volumes name it$"):
         await layout.apply(staged["staged"])
     await layout.revert()
     staged = await layout.policy("unused", {"drop": "true"})
@@ -135,10 +135,36 @@ async def test_a_policy_that_somebody_names_is_not_dropped() -> None:
         await layout.policy("unused", {"drop": "true"})
 
 
+async def test_a_plan_names_the_code_that_new_volumes_will_have() -> None:
+    layout, _, _ = await operated([])
+    await layout.policy("wide", {"codec": "10+4", "sites": "a"})
+    await layout.policy("nowhere", {"sites": "c"})
+    plan = await layout.plan()
+    assert {row["policy"]: (row["codec"], row["in_effect"]) for row in plan["policies"]} == {
+        "(default)": ("4+2", "4+2"),
+        "wide": ("10+4", "2+4"),
+        "nowhere": ("4+2", "none"),
+    }
+    await layout.apply(plan["version"])
+    rows = {row["policy"]: row for row in (await layout.show())["policies"]}
+    assert (rows["wide"]["codec"], rows["wide"]["in_effect"]) == ("10+4", "2+4")
+
+
+async def test_a_plan_tells_of_buckets_that_are_pinned_to_a_site() -> None:
+    layout, store, _ = await operated([])
+    await sealed_volume(store, "bucket", policy_of_sites(["a"]))
+    for number in range(1, 4):
+        await layout.machine(f"n{number}", {"site": "b"})
+    plan = await layout.plan()
+    rows = {row["policy"]: row for row in plan["policies"]}
+    pinned = rows[policy_of_sites(["a"])]
+    assert (pinned["buckets"], pinned["volumes"], pinned["in_effect"]) == (1, 1, "1+2")
+
+
 async def test_a_promise_that_the_machines_cannot_give_is_refused_before_anything_is_written() -> None:
     layout, _, _ = await operated([])
     staged = await layout.policy("strict", {"spread": "site", "require": "bare"})
-    with pytest.raises(Problem, match="strict requires the promise bare, and cannot give it"):
+    with pytest.raises(Problem, match="strict requires the promise bare, and its 12 disks cannot give it"):
         await layout.apply(staged["staged"])
     await layout.policy("strict", {"spread": "node"})
     again = await layout.policy("strict", {"require": "spare"})
