@@ -428,7 +428,7 @@ def promise_words(promises: Mapping[Level, Promise]) -> str:
 
 
 def _code_in_effect(k: int, m: int, disks: int) -> str:
-    """The code of a new volume on so many disks: m as it is, over as many data fragments as there is room for."""
+    """The code of a new volume on so many disks: the same m, over as many disks as are left."""
     return f"{min(k, disks - m)}+{m}" if disks > m else "none"
 
 
