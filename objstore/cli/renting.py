@@ -281,7 +281,16 @@ LEASE_COLUMNS: Final = (
 
 @lease_app.command("list")
 @asks
-def lease_list(store: Store, tenant: OfTenant = "", state: str = "") -> None:
+def lease_list(
+    store: Store,
+    tenant: OfTenant = "",
+    state: Annotated[
+        str,
+        typer.Option(
+            help="quote, draft, signed, active, ended, terminated or withdrawn.", show_default=False
+        ),
+    ] = "",
+) -> None:
     """Leases, in order of making."""
     store.show(store.listed("/api/v1/leases", tenant=tenant, state=state), *LEASE_COLUMNS)
 
@@ -291,6 +300,50 @@ def lease_list(store: Store, tenant: OfTenant = "", state: str = "") -> None:
 def lease_show(store: Store, lease: LeaseId) -> None:
     """A lease with all its terms."""
     store.show_facts(store.get(f"/api/v1/leases/{quoted(lease)}"))
+
+
+Renews = Annotated[
+    bool | None, typer.Option("--renews/--no-renews", help="For the same term again.", show_default=False)
+]
+RampSteps = Annotated[
+    list[str] | None,
+    typer.Option("--ramp", help="MOMENT=BYTES, from its beginning on; once for each.", show_default=False),
+]
+Billing = Annotated[str | None, typer.Option(help="arrears or advance.", show_default=False)]
+NoticeDays = Annotated[
+    int | None, typer.Option(help="Before its end: until then it can be given notice.", show_default=False)
+]
+FeeShare = Annotated[
+    str | None, typer.Option(help="Of what remains, for an early end: 0.5.  [all]", show_default=False)
+]
+FeeMonths = Annotated[
+    int | None,
+    typer.Option(help="So many months at most, for an early end.  [0: no such bound]", show_default=False),
+]
+Level = Annotated[
+    str | None, typer.Option("--sla", help="A service level: plan sla has them.", show_default=False)
+]
+InClass = Annotated[str | None, typer.Option(help="[STANDARD]", show_default=False)]
+Product = Annotated[str | None, typer.Option(help="As tax rules name it.  [storage]", show_default=False)]
+Order = Annotated[str | None, typer.Option(help="The customer's.", show_default=False)]
+
+
+def _given(**terms: object) -> dict[str, Any]:
+    """What was given of a lease's terms, as the API takes them; the rest is as usual."""
+    return {name: value for name, value in terms.items() if value is not None}
+
+
+def _steps(ramp: list[str] | None) -> list[dict[str, Any]] | None:
+    """Raises: ConfigError."""
+    if ramp is None:
+        return None
+    found = []
+    for one in ramp:
+        at, is_given, capacity = one.partition("=")
+        if not is_given:
+            raise ConfigError(f"--ramp {one}: it is MOMENT=BYTES, as 2027-01-31T00:00:00Z=10TB")
+        found.append({"at": at, "capacity": size(capacity)})
+    return found
 
 
 @lease_app.command("quote")
@@ -311,7 +364,16 @@ def lease_quote(
     overage_price: str = "0",
     overage_max: OverageMax = None,
     valid_until: Moment = None,
-    renews: Annotated[bool, typer.Option("--renews", help="For the same term again.")] = False,
+    renews: Renews = None,
+    ramp: RampSteps = None,
+    billing: Billing = None,
+    notice_days: NoticeDays = None,
+    fee_share: FeeShare = None,
+    fee_months: FeeMonths = None,
+    sla: Level = None,
+    storage_class: InClass = None,
+    product: Product = None,
+    purchase_order: Order = None,
     draft: Annotated[bool, typer.Option("--draft", help="To be signed at once: no quote.")] = False,
 ) -> None:
     """Make a quote. It binds nobody; says whether there is capacity for it just now."""
@@ -331,14 +393,70 @@ def lease_quote(
         "overage_price": overage_price,
         "overage_max": None if overage_max is None else size(overage_max),
         "valid_until": valid_until,
-        "renews": renews,
-    }
+    } | _given(
+        renews=renews, ramp=_steps(ramp), billing=billing, notice_days=notice_days, fee_share=fee_share,
+        fee_months=fee_months, sla=sla, storage_class=storage_class, product=product,
+        purchase_order=purchase_order,
+    )  # fmt: skip
     made = store.change("POST", "/api/v1/leases", body)
     store.show([made], *LEASE_COLUMNS)
     judged = store.get(f"/api/v1/leases/{quoted(made['id'])}/admission")
     if not judged["admitted"]:
         print(f"not admitted just now: {judged['why']}", file=sys.stderr)
         raise SystemExit(DEGRADED)
+
+
+@lease_app.command("set")
+@changes
+def lease_set(
+    store: Store,
+    lease: LeaseId,
+    capacity: Annotated[str | None, typer.Option(help="As 100TB.", show_default=False)] = None,
+    months: Annotated[int | None, typer.Option(help="The term.", show_default=False)] = None,
+    price: Annotated[str | None, typer.Option(help="A unit and month.", show_default=False)] = None,
+    currency: Annotated[str | None, typer.Option(show_default=False)] = None,
+    unit: Annotated[str | None, typer.Option(show_default=False)] = None,
+    begin: Moment = None,
+    kind: Annotated[
+        str | None, typer.Option(help="guaranteed, best_effort or dedicated.", show_default=False)
+    ] = None,
+    node: Annotated[
+        list[str] | None,
+        typer.Option(help="Of a dedicated one: ids; once for each.", show_default=False),
+    ] = None,
+    pool: Annotated[str | None, typer.Option(show_default=False)] = None,
+    overage: Annotated[
+        str | None, typer.Option(help="average, instantaneous or peak_daily.", show_default=False)
+    ] = None,
+    overage_price: Annotated[str | None, typer.Option(show_default=False)] = None,
+    overage_max: Annotated[
+        str | None, typer.Option(help="As 10TB; none: no limit.", show_default=False)
+    ] = None,
+    valid_until: Moment = None,
+    renews: Renews = None,
+    ramp: RampSteps = None,
+    billing: Billing = None,
+    notice_days: NoticeDays = None,
+    fee_share: FeeShare = None,
+    fee_months: FeeMonths = None,
+    sla: Level = None,
+    storage_class: InClass = None,
+    product: Product = None,
+    purchase_order: Order = None,
+) -> None:
+    """Change the terms of a quote or draft; what is not given stays. Its ramp is given whole."""
+    body = _given(
+        capacity=None if capacity is None else size(capacity), term_months=months, unit_price=price,
+        currency=currency, unit=unit, begin=begin, kind=kind, nodes=node, pool=pool, overage_mode=overage,
+        overage_price=overage_price, valid_until=valid_until, renews=renews, ramp=_steps(ramp),
+        billing=billing, notice_days=notice_days, fee_share=fee_share, fee_months=fee_months, sla=sla,
+        storage_class=storage_class, product=product, purchase_order=purchase_order,
+    )  # fmt: skip
+    if overage_max is not None:
+        body["overage_max"] = None if overage_max == "none" else size(overage_max)
+    if not body:
+        raise ConfigError("name what changes: --price, --sla, ...")
+    store.show([store.change("PATCH", f"/api/v1/leases/{quoted(lease)}", body)], *LEASE_COLUMNS)
 
 
 def _tomorrow() -> str:
@@ -384,7 +502,9 @@ def lease_notice(store: Store, lease: LeaseId) -> None:
 @lease_app.command("ramp")
 @changes
 def lease_ramp(store: Store, lease: LeaseId, at: str, capacity: str) -> None:
-    """Another capacity from a moment to come on; more of it is admitted like a new lease."""
+    """Another capacity from a moment to come on; more of it is admitted like a new lease.
+
+    Of a lease that is signed; a quote or a draft gets its ramp by `lease set`."""
     _lease_act(store, lease, "ramp", {"at": at, "capacity": size(capacity)})
 
 
@@ -456,7 +576,17 @@ def offer_put(
     ] = "",
     overage_price: str = "0",
     overage_max: OverageMax = None,
-    renews: Annotated[bool, typer.Option("--renews", help="For the same term again.")] = False,
+    renews: Renews = None,
+    billing: Billing = None,
+    notice_days: NoticeDays = None,
+    fee_share: FeeShare = None,
+    fee_months: FeeMonths = None,
+    sla: Level = None,
+    storage_class: InClass = None,
+    product: Product = None,
+    begin_days: Annotated[
+        int | None, typer.Option(help="An order begins within so many.", show_default=False)
+    ] = None,
     closed: Annotated[bool, typer.Option("--closed", help="Takes no orders.")] = False,
 ) -> None:
     """Make an offer, or change what later orders get."""
@@ -476,8 +606,10 @@ def offer_put(
         "overage_mode": overage,
         "overage_price": overage_price,
         "overage_max": None if overage_max is None else size(overage_max),
-        "renews": renews,
-    }
+    } | _given(
+        renews=renews, billing=billing, notice_days=notice_days, fee_share=fee_share, fee_months=fee_months,
+        sla=sla, storage_class=storage_class, product=product, begin_days_max=begin_days,
+    )  # fmt: skip
     store.show_facts(store.change("PUT", f"/api/v1/offers/{quoted(name)}", body))
 
 

@@ -179,7 +179,7 @@ async def make_lease(kv: Kv, lease: LeaseRecord, *, now_us: int) -> LeaseRecord:
 
 
 async def edit_lease(kv: Kv, lease: str, **given: object) -> LeaseRecord:
-    """Other terms, so long as it is not signed."""
+    """Other terms, so long as it is not signed. Its end follows its beginning and term unless it is given."""
     fixed = {"id", "tenant", "state", "made_us", "signed_us", "active_us", "ended_us", "billed_until_us"}
     wrong = given.keys() - set(LeaseRecord.__struct_fields__) | given.keys() & {*fixed, "format", "renewals"}
     if wrong:
@@ -187,7 +187,10 @@ async def edit_lease(kv: Kv, lease: str, **given: object) -> LeaseRecord:
 
     def edited(record: LeaseRecord) -> LeaseRecord:
         _check_state(record, OPEN)
-        return check_lease(msgspec.structs.replace(record, **given))
+        new = msgspec.structs.replace(record, **given)
+        if given.keys() & {"begin_us", "term_months"} and "end_us" not in given:
+            new = msgspec.structs.replace(new, end_us=after_months(new.begin_us, new.term_months))
+        return check_lease(new)
 
     return await _alter(kv, lease, edited)
 

@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from objstore.admin.bodies import parse_body
+from objstore.admin.resources.leases import LeaseFields, NewLease, OfferBody
 from objstore.cli.output import check_writable
 from objstore.config import ConfigError
 from tests.cli.answering import answering, fixed, run
@@ -103,3 +105,49 @@ def test_words_that_cannot_be_taken_are_told_before_anything_is_sent(line: str, 
     assert isinstance(done.exception, ConfigError)
     assert words in str(done.exception)
     assert store.asked == []
+
+
+LEASE = {"id": "01K", "state": "quote"}
+TERMS = (
+    "--renews --ramp 2027-01-01T00:00:00Z=1TB --ramp 2027-02-01T00:00:00Z=2TB --billing advance"
+    " --notice-days 60 --fee-share 0.5 --fee-months 3 --sla gold --storage-class COLD --product archive"
+    " --purchase-order PO-7"
+)
+
+
+def test_every_term_of_a_lease_can_be_typed() -> None:
+    answers = {"/api/v1/leases": LEASE, "/api/v1/leases/01K/admission": {"admitted": True, "why": ""}}
+    line = f"lease quote lib 2TB --months 12 --price 7 --begin 2027-01-01T00:00:00Z {TERMS}"
+    with answering(fixed(answers)) as store:
+        assert run(store, *line.split()).exit_code == 0
+    sent: Any = parse_body(store.asked[0].body, NewLease)
+    missing = [name for name in NewLease.__struct_fields__ if name not in json.loads(store.asked[0].body)]
+    assert missing == ["end"]  # It follows the term.
+    assert (sent.sla, sent.fee_share, sent.fee_months, sent.notice_days) == ("gold", "0.5", 3, 60)
+    assert (sent.billing, sent.storage_class, sent.product) == ("advance", "COLD", "archive")
+    assert [step.capacity for step in sent.ramp] == [10**12, 2 * 10**12]
+
+
+def test_what_is_not_typed_of_a_lease_stays_as_it_is() -> None:
+    with answering(fixed({"/api/v1/leases/01K": LEASE})) as store:
+        line = "lease set 01K --sla silver --no-renews --overage-max none"
+        assert run(store, *line.split()).exit_code == 0
+        assert isinstance(run(store, "lease", "set", "01K").exception, ConfigError)
+        wrong = run(store, "lease", "set", "01K", "--ramp", "10TB").exception
+        assert isinstance(wrong, ConfigError)
+        assert "MOMENT=BYTES" in str(wrong)
+        everything = run(store, "lease", "set", "01K", "--capacity", "1TB", *TERMS.split())
+        assert everything.exit_code == 0
+    first, second = store.asked
+    assert json.loads(first.body) == {"sla": "silver", "renews": False, "overage_max": None}
+    parse_body(second.body, LeaseFields)
+
+
+def test_every_term_of_an_offer_can_be_typed() -> None:
+    terms = TERMS.replace("--ramp 2027-01-01T00:00:00Z=1TB --ramp 2027-02-01T00:00:00Z=2TB ", "")
+    terms = terms.replace(" --purchase-order PO-7", " --begin-days 30")
+    with answering(fixed({"/api/v1/offers/small": {"name": "small"}})) as store:
+        line = f"offer put small --least 1TB --most 2TB --months 12 --price 7 {terms}"
+        assert run(store, *line.split()).exit_code == 0
+    parse_body(store.asked[0].body, OfferBody)
+    assert set(json.loads(store.asked[0].body)) == set(OfferBody.__struct_fields__)

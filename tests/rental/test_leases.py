@@ -131,6 +131,9 @@ async def test_capacity_that_is_not_there_at_one_moment_is_not_sold_and_the_answ
     assert utc_text(refused.value.moment_us / 1e6) == "2026-07-01T00:00:00Z"
     assert (await find_lease(kv, record.id)).state == "draft"
     await edit_lease(kv, record.id, term_months=6, end_us=later_us)
+    shorter = await edit_lease(kv, record.id, term_months=1)  # Its end follows, unless it is given.
+    assert shorter.end_us == after_months(shorter.begin_us, 1)
+    await edit_lease(kv, record.id, term_months=6, end_us=later_us)
     assert (await sign(kv, record.id, SURVEY, now_us=START_US)).state == "signed"
 
 
