@@ -6,6 +6,7 @@ Concurrency: five tasks on the worker's event loop, ended with it. A failure is 
 
 import asyncio
 import logging
+from collections.abc import Callable
 
 from objstore.blobs.volumes import Intent
 from objstore.errors import StoreError
@@ -24,19 +25,24 @@ INTENTS_AT_ONCE = 100  # New intents a turn: a disk with much rot must not flood
 UNWELL = (DiskState.SUSPECT, DiskState.READ_ONLY, DiskState.FAILED)
 
 
-async def mind_disks(parts: Parts) -> None:
+async def mind_disks(parts: Parts, minds: Callable[[], bool] = lambda: True) -> None:
     """A disk that this process holds for unwell, and that metadata calls healthy since, is verified here too.
 
     Suspicion goes into metadata at once (the writer does that); the upkeep process verifies the disk and
     clears its record; then every worker looks for itself: its own view ended with its own failed call.
 
     Of a disk whose node does not answer nothing is said: it may be this machine that is cut off.
+
+    Args:
+        minds: not while it says False: the upkeep's services verify disks where they run, and nowhere else.
     """
     clock = parts.store.clock
     unwell_since: dict[int, int] = {}
     cut_off: set[int] = set()  # Unwell since their nodes did not answer.
     while True:
         await asyncio.sleep(LOOK_SECONDS)
+        if not minds():
+            continue
         unwell = {number for number, disk in parts.disks.items() if disk.state in UNWELL}
         now_us = clock.now_us()
         unwell_since = {number: unwell_since.get(number, now_us) for number in unwell}

@@ -29,7 +29,7 @@ from objstore.processes.engine import is_shared
 from objstore.processes.layout import LayoutSet
 from objstore.processes.link import Link
 from objstore.processes.machine_families import member_families
-from objstore.processes.minding import follow_disks, judge_slowness, tell_used_keys
+from objstore.processes.minding import follow_disks, judge_slowness, mind_disks, tell_used_keys
 from objstore.processes.parts import (
     Parts,
     alive_of,
@@ -99,6 +99,7 @@ async def _serve(
     tasks: list[asyncio.Task[None]] = [
         loop.create_task(mind(parts)) for mind in (follow_disks, judge_slowness, sweep_repeats)
     ]
+    tasks.append(loop.create_task(mind_disks(parts, lambda: not service.leads)))
     tasks.append(loop.create_task(tell_used_keys(parts, port.used_tokens)))
     for unknown in time_zones(await list_sellers(parts.kv)):
         log.error(unknown["finding"], extra={"remedy": unknown["remedy"]})

@@ -52,3 +52,30 @@ async def test_a_disk_is_suspect_to_others_only_if_its_node_answered(
         assert (await ledger.disks())[1].state == "healthy"
     finally:
         minds.cancel()
+
+
+async def test_an_upkeep_process_verifies_what_it_doubts_also_where_another_runs_the_services(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(minding, "LOOK_SECONDS", 0.001)
+    ledger, disk, turns, leads = MetaLedger(DictKv()), Disk(), 0, True
+    await ledger.register_disk(1, uuid=b"u" * 16, path="/d")
+    store = SimpleNamespace(clock=SystemClock(), ledger=ledger)
+    away = True
+    parts = SimpleNamespace(store=store, disks={1: disk}, opener=SimpleNamespace(is_away=lambda number: away))
+
+    def stands_by() -> bool:
+        nonlocal turns
+        turns += 1
+        return not leads
+
+    minds = asyncio.create_task(minding.mind_disks(cast(Any, parts), stands_by))
+    try:
+        await until(lambda: turns > 3)
+        assert disk.looks == 0, "its services see to that"
+        leads = False
+        await until(lambda: disk.looks > 3)
+        away = False
+        await until(lambda: disk.verified)
+    finally:
+        minds.cancel()
