@@ -71,9 +71,14 @@ class Tenant:
         self.store()
 
 
+ASKED: set[Block] = set()  # Blocks that a procedure took from the page, to run them.
+ELSEWHERE = {"certificates have ended"}  # tests/processes/test_ended_certificates.py
+
+
 def of(heading: str, run: str) -> list[Block]:
     found = [block for block in blocks() if block.heading == heading and block.run == run]
     assert found, f"{PAGE.name} has no block to run under {heading}"
+    ASKED.update(found)
     return found
 
 
@@ -105,7 +110,7 @@ def lose(place: Path) -> None:
     place.rename(place.with_name(place.name + ".lost"))
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1_200)
 def test_the_procedures_for_one_machine_and_for_a_cluster_do_what_they_say(tmp_path: Path) -> None:
     """Side by side: all wait more than they work."""
     procedures = {
@@ -120,6 +125,8 @@ def test_the_procedures_for_one_machine_and_for_a_cluster_do_what_they_say(tmp_p
         ]
     for one in found:
         one.result()
+    left = [block for block in blocks() if block.run and block.run not in ELSEWHERE and block not in ASKED]
+    assert not left, "marked as run, and run by nobody"
 
 
 def _directory(place: Path) -> Path:
@@ -186,20 +193,31 @@ def on_one_machine(tmp_path: Path) -> None:
         tenant.check()
 
 
+SITES = {
+    "north": ("m1", "m2"),
+    "south": ("m3", "m4"),
+    "east": ("m5", "m6"),
+    "west": ("m7", "m8"),
+}
+
+
 def in_a_cluster(tmp_path: Path) -> None:
-    names = ("m1", "m2", "m3", "m4")
     with machine(tmp_path, SETTINGS) as store:
+        names = [name for site in SITES.values() for name in site]
         places = ports("0.0.0.0:9000", "m1:9002", *(f"{name}:9003" for name in names))
         store.places |= places | {"0.0.0.0:9002": places["m1:9002"]}
         config = tmp_path / "etc/gateway.toml"
         admin = 'admin_listen = "127.0.0.1:0"\n\n[cluster]'
         heading = "Day one: three machines"
         config.write_text(store.moved(toml(heading)).replace("\n[cluster]", admin))
-        for name in names:
-            # A machine has paths and a port of its own: here they share one, so each is told apart.
-            text = toml(heading, 1).replace("m1", name).replace("/srv/objstore/d", f"/srv/objstore/{name}-d")
-            text = text.replace("0.0.0.0:9003", f"{name}:9003")
-            (tmp_path / f"etc/node-{name}.toml").write_text(store.moved(text))
+        for site, machines in SITES.items():
+            for name in machines:
+                # A machine has paths and a port of its own: here they share one, so each is told apart.
+                text = toml(heading, 1).replace("m1", name)
+                text = text.replace("/srv/objstore/d", f"/srv/objstore/{name}-d")
+                text = text.replace("0.0.0.0:9003", f"{name}:9003")
+                text = text.replace("[node]\n", toml("Losing a site").replace("east", site))
+                (tmp_path / f"etc/node-{name}.toml").write_text(store.moved(text))
         store.environment |= environment_of(config)
         first, second = of(heading, "cluster")
         store.run(first)
@@ -209,16 +227,19 @@ def in_a_cluster(tmp_path: Path) -> None:
         tenant.begin()
         tenant.check()
 
-        [upgrade] = of("Upgrading", "cluster")
-        store.run(upgrade)
-        wait_for_versions(store, 3 + 1)
-        tenant.check()
-
         def run(heading: str) -> str:
             return "".join(store.run(block) for block in of(heading, "cluster"))
 
-        assert "m4" in run("Adding a node")
+        [adding] = of("Adding a node", "cluster")
+        for name in ("m4", *SITES["east"]):
+            assert name in store.run(adding._replace(text=adding.text.replace("m4", name)))
         tenant.check()
+
+        [upgrade] = of("Upgrading", "cluster")
+        store.run(upgrade)
+        wait_for_versions(store, 6 + 1)
+        tenant.check()
+
         store.stop("objstore-node@m4", signal.SIGKILL)
         shutil.rmtree(tmp_path / "var/objstore-node-m4")
         tenant.check()
@@ -226,18 +247,19 @@ def in_a_cluster(tmp_path: Path) -> None:
         tenant.check()
         run("Stopping a machine for a while")
         tenant.check()
-        assert re.search(r"\bm4\b.*\bempty\b", run("Emptying and removing a node"))
-        tenant.check()
         assert "proven" in run("Proving where bytes lie")
 
-        store.stop("objstore-node@m3", signal.SIGKILL)
+        lose_a_site(store, tenant)
+
+        lose_machines(store, "m3", "m4")  # The site south, while west has taken the place of east.
         tenant.check()
-        limit = time.monotonic() + 120
-        away, lost = of("Losing a node", "cluster")
-        while "away" not in store.run(away):
-            assert time.monotonic() < limit
-            time.sleep(0.5)
-        store.run(lost)
+        store.start("objstore-node@m4", *store.unit("objstore-node@m4"))
+        away, *lost = of("Losing a node", "cluster")
+        wait_for_words(store, away, r"\bm3\b.*\baway\b")
+        for block in lost:
+            store.run(block)
+        tenant.check()
+        assert re.search(r"\bm4\b.*\bempty\b", run("Emptying and removing a node"))
         tenant.check()
 
         kept = tmp_path / "var/objstore-gateway-new"
@@ -249,6 +271,55 @@ def in_a_cluster(tmp_path: Path) -> None:
         for block in of("Losing the gateway", "cluster"):
             store.run(block)
         tenant.check()
+
+
+def lose_a_site(store: Machine, tenant: Tenant) -> None:
+    """East is lost and comes back, then it is lost for good, and west takes its place."""
+    before, gone, back, elsewhere, given_up = of("Losing a site", "cluster")
+    # What was written while there were fewer sites, or one was not whole, is moved when it is sealed.
+    store.run(back)
+    assert "site bare" in store.run(before)
+    tenant.check()
+
+    lose_machines(store, *SITES["east"])
+    tenant.check()
+    said = wait_for_words(store, gone, "site east: no node has answered .*: m5, m6")
+    assert re.search(r"\bm5\b.*\baway\b", said)
+    assert re.search(
+        r"^placement\ta new volume lies on .*; there is a site whose loss loses data", said, re.M
+    )
+    tenant.check()
+    for name in SITES["east"]:  # Their machines do that when they start.
+        store.start(f"objstore-node@{name}", *store.unit(f"objstore-node@{name}"))
+    store.run(back)
+    tenant.check()
+
+    lose_machines(store, *SITES["east"])
+    for name in SITES["east"]:
+        for place in store.root.glob(f"*/*{name}*"):
+            if place.is_dir():
+                shutil.rmtree(place)
+    tenant.check()
+    assert "site bare" in store.run(elsewhere)
+    store.run(given_up)
+    tenant.check()
+
+
+def lose_machines(store: Machine, *names: str) -> None:
+    """All of them, before anything can be done about the first."""
+    for name in names:
+        store.services[f"objstore-node@{name}"].kill()
+    for name in names:
+        store.stop(f"objstore-node@{name}")
+
+
+def wait_for_words(store: Machine, block: Block, words: str) -> str:
+    """Run a block until it says so. Returns: what it said then."""
+    limit = time.monotonic() + 240
+    while not re.search(words, said := store.run(block)):
+        assert time.monotonic() < limit, said
+        time.sleep(0.5)
+    return said
 
 
 def in_two_stores(tmp_path: Path) -> None:
@@ -372,16 +443,27 @@ def with_two_gateways(tmp_path: Path) -> None:
         tenants[1].check()
 
 
+def anchor(heading: str) -> str:
+    return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+
+
 def test_every_link_of_the_page_leads_somewhere() -> None:
     text = PAGE.read_text()
-    headings = re.findall(r"^#+ (.*)$", text, re.M)
-    anchors = {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+    anchors = {anchor(heading) for heading in re.findall(r"^#+ (.*)$", text, re.M)}
     links = re.findall(r"\]\(([^)]*)\)", text)
     assert len(links) > 15
     for link in links:
-        file, _, anchor = link.partition("#")
+        file, _, place = link.partition("#")
         assert (PAGE.parent / file).exists()
-        assert file or anchor in anchors, link
+        assert file or place in anchors, link
+
+
+def test_commands_that_nobody_runs_are_named_at_the_end_of_the_page() -> None:
+    end = PAGE.read_text().partition("\n## What was run, and what was not\n")[2]
+    named = set(re.findall(r"\]\(#([\w-]+)\)", end))
+    not_run = {anchor(block.heading) for block in blocks() if block.language == "sh" and not block.run}
+    assert not_run
+    assert not_run <= named
 
 
 @pytest.mark.parametrize(
