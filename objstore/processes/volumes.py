@@ -107,7 +107,7 @@ async def shown(parts: Parts, service: Service, volume: int) -> dict[str, Any]:
         chance=lambda: 0.5,
     )
     row["policy"] = record.policy or "(default)"
-    row["promise"] = f"{verdict.promise.words} ({verdict.level.word})"
+    row["promise"] = verdict.promise.words(verdict.level.word)
     row["misplaced"] = "; ".join(
         f"file {file}: {fault.value}" for file, fault in sorted(verdict.faults.items())
     )

@@ -183,6 +183,7 @@ def test_a_lost_disk_is_forgotten_only_when_the_words_are_typed(tmp_path: Path) 
         [volume, *_] = json.loads(server.command("volume", "list", "-o", "json").stdout)
         shown = json.loads(server.command("volume", "show", str(volume["volume"]), "-o", "json").stdout)[0]
         assert [file["disk"] for file in shown["files"]] == volume["disks"]
+        assert shown["facts"]["promise"] == "there is a device whose loss loses data"
         assert server.command("volume", "show", "4711", check=False).returncode == 1
         checked = json.loads(server.command("volume", "check", str(volume["volume"]), "-o", "json").stdout)[0]
         assert (checked["state"], checked["lost"], checked["checked"]) == ("done", [], 1)
