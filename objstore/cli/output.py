@@ -7,15 +7,28 @@ import sys
 from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
 from objstore.config import ConfigError
 from objstore.rental.names import as_cell
 
+if TYPE_CHECKING:
+    from rich.text import Text
+
 OK, FAILURE, USAGE, DEGRADED, REFUSED = 0, 1, 2, 3, 4  # Exit codes.
-SIZE_COLUMNS = frozenset(("free", "total", "bytes", "size"))
+WIDTH_MAX = 10_000  # Of a terminal.
+SIZE_COLUMNS = frozenset(("free", "total", "bytes", "size"))  # Of disks: in powers of 1024.
+SOLD_COLUMNS = frozenset(
+    (
+        "capacity", "least", "most", "leased", "bytes_max", "bytes_soft", "bytes_per_s", "overage_max",
+        "raw", "spare", "usable", "sold_guaranteed", "sold_best_effort", "used_logical", "used_physical",
+        "reserved", "sellable", "oversold",
+    )
+)  # fmt: skip
+"""What is sold, and what limits are: in powers of 1000, as it is typed."""
+NAME_COLUMNS = frozenset(("what", "id", "name", "tenant", "user", "bucket", "project", "pool"))
 
 
 class Format(StrEnum):
@@ -99,37 +112,67 @@ def _cell(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, (list, tuple)):
-        return " ".join(map(str, value))
+        if any(isinstance(one, dict) for one in value):
+            return json.dumps(value, default=str)
+        parts = [str(one) for one in value]
+        return ("; " if any(" " in one for one in parts) else " ").join(parts)
     return str(value)
 
 
 def _table(rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> None:
+    """A table; where the terminal is too narrow for it a block for each row. What is copied (ids, moments,
+    sizes) is never broken: only cells of several words are."""
     from rich import box
     from rich.console import Console
+    from rich.measure import Measurement
     from rich.table import Table
-    from rich.text import Text
 
     if not rows:
         print("none")
         return
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    console = Console()
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="" if console.no_color else None)
     for column in columns:
         numeric = all(
             isinstance(row.get(column), (int, float)) and not isinstance(row.get(column), bool)
             for row in rows
         )
-        table.add_column(column.replace("_", " "), justify="right" if numeric else "left", overflow="fold")
+        whole = column != "value" and all(_for_people(row, column).count(" ") <= 1 for row in rows)
+        table.add_column(
+            column.replace("_", " "), justify="right" if numeric else "left", overflow="fold", no_wrap=whole
+        )
     for row in rows:
-        table.add_row(*(Text(_for_people(row, column), style=_style(row.get(column))) for column in columns))
-    Console().print(table)
+        table.add_row(*(_styled(row, column, color=not console.no_color) for column in columns))
+    needed = Measurement.get(console, console.options.update(max_width=WIDTH_MAX), table).minimum
+    if needed <= console.width or "value" in columns:
+        console.print(table)
+        return
+    for row in rows:
+        block = Table.grid(padding=(0, 2))
+        for column in columns:
+            block.add_row(column.replace("_", " "), _styled(row, column, color=not console.no_color))
+        console.print(block)
+        console.print()
+
+
+def _styled(row: dict[str, Any], column: str, *, color: bool) -> "Text":
+    from rich.text import Text
+
+    style = _style(row.get(column)) if color and column not in NAME_COLUMNS else ""
+    return Text(_for_people(row, column), style=style, overflow="fold")
 
 
 def _for_people(row: dict[str, Any], column: str) -> str:
-    """Sizes in units; tables only, since programs read the other forms."""
+    """Sizes in units, what is nested in words; tables only, since programs read the other forms."""
     value = row.get(column)
-    is_size = column in SIZE_COLUMNS or (column == "value" and str(row.get("what")).endswith("_bytes"))
-    if is_size and isinstance(value, (int, float)):
-        return size_text(value)
+    name = str(row["what"]).rpartition(".")[2] if column == "value" and "what" in row else column
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        if name in SOLD_COLUMNS:
+            return sold_text(value)
+        if name in SIZE_COLUMNS or (column == "value" and name.endswith("_bytes")):
+            return size_text(value)
+    if isinstance(value, (list, tuple)) and value and all(isinstance(one, dict) for one in value):
+        return harmless("; ".join(", ".join(f"{what} {_cell(one[what])}" for what in one) for one in value))
     return harmless(_cell(value))
 
 
@@ -170,3 +213,12 @@ def size_text(size: float) -> str:
             return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
         size /= 1024
     return f"{size:.1f} PiB"
+
+
+def sold_text(size: float) -> str:
+    """Bytes as they are sold and limits are typed, rounded to hundredths: 1.5 TB. For people only."""
+    for unit in ("B", "kB", "MB", "GB", "TB", "PB"):
+        if abs(size) < 1_000 or unit == "PB":
+            break
+        size /= 1_000
+    return f"{size:.2f}".rstrip("0").rstrip(".") + f" {unit}"
