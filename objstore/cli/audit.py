@@ -123,6 +123,11 @@ def _show(store: Store, found: dict[str, Any]) -> None:
     if found["bucket"]:
         allowed = ", ".join(found["sites"]) or "every site"
         facts |= {"bucket": found["bucket"], "policy": found["policy"] or "default", "allowed": allowed}
+        if found["metadata_elsewhere"]:
+            sites = ", ".join(site or "(no site)" for site in found["metadata_elsewhere"])
+            facts["verdict"] += (
+                f": its bytes. Keys and names of all buckets lie at {sites} as well (meta.sites)"
+            )
     facts |= found["counts"]
     facts["metadata allowed"] = ", ".join(found["metadata_sites"]) or "every site"
     facts["copies of metadata"] = " ".join(f"volume {volume}" for volume in found["metadata_copies"])

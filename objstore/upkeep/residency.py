@@ -172,6 +172,9 @@ class Summary(msgspec.Struct):
     replicas: list[Replica]
     metadata: list[MetadataFile]
     metadata_sites: tuple[str, ...]  # Where the journal and its snapshots may lie; none: everywhere.
+    metadata_elsewhere: list[
+        str
+    ]  # Sites beyond the bucket's at which a disk holds keys and names of all buckets.
     metadata_copies: list[int]  # Volumes that hold the copy of metadata for salvage.
     notes: list[str]
 
@@ -190,7 +193,8 @@ NOTES: Final = [
     "The metadata engine (LMDB on a gateway's machine, or PostgreSQL) holds all keys, beside the nodes.",
     "Access logs are files of the gateways that wrote them, and lie on their machines; they name keys.",
     "Files of names that are not the store's, and what repair has not yet put in its place, are not listed.",
-    "Disks that were removed from the store, emptied before, are not asked.",
+    "Disks that were removed from the store are not asked. One that was drained is empty; one that was given up as"
+    " lost, or by force, may hold what it held then.",
 ]
 
 
@@ -242,13 +246,16 @@ class Audit:
             replicas=await self._replicas(),
             metadata=metadata,
             metadata_sites=self._metadata_sites,
+            metadata_elsewhere=[],
             metadata_copies=sorted(self._copies)[:REPORTED_MAX],
             notes=list(NOTES),
         )
+        holding = {file.disk for file in metadata}  # Disks with keys and names.
         async for volume, record, seen in self._joined(0):
             if record is None or not self._count_plain(summary.counts, record, seen):
                 _tally(summary, self._row(volume, record, seen), record, self._layout)
             if volume in self._copies:
+                holding.update(one.disk for one in seen)
                 outside = sum(not self._may_hold_metadata(one.disk) for one in seen)
                 summary.counts.metadata_copies_forbidden += outside
         for number, file in self._strange:
@@ -257,6 +264,9 @@ class Audit:
             row = Row(file.volume, False, "unknown", "", (), False, [one], [])
             _tally(summary, row, None, self._layout)
         changed = (await ctx.ledger.layout()).version != self._layout.version
+        if summary.sites:
+            elsewhere = {self._site(disk) for disk in holding}.difference(summary.sites)
+            summary.metadata_elsewhere = sorted(elsewhere)
         _judge(summary, changed=changed)
         summary.ended_us = ctx.clock.now_us()
         self.summary = summary

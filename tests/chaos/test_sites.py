@@ -119,7 +119,7 @@ def follow_the_layout(cluster: LocalCluster) -> None:
 
 
 @pytest.mark.timeout(900 if LONG else 280)
-def test_a_bucket_of_a_site_lies_there_through_repair_and_moves_only_when_the_layout_says_so(
+def test_a_bucket_of_a_site_lies_there_and_is_written_elsewhere_only_when_the_layout_says_so(
     cluster: LocalCluster,
 ) -> None:
     assert request(cluster, "PUT", "/pinned", PINNED % b"site-2")[0] == 200

@@ -208,6 +208,16 @@ async def bucket_pinned(sites: Sites, policy: str) -> None:
     await sites.kv.commit(Transaction(put={bucket_key("books"): encode(record)}))
 
 
+async def test_a_proof_for_a_bucket_names_the_other_sites_at_which_its_keys_lie(sites: Sites) -> None:
+    await bucket_pinned(sites, "only-a")
+    await sites.disks[1].log_create("journal-1", b"x" * 10)
+    assert (await sites.audit(bucket="books")).metadata_elsewhere == []
+    await sites.disks[8].log_create("journal-1", b"x" * 10)
+    found = await sites.audit(bucket="books")
+    assert (found.verdict, found.metadata_elsewhere) == ("proven", ["b"])
+    assert (await sites.audit()).metadata_elsewhere == [], "a bucket was asked for"
+
+
 async def test_a_bucket_is_held_to_its_policy_wherever_its_objects_were_written_before(sites: Sites) -> None:
     await bucket_pinned(sites, "only-a")
     await sites.put_object("old", b"written before it was pinned")
