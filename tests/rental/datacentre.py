@@ -17,12 +17,14 @@ from botocore.exceptions import ClientError
 from objstore.blobs.topology import Policy
 from objstore.clock import SECOND_US
 from objstore.iam.directory import Directory
+from objstore.iam.keys import KeyTerms
 from objstore.meta.kv import Transaction
 from objstore.meta.schema import DiskRecord, MemberRecord, disk_key, encode, member_key
 from objstore.objects.layout import LAYOUT_KEY, Plan, read_layout
 from objstore.objects.ledger import MetaLedger
 from objstore.objects.store import Store
 from objstore.rental.availability import DAY_MINUTES, MINUTE_S, served_key
+from objstore.rental.projects import create_project
 from objstore.s3.app import App
 from objstore.s3.availability import Availability
 from objstore.s3.limits import Limits
@@ -131,10 +133,12 @@ class Datacentre(Yard):
     def now_us(self) -> int:
         return self.month_clock.now_us()
 
-    async def admit(self, tenant: str) -> None:
-        """Give a tenant a user with a key, and boto3."""
+    async def admit(self, tenant: str, project: str = "") -> None:
+        """Give a tenant a user with a key, and boto3. All that it does is in a project, if one is named."""
         await self.directory.create_user(f"{tenant}-root", tenant=tenant, role="owner")
-        key, secret = await self.directory.create_key(f"{tenant}-root")
+        if project:
+            await create_project(self.kv, tenant, project, now_us=self.now_us)
+        key, secret = await self.directory.create_key(f"{tenant}-root", terms=KeyTerms(project=project))
         self.clients[tenant] = boto3.client(
             "s3",
             endpoint_url=f"http://127.0.0.1:{self.runner.port}",

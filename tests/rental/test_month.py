@@ -77,6 +77,7 @@ TENANTS = {
     "hyper": ("wholesale", "en"),
     "archives": ("internal", "fr"),
 }
+PROJECTS = {"atelier": "boutique"}
 CURRENCY = {tenant: "USD" if tenant == "hyper" else "DZD" for tenant in TENANTS}
 TERMS_DAYS = {"amira": 15, "atelier": 30, "minoterie": 45, "wilaya": 60, "hyper": 30, "archives": 30}
 
@@ -440,7 +441,7 @@ async def open_for_business(centre: Datacentre) -> None:
         await create_customer(kv, record, now_us=centre.now_us, trial_days=0)
         await publish_plan(kv, card(kind), made_us=centre.now_us)
         await give_plan(kv, tenant, record.plan, now_us=centre.now_us)
-        await centre.admit(tenant)
+        await centre.admit(tenant, PROJECTS.get(tenant, ""))
 
 
 async def lease_out(centre: Datacentre) -> tuple[LeaseRecord, LeaseRecord]:
@@ -694,11 +695,14 @@ async def invoices_of(centre: Datacentre, month: Month) -> dict[str, InvoiceReco
     return found
 
 
+def is_shrunken(unit: str) -> bool:
+    return unit not in ("Months", "Requests", "2 Requests")
+
+
 def as_due(line: Line) -> Due:
     """A line as it stands, with what its card counts in shrunken units in those."""
     quantity, price = Fraction(line.quantity), Fraction(Decimal(line.unit_price))
-    shrunken = line.unit not in ("Months", "Requests", "2 Requests")
-    if line.kind == "usage" and shrunken:
+    if line.kind == "usage" and is_shrunken(line.unit):
         quantity, price = quantity * SMALLER, price / SMALLER
     return Due(line.kind, line.meter, line.storage_class, quantity, price)
 
@@ -850,6 +854,7 @@ async def check_exports(story: Story, documents: list[InvoiceRecord]) -> None:
         assert sum(Decimal(line["BilledCost"]) for line in lines if line["InvoiceId"] == number) == total
     table.seek(0)
     assert sum(parquet.read_table(table).column("BilledCost").to_pylist()) == sum(totals.values())
+    check_rows(lines, dues_of_march(story.books))
     used = {
         line["BillingAccountId"]: int(line["ConsumedQuantity"])
         for line in lines
@@ -859,6 +864,31 @@ async def check_exports(story: Story, documents: list[InvoiceRecord]) -> None:
         "hyper": story.books.stored("hyper", DEDICATED_S, MARCH.end_s),
         "minoterie": story.books.stored("minoterie", GUARANTEED_S, MARCH.end_s),
     }
+
+
+def check_rows(lines: list[dict[str, str]], dues: dict[str, list[Due]]) -> None:
+    """What each row of the invoices charges for: its meter, quantity, unit price, cost and project."""
+    for tenant, wanted in dues.items():
+        charged = [
+            line
+            for line in lines
+            if line["BillingAccountId"] == tenant
+            and line["InvoiceId"].startswith("FA")
+            and line["ChargeCategory"] in ("Usage", "Purchase")
+            and not line["CapacityReservationStatus"]  # What became of a lease's charge, and no charge.
+        ]
+        for line, one in zip(charged, wanted, strict=True):
+            assert line["SkuId"] == "/".join(filter(None, (one.meter, one.storage_class))), line
+            assert (line["ChargeCategory"] == "Purchase") == (one.kind == "commitment"), line
+            by = SMALLER if one.kind == "usage" and is_shrunken(line["PricingUnit"]) else 1
+            quantity = Fraction(line["PricingQuantity"]) * by
+            assert abs(quantity - one.quantity) <= Fraction(by, 2 * 10**12), line  # To twelve places.
+            assert Fraction(line["ContractedUnitPrice"]) / by == one.price, line
+            assert Decimal(line["BilledCost"]) == Decimal(one.net).scaleb(-2), line
+            whole = (
+                one.meter == "subscription" or one.kind == "commitment"
+            )  # The tenant's, whatever projects.
+            assert line["SubAccountId"] == ("" if whole else PROJECTS.get(tenant, "")), line
 
 
 async def pay(centre: Datacentre, number: int, record: InvoiceRecord) -> PaymentRecord:
