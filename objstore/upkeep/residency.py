@@ -193,7 +193,7 @@ NOTES: Final = [
     "The metadata engine (LMDB on a gateway's machine, or PostgreSQL) holds all keys, beside the nodes.",
     "Access logs are files of the gateways that wrote them, and lie on their machines; they name keys.",
     "Files of names that are not the store's, and what repair has not yet put in its place, are not listed.",
-    "Disks that were removed from the store are not asked. One that was drained is empty; one that was given up as"
+    "Disks that were removed from the store are not asked. One that was drained is empty; one given up as"
     " lost, or by force, may hold what it held then.",
 ]
 
