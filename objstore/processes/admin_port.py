@@ -9,7 +9,7 @@ import logging
 import math
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -132,6 +132,7 @@ class AdminPort:
         self.used_tokens = UsedKeys(token_key)
         self._gate = gate_of(parts, service, self.used_tokens.add)
         self._outlooks = Outlooks(parts, service.context, parts.store.clock)
+        self._silent: Callable[[], Mapping[bytes, int]] = dict  # One machine has no others.
         self._unreadable = 0  # Volumes, as of the last look.
         self._totals = Accumulator()
         self._naming = Naming(parts.spec.config.metrics.tenant_limit)
@@ -139,6 +140,10 @@ class AdminPort:
         self._upkeep: dict[str, Any] = {}  # The services' status, as of the last look.
         self._nodes: dict[int, str] = {}  # By disk, as of the last look.
         self._looked = -math.inf  # Monotonic.
+
+    def hear_of(self, silent: Callable[[], Mapping[bytes, int]]) -> None:
+        """Ask from now on which members do not answer (Heartbeats.silent)."""
+        self._silent = silent
 
     def admin(self) -> Admin:
         clock = SystemClock()
@@ -187,7 +192,8 @@ class AdminPort:
         if not committer and shared:
             return {"ready": False, "status": "PostgreSQL is away", "workers": workers}
         if not committer:
-            return {"ready": False, "status": "the committer is away: reads only", "workers": workers}
+            words = children.get("committer", {}).get("words") or "reads only"
+            return {"ready": False, "status": f"the committer is away: {words}", "workers": workers}
         if not workers:
             return {"ready": False, "status": "no worker is ready", "workers": 0}
         return {"ready": True, "status": "ready", "workers": workers}
@@ -353,8 +359,9 @@ class AdminPort:
 
     async def doctor(self) -> list[dict[str, Any]]:
         alarms = (await self._service.status())["alarms"]
-        outlook, counts = await self._outlooks.now(), await self._counts()
-        return await doctor.examine(self._parts, await self.disks(), self._state(), alarms, outlook, counts)
+        outlook, counts, silent = await self._outlooks.now(), await self._counts(), self._silent()
+        disks, state = await self.disks(), self._state()
+        return await doctor.examine(self._parts, disks, state, alarms, outlook, counts, silent)
 
     def _capacity(self) -> dict[str, float]:
         """Bytes. Disks that share a device count once."""

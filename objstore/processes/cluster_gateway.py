@@ -22,7 +22,7 @@ from objstore.processes import joining
 from objstore.processes.engine import is_shared
 from objstore.processes.founding import own_credentials, read_authority
 from objstore.processes.heartbeats import Heartbeats
-from objstore.processes.members import Members
+from objstore.processes.members import JOINED, Members
 from objstore.processes.parts import Parts
 from objstore.processes.verdicts import Verdicts
 
@@ -154,7 +154,7 @@ class ClusterGateway:
     async def status(self) -> dict[str, Any]:
         authority, _ = await self.members.authority()
         root = authority.signing.certificate
-        rows = await self.members.listed()
+        rows = await self.listed()
         count = {role: sum(row["role"] == role for row in rows) for role in (NODE, GATEWAY)}
         return {
             "cluster": self.members.cluster.hex(),
@@ -178,7 +178,7 @@ class ClusterGateway:
         return {"token": text, "role": role or NODE, "address": self.members.addresses[0]}
 
     async def listed(self) -> list[dict[str, Any]]:
-        rows = await self.members.listed()
+        rows, silent = await self.members.listed(), self.heartbeats.silent()
         for row in rows:
             id_ = bytes.fromhex(str(row["id"]))
             standing = self.heartbeats.standings.get(id_)
@@ -186,6 +186,8 @@ class ClusterGateway:
             row["trust"] = standing.number if standing is not None else None
             row["reason"] = self.heartbeats.failures.get(id_, "")
             row["certificate_ends"] = utc_text(float(row.pop("certificate_ends_s")))
+            if row["state"] == JOINED and id_ in silent:
+                row["state"], row["away_us"] = "away", silent[id_]
             row["joined"] = utc_text(row.pop("joined_us") / 1e6)
             away_us = row.pop("away_us")
             row["away_since"] = utc_text(away_us / 1e6) if away_us else ""

@@ -129,7 +129,10 @@ async def until_most_answer(
         if 2 * there > len(disks):
             break
         if there != told:
-            progress(f"waiting for storage nodes: {there} of {len(disks)} disks can be reached")
+            progress(
+                f"waiting for storage nodes: {there} of {len(disks)} disks can be reached, and more than half"
+                " are needed"
+            )
             told = there
         await asyncio.sleep(LOOK_SECONDS)
     return not stop.is_set()

@@ -9,6 +9,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import msgspec
+
 from objstore.blobs.placement import Placement, Promise, place_volume, promised
 from objstore.blobs.survey import survey
 from objstore.blobs.topology import DEFAULT_POLICY, TOP_DOWN, Layout, Level, Policy, Topology
@@ -51,10 +53,17 @@ async def examine(
     alarms: dict[str, str],
     outlook: Outlook,
     counts: Counts,
+    silent: Mapping[bytes, int],
 ) -> list[Finding]:
-    """Args: disks: as the admin port shows them; state: the supervisor's; alarms: the services', by name."""
+    """
+    Args:
+        disks: as the admin port shows them.
+        state: the supervisor's.
+        alarms: the services', by name.
+        silent: members that do not answer this gateway, noted or not (Heartbeats.silent).
+    """
     layout = await parts.store.ledger.layout()
-    members = await parts.store.ledger.members()
+    members = as_heard(await parts.store.ledger.members(), silent)
     nodes = [member for member in members.values() if member.role == NODE and member.state == "joined"]
     return [
         *_processes(state),
@@ -78,6 +87,14 @@ async def examine(
         _open_files(),
         await asyncio.to_thread(_clock),
     ]
+
+
+def as_heard(members: Mapping[bytes, MemberRecord], silent: Mapping[bytes, int]) -> dict[bytes, MemberRecord]:
+    """The members with those away that do not answer: while metadata takes no commits nobody can note it."""
+    return {
+        id_: msgspec.structs.replace(record, away_us=record.away_us or silent.get(id_, 0))
+        for id_, record in members.items()
+    }
 
 
 def service(outlook: Outlook, counts: Counts) -> list[Finding]:
@@ -139,10 +156,11 @@ def _more(names: Sequence[str]) -> str:
 
 
 def _processes(state: dict[str, Any]) -> list[Finding]:
-    away = [name for name, child in state["children"].items() if not child["ready"]]
+    away = {name: child.get("words", "") for name, child in state["children"].items() if not child["ready"]}
     restarted = {n: child["restarts"] for n, child in state["children"].items() if child["restarts"]}
     if away:
-        return [finding("processes", "problem", f"not ready: {', '.join(away)}", LOOK)]
+        names = ", ".join(f"{name} ({words})" if words else name for name, words in away.items())
+        return [finding("processes", "problem", f"not ready: {names}", LOOK)]
     if restarted:
         text = ", ".join(f"{name} {count} times" for name, count in restarted.items())
         return [finding("processes", "warning", f"started again since the start: {text}", LOOK)]

@@ -119,6 +119,19 @@ class Heartbeats:
             )
         return found
 
+    def silent(self) -> dict[bytes, int]:
+        """Members that have not answered for so long that they are away, and since when (us since 1970).
+
+        As this gateway finds them. While metadata takes no commits, for want of these very machines, nobody
+        can note it.
+        """
+        now_us, now = self._clock.now_us(), self._clock.monotonic()
+        return {
+            id_: now_us - round((now - answered) * 1e6)
+            for id_, answered in self._answered.items()
+            if id_ not in self.standings and now - answered >= self._away_s
+        }
+
     async def close(self) -> None:
         for client in self._clients.values():
             await client.close()
@@ -149,10 +162,10 @@ class Heartbeats:
         roles = {record.role for record in others.values()}
         answer = {record.role for id_, record in others.items() if id_ in self.standings}
         self.cut_off = {GATEWAY, NODE} <= roles and NODE not in answer
+        await self._share_verdicts(own.id)
         if self._leads() and not self.cut_off:
             await self._judge(others)
             self.waits = await self._members.advance_root(self.standings)
-        await self._share_verdicts(own.id)
 
     async def _share_verdicts(self, own: bytes) -> None:
         """What others find slow is in what they answered; who does not answer says nothing any more."""

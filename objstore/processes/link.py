@@ -22,7 +22,10 @@ class Message(msgspec.Struct, omit_defaults=True):
     ready     child -> supervisor: it serves from now on
     note      child -> supervisor: `text` is to stand beside the child in state.json (a worker's writer id);
               answered with `noted` once it does
-    progress  child -> supervisor: `text` for the operator (recovery, verification)
+    progress  child -> supervisor: `text` for the operator (recovery, verification); stands beside the child
+              in state.json until it is ready
+    ended     child -> supervisor: `text` is why it ends; stands there until its successor says more, or is
+              ready
     notice    child -> supervisor: `text` for the operator, shown as it is (the root key's snippets)
     shut-out  child -> supervisor: another machine has taken over, in the words of `text`; this one must stop
     disk      child -> supervisor: `text` is a change of the store's disks (cluster.py); answered with `disk`,

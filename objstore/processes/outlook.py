@@ -189,11 +189,11 @@ def health(outlook: Outlook, counts: Counts, ready: Mapping[str, Any]) -> dict[s
     Args:
         ready: what this gateway says of its processes (AdminPort.ready).
     """
-    reasons = ["" if ready["ready"] else ready["status"], counts.unwritable, outlook.words]
+    unwritten = counts.unwritable if ready["ready"] else ready["status"]
     return {
-        "writable": ready["ready"] and not counts.unwritable,
+        "writable": not unwritten,
         "readable": ready["workers"] > 0 and not outlook.count,
-        "status": "; ".join(words for words in reasons if words) or "ok",
+        "status": "; ".join(words for words in (unwritten, outlook.words) if words) or "ok",
         "disks": counts.disks,
         "healthy": counts.healthy,
         "unreadable_volumes": outlook.count,

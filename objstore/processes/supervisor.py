@@ -34,6 +34,7 @@ from objstore.processes.link import Message
 PROBE_SECONDS = 1.0
 SILENT_SECONDS = 5.0  # A worker that leaves this many seconds of probes unanswered is killed.
 PATIENCE = 3  # So many times longer for the others: their loops wait for disks now and then.
+WORDS_MAX = 1_000  # Characters of why a child ended: what it says must fit into a message.
 START_SECONDS = 60.0  # A worker that is not ready by then is killed. The committer may recover for longer.
 STEADY_SECONDS = 10.0  # A child that lived this long starts again at once when it dies.
 PAUSES = (0.0, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0)  # Seconds before the n-th start in a row.
@@ -62,6 +63,7 @@ class Child:
     died: str = ""  # How it is being killed, while that is under way.
     last_death: str = ""  # How its predecessor died.
     note: str = ""  # What it said of itself.
+    words: str = ""  # Why its predecessor ended, or how far it is with its start; empty once it is ready.
     renewed: bool = False  # It was asked to end, to be started anew,
     renew_by: float = 0.0  # by then.
     outdated: bool = False  # To be started anew as soon as it is ready: what it was told has changed since.
@@ -190,6 +192,7 @@ class Supervisor:
             expected = isinstance(failure, StoreError)
             words = f"{type(failure).__name__}: {failure}"
             self.log("a process ended with an error", child=child.name, failure=words, trace=not expected)
+            link.send(end, Message("ended", (str(failure) if expected else words)[:WORDS_MAX]))
         finally:
             sys.stdout.flush()
             sys.stderr.flush()
@@ -215,6 +218,11 @@ class Supervisor:
             child.answered = max(child.answered, message.number)
         elif message.kind == "progress":
             self.announce(f"{child.name}: {message.text}")
+            child.words = message.text
+            self._write_state()
+        elif message.kind == "ended":
+            child.words = message.text
+            self._write_state()
         elif message.kind == "notice":
             self.announce(message.text)
         elif message.kind == "note":
@@ -233,7 +241,7 @@ class Supervisor:
             if changed:
                 self._renew(self._children[self.first])
         elif message.kind == "ready":
-            child.ready = True
+            child.ready, child.words = True, ""
             child.probe = child.answered = 0
             if child.outdated:
                 self._renew(child)
@@ -378,6 +386,7 @@ class Supervisor:
                     "ready": child.ready,
                     "restarts": child.restarts,
                     "note": child.note,
+                    "words": child.words,
                 }
                 for child in self._children.values()
             },

@@ -132,6 +132,7 @@ async def _serve(
         )
         heartbeats = gateway.heartbeats
         service.stand_by_while(lambda: heartbeats.cut_off)
+        port.hear_of(heartbeats.silent)
         nodes = NodeSet(parts, disk_set, stopping, gateway.members, gateway.remove)
         admin = replace(admin, clustered=gateway.admin(), nodes=nodes.admin())
         await gateway.start()

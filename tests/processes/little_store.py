@@ -5,7 +5,9 @@
 MOOD: well | deaf (worker-1 stops answering once ready) | broken (worker-1 never starts) | shut-out (the
 committer hears of another machine when all have started) | changes (upkeep adds a disk, and another while the
 committer, which is slow, is being started anew) | clings (upkeep adds a disk, and the first committer does
-not end when it is to be started anew) | drains (worker-1 has a request under way when it is to stop).
+not end when it is to be started anew) | waits (the committer ends with an error when DIRECTORY/fail is there,
+and its successor says that it waits from DIRECTORY/tell to DIRECTORY/go) | drains (worker-1 has a request
+under way when it is to stop).
 Each child notes what happens to it in DIRECTORY/events, one word a line.
 """
 
@@ -16,6 +18,7 @@ import sys
 import time
 from pathlib import Path
 
+from objstore.errors import MetaUnavailable
 from objstore.processes import supervisor
 from objstore.processes.link import Link
 
@@ -40,6 +43,11 @@ async def add_disks(directory: Path, link: Link) -> None:
     await link.change_disks("second")
 
 
+async def there(path: Path) -> None:
+    while not path.exists():
+        await asyncio.sleep(0.005)
+
+
 def child(directory: Path, name: str, mood: str) -> supervisor.ChildMain:
     async def live(link: Link) -> None:
         loop = asyncio.get_running_loop()
@@ -51,7 +59,15 @@ def child(directory: Path, name: str, mood: str) -> supervisor.ChildMain:
             note(directory, f"knows-{len(DISKS)}")
             if mood == "changes":
                 await asyncio.sleep(0.3)
+        waits = mood == "waits" and name == "committer"
+        if waits and (directory / "fail").exists():
+            await there(directory / "tell")
+            link.progress("waiting for disks")
+            await there(directory / "go")
         link.ready()
+        if waits and not (directory / "fail").exists():
+            await there(directory / "fail")
+            raise MetaUnavailable("too few disks")
         if mood == "changes" and name == "upkeep":
             await add_disks(directory, link)
         if mood == "clings" and name == "upkeep":

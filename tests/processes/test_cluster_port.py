@@ -33,6 +33,7 @@ from objstore.node.port import NodePort, standing_of
 from objstore.node.tls import Credentials, Trust, unverified_context
 from objstore.objects.ledger import MetaLedger
 from objstore.processes import joining
+from objstore.processes.doctor import as_heard, machines
 from objstore.processes.heartbeats import Heartbeats
 from objstore.processes.joining import CannotJoin
 from objstore.processes.machine_families import member_families
@@ -617,6 +618,32 @@ async def test_a_node_that_does_not_answer_is_away_until_it_does(gateway: Gatewa
     await asyncio.to_thread(joining.register, node.credentials, registration)
     await gateway.beats.beat()
     assert not await gateway.away(id_)
+
+
+async def test_who_is_silent_is_known_while_no_commit_can_note_it(
+    gateway: Gateway, nodes: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    both = [await nodes("n1"), await nodes("n2")]
+    await gateway.beats.beat()
+    assert gateway.beats.silent() == {}
+    await both[0].served.close()
+    began_us = time.time_ns() // 1_000
+
+    async def refused(transaction: Any) -> None:
+        raise MetaUnavailable("the committer is away")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(gateway.kv, "commit", refused)
+        with pytest.raises(MetaUnavailable):
+            await gateway.beats.beat()
+    id_ = both[0].credentials.name.id
+    assert not await gateway.away(id_)
+    silent = gateway.beats.silent()
+    assert silent.keys() == {id_}
+    assert 0 <= began_us - silent[id_] < 3_600_000_000, "since its last answer"
+    heard = as_heard(await gateway.members.ledger.members(), silent)
+    told = [one["finding"] for one in machines(heard, time.time()) if one["level"] == "problem"]
+    assert [words.split(" since ")[0] for words in told] == ["node n1 has not answered"]
 
 
 async def test_what_a_gateway_has_seen_of_each_machine_is_told_as_metrics(

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +92,20 @@ def test_a_worker_whose_loop_hangs_is_killed_and_replaced(little: Little) -> Non
     deaf = little.children()["worker-1"]["pid"]
     little.replaced("worker-1", deaf)
     assert "silent" in little.output.read_text()
+
+
+@pytest.mark.parametrize("little", ["waits"], indirect=True)
+def test_why_a_child_ended_and_what_it_waits_for_is_told_until_it_is_ready(little: Little) -> None:
+    def told(words: str, ready: bool) -> bool:
+        committer = little.children()["committer"]
+        return (committer["words"], committer["ready"]) == (words, ready)
+
+    little.ready()
+    assert told("", True)
+    for file, words in (("fail", "too few disks"), ("tell", "waiting for disks"), ("go", "")):
+        (little.directory / file).touch()
+        little.until(partial(told, words, file == "go"))
+    assert "committer: waiting for disks" in little.output.read_text()
 
 
 def test_no_child_outlives_a_supervisor_that_is_killed(little: Little) -> None:
