@@ -21,8 +21,7 @@ from objstore.admin.gate import Gate
 from objstore.admin.resources import TABLE
 from objstore.admin.routes import Services
 from objstore.audit.log import note
-from objstore.blobs.survey import survey
-from objstore.blobs.topology import DEFAULT_POLICY
+from objstore.blobs.topology import DEFAULT_POLICY, Layout, Topology
 from objstore.clock import SystemClock, utc_text
 from objstore.errors import StoreError
 from objstore.iam.last_use import UsedKeys
@@ -39,7 +38,7 @@ from objstore.processes.engine import is_shared
 from objstore.processes.machine_families import disk_info
 from objstore.processes.naming import Naming
 from objstore.processes.outlook import Counts, Outlooks, health, unreached
-from objstore.processes.parts import Parts, directory_of
+from objstore.processes.parts import Parts, directory_of, survey_of
 from objstore.processes.salvage_copies import Copies
 from objstore.processes.stopping import Stopping
 from objstore.upkeep.service import RENTING, Service
@@ -137,6 +136,7 @@ class AdminPort:
         self._totals = Accumulator()
         self._naming = Naming(parts.spec.config.metrics.tenant_limit)
         self._usage: dict[int, Usage] = {}
+        self._code = parts.spec.cluster.codec  # (k, m) of a new volume, as of the last look.
         self._upkeep: dict[str, Any] = {}  # The services' status, as of the last look.
         self._nodes: dict[int, str] = {}  # By disk, as of the last look.
         self._looked = -math.inf  # Monotonic.
@@ -313,10 +313,9 @@ class AdminPort:
         state = self._state()
         disks = await self.disks()
         ready = await self.ready()
+        layout, topology = await self._surveyed()
         capacity = self._capacity()
         k, m = self._spec.cluster.codec
-        layout = await self._parts.store.ledger.layout()
-        topology = await survey(layout, self._parts.disks)
         children = [{"process": name, **child} for name, child in state["children"].items()]
         upkeep = await self._service.status()
         outlook = await self._outlooks.now()
@@ -363,10 +362,16 @@ class AdminPort:
         disks, state = await self.disks(), self._state()
         return await doctor.examine(self._parts, disks, state, alarms, outlook, counts, silent)
 
+    async def _surveyed(self) -> tuple[Layout, Topology]:
+        layout = await self._parts.store.ledger.layout()
+        topology = await survey_of(self._parts, layout)
+        self._code = doctor.code_now(topology, *self._spec.cluster.codec)
+        return layout, topology
+
     def _capacity(self) -> dict[str, float]:
-        """Bytes. Disks that share a device count once."""
+        """Bytes. Disks that share a device count once. Usable is what new volumes could hold."""
         devices = {usage.device: usage for usage in self._usage.values()}
-        k, m = self._spec.cluster.codec
+        k, m = self._code
         raw = sum(usage.total for usage in devices.values())
         free = sum(usage.free for usage in devices.values())
         return {"raw": raw, "free": free, "usable": raw * k / (k + m), "usable_free": free * k / (k + m)}
@@ -417,7 +422,7 @@ class AdminPort:
             Family("disk_used_bytes", "gauge", "Used on the disk's file system.", names, (), used),
             gauge("capacity_raw_bytes", "All devices, each counted once.", capacity["raw"]),
             gauge("capacity_free_bytes", "Free on all devices.", capacity["free"]),
-            gauge("capacity_usable_bytes", "Raw times k/(k+m).", capacity["usable"]),
+            gauge("capacity_usable_bytes", "Raw times k/(k+m) of new volumes.", capacity["usable"]),
             gauge("meta_db_size_bytes", "Size of LMDB's file.", doctor.state_size(self._parts)),
             Family(
                 "process_restarts",
@@ -510,6 +515,7 @@ class AdminPort:
         if not look_again(volumes, now - self._looked):
             return
         self._nodes = {row["disk"]: row["node"] for row in await self.disks()}
+        await self._surveyed()
         self._upkeep = await self._service.status()
         self._unreadable = (await self._outlooks.now()).count
         self._looked = now

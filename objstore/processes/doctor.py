@@ -12,7 +12,6 @@ from typing import Any
 import msgspec
 
 from objstore.blobs.placement import Placement, Promise, place_volume, promised
-from objstore.blobs.survey import survey
 from objstore.blobs.topology import DEFAULT_POLICY, TOP_DOWN, Layout, Level, Policy, Topology
 from objstore.config import Config
 from objstore.errors import BadArgument, StoreError, TooFewDisks, WeakerPromise
@@ -23,7 +22,7 @@ from objstore.node.authority import NODE
 from objstore.objects.adoption import Unadopted, unadopted
 from objstore.processes.control import Snapshot, ask
 from objstore.processes.outlook import Counts, Outlook, named
-from objstore.processes.parts import Parts
+from objstore.processes.parts import Parts, survey_of, writer_limits
 from objstore.processes.rotation import Rotation
 from objstore.rental.records import SellerRecord
 from objstore.rental.sellers import check_timezone, list_sellers
@@ -74,8 +73,9 @@ async def examine(
             finding("upkeep", "problem", f"{name}: {words}", "see the store's log")
             for name, words in alarms.items()
         ),
-        *placements(layout, await survey(layout, parts.disks), *parts.spec.cluster.codec),
+        *placements(layout, await survey_of(parts, layout), *parts.spec.cluster.codec),
         _space(disks),
+        *small(disks, writer_limits(parts.spec.config).disk_free_min),
         _codec(parts),
         *(await _engine(parts)),
         *unmetered(await unadopted(parts.store)),
@@ -225,6 +225,14 @@ def _devices(disks: list[dict[str, Any]]) -> list[Finding]:
     ]
 
 
+def code_now(topology: Topology, k: int, m: int) -> tuple[int, int]:
+    """The code that a new volume gets over the disks that take writes now; k is 0 where none can be made."""
+    try:
+        return place_volume(topology, DEFAULT_POLICY, k=k, m=m, chance=lambda: 0.5).k, m
+    except (TooFewDisks, WeakerPromise):
+        return 0, m
+
+
 def placement(topology: Topology, policy: Policy, k: int, m: int) -> tuple[Promise, str]:
     """What a new volume would promise over the disks that take writes now, and that in words.
 
@@ -370,6 +378,21 @@ def _space(disks: list[dict[str, Any]]) -> Finding:
         text = ", ".join(f"disk {d['disk']} {100 * d['free'] / d['total']:.0f}%" for d in tight)
         return finding("space", "warning", f"less than a tenth is free: {text}", "add disks or delete data")
     return finding("space", "ok", "every disk has more than a tenth free")
+
+
+def small(disks: list[dict[str, Any]], least: int) -> list[Finding]:
+    """Disks that are well and take no new volume: fewer than `least` bytes are free."""
+    return [
+        finding(
+            "space",
+            "warning",
+            f"disk {disk['disk']} ({disk['path']}) takes no new volume: {disk['free']:,} bytes are free, and"
+            f" one is begun from {least:,} on",
+            f"free or add space, or objstore disk replace {disk['disk']} PATH",
+        )
+        for disk in disks
+        if disk["state"] == "healthy" and disk["free"] is not None and disk["free"] < least
+    ]
 
 
 def _codec(parts: Parts) -> Finding:

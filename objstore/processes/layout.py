@@ -21,7 +21,6 @@ import msgspec
 
 from objstore.admin.app import LayoutAdmin, Problem
 from objstore.blobs.placement import Promise, judge, promised
-from objstore.blobs.survey import survey
 from objstore.blobs.topology import Layout, Level, Policy, Topology
 from objstore.blobs.volumes import VolumeRecord, VolumeState
 from objstore.config import ConfigError, parse_codec
@@ -46,7 +45,7 @@ from objstore.objects.layout import (
 from objstore.objects.ledger import DRAINING, GIVEN_UP
 from objstore.objects.placing import is_admitted, policy_of_bucket
 from objstore.objects.residence import bound_accounts, buckets_of
-from objstore.processes.parts import Parts
+from objstore.processes.parts import Parts, survey_of
 from objstore.rental.records import pool_of_lease
 from objstore.rental.sales import SOLD, all_leases
 
@@ -128,7 +127,7 @@ class LayoutSet:
 
     async def _topology(self, plan: Plan) -> tuple[Layout, Topology]:
         layout = await self._ledger.layout_under(plan)
-        return layout, await survey(layout, self._parts.disks)
+        return layout, await survey_of(self._parts, layout)
 
     def _code(self, policy: Policy) -> tuple[int, int]:
         return (policy.k, policy.m) if policy.k else self._parts.spec.cluster.codec

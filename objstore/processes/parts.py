@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from objstore.blobs.reader import READABLE, BlobReader, ReaderLimits
+from objstore.blobs.survey import survey
+from objstore.blobs.topology import Layout, Topology
 from objstore.blobs.volumes import FindDisks, no_others
 from objstore.blobs.writer import DEFAULT_LIMITS, BlobWriter, WriterLimits
 from objstore.config import Config
@@ -81,6 +83,12 @@ def writer_limits(config: Config) -> WriterLimits:
         disk_free_min=config.disks.reserve_bytes or DEFAULT_LIMITS.disk_free_min,
         deadline_s=deadline_s,
     )
+
+
+async def survey_of(parts: Parts, layout: Layout) -> Topology:
+    """The topology as a writer sees it: a disk with too little room takes no new volume."""
+    least = writer_limits(parts.spec.config).disk_free_min
+    return await survey(layout, parts.disks, free_min=least)
 
 
 async def open_parts(spec: Spec, registry: Registry) -> Parts:

@@ -15,7 +15,6 @@ from typing import Any, Final
 from objstore.admin.app import Problem
 from objstore.blobs.absence import shortages
 from objstore.blobs.placement import Placement, place_volume
-from objstore.blobs.survey import survey
 from objstore.blobs.topology import DEFAULT_POLICY, Layout, Policy, Topology
 from objstore.blobs.volumes import VolumeRecord
 from objstore.errors import StoreError, TooFewDisks, WeakerPromise
@@ -24,7 +23,7 @@ from objstore.node.authority import GATEWAY
 from objstore.node.disk import DiskState
 from objstore.processes.engine import is_shared
 from objstore.processes.outlook import away_disks, named
-from objstore.processes.parts import Parts
+from objstore.processes.parts import Parts, survey_of
 from objstore.upkeep.service import Service
 from objstore.upkeep.survey import all_intents, all_volumes
 
@@ -198,7 +197,7 @@ class Stopping:
             damaged=damaged,
             away=await away_disks(parts),
             layout=layout,
-            topology=await survey(layout, parts.disks),
+            topology=await survey_of(parts, layout),
             k=k,
             m=m,
             journal=None if is_shared(parts.spec) else await self._journal(m + 1),

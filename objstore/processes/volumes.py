@@ -7,12 +7,11 @@ from typing import Any, Final
 from objstore.admin.app import Problem
 from objstore.blobs.absence import away_files, shortages
 from objstore.blobs.placement import judge
-from objstore.blobs.survey import survey
 from objstore.blobs.volumes import VolumeRecord, VolumeState
 from objstore.errors import Corrupt, Unavailable
 from objstore.node.fragments import RECORD_HEADER_SIZE
 from objstore.processes.outlook import away_disks
-from objstore.processes.parts import Parts
+from objstore.processes.parts import Parts, survey_of
 from objstore.upkeep.damage import lost_volumes
 from objstore.upkeep.plans import Damage
 from objstore.upkeep.service import Service
@@ -99,7 +98,7 @@ async def shown(parts: Parts, service: Service, volume: int) -> dict[str, Any]:
     row["lane"] = "small" if record.lane == 0 else "bulk"
     layout = await parts.store.ledger.layout()
     verdict = judge(
-        await survey(layout, parts.disks),
+        await survey_of(parts, layout),
         layout.policy(record.policy),
         k=record.k,
         m=record.m,

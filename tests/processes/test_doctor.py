@@ -15,7 +15,7 @@ from objstore.node.authority import make_authority
 from objstore.node.tls import Trust, save_trust
 from objstore.processes.committer import _families
 from objstore.processes.control import Snapshot
-from objstore.processes.doctor import _disks, _records, authority, machines, placements
+from objstore.processes.doctor import _disks, _records, authority, code_now, machines, placements, small
 
 
 def row(number: int, state: str, reason: str = "", node: str = "") -> dict[str, Any]:
@@ -175,6 +175,27 @@ def test_what_placement_promises_is_named(devices: str, states: str, level: str,
     [found] = placements(NO_POLICIES, disks(devices, states), 4, 2)
     assert (found["check"], found["level"]) == ("placement", level)
     assert words in found["finding"]
+
+
+@pytest.mark.parametrize(
+    ("states", "code"), [("++++++", (4, 2)), ("+++++-", (3, 2)), ("+++---", (1, 2)), ("++----", (0, 2))]
+)
+def test_the_code_of_a_new_volume_is_what_the_disks_that_take_writes_allow(
+    states: str, code: tuple[int, int]
+) -> None:
+    assert code_now(disks("abcdef", states), 4, 2) == code
+
+
+def test_a_disk_that_is_well_and_too_small_for_a_new_volume_is_told() -> None:
+    rows = [
+        {**row(1, "healthy"), "free": 64 << 20},
+        {**row(2, "healthy"), "free": (64 << 20) - 1},
+        {**row(3, "full", "0 bytes free"), "free": 0},  # Told as that.
+        {**row(4, "missing"), "free": None},
+    ]
+    [found] = small(rows, 64 << 20)
+    assert found["finding"].startswith("disk 2 (/d) takes no new volume: 67,108,863 bytes are free")
+    assert found["remedy"].endswith("objstore disk replace 2 PATH")
 
 
 def test_a_policy_that_promises_less_or_has_too_few_disks_is_told() -> None:

@@ -347,6 +347,21 @@ def test_a_mistake_in_a_setting_ends_the_start_with_its_remedy(tmp_path: Path) -
     assert not (tmp_path / "data").exists()
 
 
+def test_a_code_wider_than_the_disks_is_told_and_its_usable_space_is_that_of_the_code_used(
+    tmp_path: Path,
+) -> None:
+    with running_server(tmp_path, codec="8+4") as server:
+        facts = server.admin("GET", "/api/v1/status")[1]["facts"]
+        assert "2+4 instead of 8+4" in facts["placement"]
+        assert facts["usable_free_bytes"] == pytest.approx(facts["free_bytes"] / 3, abs=1)
+        page = server.admin("GET", "/metrics")[1]
+    usable, raw = (
+        float(re.search(rf"^objstore_capacity_{which}_bytes (\S+)$", page, re.MULTILINE)[1])  # type: ignore[index]
+        for which in ("usable", "raw")
+    )
+    assert usable == pytest.approx(raw / 3)
+
+
 def test_python_without_assertions_is_refused(tmp_path: Path) -> None:
     assert "refuses to run under python -O" in refused(tmp_path, PYTHONOPTIMIZE="1")
 
