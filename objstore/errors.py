@@ -180,6 +180,10 @@ class BadArgument(Rejected):
         self.value = value
 
 
+class StateForbids(BadArgument):
+    """Well said, but what is there does not allow it now: its state, its dates, another one like it."""
+
+
 class BadRequest(Rejected):
     """The request as a whole makes no sense (S3: InvalidRequest)."""
 
@@ -233,10 +237,6 @@ class AccountClosed(Rejected):
     def __init__(self, state: str) -> None:
         super().__init__(f"the account is {state.replace('_', ' ')}")
         self.state = state
-
-
-class StateForbids(Rejected):
-    """What is there does not allow what was asked: its state, its dates, another one like it."""
 
 
 class NotEnoughCapacity(Rejected):

@@ -29,7 +29,7 @@ from objstore.admin.routes import PREFIX, Call, File, Match, Nothing, Page, Rout
 from objstore.admin.shares import Shares
 from objstore.audit.log import Deed, RecordedKv, note
 from objstore.clock import Clock
-from objstore.errors import BadArgument, ConditionFailed, Rejected, StoreError, Unavailable
+from objstore.errors import BadArgument, ConditionFailed, Rejected, StateForbids, StoreError, Unavailable
 from objstore.meta.kv import Kv
 
 log = logging.getLogger(__name__)
@@ -225,7 +225,7 @@ async def _owner(call: Call, match: Match) -> str | None:
 def problem_of(failure: StoreError, params: Mapping[str, str], body: type) -> Problem:
     """How a failure of the layers below is answered."""
     words = str(failure)
-    if isinstance(failure, BadArgument):
+    if isinstance(failure, BadArgument) and not isinstance(failure, StateForbids):
         if failure.value and failure.value in params.values() and _says_absent(words):
             return Problem(404, words)
         field = failure.name.replace(" ", "_").replace("-", "_")

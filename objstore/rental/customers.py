@@ -14,7 +14,7 @@ from typing import Final
 
 import msgspec
 
-from objstore.errors import BadArgument
+from objstore.errors import BadArgument, StateForbids
 from objstore.meta.kv import Kv, counter, prefix_end
 from objstore.meta.schema import (
     AccountRecord,
@@ -368,7 +368,7 @@ def check_complete(record: CustomerRecord) -> CustomerRecord:
         ("identity check", record.identity_checked_us),
     ):
         if not is_there:
-            raise BadArgument(f"before {record.tenant!r} is active it needs its {name}", name=name)
+            raise StateForbids(f"before {record.tenant!r} is active it needs its {name}", name=name)
     return record
 
 
@@ -399,7 +399,7 @@ async def move_to(change: Change, tenant: str, state: str, *, reason: str, now_u
         if state not in TRANSITIONS:
             raise BadArgument(f"a state is one of {', '.join(TRANSITIONS)}", name="state", value=state)
         if state not in TRANSITIONS[account.state]:
-            raise BadArgument(
+            raise StateForbids(
                 f"{tenant!r} is {account.state}; what may follow is "
                 f"{', '.join(sorted(TRANSITIONS[account.state])) or 'nothing'}",
                 name="state",
@@ -421,7 +421,7 @@ async def _check_move(
     """What each state demands, and what comes with it. Raises: BadArgument."""
     purge = await change.record(purge_key(record.tenant), PurgeRecord)
     if state != "purged" and purge is not None:
-        raise BadArgument(f"{record.tenant!r} is being purged: there is no way back", name="state")
+        raise StateForbids(f"{record.tenant!r} is being purged: there is no way back", name="state")
     if state in STORES and record.trial_ends_us:  # What it used on trial is not billed, also later on.
         record = msgspec.structs.replace(record, billed_from_us=now_us, trial_ends_us=0)
     if state in STORES and before != "active" and record.state_reason != DUNNING:
@@ -430,13 +430,13 @@ async def _check_move(
         return msgspec.structs.replace(record, purge_after_us=0)
     if state == "terminating":
         if record.customers:
-            raise BadArgument(f"{record.tenant!r} has customers: they leave or move first", name="state")
+            raise StateForbids(f"{record.tenant!r} has customers: they leave or move first", name="state")
         seller = await read_seller(change, record.seller)
         return msgspec.structs.replace(record, purge_after_us=now_us + seller.reversibility_days * DAY_US)
     if state == "purged":
         await _check_empty(change, record, now_us)
         if purge is None or purge.state != "proven":
-            raise BadArgument(
+            raise StateForbids(
                 f"{record.tenant!r} is purged with a proof: objstore tenant purge", name="state", value=state
             )
         tenant = await change.record(tenant_key(record.tenant), TenantRecord)
@@ -449,10 +449,10 @@ async def _check_empty(change: Change, record: CustomerRecord, now_us: int) -> N
     """Raises: BadArgument."""
     if now_us < record.purge_after_us:
         days = -(-(record.purge_after_us - now_us) // DAY_US)
-        raise BadArgument(
+        raise StateForbids(
             f"{record.tenant!r} may take its data along for {days} more days", name="state", value="purged"
         )
     for letter, unit in ((b"o", "objects"), (b"s", "bytes"), (b"b", "buckets")):
         held = counter(await change.value(tenant_use_key(record.tenant) + letter))
         if held:
-            raise BadArgument(f"{record.tenant!r} still holds {held} {unit}", name="state", value="purged")
+            raise StateForbids(f"{record.tenant!r} still holds {held} {unit}", name="state", value="purged")

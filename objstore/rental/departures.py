@@ -11,7 +11,7 @@ from typing import Final
 
 import msgspec
 
-from objstore.errors import BadArgument
+from objstore.errors import BadArgument, StateForbids
 from objstore.meta.kv import Kv, counter, prefix_end
 from objstore.meta.schema import (
     AccountRecord,
@@ -89,9 +89,9 @@ async def list_exports(kv: Kv, tenant: str, *, after: str = "", limit: int = 1_0
 def check_open(record: ExportRecord, *, now_us: int) -> None:
     """Whether anything may be fetched for it. Raises: BadArgument."""
     if record.finished_us:
-        raise BadArgument(f"export {record.id} is finished: begin another", name="export", value=record.id)
+        raise StateForbids(f"export {record.id} is finished: begin another", name="export", value=record.id)
     if now_us >= record.open_until_us:
-        raise BadArgument(
+        raise StateForbids(
             f"export {record.id} was open for {OPEN_DAYS} days: resume it", name="export", value=record.id
         )
 
@@ -180,12 +180,12 @@ async def begin_purge(kv: Kv, tenant: str, *, by: str, now_us: int) -> PurgeReco
         customer = await change.found(customer_key(tenant), CustomerRecord, absent)
         account = await change.record(account_key(tenant), AccountRecord) or AccountRecord()
         if account.state != "terminating":
-            raise BadArgument(
+            raise StateForbids(
                 f"{tenant!r} is {account.state}: only who is terminating is purged", name="tenant"
             )
         if now_us < customer.purge_after_us:
             days = -(-(customer.purge_after_us - now_us) // DAY_US)
-            raise BadArgument(f"{tenant!r} may take its data along for {days} more days", name="tenant")
+            raise StateForbids(f"{tenant!r} may take its data along for {days} more days", name="tenant")
         await _check_no_lease(change, tenant)
         use = [counter(await change.value(tenant_use_key(tenant) + letter)) for letter in (b"b", b"o", b"s")]
         record = PurgeRecord(
@@ -202,7 +202,7 @@ async def _check_no_lease(change: Change, tenant: str) -> None:
     await change.record(SALES_KEY, SalesRecord)  # Expected, before the leases are scanned.
     for lease in await leases_of(change.kv, tenant):
         if lease.state in SOLD:
-            raise BadArgument(
+            raise StateForbids(
                 f"lease {lease.id} of {tenant!r} is {lease.state}: end it first (objstore lease terminate)",
                 name="lease",
                 value=lease.id,

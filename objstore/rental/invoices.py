@@ -13,7 +13,7 @@ from typing import Final
 import msgspec
 
 from objstore.clock import SECOND_US
-from objstore.errors import BadArgument, Rejected
+from objstore.errors import BadArgument, Rejected, StateForbids
 from objstore.meta.kv import Kv, pages, prefix_end
 from objstore.meta.schema import decode
 from objstore.rental import wallets
@@ -115,17 +115,17 @@ def _check_final(
     due_us = final_from(record, seller)
     if now_us < record.period_end_us or (now_us < due_us and not early):
         hours = -(-(max(record.period_end_us, 0 if early else due_us) - now_us) // HOUR_US)
-        raise BadArgument(f"draft {record.id} stays open for {hours} hours", name="draft", value=record.id)
+        raise StateForbids(f"draft {record.id} stays open for {hours} hours", name="draft", value=record.id)
     if record.made_us < record.period_end_us:
-        raise BadArgument(
+        raise StateForbids(
             f"draft {record.id} was made while its month ran: draft again", name="draft", value=record.id
         )
     if record.customer_snapshot != customer_snapshot(customer):
-        raise BadArgument(f"{record.tenant!r} changed: draft again", name="draft", value=record.id)
+        raise StateForbids(f"{record.tenant!r} changed: draft again", name="draft", value=record.id)
     if record.seller_snapshot != seller_snapshot(seller):
-        raise BadArgument(f"{record.seller!r} changed: draft again", name="draft", value=record.id)
+        raise StateForbids(f"{record.seller!r} changed: draft again", name="draft", value=record.id)
     if customer.purchase_order_required and not record.purchase_order:
-        raise BadArgument(f"{record.tenant!r} wants a purchase order", name="purchase order")
+        raise StateForbids(f"{record.tenant!r} wants a purchase order", name="purchase order")
     assert record.total >= 0, "what is below zero is carried to the next invoice"
 
 

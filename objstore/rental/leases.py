@@ -22,7 +22,7 @@ from typing import Final
 import msgspec
 
 from objstore.clock import SECOND_US, utc_text
-from objstore.errors import BadArgument, NotEnoughCapacity
+from objstore.errors import BadArgument, NotEnoughCapacity, StateForbids
 from objstore.meta.kv import Kv
 from objstore.meta.schema import AccountRecord, account_key, decode
 from objstore.rental.admission import Span, check_dedicated
@@ -201,7 +201,7 @@ async def accept_quote(kv: Kv, lease: str, *, now_us: int) -> LeaseRecord:
     def accepted(record: LeaseRecord) -> LeaseRecord:
         _check_state(record, {"quote"})
         if record.valid_until_us and now_us >= record.valid_until_us:
-            raise BadArgument("the quote has expired", name="valid_until", value=_day(record.valid_until_us))
+            raise StateForbids("the quote has expired", name="valid_until", value=_day(record.valid_until_us))
         return msgspec.structs.replace(record, state="draft")
 
     return await _alter(kv, lease, accepted)
@@ -238,7 +238,7 @@ async def sell(change: Change, lease: LeaseRecord, survey: Survey, *, now_us: in
     Raises: NotEnoughCapacity, BadArgument.
     """
     if lease.end_us <= now_us:
-        raise BadArgument("its term is over already", name="end", value=_day(lease.end_us))
+        raise StateForbids("its term is over already", name="end", value=_day(lease.end_us))
     await expect_service_level(change, lease.sla)
     signed = msgspec.structs.replace(check_lease(lease), state="signed", signed_us=now_us)
     admit(await open_book(change, survey), signed, lease_spans(signed), now_us)
@@ -335,7 +335,7 @@ async def give_notice(kv: Kv, lease: str, *, now_us: int) -> LeaseRecord:
     def noticed(record: LeaseRecord) -> LeaseRecord:
         _check_state(record, {"signed", "active"})
         if record.renews and now_us > notice_due(record):
-            raise BadArgument(
+            raise StateForbids(
                 f"notice was to be given by {_day(notice_due(record))}", name="notice", value=_day(now_us)
             )
         return msgspec.structs.replace(record, notice_us=now_us, renews=False)
@@ -572,7 +572,7 @@ async def check_tenant(change: Change, lease: LeaseRecord, *, orders: bool = Fal
     customer = await change.found(customer_key(tenant), CustomerRecord, no_such_customer(tenant))
     account = await change.record(account_key(tenant), AccountRecord) or AccountRecord()
     if account.state not in MAY_LEASE or (orders and account.state != ORDERS):
-        raise BadArgument(f"the account of {tenant} is {account.state}", name="tenant", value=tenant)
+        raise StateForbids(f"the account of {tenant} is {account.state}", name="tenant", value=tenant)
     if customer.currency != lease.currency:
         raise BadArgument(
             f"{tenant} is billed in {customer.currency}, not in {lease.currency}",
@@ -602,7 +602,7 @@ async def _alter(kv: Kv, lease: str, alter: Callable[[LeaseRecord], LeaseRecord]
 
 def _check_state(lease: LeaseRecord, wanted: set[str] | frozenset[str]) -> None:
     if lease.state not in wanted:
-        raise BadArgument(
+        raise StateForbids(
             f"lease {lease.id} is {lease.state}; this is done to one that is {' or '.join(sorted(wanted))}",
             name="state",
             value=lease.state,

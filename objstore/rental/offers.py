@@ -9,7 +9,7 @@ from typing import Final
 
 import msgspec
 
-from objstore.errors import BadArgument
+from objstore.errors import BadArgument, StateForbids
 from objstore.meta.kv import Kv, pages, prefix_end
 from objstore.meta.schema import decode
 from objstore.rental.catalogue import expect_service_level
@@ -156,7 +156,7 @@ async def order(
 
 def _check_order(offer: OfferRecord, size: int, term_months: int, begin_us: int, now_us: int) -> None:
     if not offer.open:
-        raise BadArgument(f"offer {offer.name} is closed", name="offer", value=offer.name)
+        raise StateForbids(f"offer {offer.name} is closed", name="offer", value=offer.name)
     if not offer.least <= size <= offer.most or size % offer.step:
         raise BadArgument(
             f"offer {offer.name} is for {offer.least} to {offer.most} bytes, in steps of {offer.step}",

@@ -318,7 +318,6 @@ ROWS: dict[type[errors.StoreError], Callable[..., S3Fault]] = {
         403,
         f"The account of this tenant is {e.state.replace('_', ' ')} and does not allow the request",
     ),
-    errors.StateForbids: lambda e: S3Fault("OperationAborted", 409, str(e)),
     errors.NotEnoughCapacity: lambda e: S3Fault("InsufficientCapacity", 409, str(e)),
     errors.BucketReplicates: lambda e: S3Fault("InvalidBucketState", 409, str(e)),
     errors.BucketIsReplica: lambda e: access_denied(str(e)),

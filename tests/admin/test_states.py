@@ -1,0 +1,40 @@
+"""What a state or a date does not allow is a refusal (409); a mistyped word is none (400)."""
+
+import pytest
+
+from tests.admin.api import QUOTE, SIGNED, TB, Api, furnish, people, serving
+
+
+async def refused(api: Api, method: str, path: str, body: object = None) -> str:
+    answer = await api(method, f"/api/v1/{path}", {} if body is None else body)
+    assert answer.status == 409, (path, answer.status, answer.body)
+    return str(answer.body["detail"])
+
+
+async def test_what_a_state_forbids_is_refused_and_says_which_state() -> None:
+    async with serving() as api:
+        await people(api)
+        await furnish(api)
+        assert "only who is terminating is purged" in await refused(api, "POST", "tenants/lower/purge")
+        assert "what may follow is" in await refused(api, "PUT", "tenants/lower/state", {"state": "trial"})
+        assert "is quote; this is done to" in await refused(api, "POST", f"leases/{QUOTE}/sign")
+        assert "is signed; this is done to" in await refused(api, "POST", f"leases/{SIGNED}/accept")
+        await api("PUT", "/api/v1/tenants/lower/state", {"state": "suspended"})
+        order = {"tenant": "lower", "capacity": TB, "term_months": 12}
+        assert "is suspended" in await refused(api, "POST", "offers/small/orders", order)
+
+
+async def test_who_is_terminating_may_take_its_data_along_first() -> None:
+    async with serving() as api:
+        await people(api)
+        moved = await api("PUT", "/api/v1/tenants/other/state", {"state": "terminating", "reason": "asked"})
+        assert moved.status == 200, moved.body
+        assert "30 more days" in await refused(api, "POST", "tenants/other/purge")
+
+
+@pytest.mark.parametrize("state", ["nonsense", ""])
+async def test_a_state_that_there_is_not_is_a_mistyped_word(state: str) -> None:
+    async with serving() as api:
+        await people(api)
+        answer = await api("PUT", "/api/v1/tenants/lower/state", {"state": state})
+        assert answer.status == 400
