@@ -53,6 +53,13 @@ def size(text: str) -> int:
     return found
 
 
+def count(text: str) -> int:
+    """Of objects, buckets, requests: 1000. Raises: ConfigError."""
+    if not re.fullmatch(r"[0-9]{1,18}", text.strip(), re.ASCII):
+        raise ConfigError(f"{text!r} is no number: it is like 1000, or none")
+    return int(text)
+
+
 def amount(minor: int, currency: str) -> str:
     """An amount of smallest units for people: 93242.45 DZD."""
     from objstore.rental.money import Money  # Fractions and decimals: not for every command.
@@ -155,14 +162,18 @@ def quota_set(
 ) -> None:
     """Change limits, from the next request on. What is not given stays; "none" takes a limit away."""
     given = {
-        "bytes_max": bytes_,
-        "bytes_soft": bytes_soft,
-        "objects_max": objects,
-        "buckets_max": buckets,
-        "requests_per_s": requests,
-        "bytes_per_s": bandwidth,
+        "bytes_max": (bytes_, size),
+        "bytes_soft": (bytes_soft, size),
+        "objects_max": (objects, count),
+        "buckets_max": (buckets, count),
+        "requests_per_s": (requests, count),
+        "bytes_per_s": (bandwidth, size),
     }
-    body = {name: None if text == "none" else size(text) for name, text in given.items() if text is not None}
+    body = {
+        name: None if text == "none" else parse(text)
+        for name, (text, parse) in given.items()
+        if text is not None
+    }
     store.show_facts(store.change("PATCH", _scope(tenant, project, bucket, key), body))
 
 
@@ -834,7 +845,9 @@ def invoice_pdf(
 def invoice_focus(
     store: Store, invoice: InvoiceId, to: Annotated[Path, typer.Argument(help="The file to write.")]
 ) -> None:
-    """Write it as FOCUS, in CSV."""
+    """Write it as FOCUS, in CSV. A month's documents, also as Parquet: report focus."""
+    if to.suffix.lower() == ".parquet":
+        raise ConfigError(f"{to}: one document is written as CSV; a month as Parquet: objstore report focus")
     _save(store, f"/api/v1/invoices/{quoted(invoice)}/focus", to)
 
 

@@ -14,7 +14,7 @@ _TENANT = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?", re.ASCII)
 _USER = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._@+=,-]{0,126}[A-Za-z0-9])?", re.ASCII)
 _ACCESS_KEY_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{2,127}", re.ASCII)
 _SECRET = re.compile(r"[\x21-\x7e]{8,128}", re.ASCII)
-_EMAIL = re.compile(r"[\x21-\x7e]{0,254}", re.ASCII)
+_EMAIL = re.compile(r"(?=.{0,254}\Z)(?:[\x21-\x3f\x41-\x7e]+@[\x21-\x3f\x41-\x7e]+)?", re.ASCII)
 
 _ID_LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
 _MIXED_LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789"  # No / or +: easy to paste.
@@ -53,8 +53,9 @@ def check_secret(text: str) -> str:
 
 
 def check_email(text: str) -> str:
-    """Raises: BadArgument."""
-    return _check(_EMAIL, text, "email", "an e-mail address has at most 254 printable ASCII characters")
+    """Empty: there is none. Raises: BadArgument."""
+    rule = "an e-mail address is like leila@acme.example, at most 254 printable ASCII characters"
+    return _check(_EMAIL, text, "email", rule)
 
 
 def _letters(alphabet: str, count: int, randomness: Randomness) -> str:

@@ -1,4 +1,4 @@
-"""Of a tenant that is not there nothing is said: no empty list, no proof that all of nothing is well."""
+"""Of what is not there nothing is said: no empty list, no proof that all of nothing is well."""
 
 import re
 
@@ -57,3 +57,28 @@ async def test_a_state_that_none_can_be_in_is_refused_with_those_that_there_are(
         )  # fmt: skip
         for state in ("", *choices.split(", ")):
             assert (await api("GET", f"/api/v1/{path}?tenant=lower&state={state}")).status == 200
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "words"),
+    [
+        ("keys", {"user": "u", "expires": "tomorrow"}, "expires is a moment, as 2027-01-31T00:00:00Z"),
+        (
+            "payments",
+            {"tenant": "lower", "method": "especes", "amount": "1", "received": "soon"},
+            "received is a moment, as 2027-01-31T00:00:00Z",
+        ),
+        ("users", {"name": "u", "tenant": "t", "email": "notanemail"}, "an e-mail address is like"),
+        ("tenants", {"name": "new", "trial_days": 3}, "kind is missing: only a customer"),
+    ],
+)
+async def test_a_word_that_cannot_be_taken_is_told_as_it_should_be(
+    path: str, body: dict[str, object], words: str
+) -> None:
+    async with serving() as api:
+        await people(api)
+        body = {key: "lower-owner" if value == "u" else value for key, value in body.items()}
+        answer = await api("POST", f"/api/v1/{path}", body)
+        assert answer.status == 400
+        assert words in answer.body["detail"]
+        assert "RFC3339" not in answer.body["detail"]

@@ -97,6 +97,10 @@ def test_a_place_for_a_file_is_a_file(tmp_path: Path) -> None:
         ("invoice credit 01K --reason sla --yes --line -1=5", "NUMBER=AMOUNT"),
         ("payment receive lib 5 --method especes --invoice 01K", "ID=AMOUNT"),
         ("payment receive lib 5 --method especes --invoice =5", "ID=AMOUNT"),
+        ("quota set --tenant lib --objects 10TB", "is no number"),
+        ("quota set --tenant lib --buckets 1.5", "is no number"),
+        ("quota set --tenant lib --requests -1", "is no number"),
+        ("invoice focus 01K x.parquet", "report focus"),
     ],
 )
 def test_words_that_cannot_be_taken_are_told_before_anything_is_sent(line: str, words: str) -> None:

@@ -197,7 +197,8 @@ async def create(call: Call) -> Any:
     if not body.kind:
         if not call.caller.is_operator:
             raise Problem(400, "kind is missing: a reseller makes customers")
-        if body.given() or body.limits != LimitsView() or body.sites or body.adopt:
+        others = (body.given(), body.limits != LimitsView(), body.sites, body.adopt)
+        if any(others) or body.trial_days is not None:
             raise Problem(400, "kind is missing: only a customer has what else is given")
         await create_tenant(call.kv, body.name, now_us=call.now_us)
         return await _shown(call, body.name)
