@@ -26,6 +26,7 @@ Facts = dict[str, Any]
 CODECS_MAX: Final = 20
 CYCLES_MAX: Final = 10_000_000  # About ten minutes.
 PLOTTED_H: Final = (1.0, 3.0, 6.0, 12.0, 24.0, 48.0, 96.0, 168.0, 336.0, 720.0)
+SHORTEST_H: Final = 1 / 60  # Of a measured repair: repair looks once a minute.
 SHARE_SHOWN: Final = 0.005  # A cause below half a percent is none.
 CAVEAT: Final = (
     "Of hardware as assumed here. Software, operators and theft lose more data than disks do, "
@@ -182,10 +183,20 @@ def _asked(store: AdminClient | None, codec: str | None) -> tuple[list[Code], li
         codes, origins = units.codecs(own), [f"codec {own}: the store's"]
     else:
         raise BadArgument("the store does not say which codec it uses: name one with --codec")
-    finished_us = store.get("/api/v1/upkeep").get("scrub", {}).get("last_round_finished_us") or 0
-    # Repair times are not among what a store says of itself, nor how long its disks have run.
-    age_h = max(time.time() - finished_us / 1e6, 0.0) / 3600 if finished_us else None
-    return codes, origins, Measured(scrub_age_h=age_h)
+    return codes, origins, measured_by(store.get("/api/v1/upkeep"), time.time())
+
+
+def measured_by(upkeep: Facts, now_s: float) -> Measured:
+    """What a store says of its own repairs and scrubs (GET /api/v1/upkeep).
+
+    Not how many disks fail: a node that is off takes its disks with it, and they come back.
+    """
+    finished_us = upkeep["scrub"]["last_round_finished_us"]
+    repairs_h = [(one["restored_us"] - one["gone_us"]) / 3.6e9 for one in upkeep["restorations"]]
+    return Measured(
+        repairs_h=[max(hours, SHORTEST_H) for hours in repairs_h],
+        scrub_age_h=max(now_s - finished_us / 1e6, 0.0) / 3600 if finished_us else None,
+    )
 
 
 # --- answers --------------------------------------------------------------------------------------

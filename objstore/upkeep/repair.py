@@ -34,7 +34,7 @@ from objstore.blobs.window import TOLERATED, Window
 from objstore.errors import Conflict, Corrupt, StoreError, Unavailable
 from objstore.node.disk import Buffer, Disk
 from objstore.node.fragments import RecordHeader, file_header, record_buffers, record_size
-from objstore.upkeep import plans
+from objstore.upkeep import plans, restorations
 from objstore.upkeep.claims import Deposed
 from objstore.upkeep.context import Context
 from objstore.upkeep.plans import Damage, Findings
@@ -84,6 +84,8 @@ class Repair:
         self._ctx = ctx
         self._grace_s = grace_s
         self._gone_since: dict[int, float] = {}
+        self._away: set[int] = set()  # As the last look found it: away or given up;
+        self._gone_us: dict[int, int] = {}  # and those of them whose files count as lost, since when.
         self._failed: Counter[tuple[int, int]] = Counter()  # Attempts in vain, by volume and file.
 
     async def run(self, limit: int = 1_000_000) -> RepairReport:
@@ -93,6 +95,8 @@ class Repair:
         damages = await self.find(report)
         report.moving = sum(damage.moving for damage in damages)
         report.found = len(damages) - report.moving
+        damaged = Counter(damage.record.disks[damage.file] for damage in damages)
+        await restorations.note(ctx, away=self._away, gone_us=self._gone_us, damaged=damaged)
         by_id = {damage.record.id: damage.record for damage in damages}
         lost = plans.damaged_per_volume(damages)
         report.endangered = sum(count >= by_id[volume].m for volume, count in lost.items())
@@ -134,8 +138,14 @@ class Repair:
         ctx = self._ctx
         sizes, away = await sizes_of(ctx)
         leaving = await leaving_disks(ctx)
-        gone = self._gone(away) | await given_up_disks(ctx)
+        given_up = await given_up_disks(ctx)
+        gone = self._gone(away) | given_up
         gone |= leaving & away  # An operator has said so: no grace.
+        now, now_us = ctx.clock.monotonic(), ctx.clock.now_us()
+        self._away = set(away) | given_up
+        self._gone_us = {
+            number: now_us - round((now - self._gone_since.get(number, now)) * 1e6) for number in gone
+        }
         intents = {(intent.volume, intent.index) for intent in await all_intents(ctx)}
         findings = Findings(sizes=sizes, gone=gone, intents=intents, leaving=leaving)
         topology = await topology_of(ctx) if report is not None else None

@@ -56,6 +56,7 @@ from objstore.upkeep.quotas import QuotaWatch
 from objstore.upkeep.rebalance import DEFAULT_RULES as REBALANCE_RULES
 from objstore.upkeep.rebalance import Rebalance, RebalanceRules
 from objstore.upkeep.repair import Repair, RepairReport
+from objstore.upkeep.restorations import restorations
 from objstore.upkeep.seal import Alive, seal_dead
 from objstore.upkeep.sweep import LiveBytesAudit, Sweep
 
@@ -284,6 +285,10 @@ class Service:
             "live_bytes": live,
             "intents": len(await ctx.ledger.intents()),
             "repair": msgspec.to_builtins(self._last_repair),
+            "restorations": [
+                {"disk": one.disk, "gone_us": one.gone_us, "restored_us": one.restored_us}
+                for one in (await restorations(ctx)).done
+            ],
             "rebalance": msgspec.to_builtins(self._rebalance.status),
             "trash": msgspec.to_builtins(self._last_trash),
             "scrub": {
