@@ -10,6 +10,7 @@ import os
 import random
 import shutil
 import signal
+import socket
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -154,6 +155,50 @@ def test_any_m_nodes_killed_under_load_cost_no_read_and_no_byte_and_writes_go_on
     assert findings.broken == []
     longest, what = findings.longest_stall()
     assert longest <= STALL_MAX_S * pressure.factor, f"seed {SEED}: {what} took {longest:.1f} s"
+
+
+def wait_until_they_listen(nodes: Sequence[Process]) -> None:
+    """Not until anybody has heard of it."""
+    limit = time.monotonic() + MENDED_S
+    for node in nodes:
+        [listen] = [word for word in node.command if word.startswith("--listen=")]
+        host, _, port = listen.partition("=")[2].rpartition(":")
+        while True:
+            try:
+                socket.create_connection((host, int(port)), timeout=1).close()
+                break
+            except OSError:
+                assert time.monotonic() < limit, f"seed {SEED}: {node.words()}"
+                time.sleep(0.005)
+
+
+if LONG:
+
+    @pytest.mark.timeout(3_600)
+    def test_m_nodes_come_back_and_m_others_are_killed_at_that_moment(cluster: LocalCluster) -> None:
+        print(f"seed {SEED}")
+        source = random.Random(SEED)
+        load = load_of(cluster)
+        findings = load.findings
+        with load:
+            load.work_until(100)
+            for _ in range(5):
+                chosen = source.sample(cluster.members, 2 * M)
+                back, others = chosen[:M], chosen[M:]
+                wait_until_safe(cluster, back)
+                cluster.kill(*back)
+                load.work_until(WRITES)
+                with load.pause():
+                    for node in back:
+                        cluster.start_node(node)
+                    wait_until_they_listen(back)
+                    cluster.kill(*others)
+                load.check_everything()
+                print(f"others killed: {load.report()}", flush=True)
+                assert findings.read_failures == [], f"seed {SEED}: {findings.read_failures[:5]}"
+                assert findings.broken == [], f"seed {SEED}: {findings.broken[:5]}"
+                load.work_until(WRITES)
+                bring_back(cluster, others, load)
 
 
 @pytest.mark.timeout(300)
