@@ -84,6 +84,7 @@ class Kept:
         Raises: Unavailable, Corrupt (they cannot be read back).
         """
         await store.writer.recheck(self.stored.fences)  # Else the next bytes go into the same volume.
+        store.crash_point("body-sealed")
         if self.data is not None:
             self.carried = False
             self.stored = await store.writer.put(self.data, self.home, self.about, policy=self.policy)
@@ -99,6 +100,7 @@ class Kept:
             except BaseException:
                 stream.abort()
                 raise
+        store.crash_point("body-rewritten")
         self.lay_out(store)
 
 

@@ -165,7 +165,9 @@ async def _pack_one(store: "Store", home: bytes) -> None:
         await store.kv.commit(Transaction({home: value}, delete=[body_key(home)]))
         return
     assert value is not None
+    store.crash_point("packing-begun")
     stored = await store.writer.put(body, home, value)
+    store.crash_point("packing-written")
     if store.chains.tail(home) is not None:
         return  # About to be replaced, by whoever takes the body away too.
     expect, put, add = publish(stored)
@@ -177,6 +179,8 @@ async def _pack_one(store: "Store", home: bytes) -> None:
         if conflict.key != home:
             await store.writer.recheck(stored.fences)  # The volume was sealed: another, the next time.
             raise
+    else:
+        store.crash_point("packing-committed")
 
 
 async def pack_left_behind(store: "Store") -> int:

@@ -363,6 +363,7 @@ async def change_object(
             put.update(change.put)
         if change.add:
             add.update(change.add)
+        store.crash_point("change-decided")
         try:
             await chains.commit(home, new_value, Transaction(expect, put, delete, add))
         except Conflict as conflict:
@@ -389,6 +390,7 @@ async def change_object(
         except LimitReached as limit:
             raise quota_of(limit) from limit
         else:
+            store.crash_point("change-committed")
             if hold is not None:
                 hold.settled = True
             return record, True

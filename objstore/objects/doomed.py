@@ -81,12 +81,14 @@ async def abort(store: Store, name: str, bucket_value: bytes, bucket: BucketReco
             delete=[key, generation, size],
             add=add,
         )
+        store.crash_point("abort-decided")
         try:
             await store.kv.commit(transaction)
         except Conflict as conflict:
             if conflict.key == bucket_key(name):
                 raise
             continue  # A part arrived.
+        store.crash_point("abort-committed")
         return
     raise Contended("parts of the upload kept arriving")
 
@@ -174,6 +176,7 @@ async def _remove_all(store: Store, key: bytes, value: bytes) -> None:
         while pairs := await store.kv.scan(start, prefix_end(start), STEP_KEYS):
             await _remove(store, expect, pairs, [])
     await store.kv.commit(Transaction(expect=expect, delete=[key]))
+    store.crash_point("doomed-gone")
 
 
 async def _remove_pages(store: Store, blob: bytes, expect: dict[bytes, bytes | None]) -> None:
@@ -194,6 +197,7 @@ async def _remove(
             expect={**expect, **dict(pairs)}, delete=[key for key, _ in pairs], add=live_adds((), lost)
         )
     )
+    store.crash_point("doomed-removed")
 
 
 async def _listed(store: Store, upload: bytes) -> set[int]:

@@ -196,6 +196,7 @@ async def create_upload(
             continue
         except LimitReached as limit:
             raise quota_of(limit) from limit
+        store.crash_point("upload-begun")
         return upload.hex(), record
     raise Overloaded("the bucket's record kept changing")
 
@@ -329,6 +330,7 @@ async def publish_part(
                 add_key_use(add, key.access_key, key.limits, size=delta - key_held)
             storage_class = metered_class(record.extra)
             count(add, place.bucket.id, storage_class, order // SECOND_US, stored=delta, requests=1)
+        store.crash_point("part-decided")
         try:
             await store.kv.commit(Transaction(expect, put, delete, add))
         except Conflict as conflict:
@@ -352,6 +354,7 @@ async def publish_part(
             continue
         except LimitReached as limit:
             raise quota_of(limit) from limit
+        store.crash_point("part-committed")
         if hold is not None:
             hold.settled = True
         return order
@@ -564,7 +567,9 @@ async def _complete(
         )
 
     about = encode(object_record(store.clock.now_us(), None))
+    store.crash_point("complete-decided")
     kept = await _keep_manifest(store, place, made.entries, about)
+    store.crash_point("complete-manifest")
     put = pages
     if made.unlisted:
         put[doomed_key(upload)] = encode(DoomedRecord(since_us=store.clock.now_us(), unlisted=True))

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from objstore.blobs.reader import BlobReader
-from objstore.blobs.writer import BlobWriter
+from objstore.blobs.writer import BlobWriter, CrashPoint
 from objstore.clock import Clock, SystemClock
 from objstore.ids import Randomness
 from objstore.meta.kv import Kv, Versioned
@@ -37,6 +37,8 @@ class Store:
     small_size_max: int = 128 * 1024  # Bytes: up to this a body is packed with others into one stripe.
     placing: Placing = field(default_factory=Placing)
     carried_size_max: int = 0  # Bytes: up to this a body that comes alone is carried by metadata for a while.
+    crash_point: CrashPoint = lambda name: None
+    """Called with a name before and after every step that lasts; a test ends the process there."""
     carrier: Carrier = field(init=False)
     chains: Chains = field(init=False)  # This process's own commits under way, by object key.
     buckets: dict[str, KnownBucket] = field(init=False, repr=False, default_factory=dict)
