@@ -6,6 +6,7 @@ Concurrency: any thread may `add`.
 import sys
 import threading
 import time
+from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
 
@@ -100,3 +101,60 @@ class Progress:
             left = max(0, self._total - self._done)
             words += f", {size_text(self._done / passed)}/s, {left * passed / self._done:.0f} s to go"
         print(f"{self._name}: {words}", file=sys.stderr, flush=True)
+
+
+class Steps:
+    """Of work that is counted, not weighed: so many things of so many. A context manager.
+
+    Args:
+        name: what is done.
+        unit: what the things are: customers, drafts.
+        clock: seconds.
+    """
+
+    def __init__(self, name: str, unit: str, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._name = name
+        self._unit = unit
+        self._done = 0
+        self._total: int | None = None  # None: nobody knows.
+        self._began = self._clock()
+        self._told = self._began
+        self._bar: Any = None
+        self._task: Any = None
+
+    def __enter__(self) -> Self:
+        if sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+            from rich.progress import Progress as Bar
+
+            rate = TextColumn("{task.fields[rate]}")
+            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), rate)
+            self._bar = Bar(*columns, TimeRemainingColumn(), console=Console(stderr=True))
+            self._bar.start()
+            self._task = self._bar.add_task(self._name, total=None, rate="")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def reached(self, done: int, total: int | None = None) -> None:
+        """So many are done, of so many, as far as is known."""
+        self._done, self._total = done, None if total is None else max(done, total)
+        passed = self._clock() - self._began
+        rate = f"{done / passed:.0f} {self._unit}/s" if passed > 0 else ""
+        if self._bar is not None:
+            self._bar.update(self._task, completed=done, total=self._total, rate=rate)
+        elif self._clock() >= self._told + LINE_SECONDS:
+            self._told = self._clock()
+            print(f"{self._name}: {self._words(passed, rate)}", file=sys.stderr, flush=True)
+
+    def _words(self, passed: float, rate: str) -> str:
+        if self._total is None or not self._done:
+            return f"{self._done} {self._unit}, {rate}"
+        left = (self._total - self._done) * passed / self._done
+        return f"{self._done} of {self._total} {self._unit}, {rate}, {left:.0f} s to go"

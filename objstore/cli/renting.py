@@ -9,6 +9,7 @@ from typing import Annotated, Any, Final
 import typer
 
 from objstore.cli.output import DEGRADED, OK, check_writable, write_file
+from objstore.cli.progress import Steps
 from objstore.cli.store import Store, YesOption, asks, changes, quoted
 from objstore.config import ConfigError
 
@@ -544,10 +545,11 @@ def lease_release(store: Store, lease: LeaseId, yes: YesOption = False) -> None:
     tenant = store.get(path)["tenant"]
     store.confirm(lease, f"The nodes of lease {lease} are no longer only for {tenant}.", yes=yes)
     buckets, finished = 0, False
-    while not finished:
-        step = store.change("POST", f"{path}/release")
-        buckets, finished = buckets + step["buckets"], step["finished"]
-        _progress(f"{buckets} buckets placed", finished)
+    with Steps("placing", "buckets") as progress:
+        while not finished:
+            step = store.change("POST", f"{path}/release")
+            buckets, finished = buckets + step["buckets"], step["finished"]
+            progress.reached(buckets)
     nodes = len(step["nodes"])
     words = f"{nodes} nodes of lease {lease} are their pool's again; {buckets} buckets of {tenant} moved on"
     store.tell(words, {**step, "buckets": buckets})
@@ -739,12 +741,15 @@ def invoice_draft(store: Store, month: Annotated[str, typer.Argument(help="As 20
     sums: dict[str, Any] = dict.fromkeys(("tenants", "drafts", "nothing", "final", "corrections"), 0)
     told: list[dict[str, str]] = []
     after, finished = "", False
-    while not finished:
-        step = store.change("POST", "/api/v1/invoices/drafts", {"month": month, "after": after})
-        sums = {name: sums[name] + step[name] for name in sums}
-        told += step["problems"] + [{**one, "why": f"no price for {one['why']}"} for one in step["unpriced"]]
-        after, finished = step["after"], step["finished"]
-        _progress(f"{sums['tenants']} tenants, {sums['drafts']} drafts", finished)
+    with Steps("drafting", "customers") as progress:
+        while not finished:
+            step = store.change("POST", "/api/v1/invoices/drafts", {"month": month, "after": after})
+            total = sums["tenants"] + step["customers"]
+            sums = {name: sums[name] + step[name] for name in sums}
+            told += step["problems"]
+            told += [{**one, "why": f"no price for {one['why']}"} for one in step["unpriced"]]
+            after, finished = step["after"], step["finished"]
+            progress.reached(sums["tenants"], total)
     _ended(store, sums, told)
 
 
@@ -769,22 +774,16 @@ def invoice_finalise(
     sums: dict[str, Any] = {"issued": 0, "waiting": 0}
     refused: list[dict[str, str]] = []
     finished = False
-    while not finished:
-        step = store.change("POST", "/api/v1/invoices/finalise")
-        sums = {"issued": sums["issued"] + step["issued"], "waiting": step["waiting"]}
-        refused, finished = step["refused"], step["finished"]
-        if not finished and not step["issued"]:
-            break  # All that is left is refused.
-        _progress(f"{sums['issued']} issued", finished)
+    with Steps("making final", "drafts") as progress:
+        while not finished:
+            step = store.change("POST", "/api/v1/invoices/finalise")
+            total = sums["issued"] + step["drafts"]
+            sums = {"issued": sums["issued"] + step["issued"], "waiting": step["waiting"]}
+            refused, finished = step["refused"], step["finished"]
+            if not finished and not step["issued"]:
+                break  # All that is left is refused.
+            progress.reached(sums["issued"], total)
     _ended(store, sums, refused)
-
-
-def _progress(words: str, finished: bool) -> None:
-    """On a terminal, one line that is written over."""
-    if sys.stderr.isatty():
-        print(
-            f"\r{words} ..." if not finished else "\r" + " " * 60 + "\r", end="", file=sys.stderr, flush=True
-        )
 
 
 def _ended(store: Store, sums: dict[str, Any], told: list[dict[str, str]]) -> None:

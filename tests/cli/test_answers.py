@@ -10,6 +10,7 @@ import pytest
 from objstore.admin.bodies import parse_body
 from objstore.admin.resources.leases import LeaseFields, NewLease, OfferBody
 from objstore.cli.output import check_writable
+from objstore.cli.progress import Steps
 from objstore.config import ConfigError
 from tests.cli.answering import answering, fixed, run
 
@@ -155,3 +156,30 @@ def test_every_term_of_an_offer_can_be_typed() -> None:
         assert run(store, *line.split()).exit_code == 0
     parse_body(store.asked[0].body, OfferBody)
     assert set(json.loads(store.asked[0].body)) == set(OfferBody.__struct_fields__)
+
+
+def test_a_month_is_drafted_step_by_step_with_how_far_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[tuple[int, int | None]] = []
+    monkeypatch.setattr(Steps, "reached", lambda self, done, total=None: told.append((done, total)))
+    sums = {"drafts": 0, "nothing": 0, "final": 0, "corrections": 0, "problems": [], "unpriced": []}
+    steps = {
+        "": {**sums, "customers": 5, "tenants": 3, "after": "c", "finished": False},
+        "c": {**sums, "customers": 2, "tenants": 2, "after": "e", "finished": True},
+    }
+    with answering(lambda asked: (200, steps[json.loads(asked.body)["after"]])) as store:
+        done = run(store, "invoice", "draft", "2026-03", "-o", "json")
+    assert (done.exit_code, json.loads(done.stdout)[0]["tenants"]) == (0, 5)
+    assert told == [(3, 5), (5, 5)]
+
+
+def test_progress_is_a_line_now_and_then_where_there_is_no_terminal(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    now = [0.0]
+    with Steps("drafting", "customers", clock=lambda: now[0]) as progress:
+        for now[0], done in ((2.0, 100), (12.0, 600), (13.0, 650), (24.0, 1_200)):
+            progress.reached(done, 2_000)
+    assert capsys.readouterr().err.splitlines() == [
+        "drafting: 600 of 2000 customers, 50 customers/s, 28 s to go",
+        "drafting: 1200 of 2000 customers, 50 customers/s, 16 s to go",
+    ]

@@ -11,15 +11,19 @@ from objstore.admin.problems import Problem
 from objstore.admin.routes import Call, File, Page, Route, in_query, of_store
 from objstore.admin.views import List, list_of, shown, view
 from objstore.ids import ulid
+from objstore.meta.kv import Kv, pages, prefix_end
 from objstore.rental import billing, catalogue, focus, invoices
 from objstore.rental.credit_notes import Credit, credit_notes, issue_credit_note
 from objstore.rental.focus_months import document_rows
 from objstore.rental.months import Month
-from objstore.rental.records import InvoiceRecord, Line, document_key
+from objstore.rental.records import InvoiceRecord, Line, customer_key, document_key, draft_key
 from objstore.rental.settlement import DRAFT
 
 READ: Final = Rule(action="invoices:Read")
-STEP_SECONDS: Final = 20.0  # Of one request that drafts or finalises many: it says where to go on.
+COUNTED_AT_ONCE: Final = 1_000
+STEP_SECONDS: Final = 2.0  # Of one request that drafts or finalises many: it says where to go on.
+# Without anything issued: drafts that are refused are tried again by every step.
+LONG_STEP_SECONDS: Final = 20.0
 Document: Final = view(InvoiceRecord, "Document")
 
 
@@ -46,7 +50,10 @@ class Told(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Drafted(msgspec.Struct, frozen=True, kw_only=True):
-    tenants: int
+    """What one step came to."""
+
+    customers: int  # Behind `after`, as the step found them: how much there is to do.
+    tenants: int  # Looked at.
     drafts: int
     nothing: int
     final: int
@@ -62,6 +69,9 @@ class Finalise(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 
 class Issued(msgspec.Struct, frozen=True, kw_only=True):
+    """What one step came to."""
+
+    drafts: int  # As the step found them, waiting ones among them.
     issued: int
     waiting: int  # Drafts whose time has not come.
     finished: bool  # False: ask again.
@@ -125,8 +135,11 @@ class _TimeIsUp(Exception):
 
 async def draft(call: Call) -> Any:
     month = Month.parse(call.body.month)
+    after = call.body.after
+    behind = customer_key(after) + b"\0" if after else customer_key("")
+    customers = await _count(call.kv, customer_key(""), behind)
     limit = call.clock.monotonic() + STEP_SECONDS
-    last = billing.MonthRun(after=call.body.after)
+    last = billing.MonthRun(after=after)
 
     def progress(run: billing.MonthRun) -> None:
         nonlocal last
@@ -141,13 +154,14 @@ async def draft(call: Call) -> Any:
             rules=await catalogue.tax_rules(call.kv),
             now_us=call.now_us,
             randomness=call.services.randomness,
-            after=call.body.after,
+            after=after,
             progress=progress,
         )
         finished = True
     except _TimeIsUp:
         finished = False
     return {
+        "customers": customers,
         "tenants": last.tenants,
         "drafts": last.drafts,
         "nothing": last.nothing,
@@ -158,6 +172,11 @@ async def draft(call: Call) -> Any:
         "problems": _told(last.problems),
         "unpriced": _told(last.unpriced),
     }
+
+
+async def _count(kv: Kv, prefix: bytes, start: bytes) -> int:
+    """Keys of a prefix from one on."""
+    return sum([len(found) async for found in pages(kv, start, prefix_end(prefix), COUNTED_AT_ONCE)])
 
 
 def _told(pairs: Sequence[tuple[str, str]]) -> list[dict[str, str]]:
@@ -171,13 +190,14 @@ async def finalise_one(call: Call) -> Any:
 
 
 async def finalise_due(call: Call) -> Any:
-    limit = call.clock.monotonic() + STEP_SECONDS
+    drafts = await _count(call.kv, draft_key(""), draft_key(""))
+    began = call.clock.monotonic()
     last = invoices.FinalRun()
 
     def progress(run: invoices.FinalRun) -> None:
         nonlocal last
         last = run
-        if call.clock.monotonic() >= limit:
+        if call.clock.monotonic() >= began + (STEP_SECONDS if run.issued else LONG_STEP_SECONDS):
             raise _TimeIsUp
 
     try:
@@ -186,7 +206,13 @@ async def finalise_due(call: Call) -> Any:
     except _TimeIsUp:
         finished = False
     refused = _told(last.refused)
-    return {"issued": last.issued, "waiting": last.waiting, "finished": finished, "refused": refused}
+    return {
+        "drafts": drafts,
+        "issued": last.issued,
+        "waiting": last.waiting,
+        "finished": finished,
+        "refused": refused,
+    }
 
 
 async def notes(call: Call) -> List[Any]:
