@@ -30,6 +30,8 @@ from objstore.meta.snapshot import (
     decode_block,
     encode_block,
 )
+from objstore.node.identity import sync_directory
+from objstore.node.syscalls import RealSyscalls
 
 _NAME = b"objstore metadata "
 MAGIC = _NAME + b"1\n"
@@ -45,16 +47,21 @@ def no_progress(count: int) -> None:
     pass
 
 
-async def export(
-    kv: Kv, path: Path, *, now_us: int, progress: Progress = no_progress, sync: bool = True
-) -> int:
+def check_target(path: Path) -> None:
+    """Raises: OSError unless an export may be written to `path`."""
+    if path.exists():
+        raise FileExistsError(f"{path} exists")
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise OSError(f"there is no directory {path.parent} that this user may write to")
+
+
+async def export(kv: Kv, path: Path, *, now_us: int, progress: Progress = no_progress) -> int:
     """Write every pair to `path`, which must not exist; returns how many.
 
-    The file appears under its name only when it is whole and synced. Raises: FileExistsError, OSError,
-    and what `Kv.scan` raises.
+    The file is its owner's alone (names, users and sealed secrets are in it), and appears under its name only
+    when it is whole and synced. Raises: FileExistsError, OSError, and what `Kv.scan` raises.
     """
-    if await asyncio.to_thread(path.exists):
-        raise FileExistsError(f"{path} exists")
+    await asyncio.to_thread(check_target, path)
     temporary = path.with_name(path.name + ".part")
     count = 0
 
@@ -64,17 +71,22 @@ async def export(
         progress(so_far)
 
     try:
-        async with aiofiles.open(temporary, "wb") as file:
+        await asyncio.to_thread(temporary.unlink, missing_ok=True)  # Of a run that was killed.
+        async with aiofiles.open(temporary, "xb", opener=_private) as file:
             async for chunk in stream(kv, now_us=now_us, progress=counted):
                 await file.write(chunk)
             await file.flush()
-            if sync:
-                await asyncio.to_thread(os.fsync, file.fileno())
+            await asyncio.to_thread(os.fsync, file.fileno())
         os.rename(temporary, path)
+        await asyncio.to_thread(sync_directory, str(path.parent), RealSyscalls())
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
     return count
+
+
+def _private(name: str, flags: int) -> int:
+    return os.open(name, flags, 0o600)
 
 
 async def stream(kv: Kv, *, now_us: int, progress: Progress = no_progress) -> AsyncGenerator[bytes, None]:

@@ -120,7 +120,11 @@ async def _with_parts(spec: Spec, job: Job) -> None:
 
 
 def export(loaded: Loaded, path: Path) -> int:
-    """All metadata into a file. Returns the number of records."""
+    """All metadata into a file. Returns the number of records.
+
+    Raises: OSError, before anything is recovered, if it cannot be made; CannotStart.
+    """
+    transfer.check_target(path)
     count = 0
 
     async def job(parts: Parts) -> None:

@@ -62,10 +62,31 @@ async def test_an_import_does_not_mix_two_stores_unless_it_is_told_to(tmp_path: 
     assert len(await target.scan(*EVERYTHING)) == 21
 
 
+async def test_an_export_is_its_owners_alone_from_its_first_byte_and_its_name_is_synced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = tmp_path / "file.part"  # By a run that was killed, of a release that was less careful.
+    left.write_bytes(b"left")
+    left.chmod(0o644)
+    modes: list[int] = []
+    synced: list[tuple[str, list[str]]] = []
+    monkeypatch.setattr(
+        "objstore.meta.transfer.sync_directory",
+        lambda path, sys: synced.append((path, [each.name for each in tmp_path.iterdir()])),
+    )
+    await export(
+        await filled(1), tmp_path / "file", now_us=1, progress=lambda count: modes.append(left.stat().st_mode)
+    )
+    assert [oct(mode & 0o777) for mode in (*modes, (tmp_path / "file").stat().st_mode)] == ["0o600"] * 2
+    assert synced == [(str(tmp_path), ["file"])], "once the name is there"
+
+
 async def test_an_export_never_overwrites_and_leaves_nothing_behind_when_it_fails(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"precious")
     with pytest.raises(FileExistsError):
         await export(await filled(1), tmp_path / "file", now_us=1)
+    with pytest.raises(OSError, match="there is no directory"):
+        await export(await filled(1), tmp_path / "nowhere" / "file", now_us=1)
     assert (tmp_path / "file").read_bytes() == b"precious"
 
     class Broken(DictKv):

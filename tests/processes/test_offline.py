@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from objstore.config import load
+from objstore.processes import offline
 from tests.server import Server, run_command, running_server, start_server
 
 
@@ -72,6 +74,18 @@ def test_an_export_put_back_is_what_was_exported(stopped: Server, tmp_path: Path
     assert "is older than the data" in older.stderr
     with running_server(tmp_path, environment=quiet) as server:
         assert server.boto3().get_object(Bucket="bucket", Key="new")["Body"].read() == b"new"
+
+
+def test_a_file_that_cannot_be_made_is_told_before_the_store_is_recovered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(offline, "run_job", lambda *_, **__: pytest.fail("recovered"))
+    loaded = load(None, {}, {"server.data": ("--data", str(tmp_path))})
+    with pytest.raises(FileExistsError, match="exists"):
+        offline.export(loaded, tmp_path / "file")
+    with pytest.raises(OSError, match="there is no directory"):
+        offline.export(loaded, tmp_path / "nowhere" / "file")
 
 
 def test_a_damaged_export_changes_nothing(stopped: Server, tmp_path: Path) -> None:
