@@ -23,6 +23,7 @@ from edge_signing import (
 
 from objstore.meta.schema import AccountRecord, Limits
 from objstore.rental.rates import Rates
+from objstore.s3.limits import Limits as EdgeLimits
 from objstore.s3.refusals import LEAST_S, MOST_S, PACE, TENANTS_MAX, Refusals
 from tests.waiting import until
 
@@ -92,13 +93,29 @@ async def test_answers_are_put_off_only_within_bounds_and_while_the_process_serv
     await put_off()
 
 
-async def beside(start_edge: Start, *, limits: Limits, body_bytes: int = 8_000) -> Edge:
-    """An edge with five places for requests; the noisy one has these limits, and waits for ever."""
+PATIENT = replace(
+    SMALL_LIMITS,
+    header_seconds=FOR_EVER_S,
+    idle_seconds=FOR_EVER_S,
+    body_seconds=FOR_EVER_S,
+    rate_after_seconds=FOR_EVER_S,
+    linger_seconds=FOR_EVER_S,
+)
+
+
+async def beside(
+    start_edge: Start, *, limits: Limits, body_bytes: int = 8_000, times: EdgeLimits = SMALL_LIMITS
+) -> Edge:
+    """An edge with five places for requests; the noisy one has these limits, and waits for ever.
+
+    Args:
+        times: whose seconds the edge has.
+    """
     directory = FakeDirectory()
     noisy = replace(principal(KEY_ID), tenant="noisy", account=AccountRecord(limits=limits))
     directory.keys[KEY_ID] = FakeCredential(SECRET, noisy)
     directory.keys[OTHER_ID] = FakeCredential(OTHER_SECRET, replace(principal(OTHER_ID), tenant="quiet"))
-    few = replace(SMALL_LIMITS, requests=4, body_bytes=body_bytes)
+    few = replace(times, requests=4, body_bytes=body_bytes)
     edge = await start_edge(directory=directory, limits=few, rates=Rates(lambda: 1_000.0))
     edge.app.store = cast(Any, SimpleNamespace(buckets={}))
     edge.app.refusals = Refusals(few.connections, least_s=2 * FOR_EVER_S, most_s=FOR_EVER_S)
@@ -153,7 +170,7 @@ async def test_a_copy_and_a_large_body_wait_for_their_refusal_like_others(start_
 async def test_bodies_that_are_announced_and_never_sent_take_the_pace_off_nobodys_refusals(
     start_edge: Start,
 ) -> None:
-    edge = await beside(start_edge, limits=NOTHING)
+    edge = await beside(start_edge, limits=NOTHING, times=PATIENT)
     refused = replace(principal(THIRD_ID), tenant="third", account=AccountRecord(limits=NOTHING))
     cast(FakeDirectory, edge.app.verifier.directory).keys[THIRD_ID] = FakeCredential(SECRET, refused)
     announced = sign("PUT", "/b/k", body=bytes(edge.app.limits.body_bytes))
@@ -178,7 +195,7 @@ async def test_bodies_that_are_announced_and_never_sent_take_the_pace_off_nobody
 async def test_of_a_body_that_waits_for_a_refusal_nothing_is_held_and_its_connection_is_good_for_more(
     start_edge: Start, sent: int
 ) -> None:
-    edge = await beside(start_edge, limits=NOTHING, body_bytes=4 << 20)
+    edge = await beside(start_edge, limits=NOTHING, body_bytes=4 << 20, times=PATIENT)
     request = sign("PUT", "/b/k", body=bytes(900_000)).wire()
     upto = len(request) - 900_000 + sent
     reader, writer = await edge.connect()
