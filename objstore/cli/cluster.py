@@ -47,14 +47,14 @@ def init(data: DataOption = None, config: ConfigOption = None) -> None:
         made = found(loaded.config, place.resolve())
     print(f"cluster    {made.cluster.hex()}\ngateway    {made.gateway.id.hex()}\nauthority  {made.root}")
     key = (
-        f"{place / MASTER_NAME}, made now,"
+        f"{place / MASTER_NAME}, made now"
         if made.made_master_key
         else "the master key that this store was made with"
         if made.existing_store
         else "the master key that you gave"
     )
     print(
-        f"\nKeep copies, apart from each other: {place / AUTHORITY_NAME}, and {key} which opens it."
+        f"\nKeep copies, apart from each other: {place / AUTHORITY_NAME}, and {key}: it opens that file."
         " With both, another machine can take this gateway's place.\n"
         f"Next: objstore gateway --data {place} --cluster-listen HOST:PORT, then objstore cluster token",
         file=sys.stderr,

@@ -40,6 +40,14 @@ def mark_moved(data: Path, cluster: Cluster, to: str) -> None:
             log.warning("a disk has no mark of the move", extra={"path": str(disk), "failure": str(failure)})
 
 
+def moved_to(data: Path) -> str:
+    """Where the mark in a data directory says that metadata is; empty if there is none that can be read."""
+    try:
+        return msgspec.json.decode((data / MOVED_NAME).read_bytes(), type=Moved).to
+    except (OSError, msgspec.MsgspecError):
+        return ""
+
+
 def refuse_moved(data: Path, cluster: Cluster) -> None:
     """Raises: CannotStart if this store's metadata is elsewhere."""
     marks = [place / MOVED_NAME for place in (data, *_disks(cluster)) if (place / MOVED_NAME).exists()]
@@ -53,7 +61,8 @@ def refuse_moved(data: Path, cluster: Cluster) -> None:
     names = " ".join(map(str, marks))
     raise CannotStart(
         f"this store's metadata was moved to {to} on {day}; what is here is old, and what it took now would"
-        " never be seen there. Serve it with objstore gateway and meta.url; if objstore meta copy was cut"
+        " never be seen there. Serve it with meta.url set, by objstore cluster init"
+        " (once) and objstore gateway; if objstore meta copy was cut"
         " short, run it again. To give up the move, and with it all that was written there since, remove the"
         f" marks before you start: {names}"
     )

@@ -18,12 +18,13 @@ import msgspec
 import uvloop
 
 from objstore.config import Loaded
+from objstore.errors import BadRequest
 from objstore.meta.client import MetaClient
 from objstore.meta.copy import Progress, Report, copy
 from objstore.meta.kv_postgres import PostgresKv, shown_url
 from objstore.processes.cluster import RECORD_NAME, CannotStart
 from objstore.processes.machine import directories, short
-from objstore.processes.moved import mark_moved
+from objstore.processes.moved import mark_moved, moved_to
 from objstore.processes.offline import run_job
 from objstore.processes.parts import Parts
 
@@ -50,7 +51,15 @@ def copy_metadata(loaded: Loaded, url: str, *, progress: Progress, total: Total)
         if parts.spec.cluster.cluster_id.hex() != name:
             raise CannotStart(f"{data / RECORD_NAME} is of another store than the disks")
         mark = partial(mark_moved, data, parts.spec.cluster, shown_url(url))
-        report = await _run(parts.kv, url, name, progress, total, mark)
+        try:
+            report = await _run(parts.kv, url, name, progress, total, mark)
+        except BadRequest as refused:
+            if moved_to(data) != shown_url(url):
+                raise
+            raise CannotStart(
+                f"{refused}. This store was moved to {shown_url(url)} by an earlier pass: if that one ended,"
+                " all is done. Next: objstore cluster init, then objstore gateway with meta.url"
+            ) from None
 
     # Where it goes to may be set already; here it is about where it comes from.
     config = loaded.config

@@ -64,6 +64,10 @@ def test_a_store_that_has_moved_serves_no_more_until_the_move_is_given_up(tmp_pa
         server.stop()
         server.command(*words)
         assert all(mark.exists() for mark in marks)
+        again = run_command(*words, check=False)
+        assert again.returncode == 1
+        assert "by an earlier pass" in again.stderr
+        assert "objstore cluster init" in again.stderr
 
     def refused() -> str:
         listen = ("--listen=127.0.0.1:0", "--admin-listen=127.0.0.1:0")
