@@ -9,6 +9,7 @@ import typer
 from objstore.cli.client import AdminOption, ConfigOption, DataOption
 from objstore.cli.output import DEGRADED, OK, REFUSED, USAGE, Format, OutputOption, fail, show
 from objstore.cli.store import Store, stopped
+from objstore.clock import utc_text
 
 meta_app = typer.Typer(help="The store's metadata: copies, exports, salvage.", no_args_is_help=True)
 
@@ -155,10 +156,13 @@ def meta_rebuild(
     facts = {
         "volumes": report.volumes,
         "stripes": report.stripes,
-        "snapshot": "found" if report.snapshot else "none",
-        "buckets": report.buckets,
-        "objects": report.objects,
-        "parts": report.parts,
+        "snapshot": f"of {utc_text(report.snapshot.began_us / 1e6)}" if report.snapshot else "none",
+        "buckets": report.all_buckets,
+        "objects": report.all_objects,
+        "parts": report.all_parts,
+        "buckets newer than the snapshot": report.buckets,
+        "objects newer than the snapshot": report.objects,
+        "parts newer than the snapshot": report.parts,
         "unreadable": len(report.unreadable),
         "doubtful": len(report.doubtful),
     }

@@ -91,9 +91,12 @@ class SalvageReport:
     newest_volume: int = 0  # The highest number of any fragment file.
     stripes: int = 0
     snapshot: SnapshotAbout | None = None
-    objects: int = 0
+    objects: int = 0  # From stripes, as the next two: beyond what the snapshot knew.
     parts: int = 0
     buckets: int = 0
+    all_objects: int = 0  # In the metadata now, as the next two.
+    all_parts: int = 0
+    all_buckets: int = 0
     unreadable: list[str] = field(default_factory=list)  # Volumes or stripes, and why.
     doubtful: list[tuple[str, str]] = field(default_factory=list)  # Key, why.
 
@@ -470,6 +473,7 @@ async def _make_buckets(ctx: Context, report: SalvageReport) -> None:
         bucket = int.from_bytes(key[1:9], "big")
         objects, size = counts.get(bucket, (0, 0))
         counts[bucket] = (objects + 1, size + decode(value, ObjectRecord).size)
+    report.all_objects = sum(objects for objects, _ in counts.values())
     for bucket, (objects, size) in counts.items():
         put = {
             bucket_objects_key(bucket): counter_value(objects),
@@ -487,6 +491,7 @@ async def _make_buckets(ctx: Context, report: SalvageReport) -> None:
             report.buckets += 1
             report.doubtful.append((name, "the bucket's name, owner and settings are not known"))
         await ctx.kv.commit(Transaction(put=put))
+    report.all_buckets = len(known) + report.buckets
     if counts or known:
         serial = serial_key("buckets")
         newest = max([*counts, *known])
@@ -512,6 +517,7 @@ async def _count(ctx: Context, report: SalvageReport) -> None:
                 )
                 await ctx.kv.commit(Transaction(expect={key: home.value}, delete=[key]))
             else:
+                report.all_parts += prefix == b"p"
                 for place in home.places.values():
                     held[place.extent.volume] = held.get(place.extent.volume, 0) + place.extent.length
             await asyncio.sleep(0)

@@ -115,6 +115,11 @@ def test_with_journal_and_lmdb_lost_everything_comes_back_from_fragments(
     assert stopped.command("meta", "rebuild", check=False).returncode == 4
     done = stopped.command("meta", "rebuild", "--yes", "-o", "json", check=False)
     assert done.returncode in (0, 3), done.stderr
+    shown, _ = json.JSONDecoder().raw_decode(done.stdout)
+    found = {row["what"]: row["value"] for row in shown}
+    assert found["buckets"] == 1
+    assert found["objects"] == 42
+    assert found["objects newer than the snapshot"] <= found["objects"]
     with running_server(tmp_path) as server:
         s3 = check(server)
         users = json.loads(server.command("user", "list", "-o", "json").stdout)

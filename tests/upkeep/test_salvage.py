@@ -114,7 +114,7 @@ async def test_a_multipart_object_comes_back_with_its_parts() -> None:
     lose_metadata(yard)
     ctx = yard.context()
     report = await salvage(ctx)
-    assert report.parts == 3
+    assert (report.parts, report.all_parts) == (3, 3)
     # The rig's manifest is no part list, which is doubtful and said so.
     assert any("cannot be read" in why for _, why in report.doubtful)
     for key, body in yard.objects.items():
@@ -133,6 +133,7 @@ async def test_with_a_snapshot_only_what_came_after_it_is_salvaged() -> None:
     report = await rescue(yard, with_snapshot=True)
     assert report.snapshot is not None
     assert report.objects == 2
+    assert (report.all_buckets, report.all_objects) == (1, len(yard.objects))
     assert await yard.kv.get(deleted) is None, "the snapshot knew of the delete"
     assert await yard.kv.get(b"Ssnapshot") is None or (await read_snapshot(yard.context())) is not None
 
