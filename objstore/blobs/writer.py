@@ -1118,7 +1118,13 @@ class BlobWriter:
 
         Raises: MetaUnavailable; the volume stays in `_closing` and is tried again.
         """
-        record = await self._ledger.seal(volume.record.id, self._covered(volume))
+        try:
+            record = await self._ledger.seal(volume.record.id, self._covered(volume))
+        except Corrupt as unknown:
+            # Others took this process for dead, sealed the volume and emptied it since: nothing is left.
+            log.warning("volume %d is sealed by others, if at all: %s", volume.record.id, unknown)
+            self._closing.remove(volume)
+            return
         self._closing.remove(volume)
         self._crash_point("volume-sealed")
         length = record.length

@@ -22,6 +22,8 @@ from objstore.errors import (
     WriteQuorumNotMet,
 )
 from objstore.extents import Extent
+from objstore.meta.kv import Transaction
+from objstore.meta.schema import volume_key
 from objstore.node.fragments import FileScan, Seal
 from tests.blobs.rig import CLUSTER, FAST, MOODS, SECRET, Rig
 from tests.sim.memory_disk import MemoryDisk
@@ -699,6 +701,16 @@ async def test_a_writer_whose_volume_was_sealed_by_another_goes_on_in_a_fresh_on
     again = await rig.put(b"late")
     assert again[0].volume != stored.extents[0].volume
     assert await rig.reader.read(again[0]) == b"late"
+
+
+async def test_a_volume_that_others_have_sealed_and_removed_is_not_sealed_again_and_again() -> None:
+    rig = await Rig().start()
+    volume = (await rig.put(b"x"))[0].volume
+    other = (await rig.put_stream(b"y" * 1_000_000)).extents[0].volume
+    await rig.kv.commit(Transaction(delete=[volume_key(volume)]))
+    rig.writer.leave(rig.disks)
+    await settled(rig)
+    assert (await rig.ledger.get(other, fresh=True)).state == VolumeState.SEALED, "the others do not wait"
 
 
 async def test_a_writer_notices_by_itself_that_its_volume_was_sealed() -> None:
