@@ -47,7 +47,7 @@ SECTIONS: Final = (
     ("Machines and disks", r"member_|disk_|capacity_"),
     (
         "Damage and upkeep",
-        r"repair_|scrub_|lost_|endangered|drain_|misplaced|rebalance|trash_|gc_|volumes|upkeep_|.*alarms",
+        r"repair_|scrub_|lost_|unreadable_|endangered|drain_|misplaced|rebalance|trash_|gc_|volumes|upkeep_|.*alarms",
     ),
     (
         "Reads and writes of stripes",
