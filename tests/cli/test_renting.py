@@ -132,6 +132,63 @@ def test_a_tenant_orders_from_an_offer_by_itself_once_it_is_active(rented: Serve
     assert "does not allow leases:Write" in str(run(rented, order, token=reading).exception)
 
 
+def test_a_lease_is_changed_signed_ramped_given_notice_and_ended_early(rented: Server) -> None:
+    begin, later = "2090-01-01T00:00:00Z", "2090-06-01T00:00:00Z"
+    terms = f"--months 12 --price 7000000 --begin {begin} --renews --fee-share 0.5"
+    (quote,) = say(rented, f"lease quote epicerie 1MB {terms}")
+    lease = quote["id"]
+    (changed,) = say(rented, f"lease set {lease} --months 24 --notice-days 60")
+    assert (changed["end"], changed["notice_days"]) == ("2092-01-01T00:00:00Z", 60)
+    assert (changed["fee_share"], changed["renews"]) == ("0.5", True)
+    say(rented, f"lease accept {lease}")
+    say(rented, f"lease sign {lease}")
+    assert "is signed" in str(run(rented, f"lease set {lease} --price 1").exception)
+    (ramped,) = say(rented, f"lease ramp {lease} {later} 2MB")
+    assert ramped["ramp"][-1] == {"at": later, "capacity": 2_000_000}  # type: ignore[index]
+    assert say(rented, f"lease notice {lease}")[0]["renews"] is False
+    (ended,) = say(rented, f"lease terminate {lease} --at {later} --reason moved --yes")
+    assert ended["lease"]["end"] == later  # type: ignore[index]
+    fee, charges = int(str(ended["fee"])), int(str(ended["charges"]))
+    assert charges > 0
+    assert fee == (charges + 1) // 2  # Half of what remains, rounded half up.
+    (other,) = say(rented, "lease quote epicerie 1MB --months 1 --price 1 --begin 2090-01-01T00:00:00Z")
+    assert say(rented, f"lease withdraw {other['id']}")[0]["state"] == "withdrawn"
+
+
+def test_a_payment_is_listed_not_repeated_and_taken_back(rented: Server) -> None:
+    receive = "payment receive epicerie 500 --method cheque --reference"
+    (cheque,) = say(rented, receive, "BNA 7")
+    repeated = run(rented, receive, "bna  7")
+    assert "--again" in str(repeated.exception)
+    (cash,) = say(rented, "payment receive epicerie 1000 --method especes")
+    assert "--entry-error" in str(run(rented, f"payment reverse {cash['id']} mistyped --yes").exception)
+    assert say(rented, f"payment reverse {cash['id']} mistyped --entry-error --yes")[0]["state"] == "reversed"
+    say(rented, f"payment reverse {cheque['id']} bounced --yes")
+    states = {one["id"]: one["state"] for one in say(rented, "payment list epicerie")}
+    assert (states[cheque["id"]], states[cash["id"]]) == ("reversed", "reversed")
+
+
+def test_deliveries_are_announced_and_changed(rented: Server) -> None:
+    (event,) = say(rented, "capacity event 2090-01-01T00:00:00Z 480TB --words ordered")
+    (changed,) = say(
+        rented, f"capacity event 2090-02-01T00:00:00Z 480TB --state delivered --id {event['id']}"
+    )
+    assert (changed["at"], changed["state"]) == ("2090-02-01T00:00:00Z", "delivered")
+    assert changed in say(rented, "capacity events")
+    say(rented, f"capacity event 2090-02-01T00:00:00Z 480TB --state cancelled --id {event['id']}")
+
+
+def test_keys_roles_and_sellers_are_changed(rented: Server) -> None:
+    say(rented, "user create apprenti --tenant epicerie --role reader")
+    say(rented, "user role apprenti admin")
+    assert {row["name"]: row["role"] for row in say(rented, "user list")}["apprenti"] == "admin"
+    (key,) = say(rented, "key create apprenti")
+    say(rented, f"key terms {key['access_key']} --network 192.0.2.0/24")
+    assert say(rented, f"key show {key['access_key']}")[0]["networks"] == ["192.0.2.0/24"]
+    (seller,) = say(rented, "seller set algiers --set past_due_days=5")
+    assert seller["past_due_days"] == 5
+
+
 def test_what_is_not_there_to_be_bound_released_or_believed_is_said(rented: Server) -> None:
     nowhere = run(rented, "tenant sites epicerie --site nowhere")
     assert "there is no site nowhere" in str(nowhere.exception)
