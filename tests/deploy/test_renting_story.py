@@ -1,7 +1,9 @@
-"""docs/renting.md does what it says: its blocks are run as they stand, in its order, on one real store.
+"""docs/renting.md does what it says: its blocks are run as they stand, in its order, on real stores.
 
-The store's clock (objstore/clock.py) is moved: the story begins in the last half day of January 2027, and
-goes on six hours behind it. Signatures of requests keep the real time (they do not go by that clock).
+The clock (objstore/clock.py) of the store on one machine is moved: the story begins in the last half day of
+January 2027, goes on six hours behind it, and ends on the second of March. Signatures of requests keep the
+real time (they do not go by that clock). Certificates of a cluster would go by it and be refused: its blocks
+are told in real time.
 """
 
 import csv
@@ -9,6 +11,8 @@ import json
 import re
 import sys
 import time
+import urllib.request
+from collections.abc import Callable
 from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
@@ -16,15 +20,17 @@ from typing import Any
 
 import pytest
 
+from objstore.processes.dev import LocalCluster
 from tests.deploy.files import CONFIG, ROOT
-from tests.deploy.manual import Block, Machine, blocks, environment_of, machine, ports
+from tests.deploy.manual import Machine, blocks, environment_of, machine, ports
 from tests.deploy.test_metrics_named import as_asked, queries
 from tests.deploy.watching import Prometheus, prometheus
 
 PAGE = ROOT / "docs/renting.md"
 BEGIN = datetime(2027, 1, 31, 12, tzinfo=UTC)
 BEHIND = datetime(2027, 2, 1, 6, tzinfo=UTC)
-SEALED_SECONDS = 120.0
+MONTH_AFTER = datetime(2027, 3, 2, 6, tzinfo=UTC)
+LIMIT_SECONDS = 120.0
 # Metrics that are gone after a start: what was asked and refused before it.
 OF_SALES = {"objstore_tenant_refusals_total", "objstore_s3_auth_failures_total"}
 # What a store on one machine, without TLS and without a second site, has nothing to say of.
@@ -71,11 +77,18 @@ def start_at(store: Machine, moment: datetime) -> None:
     store.start("objstore", *store.unit("objstore"))
 
 
-def wait_until_sealed(store: Machine, hours_until: str) -> None:
-    limit = time.monotonic() + SEALED_SECONDS
-    while hours_until not in (said := store.run(Block("", "", "sh", "objstore usage show librairie\n"))):
-        assert time.monotonic() < limit, said
-        time.sleep(0.2)
+def ask(root: Path, path: str) -> Any:
+    """The admin API's answer. The command line would take longer to start than there is to wait."""
+    token = (root / "var/objstore/admin.token").read_text().strip()
+    request = urllib.request.Request(
+        f"http://{admin_address(root)}/api/v1/{path}", headers={"Authorization": f"Bearer {token}"}
+    )
+    with urllib.request.urlopen(request, timeout=LIMIT_SECONDS) as answer:
+        return json.load(answer)
+
+
+def wait_until_sealed(root: Path, hours_until: str) -> None:
+    wait_until(lambda: ask(root, "tenants/librairie/usage?limit=1")["sealed_until"] == hours_until)
 
 
 def admin_address(root: Path) -> str:
@@ -110,11 +123,11 @@ def watched(watcher: Prometheus) -> None:
 
 
 class Story:
-    """The page's blocks, each of which is told once."""
+    """The page's blocks for one kind of store, each of which is told once."""
 
-    def __init__(self, store: Machine) -> None:
+    def __init__(self, store: Machine, run: str = "one machine") -> None:
         self._store = store
-        self._left = [block for block in blocks(PAGE) if block.run]
+        self._left = [block for block in blocks(PAGE) if block.run == run]
 
     def tell(self, heading: str) -> str:
         """Run the next block, which is under this heading; what it said."""
@@ -127,7 +140,7 @@ class Story:
         return not self._left
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(1_200)
 def test_an_operator_rents_out_capacity_as_the_page_says(tmp_path: Path) -> None:
     settings = {"OBJSTORE_UPKEEP__PERIOD_FACTOR": "0.01"}  # Rounds are minutes apart: here they come soon.
     with machine(tmp_path, settings) as store:
@@ -148,8 +161,16 @@ def test_an_operator_rents_out_capacity_as_the_page_says(tmp_path: Path) -> None
             wait_until_scraped(watcher, OF_SALES)
             start_at(store, BEHIND)
             watcher.watch(admin_address(tmp_path))
-            wait_until_sealed(store, "2027-02-01T05:00:00Z")
-            bill(story, tmp_path)
+            wait_until_sealed(tmp_path, "2027-02-01T05:00:00Z")
+            total = bill(story, tmp_path)
+            start_at(store, MONTH_AFTER)
+            watcher.watch(admin_address(tmp_path))
+            wait_until_sealed(tmp_path, "2027-03-02T05:00:00Z")
+            # Services of their own, that begin when they like.
+            wait_until(lambda: ask(tmp_path, "tenants/wilaya")["state"] != "active")
+            wait_until(lambda: ask(tmp_path, "leases?tenant=minoterie")["items"][0]["renewals"] == 2)
+            total += go_on(story)
+            look_back(story, tmp_path, total)
             assert story.ended
             watched(watcher)
 
@@ -157,7 +178,11 @@ def test_an_operator_rents_out_capacity_as_the_page_says(tmp_path: Path) -> None
 def sell(story: Story) -> None:
     assert "TVA 19 %" in story.tell("The seller")
     assert "plan wholesale version 1 is published" in story.tell("Plans")
-    assert story.tell("Customers").count("\nstate\tactive\n") == 3
+    assert story.tell("Customers").count("\nstate\tactive\n") == 7
+    said = story.tell("Customers")
+    assert "plan tpe-pme version 2 is published" in said
+    assert "\nplan_version\t1\n" in said
+    assert "\nnext_plan_version\t2\n" in said
     said = story.tell("Customers")
     assert "librairie\tno" in said
     assert "nuage" not in said  # Not the reseller's.
@@ -181,11 +206,14 @@ def sell(story: Story) -> None:
     said = story.tell("Capacity, and a lease")
     assert "is signed" in said
     assert "\nsold_guaranteed\t1000000000\n" in said
+    said = story.tell("Capacity, and a lease")
+    assert said.count("is signed") == 1, said
 
 
-def bill(story: Story, place: Path) -> None:
+def bill(story: Story, place: Path) -> Decimal:
+    """January. Returns: what librairie was invoiced."""
     said = story.tell("The month's end")
-    assert said.count("\tdraft\t") == 3, said
+    assert said.count("\tdraft\t") == 4, said
     assert "stored_byte_seconds" in said
     said = story.tell("The month's end")
     assert "\nreturned\t0.00 DZD\n" in said
@@ -197,6 +225,9 @@ def bill(story: Story, place: Path) -> None:
     said = story.tell("Service levels")
     assert "\nmonth\t2027-01\n" in said
     assert Decimal(_one(r"\nuptime\t([\d.]+)\n", said)) < 100  # The clock jumped.
+    said = story.tell("Service levels")
+    assert "\toutage\t2027-01-12T08:10:00Z\t2027-01-12T08:50:00Z\t" in said
+    assert "\tmaintenance\t2027-03-07T01:00:00Z\t2027-03-07T03:00:00Z\tnuage\t" in said
 
     story.tell("Documents")
     documents = [(place / name).read_bytes() for name in ("facture.pdf", "facture-ar.pdf")]
@@ -215,20 +246,51 @@ def bill(story: Story, place: Path) -> None:
     said = story.tell("Money")
     assert "FA-2027-000001\tinvoice\tlibrairie\tpaid" in said
     assert f"{Decimal('50.00') - still} DZD" in said  # To the wallet.
+    return total
 
+
+def go_on(story: Story) -> Decimal:
+    """A month later. Returns: what revendeur was invoiced for January, by itself since."""
+    said = story.tell("Money")
+    assert "\nwilaya\tFA-2027-000003\t" in said
+    assert "\nstate\tread_only\n" in said
+    of_reseller = Decimal(_one(r"\nrevendeur\tFA-2027-000004\t.*\t([\d.]+) DZD\n", said))
+    owed = _one(r"\nwilaya\t.*\t([\d.]+ DZD)\n", said)
+    said = story.tell("Money")
+    assert re.search(r"\(AccountPastDue\).*\n(.*\n)*made\n$", said), said
+    assert f"\tmandat_administratif\t{owed}\tMA 2027/31\t" in said
+
+    said = story.tell("The month after")
+    assert "\tAbonnement\t1/1\tMonths\t1800.00\t1800.00 DZD\n" in said  # The plan's second version.
+    # Half of February 1 GB, the other half 2 GB.
+    assert "\tCommitted capacity STANDARD\t3/2\tGB-Months\t5.90\t8.85 USD\n" in said
+    assert "\tminoterie\tguaranteed\tactive\t5000000000\t2027-02-01T00:00:00Z\t2027-05-01T00:00:00Z\t" in said
+    # 75.00 a month: 16 of the 31 days of March, and April.
+    assert "ends on 2027-03-16T00:00:00Z; fee 113.71 DZD\n" in story.tell("The month after")
+    return of_reseller
+
+
+def look_back(story: Story, place: Path, total: Decimal) -> None:
+    """Args: total: what librairie and its reseller were invoiced for January."""
     said = story.tell("Reports")
     assert re.search(rf"revendeur\t2027-01\tDZD\t.*\t{total - Decimal('1.19')}\t1\.19\t", said), said
     with (place / "january.csv").open() as file:
-        assert {row["BillingAccountId"] for row in csv.DictReader(file)} == {"librairie", "nuage"}
+        assert {row["BillingAccountId"] for row in csv.DictReader(file)} == {
+            "librairie",
+            "nuage",
+            "revendeur",
+            "wilaya",
+        }
 
     said = story.tell("Data handed back")
     assert "\n3 objects, 8.6 MiB: all is what the manifest says\n" in said
     handed = place / "librairie-export/records/documents"
     assert {path.read_bytes()[:5] for path in handed.glob("*.pdf")} == {b"%PDF-"}
-    assert len(list(handed.iterdir())) == 4  # An invoice and a credit note, each with its lines and as PDF.
+    # An invoice and a credit note, each with its lines and as PDF; the lines of what is a draft.
+    assert len(list(handed.iterdir())) == 5
 
     said = story.tell("The audit log")
-    assert "issue_credit_note" in said
+    assert "terminate_lease" in said
     assert "nothing wrong. Anchor to keep: " in said
     assert "payback_month" in story.tell("Before you build")
 
@@ -237,6 +299,78 @@ def _one(pattern: str, text: str) -> str:
     found = re.search(pattern, text)
     assert found is not None, text
     return found[1]
+
+
+@pytest.mark.timeout(1_200)
+def test_a_tenant_has_nodes_of_its_own_and_one_of_them_is_lost_as_the_page_says(tmp_path: Path) -> None:
+    settings = {"OBJSTORE_UPKEEP__PERIOD_FACTOR": "0.05"}  # Leases are looked at every three seconds.
+    cluster = LocalCluster(
+        directory=tmp_path / "cluster", nodes=4, codec="1+1", environment=settings, bound=True
+    )
+    (tmp_path / "commands").mkdir()
+    try:
+        cluster.start()
+        with machine(tmp_path / "commands", {}) as store:
+            config = tmp_path / "gateway.toml"
+            config.write_text(f'[server]\ndata = "{cluster.gateway.data}"\n')
+            store.environment |= environment_of(config)
+            lease_nodes(Story(store, "cluster"), cluster)
+    finally:
+        cluster.close()
+
+
+def lease_nodes(story: Story, cluster: LocalCluster) -> None:
+    a_customer(cluster)
+    said = story.tell("Nodes of its own, and a node that is lost")
+    assert "is signed" in said
+    assert len(set(_one(r"\nnodes\t(.*)\n", said).split())) == 2
+    pool = "lease-" + asked(cluster, "leases?tenant=nuage")["items"][0]["id"].lower()
+    wait_until(lambda: pool in {one["pool"] for one in asked(cluster, "capacity")["items"]})
+
+    lost = cluster.members[3]
+    cluster.kill(lost)
+    too_few = f"policy {pool}: no new volume can be made: 2 disks wanted, 1 usable"
+
+    def told() -> bool:
+        findings = json.dumps(asked(cluster, "doctor"))
+        return too_few in findings and "oversold capacity" in findings
+
+    wait_until(told)
+    said = story.tell("Nodes of its own, and a node that is lost")
+    assert re.search(rf"\npool\t{pool}\n(.*\n)*usable\t0\n(.*\n)*oversold\t1000000000\n", said), said
+    assert f"leases at risk: {pool.removeprefix('lease-').upper()} of nuage" in said
+    assert too_few in said
+    cluster.start_node(lost)
+    wait_until(lambda: not any(one["oversold"] for one in asked(cluster, "capacity")["items"]))
+    assert story.ended
+
+
+def asked(cluster: LocalCluster, path: str, content: object = None) -> Any:
+    """What the admin API answers. What it cannot answer just then is asked again, unless it is an act."""
+    limit = time.monotonic() + LIMIT_SECONDS
+    while True:
+        status, answer = cluster.admin("GET" if content is None else "POST", f"/api/v1/{path}", content)
+        if status in (200, 201):
+            return answer
+        assert content is None, answer
+        assert status == 0 or status >= 500, answer
+        assert time.monotonic() < limit, answer
+
+
+def a_customer(cluster: LocalCluster) -> None:
+    """What the page has by then on the other store: a seller, and nuage."""
+    seller = {"id": "dz", "name": "Stockage d'Alger SPA", "address": ["16000 Alger"], "country": "DZ"}
+    asked(cluster, "sellers", {**seller, "tax_ids": {"RC": "16/00-1234567B23"}})
+    customer = {"name": "nuage", "kind": "wholesale", "seller": "dz", "legal_name": "Nuage Ltd"}
+    more = {"address": ["Dublin"], "country": "IE", "tax_profile": "exempt", "trial_days": 0}
+    asked(cluster, "tenants", {**customer, **more, "identity_checked": "2026-01-20T10:00:00Z"})
+
+
+def wait_until(condition: Callable[[], object]) -> None:
+    limit = time.monotonic() + LIMIT_SECONDS
+    while not condition():
+        assert time.monotonic() < limit
+        time.sleep(0.1)
 
 
 def test_every_page_that_the_story_points_to_is_there() -> None:
