@@ -159,7 +159,10 @@ class AdminClient:
             try:
                 status, answer = self._exchange(method, path, body, headers)
             except Unsure as lost:
-                status, answer = self._exchange(method, path, body, headers)
+                try:
+                    status, answer = self._exchange(method, path, body, headers)
+                except Unreachable:  # Also where the store is gone: the first one may have been carried out.
+                    raise lost from None
                 if status == http.client.CONFLICT:  # The first one is under way still, or its answer is lost.
                     raise Unsure(f"{_words(_decoded(answer))}\n{lost}") from None
         if whole and status < 400:

@@ -5,9 +5,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import pytest
 from typer.testing import Result
 
-from objstore.cli.client import Unreachable, Unsure
+from objstore.cli.client import AdminClient, Unreachable, Unsure
 from tests.cli.answering import Answering, Asked, answering
 from tests.cli.answering import run as answering_run
 
@@ -61,6 +62,19 @@ def test_whoever_is_answered_twice_by_nobody_is_told_to_look_first() -> None:
     assert "may have been carried out: look before you ask for it again" in str(done.exception)
     assert "Is it running" not in str(done.exception)
     assert len(store.asked) == 2
+
+
+def test_a_store_that_is_gone_after_a_lost_answer_leaves_it_in_doubt(monkeypatch: pytest.MonkeyPatch) -> None:
+    failures: list[Unreachable] = [Unsure("may have been carried out"), Unreachable("Is it running?")]
+
+    def exchange(*arguments: object) -> None:
+        raise failures.pop(0)
+
+    monkeypatch.setattr(AdminClient, "_exchange", exchange)
+    with losing(0, PAID) as store:
+        done = run(store, RECEIVE)
+    assert isinstance(done.exception, Unsure)
+    assert failures == []
 
 
 def test_a_repeat_that_is_refused_because_the_first_is_under_way_is_told_as_unsure() -> None:
