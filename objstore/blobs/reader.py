@@ -6,7 +6,8 @@ same range of k others is read and decoded (racing.py has what waits). A reader 
 rereads the volume's record before it counts a failure, since repair may have moved the file, and before it
 ends for want of disks that it presumes away it asks those once more (node/returning.py). What cannot be
 verified or reconstructed is Corrupt (or Unavailable when disks are merely away); a stream that fails in the
-middle raises, and its consumer must cut.
+middle raises, and its consumer must cut. So what is known beforehand to fail, for want of disks, fails before
+the first byte.
 
 Memory: streams take their buffers' sizes from one budget, piece by piece; a piece grows while its consumer is
 quick and memory is plentiful, so that a thousand slow readers hold a thousand small pieces. A buffer is used
@@ -190,8 +191,10 @@ class BlobReader:
         Reads ahead at most one piece (a stripe at most). Memory comes from the reader's budget and is
         given back when the next list is asked for or the iterator is closed (aclose it).
 
-        Raises: Corrupt, Unavailable; Overloaded if there is no memory within the limit.
+        Raises: Corrupt, Unavailable (before the first list, if it is known by then); Overloaded if there is
+            no memory within the limit.
         """
+        await self.check(extents, begin, length)
         self.counters.streams += 1
         self._open_streams += 1
         todo = _Pieces(extents, begin, length)
@@ -244,6 +247,50 @@ class BlobReader:
                 if not ahead.cancelled():
                     ahead.exception()  # Seen: nobody wants these bytes any more.
             self.memory.give_back(held + ahead_cost)
+
+    def lacks_disks(self) -> bool:
+        """Whether any disk may not be readable, as far as is known: then `check` is worth its while."""
+        return not all(self._is_readable(number) for number in self._disks)
+
+    async def check(self, extents: Sequence[Extent], begin: int, length: int) -> None:
+        """Whether there are disks enough for a range of a stream, as far as is known. Nothing is read.
+
+        While volumes have their disks this costs a look at those disks' states.
+
+        Raises: Unavailable.
+        """
+        whole: set[int] = set()
+        for extent in extents:
+            if length <= 0:
+                return
+            if begin >= extent.length:
+                begin -= extent.length
+                continue
+            count = min(length, extent.length - begin)
+            if extent.volume not in whole:
+                record = await self._ledger.get(extent.volume)
+                if sum(not self._is_readable(number) for number in record.disks) <= record.m:
+                    whole.add(extent.volume)
+                else:
+                    await self._check_there(extent, begin, count)
+            begin, length = 0, length - count
+
+    async def _check_there(self, extent: Extent, begin: int, length: int) -> None:
+        """The same for an extent of a volume of which too many disks are doubted. Raises: Unavailable."""
+        record = await self._ledger.get(extent.volume, fresh=True)  # Repair may have moved its files.
+        if any(number not in self._disks for number in record.disks):
+            await self._find_disks()
+        there = {number for number in record.disks if self._is_readable(number)}
+        parts = [part.fragment for part in slices(extent, begin, length)]
+        needed = {record.disks[index] for index in parts if index < record.k}
+        if len(there) >= record.k or needed <= there:
+            return
+        doubted = [self._disks[n] for n in record.disks if n not in there and n in self._disks]
+        there |= await ask_again(doubted, wanted=record.k - len(there))
+        if len(there) >= record.k or needed <= there:
+            return
+        self.counters.failed_reads += 1
+        raise Unavailable(f"volume {record.id}: the disks of {len(there)} of {record.k} fragments are there")
 
     # Ranges.
 

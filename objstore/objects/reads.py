@@ -194,6 +194,11 @@ async def _carried(body: memoryview) -> AsyncIterator[list[memoryview]]:
 async def _read_groups(
     store: Store, record: ObjectRecord, first: int, length: int
 ) -> AsyncIterator[list[memoryview]]:
+    if store.reader.lacks_disks():
+        # Groups are looked up one by one: what would fail in the last is to fail before the first byte.
+        async with aclosing(groups(store, record, first, length)) as source:
+            async for group in source:
+                await store.reader.check(*group)
     sent = 0
     async with aclosing(groups(store, record, first, length)) as source:
         async for extents, begin, wanted in source:

@@ -156,6 +156,39 @@ async def test_a_read_without_enough_disks_asks_once_each_that_it_presumes_away_
     assert await rig.reader.read(extent) == b"body" * 1_000
 
 
+async def test_a_stream_that_is_known_to_end_early_does_not_begin_but_what_is_there_is_read() -> None:
+    rig = await Rig().start()
+    body = rig.rng.randbytes(6 * MIB)
+    extents = (await rig.put_stream(body)).extents
+    record = await rig.ledger.get(extents[0].volume)
+    for index in (1, 2, 3):  # Of the first stripe the first MiB is there, and k - 1 fragments.
+        disk = rig.disks[record.disks[index]]
+        disk.mood, disk.returned = "away", False
+    with pytest.raises(Unavailable, match="the disks of 3 of 4 fragments are there"):
+        await anext(rig.reader.stream(extents, 0, len(body)))
+    assert (rig.reader.memory.used, rig.reader.counters.failed_reads) == (0, 1)
+    assert await rig.read_all(extents, 1_000, MIB // 2) == body[1_000 : 1_000 + MIB // 2]
+    rig.disks[record.disks[2]].returned = True
+    assert await rig.read_all(extents) == body
+
+
+async def test_a_stream_begins_when_repair_has_moved_what_was_on_disks_that_are_away() -> None:
+    rig = await Rig("+++++++++").start()
+    extents = (await rig.put_stream(rig.rng.randbytes(6 * MIB))).extents
+    record = await rig.ledger.get(extents[0].volume)
+    spare = [number for number in rig.disks if number not in record.disks]
+    for number in record.disks[:3]:
+        rig.disks[number].mood = "missing"
+    with pytest.raises(Unavailable):
+        await rig.reader.check(extents, 0, 6 * MIB)
+    elsewhere = MetaLedger(rig.kv)  # Another process's: this one's cache does not hear of it.
+    moved = await elsewhere.seal(record.id, 2 * MIB)
+    for index, number in enumerate(spare):
+        moved = await elsewhere.repaired(moved, index, number)
+    assert (await rig.ledger.get(record.id)).disks == record.disks
+    await rig.reader.check(extents, 0, 6 * MIB)
+
+
 async def test_rot_beyond_repair_is_not_taken_for_disks_that_are_away() -> None:
     rig = await Rig().start()
     extent = (await rig.put(b"body" * 1_000))[0]

@@ -210,6 +210,9 @@ def test_with_one_node_more_than_m_down_answers_are_clean_and_everything_is_ther
     with load:
         load.work_until(150)
     assert load.findings.broken == []
+    large = {f"/{load.bucket}/large{number}": random.Random(number).randbytes(4_000_000) for number in (1, 2)}
+    for path, body in large.items():
+        load.clients[0].until_answered("PUT", path, body=body)
     nodes = random.Random(SEED).sample(cluster.members, M + 1)
     cluster.kill(*nodes)
     served = 0
@@ -228,7 +231,12 @@ def test_with_one_node_more_than_m_down_answers_are_clean_and_everything_is_ther
             assert time.monotonic() - started < ANSWER_S
     print(f"without {M + 1} nodes: {served} served, {len(refusals)} refused")
     check_that_the_store_says_so(cluster)
-    # 503 at the beginning, or a cut in the middle of what is long.
+    for path, body in large.items():  # By now the worker knows who is away: no cut.
+        status, found = answered(load, "GET", path)
+        assert (status, found) in ((503, b""), (200, body)), f"seed {SEED}: {path}: {status} {found[:80]!r}"
+    written, _ = answered(load, "PUT", f"/{load.bucket}/meanwhile", b"meanwhile")
+    assert written in (200, 503), f"seed {SEED}: {written}"
+    # 503 at the beginning, or a cut in the middle of what began before the loss was known.
     unclean = [words for words in refusals if "503" not in words and "IncompleteRead" not in words]
     assert unclean == [], f"seed {SEED}: {unclean[:5]}"
     assert load.findings.broken == [], f"seed {SEED}: {load.findings.broken[:5]}"
@@ -239,11 +247,25 @@ def test_with_one_node_more_than_m_down_answers_are_clean_and_everything_is_ther
     for client in load.clients:
         client.check_everything()
     assert load.findings.broken == [], f"seed {SEED}: {load.findings.broken[:5]}"
+    for path, body in large.items():
+        assert load.clients[0].until_answered("GET", path)[:2] == (200, body)
+    status, body, _ = load.clients[0].until_answered("GET", f"/{load.bucket}/meanwhile")
+    assert (status, body) == (200, b"meanwhile") or (status, written) == (404, 503)
     with load_again(load) as again:
         again.work_until(50)
     assert again.findings.broken == []
     for path in ("/health/cluster", "/health/cluster?read"):
         asked(cluster, path, 200, MENDED_S)
+
+
+def answered(load: Load, method: str, path: str, body: bytes = b"") -> tuple[int, bytes]:
+    """Status and body of one answer, 503 among them. Raises: NoAnswer if it is another failure, or is cut."""
+    try:
+        return load.clients[0].once(method, path, body=body)[:2]
+    except NoAnswer as failure:
+        if not str(failure).startswith("503"):
+            raise
+        return 503, b""
 
 
 def asked(cluster: LocalCluster, path: str, wanted: int, limit_s: float) -> Any:

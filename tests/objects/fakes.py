@@ -21,7 +21,7 @@ from objstore.blobs.reader import BlobReader
 from objstore.blobs.volumes import Intent, Lane, Stored
 from objstore.blobs.writer import BlobStream, BlobWriter
 from objstore.clock import Clock
-from objstore.errors import Conflict, Corrupt
+from objstore.errors import Conflict, Corrupt, Unavailable
 from objstore.extents import Extent
 from objstore.meta.kv import DictKv, Kv, Transaction
 from objstore.meta.schema import Checksum
@@ -212,6 +212,16 @@ class FakeReader(BlobReader):
     def __init__(self, blobs: FakeBlobs) -> None:
         self._blobs = blobs
         self.extents_read = 0
+        self.checked: list[Extent] = []
+        self.away: Extent | None = None  # Of which nothing can be read, and that is known.
+
+    def lacks_disks(self) -> bool:
+        return self.away is not None
+
+    async def check(self, extents: Sequence[Extent], begin: int, length: int) -> None:
+        self.checked += extents
+        if self.away in extents:
+            raise Unavailable("its disks are away")
 
     async def read(self, extent: Extent) -> bytes | memoryview:
         self.extents_read += 1

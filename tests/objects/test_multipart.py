@@ -18,8 +18,9 @@ from objstore.errors import (
     NoParts,
     NoSuchUpload,
     PartTooSmall,
+    Unavailable,
 )
-from objstore.meta.schema import Checksum, Extra
+from objstore.meta.schema import PAGE_PARTS_MAX, Checksum, Extra, PartRecord, decode, part_key
 from objstore.objects import multipart
 from objstore.objects.buckets import create_bucket
 from objstore.objects.copies import Source, copy_object, copy_part
@@ -372,6 +373,28 @@ async def test_a_part_can_be_a_range_of_an_object_and_not_a_byte_beyond() -> Non
 
 
 # Many parts.
+
+
+async def test_what_cannot_be_read_to_its_end_for_want_of_disks_is_refused_before_its_first_byte(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(multipart, "PART_SIZE_MIN", 0)
+    store = await ready()
+    upload = await begin(store)
+    claims = [await part(store, upload, n, b"%05d" % n) for n in range(1, 2 * PAGE_PARTS_MAX + 2)]
+    await complete(store, upload, claims)
+    found = await find_object(store, WHO, "bucket", "key")
+    reader = store.reader
+    assert isinstance(reader, FakeReader)
+    assert len(await read_all(store, found)) == 5 * len(claims)
+    assert reader.checked == [], "nothing is looked up twice while all disks are there"
+    last = decode((await store.kv.get(part_key(bytes.fromhex(upload), len(claims)))) or b"", PartRecord)
+    reader.extents_read, reader.away = 0, last.extents[0]
+    with pytest.raises(Unavailable):
+        await read_all(store, found)
+    assert (len(reader.checked), reader.extents_read) == (len(claims), 0)
+    first = await find_object(store, WHO, "bucket", "key", byte_range=ByteRange(first=0, last=9, text=""))
+    assert await read_all(store, first) == b"0000100002"
 
 
 async def test_ten_thousand_parts_complete_read_and_go_in_bounded_steps(
