@@ -314,6 +314,11 @@ class RequestBody:
             if algorithm is None:
                 raise invalid_request("The value specified in the x-amz-trailer header is not supported")
             self._given, self._algorithm, self._trailer_name = name, algorithm, name
+        if not self._given and "x-amz-sdk-checksum-algorithm" in headers:  # AWS's words, as recorded.
+            raise invalid_request(
+                "x-amz-sdk-checksum-algorithm specified, but no corresponding x-amz-checksum-* or"
+                " x-amz-trailer headers were found."
+            )
 
     # --- Small: whole, inline ---------------------------------------------------------------------------
 

@@ -506,6 +506,21 @@ async def test_case_33_a_checksum_is_checked_stored_and_shown_on_request(s3: Cli
     assert (answer.status, answer.code) == (400, "InvalidRequest")
 
 
+async def test_an_announced_checksum_that_is_not_sent_is_refused_and_nothing_is_stored(s3: Client) -> None:
+    announced = {"x-amz-sdk-checksum-algorithm": "CRC32"}
+    answer = await s3("PUT", "bkt", "k", headers=announced, body=b"hello")
+    assert (answer.status, answer.code) == (400, "InvalidRequest")
+    assert answer.text("Message") == (
+        "x-amz-sdk-checksum-algorithm specified, but no corresponding x-amz-checksum-* or x-amz-trailer"
+        " headers were found."
+    )
+    assert (await s3("HEAD", "bkt", "k")).status == 404
+    answer = await s3(
+        "PUT", "bkt", "k", headers={**announced, "x-amz-checksum-crc32": "NhCmhg=="}, body=b"hello"
+    )
+    assert answer.status == 200
+
+
 async def test_case_33_without_a_checksum_crc64nvme_is_stored(s3: Client) -> None:
     await put(s3, "k", b"hello")
     answer = await s3("HEAD", "bkt", "k", headers={"x-amz-checksum-mode": "ENABLED"})
