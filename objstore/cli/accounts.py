@@ -9,6 +9,7 @@ import typer
 
 from objstore.cli.client import Unsure
 from objstore.cli.output import DEGRADED, fail
+from objstore.cli.progress import Steps
 from objstore.cli.renting import size
 from objstore.cli.store import Store, YesOption, asks, changes, quoted
 from objstore.config import ConfigError
@@ -501,10 +502,12 @@ def key_rotate_master(
     the cluster's authority. Cut short, it goes on where it was."""
     status = store.change("POST", "/api/v1/master-key/rotate")
     ends = time.monotonic() + wait
-    while status["state"] == "under way" and time.monotonic() < ends:
-        print(f"{status['done']} sealed anew", file=sys.stderr)
-        time.sleep(min(LOOK_S, max(0.0, ends - time.monotonic())))
-        status = store.get("/api/v1/master-key")
+    with Steps("sealing anew", "secrets") as progress:
+        while status["state"] == "under way" and time.monotonic() < ends:
+            left = sum(one[what] for one in status["needed"] for what in ("keys", "targets", "authorities"))
+            progress.reached(status["done"], status["done"] + left)
+            time.sleep(min(LOOK_S, max(0.0, ends - time.monotonic())))
+            status = store.get("/api/v1/master-key")
     store.show_facts(status)
     if wait and status["state"] == "under way":
         fail(f"not done after {wait:g} s; it goes on: objstore key master", DEGRADED)

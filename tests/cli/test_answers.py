@@ -183,3 +183,17 @@ def test_progress_is_a_line_now_and_then_where_there_is_no_terminal(
         "drafting: 600 of 2000 customers, 50 customers/s, 28 s to go",
         "drafting: 1200 of 2000 customers, 50 customers/s, 16 s to go",
     ]
+
+
+def test_a_change_of_the_master_key_shows_how_much_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[tuple[int, int | None]] = []
+    monkeypatch.setattr(Steps, "reached", lambda self, done, total=None: told.append((done, total)))
+    monkeypatch.setattr("objstore.cli.accounts.LOOK_S", 0.0)
+    needed = [{"master_key": "ab", "keys": 5, "targets": 1, "authorities": 1}]
+    answers = {
+        "/api/v1/master-key/rotate": {"state": "under way", "done": 3, "needed": needed},
+        "/api/v1/master-key": {"state": "done", "done": 10, "needed": []},
+    }
+    with answering(fixed(answers)) as store:
+        done = run(store, "key", "rotate-master", "--wait", "600", "-o", "json")
+    assert (done.exit_code, told) == (0, [(3, 10)])
