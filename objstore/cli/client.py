@@ -13,6 +13,7 @@ import typer
 from objstore.config import ConfigError, Loaded, host_and_port, load
 
 TIMEOUT_SECONDS = 30.0
+LONG_SECONDS = 130.0  # For what reads everything: the store ends a request after 120 (admin/guard.py).
 TOKEN_NAME = "admin.token"  # noqa: S105  (A file's name.)
 
 
@@ -102,14 +103,14 @@ class AdminClient:
         except PermissionError:
             raise ConfigError(f"{place} is not yours to read: run this as the store's user") from None
 
-    def get(self, path: str, *, token: bool = True) -> Any:
-        return self.call("GET", path, token=token)[1]
+    def get(self, path: str, *, token: bool = True, seconds: float = TIMEOUT_SECONDS) -> Any:
+        return self.call("GET", path, token=token, seconds=seconds)[1]
 
     def post(self, path: str, content: object = None) -> Any:
         return self.call("POST", path, content)[1]
 
-    def connect(self) -> http.client.HTTPConnection:
-        """A connection to the admin port, for one request or many."""
+    def connect(self, seconds: float = TIMEOUT_SECONDS) -> http.client.HTTPConnection:
+        """A connection to the admin port, for one request or many; how long it may be silent."""
         host, port = host_and_port(self._listen, "admin address")
         if host in ("0.0.0.0", "::"):  # noqa: S104  (It listens everywhere; we are one of these places.)
             host = "127.0.0.1" if host == "0.0.0.0" else "::1"  # noqa: S104
@@ -118,8 +119,8 @@ class AdminClient:
             if not self._elsewhere and host in ("127.0.0.1", "::1", "localhost"):
                 # The token is read from our own disk, the peer is this machine: names do not matter.
                 context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-            return http.client.HTTPSConnection(host, port, timeout=TIMEOUT_SECONDS, context=context)
-        return http.client.HTTPConnection(host, port, timeout=TIMEOUT_SECONDS)
+            return http.client.HTTPSConnection(host, port, timeout=seconds, context=context)
+        return http.client.HTTPConnection(host, port, timeout=seconds)
 
     def unreachable(self, failure: Exception) -> Unreachable:
         return Unreachable(
@@ -137,6 +138,7 @@ class AdminClient:
         accept_errors: bool = False,
         whole: bool = False,
         key: str = "",
+        seconds: float = TIMEOUT_SECONDS,
     ) -> tuple[int, Any]:
         """Status and answer, decoded where it is JSON.
 
@@ -144,6 +146,7 @@ class AdminClient:
             whole: the answer is a file: bytes.
             key: of a POST that the store carries out once for each key: where its answer is lost it is sent
                 once more.
+            seconds: how long to wait for the answer.
 
         Raises: Unreachable, Unsure, Refused.
         """
@@ -153,14 +156,14 @@ class AdminClient:
             body = json.dumps(content).encode()
             headers["Content-Type"] = "application/json"
         if not key:
-            status, answer = self._exchange(method, path, body, headers)
+            status, answer = self._exchange(method, path, body, headers, seconds)
         else:
             headers["Idempotency-Key"] = key
             try:
-                status, answer = self._exchange(method, path, body, headers)
+                status, answer = self._exchange(method, path, body, headers, seconds)
             except Unsure as lost:
                 try:
-                    status, answer = self._exchange(method, path, body, headers)
+                    status, answer = self._exchange(method, path, body, headers, seconds)
                 except Unreachable:  # Also where the store is gone: the first one may have been carried out.
                     raise lost from None
                 if status == http.client.CONFLICT:  # The first one is under way still, or its answer is lost.
@@ -173,13 +176,13 @@ class AdminClient:
         return status, document
 
     def _exchange(
-        self, method: str, path: str, body: bytes | None, headers: dict[str, str]
+        self, method: str, path: str, body: bytes | None, headers: dict[str, str], seconds: float
     ) -> tuple[int, bytes]:
         """Status and answer of one request.
 
         Raises: Unreachable, Unsure (a change was sent, and no answer came).
         """
-        connection = self.connect()
+        connection = self.connect(seconds)
         try:
             try:
                 connection.connect()

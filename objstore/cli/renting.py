@@ -8,6 +8,7 @@ from typing import Annotated, Any, Final
 
 import typer
 
+from objstore.cli.client import LONG_SECONDS
 from objstore.cli.output import DEGRADED, OK, check_writable, write_file
 from objstore.cli.progress import Steps
 from objstore.cli.store import Store, YesOption, asks, changes, quoted
@@ -684,7 +685,7 @@ def usage_service(
 @asks
 def usage_verify(store: Store, tenant: TenantName) -> None:
     """Whether a tenant's usage records are those that were sealed. Ends with 3 if not."""
-    found = store.get(f"/api/v1/tenants/{quoted(tenant)}/usage/verify")
+    found = store.get(f"/api/v1/tenants/{quoted(tenant)}/usage/verify", seconds=LONG_SECONDS)
     store.show([found], "records", "retired", "wrong")
     raise SystemExit(DEGRADED if found["wrong"] else OK)
 

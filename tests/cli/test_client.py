@@ -1,5 +1,6 @@
 """What the command line does where the store's answers are lost."""
 
+import http.client
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,7 +9,8 @@ from typing import Any
 import pytest
 from typer.testing import Result
 
-from objstore.cli.client import AdminClient, Unreachable, Unsure
+from objstore.admin.guard import REQUEST_SECONDS
+from objstore.cli.client import LONG_SECONDS, AdminClient, Unreachable, Unsure
 from tests.cli.answering import Answering, Asked, answering
 from tests.cli.answering import run as answering_run
 
@@ -105,3 +107,20 @@ def test_a_secret_whose_only_answer_was_lost_is_not_shown_as_an_empty_one() -> N
         done = run(store, "user token u")
     assert isinstance(done.exception, Unsure)
     assert "objstore user revoke 01T" in str(done.exception)
+
+
+def test_the_whole_of_a_tenants_usage_is_waited_for_longer_than_the_store_takes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    waited: list[float] = []
+    connect = AdminClient.connect
+
+    def noted(client: AdminClient, seconds: float = 0.0) -> http.client.HTTPConnection:
+        waited.append(seconds)
+        return connect(client, seconds)
+
+    monkeypatch.setattr(AdminClient, "connect", noted)
+    with losing(0, {"records": 1, "retired": 0, "wrong": []}) as store:
+        assert run(store, "usage verify lib").exit_code == 0
+    assert waited == [LONG_SECONDS]
+    assert LONG_SECONDS > REQUEST_SECONDS
