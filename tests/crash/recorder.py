@@ -17,11 +17,11 @@ import random
 import shutil
 import struct
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from tests.sim.file_system import SimFileSystem
+from tests.sim.file_system import PAGE, SimFileSystem
 
 SOURCE = Path(__file__).with_name("preload.c")
 
@@ -158,7 +158,7 @@ class Recorder:
     def replay(
         self, places: Callable[[int, Call], bool], rng: random.Random
     ) -> Iterator[tuple[int, list[str], SimFileSystem]]:
-        """Power cuts at the wanted places.
+        """Power cuts at the wanted places; where a synced write comes next, before or while it happens.
 
         Args:
             places: called with the length of each prefix and the call that ends it; True: cut there.
@@ -167,12 +167,15 @@ class Recorder:
         """
         sim = self._start.copy()
         marks: list[str] = []
-        for length, call in enumerate(self.calls(), 1):
+        calls = self.calls()
+        for length, call in enumerate(calls, 1):
             if call.kind == MARK:
                 marks.append(call.data.decode())
             else:
                 _apply(sim, call)
             if places(length, call):
+                if length < len(calls) and calls[length].synced and rng.random() < 0.5:
+                    _apply(sim, calls[length]._replace(synced=False))
                 yield length, list(marks), sim.possible_survivor(rng)
 
     def materialize(self, sim: SimFileSystem) -> None:
@@ -188,6 +191,56 @@ class Recorder:
                 descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
                 with open(descriptor, "wb") as file:
                     _write_sparse(file.fileno(), content)
+
+
+def _pages(call: Call) -> set[tuple[str, int]]:
+    """What a write touches: paths and numbers of pages."""
+    if call.kind != WRITE:
+        return set()
+    end = call.position + len(call.data)
+    return {(call.path, page) for page in range(call.position // PAGE, -(-end // PAGE))}
+
+
+def distinct_cuts(calls: Sequence[Call], weakens: Callable[[Call], bool]) -> list[int]:
+    """The lengths of the prefixes that suffice: what a cut after any other one can leave, one of these can.
+
+    An unsynced write, cut or change of names only adds to what a power cut may leave, since it may as well be
+    lost. So of the prefixes between two syncs the last one, right before the second, leaves every state that
+    the others leave, and an acknowledgement among them is held to all of these states there. Three things
+    speak against going on until then, and the prefix right before each is one too:
+
+    - a mark that weakens a promise (an overwrite begins: the old content may go);
+    - an unsynced write over a page that has one already: the page is its old or its newest content, never
+      again what was between;
+    - a cut of a file's size, after an unsynced write to it: the same.
+
+    A sync that follows a sync with nothing between them adds nothing.
+
+    Args:
+        weakens: whether this mark permits what was not permitted before.
+    """
+    found: list[int] = []
+    dirty: set[tuple[str, int]] = set()  # Pages with unsynced writes.
+    changed = False  # Since the last prefix that was taken.
+    for length, call in enumerate(calls):
+        pages = _pages(call)
+        syncs = call.kind == SYNC or call.synced
+        ends = (
+            syncs
+            or (call.kind == MARK and weakens(call))
+            or not dirty.isdisjoint(pages)
+            or (call.kind == CUT and any(path == call.path for path, _ in dirty))
+        )
+        if ends and changed:
+            found.append(length)
+            changed = False
+        dirty |= pages
+        if call.kind == SYNC:
+            dirty = {page for page in dirty if page[0] != call.path}
+        elif call.synced:
+            dirty -= pages
+        changed = changed or call.kind != SYNC
+    return [*found, len(calls)]
 
 
 def _write_sparse(fd: int, content: bytes) -> None:

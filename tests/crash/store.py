@@ -7,9 +7,13 @@ reads it back from the marks of any prefix.
 
 import hashlib
 import json
+import os
+import random
+import signal
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -24,18 +28,47 @@ GONE = 0  # The number of a key that is not there.
 
 
 def content(key: str, number: int) -> bytes:
-    head = f"{key} {number}\n".encode()
+    """Of one key; what stands behind a slash makes no difference: a copy is as its source."""
+    head = f"{key.partition('/')[0]} {number}\n".encode()
     size = {"small": 700, "page": 4096, "large": 300_000, "parts": PART_SIZE + 1000}[key.split("-")[0]]
     return head + hashlib.shake_128(head).digest(size)
 
 
-def start(directory: Path, recorder: Recorder | None = None, **options: Any) -> Server:
+def spread(numbers: Sequence[int], count: int, rng: random.Random) -> list[int]:
+    """So many of them, one out of each of as many equal parts."""
+    count = min(count, len(numbers))
+    edges = [part * len(numbers) // count for part in range(count + 1)]
+    return [rng.choice(numbers[begin:end]) for begin, end in pairwise(edges)]
+
+
+# A store that compacts what is sealed as soon as it can.
+COMPACTING = {"OBJSTORE_UPKEEP__PERIOD_FACTOR": "0.01", "OBJSTORE_UPKEEP__GARBAGE_PERCENT": "1"}
+
+
+def start(
+    directory: Path,
+    recorder: Recorder | None = None,
+    variables: Mapping[str, str] | None = None,
+    **options: Any,
+) -> Server:
     """A store in directory/data; under the recorder if one is given."""
+    given = dict(variables or {})
     if recorder is None:
-        return start_server(directory, **options)
-    variables = recorder.variables()
-    preload = Path(variables.pop("LD_PRELOAD"))
-    return start_server(directory, environment=variables, preload=preload, **options)
+        return start_server(directory, environment=given, **options)
+    given |= recorder.variables()
+    preload = Path(given.pop("LD_PRELOAD"))
+    return start_server(directory, environment=given, preload=preload, **options)
+
+
+def compact(server: Server, limit_s: float = 120.0) -> None:
+    """The workers die, so that their volumes are sealed; until one with garbage has been compacted."""
+    for name, pid in server.children().items():
+        if name.startswith("worker"):
+            os.kill(pid, signal.SIGKILL)
+    deadline = time.monotonic() + limit_s
+    while not any(server.data.rglob("*.retired.*")):  # node/local.py: what compaction has emptied.
+        assert time.monotonic() < deadline, f"no volume compacted in {limit_s} s\n{server.text()[-4000:]}"
+        time.sleep(0.2)
 
 
 class Promises:
@@ -143,8 +176,14 @@ class Work:
                 self._put(s3, f"{kind}-{client}-stays", number)
             self._put(s3, f"small-{client}-goes", number)
             self._put(s3, f"page-{client}-{number}", 1)
-            if client == 0 and self.large:
-                self._put_parts(s3, "parts-0", number)
+            if client == 0:
+                self._put_parts(s3, "parts-0" if self.large else "page-parts", number)
+            elif client == 1:
+                self._copy(s3, "page-copied", number)
+            elif client == 2:
+                self._delete_together(s3, [f"{kind}-{client}-together" for kind in ("small", "page")], number)
+            else:
+                self._abort(s3, "page-never")
             key = f"small-{client}-goes"
             self._attempt(key, GONE, lambda key=key: s3.delete_object(Bucket=BUCKET, Key=key))
 
@@ -153,37 +192,78 @@ class Work:
 
     def _put_parts(self, s3: Any, key: str, number: int) -> None:
         def put() -> None:
-            upload = s3.create_multipart_upload(Bucket=BUCKET, Key=key)["UploadId"]
-            body = content(key, number)
-            parts = []
-            for index, begin in enumerate(range(0, len(body), PART_SIZE), 1):
-                piece = body[begin : begin + PART_SIZE]
-                tag = s3.upload_part(Bucket=BUCKET, Key=key, UploadId=upload, PartNumber=index, Body=piece)
-                parts.append({"PartNumber": index, "ETag": tag["ETag"]})
+            upload, parts = self._upload(s3, key, number)
             s3.complete_multipart_upload(
                 Bucket=BUCKET, Key=key, UploadId=upload, MultipartUpload={"Parts": parts}
             )
 
         self._attempt(key, number, put)
 
-    def _attempt(self, key: str, number: int, request: Any) -> None:
+    def _abort(self, s3: Any, key: str) -> None:
+        """An upload that never becomes an object."""
+
+        def abort() -> None:
+            upload, _ = self._upload(s3, key, 1)
+            s3.abort_multipart_upload(Bucket=BUCKET, Key=key, UploadId=upload)
+
+        self._attempt(key, GONE, abort)
+
+    @staticmethod
+    def _upload(s3: Any, key: str, number: int) -> tuple[str, list[dict[str, Any]]]:
+        """The upload's id and its parts, all of them sent."""
+        upload = s3.create_multipart_upload(Bucket=BUCKET, Key=key)["UploadId"]
+        body = content(key, number)
+        parts = []
+        for index, begin in enumerate(range(0, len(body), PART_SIZE), 1):
+            piece = body[begin : begin + PART_SIZE]
+            tag = s3.upload_part(Bucket=BUCKET, Key=key, UploadId=upload, PartNumber=index, Body=piece)
+            parts.append({"PartNumber": index, "ETag": tag["ETag"]})
+        return upload, parts
+
+    def _copy(self, s3: Any, key: str, number: int) -> None:
+        self._put(s3, f"{key}/source", number)
+        # Where that was refused the source may be older: no copy of it could be judged.
+        if self.live.may_be.get(f"{key}/source") == {number}:
+            source = {"Bucket": BUCKET, "Key": f"{key}/source"}
+            self._attempt(
+                f"{key}/copy",
+                number,
+                lambda: s3.copy_object(Bucket=BUCKET, Key=f"{key}/copy", CopySource=source),
+            )
+
+    def _delete_together(self, s3: Any, keys: list[str], number: int) -> None:
+        for key in keys:
+            self._put(s3, key, number)
+
+        def delete() -> None:
+            doomed = {"Objects": [{"Key": key} for key in keys]}
+            answer = s3.delete_objects(Bucket=BUCKET, Delete=doomed)
+            for failure in answer.get("Errors", ()):
+                raise ClientError({"Error": failure}, "DeleteObjects")
+
+        self._attempt(keys, GONE, delete)
+
+    def _attempt(self, keys: str | list[str], number: int, request: Any) -> None:
+        """One request that gives these keys this number, and what came of it."""
+        keys = [keys] if isinstance(keys, str) else keys
         with self._lock:
             if len(self.refused) >= self.refusals_max:
                 return
-        self._note("try", key, number)
+        self._note("try", keys, number)
         began = time.monotonic()
         try:
             request()
         except (ClientError, BotoCoreError) as failure:
             with self._lock:
-                self.refused.append(f"{key} {number}: {failure}")
+                self.refused.append(f"{keys} {number}: {failure}")
             return
         finally:
             self.slowest_s = max(self.slowest_s, time.monotonic() - began)
-        self._note("done", key, number)
+        self._note("done", keys, number)
 
-    def _note(self, what: str, key: str, number: int) -> None:
-        mark = json.dumps([what, key, number])
+    def _note(self, what: str, keys: list[str], number: int) -> None:
         with self._lock:
-            self.recorder.mark(mark)
-            self.live.add(mark)
+            for key in keys:
+                mark = json.dumps([what, key, number])
+                self.recorder.mark(mark)
+                self.live.add(mark)

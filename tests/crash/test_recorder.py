@@ -201,3 +201,69 @@ def test_nothing_is_recorded_or_failed_outside_of_the_root(recorder: Recorder, t
     assert run(recorder, program).stderr == ""
     assert (other / "x").read_text() == "fine"
     assert recorder.calls() == []
+
+
+def test_the_cuts_that_suffice_stand_before_each_call_that_takes_a_possible_state_away() -> None:
+    page = b"x" * 4096
+
+    def write(path: str, position: int, *, synced: bool = False) -> Call:
+        return Call(rec.WRITE, path, "", position, synced, page)
+
+    calls = [
+        Call(rec.CREATE, "a", "", 0, False, b""),
+        write("a", 0),
+        write("a", 4096),
+        Call(rec.MARK, "", "", 0, False, b"done"),
+        Call(rec.SYNC, "a", "", 0, False, b""),  # 4: the writes can no longer be lost.
+        Call(rec.SYNC, "", "", 0, False, b""),  # Nothing since.
+        write("a", 0),
+        write("b", 0),
+        write("a", 0),  # 8: what the page was between is lost.
+        Call(rec.MARK, "", "", 0, False, b"try"),  # 9: a promise is weaker afterwards.
+        write("a", 8192, synced=True),  # 10: surely there from now on.
+        Call(rec.MARK, "", "", 0, False, b"done"),
+        Call(rec.CUT, "b", "", 100, False, b""),  # 12: the page is whole or gone, never again half.
+        Call(rec.RENAME, "b", "c", 0, False, b""),
+    ]
+    assert rec.distinct_cuts(calls, lambda mark: mark.data == b"try") == [4, 8, 9, 10, 12, 14]
+
+
+def test_of_the_cuts_that_suffice_one_leaves_what_any_other_one_leaves(library: Path, tmp_path: Path) -> None:
+    program = """
+import os, random, sys
+rng = random.Random(int(sys.argv[2]))
+os.chdir(sys.argv[1])
+files = [os.open(name, os.O_RDWR) for name in "ab"]
+for number in range(10):
+    fd = rng.choice(files)
+    act = rng.randrange(4)
+    if act == 0:
+        os.fdatasync(fd)
+    else:
+        os.pwritev(fd, [bytes([65 + number]) * 100], 4096 * rng.randrange(2), os.RWF_DSYNC * (act == 1))
+"""
+    for seed in range(4):
+        directory = tmp_path / str(seed)
+        (directory / "data").mkdir(parents=True)
+        for name in "ab":  # Their sizes stay: there are too many that may be left to try them all.
+            (directory / "data" / name).write_bytes(bytes(8192))
+        recorder = Recorder(library, directory / "data", directory)
+        subprocess.run(
+            [sys.executable, "-c", program, str(recorder.root), str(seed)],
+            env=recorder.environment(),
+            check=True,
+            timeout=60,
+        )
+        calls = recorder.calls()
+        cuts = rec.distinct_cuts(calls, lambda mark: False)
+        assert 0 < len(cuts) < len(calls)
+        left: dict[bool, set[str]] = {True: set(), False: set()}
+        for chance in range(300):
+            places = recorder.replay(lambda length, call: True, random.Random(f"{seed} {chance}"))
+            for length, _, sim in places:
+                pages = [
+                    content[at : at + 1] for _, content in sim.tree("/data") if content for at in (0, 4096)
+                ]
+                left[length in cuts].add(str(pages))
+        assert len(left[True]) > 5
+        assert left[False] <= left[True], f"seed {seed}: {left[False] - left[True]}"
