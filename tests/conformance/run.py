@@ -3,10 +3,13 @@
     python -m tests.conformance.run PATH_OF_CHECKOUT [--update] [-k EXPRESSION]
                                     [--endpoint URL --keys FILE | --in-memory]
 
-The suite (commit 8f0ae7b of github.com/ceph/s3-tests) is not part of this repository. Without --endpoint
-a fresh `objstore serve` is started on a temporary directory, with users of three tenants. `--keys` is a
-JSON file {"main": {"tenant", "access_key", "secret_key"}, "alt": ..., "other": ...}. `expected.txt` has
-one line for each test: `pass`, `fail`, `error` or `skip`, then its name. The run fails if a test that should
+The suite (commit 8f0ae7b of github.com/ceph/s3-tests, told by its files' contents) is not part of this
+repository: `make test` holds this runner and the list to their word, and runs some of the suite's tests only
+where S3TESTS names a checkout. What the store answers is held by the tests in tests/s3 without it.
+
+Without --endpoint a fresh `objstore serve` is started on a temporary directory, with users of three tenants.
+`--keys` is a JSON file {"main": {"tenant", "access_key", "secret_key"}, "alt": ..., "other": ...}.
+`expected.txt` has one line for each test: `pass`, `fail`, `error` or `skip`, then its name. The run fails if a test that should
 pass does not; what passes and should not is printed, and `--update` writes it down.
 
 The path may also come from the environment variable S3TESTS.
@@ -14,6 +17,7 @@ The path may also come from the environment variable S3TESTS.
 
 import argparse
 import collections
+import hashlib
 import importlib.util
 import json
 import os
@@ -39,7 +43,10 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 COMMIT = "8f0ae7b"
 EXPECTED = HERE / "expected.txt"
-FILES = ("test_s3.py", "test_headers.py")
+FILES = {  # The names that git gives their contents at COMMIT.
+    "test_s3.py": "c34c1e46946105c721784c1172e35e70aa32b9cf",
+    "test_headers.py": "360a2e6643b82230d1891cb5f3302619de2f9183",
+}
 TEST_TIMEOUT_S = 120
 START_TIMEOUT_S = 60
 RUN_TIMEOUT_S = 3600
@@ -257,6 +264,20 @@ def compare(outcomes: Outcomes, expected: Outcomes, *, whole: bool) -> tuple[lis
     return fallen, risen
 
 
+def other_files(checkout: Path) -> list[str]:
+    """The files of the suite in this checkout that are not those at COMMIT, or absent.
+
+    Told by their contents, as git names them: a checkout may come without its history.
+    """
+    found = []
+    for name, blob in FILES.items():
+        path = checkout / "s3tests" / "functional" / name
+        data = path.read_bytes() if path.is_file() else b""
+        if hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest() != blob:
+            found.append(name)
+    return found
+
+
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Run ceph/s3-tests and compare with expected.txt.")
     parser.add_argument("checkout", nargs="?", default=os.environ.get("S3TESTS"), help="of ceph/s3-tests")
@@ -270,6 +291,8 @@ def arguments() -> argparse.Namespace:
     given = parser.parse_args()
     if not given.checkout or not (Path(given.checkout) / "s3tests" / "functional" / "test_s3.py").exists():
         parser.error("name a checkout of ceph/s3-tests (or set S3TESTS)")
+    if others := other_files(Path(given.checkout)):
+        parser.error(f"{' and '.join(others)} are not those of ceph/s3-tests at {COMMIT}: check that out")
     if given.endpoint and not given.keys:
         parser.error("--endpoint needs --keys")
     if given.update and given.select:

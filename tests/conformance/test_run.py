@@ -40,8 +40,8 @@ EXCEPTED = frozenset(
         "test_multipart_get_part",
         "test_multipart_single_get_part",
         "test_multipart_upload_empty",
-        "test_multipart_copy_invalid_range",
-        "test_object_checksum_sha256",
+        "test_multipart_copy_invalid_range",  # AWS: a range beyond the source is InvalidRequest.
+        "test_object_checksum_sha256",  # AWS: a value that is no checksum at all is InvalidRequest.
         "test_object_checksum_crc64nvme",
         "test_get_multipart_checksum_object_attributes",
     )
@@ -108,6 +108,22 @@ def test_the_committed_list_holds_every_test_and_keeps_its_promise() -> None:
         and "[" not in name
     ]
     assert missing == []
+
+
+def test_a_checkout_of_another_commit_is_told_by_its_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    functional = tmp_path / "s3tests" / "functional"
+    functional.mkdir(parents=True)
+    (functional / "test_s3.py").write_bytes(b"hello\n")
+    assert run.other_files(tmp_path) == ["test_s3.py", "test_headers.py"]
+    # What git calls these contents: its documentation's own example.
+    monkeypatch.setitem(run.FILES, "test_s3.py", "ce013625030ba8dba906f756967f9e9ca394464a")
+    assert run.other_files(tmp_path) == ["test_headers.py"]
+    monkeypatch.setattr(sys, "argv", ["run", str(tmp_path)])
+    with pytest.raises(SystemExit):
+        run.arguments()
+    assert "test_headers.py are not those of ceph/s3-tests at 8f0ae7b" in capsys.readouterr().err
 
 
 if os.environ.get("S3TESTS"):
