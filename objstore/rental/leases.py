@@ -37,11 +37,14 @@ from objstore.rental.months import Month
 from objstore.rental.names import check_days, check_text
 from objstore.rental.plans import BYTES
 from objstore.rental.records import (
+    CarriedRecord,
     CustomerRecord,
     LeaseRecord,
+    carried_key,
     customer_key,
     lease_key,
     pool_of_lease,
+    taken_key,
     tenant_lease_key,
 )
 from objstore.rental.sales import Book, Survey, all_leases, lease_spans, note_sale, open_book
@@ -421,6 +424,14 @@ async def terminate(
 
 async def _bill_fee(change: Change, ended: Termination, at_us: int, now_us: int) -> None:
     lease = ended.lease
+    name = f"termination/{lease.id}"
+    for key in (carried_key(lease.tenant, name), taken_key(lease.tenant, name)):
+        if await change.record(key, CarriedRecord) is not None:
+            raise StateForbids(
+                "its early end is agreed already, and the fee for that is on the books: it cannot be moved",
+                name="at",
+                value=_day(at_us),
+            )
     absent = no_such_customer(lease.tenant)
     customer = await change.found(customer_key(lease.tenant), CustomerRecord, absent)
     line = termination_fee(
@@ -431,7 +442,7 @@ async def _bill_fee(change: Change, ended: Termination, at_us: int, now_us: int)
         at_us=at_us,
         product=lease.product,
     )
-    await put_carried(change, lease.tenant, f"termination/{lease.id}", line, lease.id, now_us)
+    await put_carried(change, lease.tenant, name, line, lease.id, now_us)
 
 
 Ready = Callable[[LeaseRecord], Awaitable[str]]

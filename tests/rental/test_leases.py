@@ -15,7 +15,7 @@ import msgspec
 import pytest
 
 from objstore.clock import SECOND_US, utc_text
-from objstore.errors import BadArgument, NotEnoughCapacity
+from objstore.errors import BadArgument, NotEnoughCapacity, StateForbids
 from objstore.meta.kv import VALUE_SIZE_MAX, DictKv, Transaction
 from objstore.meta.schema import AccountRecord, Limits, account_key, decode, encode
 from objstore.rental.admission import Node
@@ -236,6 +236,8 @@ async def test_an_early_end_frees_the_capacity_and_costs_a_share_of_what_remains
     [(name, waiting)] = await list_carried(kv, "acme")
     assert (name, waiting.left, waiting.line.lease) == (f"termination/{an_id(1)}", 750_000, an_id(1))
     assert (await find_lease(kv, an_id(1))).state == "active"
+    with pytest.raises(StateForbids, match="cannot be moved"):
+        await terminate(kv, an_id(1), at_us=after_months(START_US, 6), now_us=START_US)
     assert (await signed(kv, lease(2, begin_us=at_us, capacity=11 * TB))).state == "signed"
     assert (await advance(kv, SURVEY, now_us=at_us)).ended == [an_id(1)]
     assert (await find_lease(kv, an_id(1))).state == "terminated"
