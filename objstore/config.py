@@ -509,6 +509,11 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         require(k >= 1 and m >= 1 and k + m <= 32, f"blobs.codec: 1+1 to 32 fragments in all, not {k}+{m}")
         for name, value in (("listen", self.server.listen), ("admin_listen", self.server.admin_listen)):
             host_and_port(value, f"server.{name}")
+        require(
+            not _same_port(self.server.listen, self.server.admin_listen),
+            f"server.listen (--listen, {self.server.listen}) and server.admin_listen (--admin-listen,"
+            f" {self.server.admin_listen}) are one port: give each its own",
+        )
         for name, value in (
             ("cluster.listen", self.cluster.listen),
             ("cluster.address", self.cluster.address),
@@ -556,6 +561,18 @@ def parse_codec(text: str) -> tuple[int, int]:
     return int(k), int(m)
 
 
+PATTERNS: Final = {  # What an option's pattern means, for who got it wrong.
+    "server.region": "1 to 32 small letters, digits and hyphens",
+    "blobs.codec": "numbers of data and parity fragments, as 4+2",
+    "blobs.accelerator": "auto, isal or zfec",
+    "meta.url": "postgresql://USER@HOST/DATABASE",
+    "log.level": "debug, info, warning or error",
+    "log.access": "files, stdout, stderr or off",
+    "root.access_key": "3 to 128 letters and digits",
+    "root.secret_key": "8 to 128 printable characters without spaces",
+    "security.master_key": "64 hexadecimal digits",
+    "security.other_master_keys": "64 hexadecimal digits each",
+}
 SECRET: Final = {"meta.url", "root.secret_key", "security.master_key", "security.other_master_keys"}
 
 
@@ -728,11 +745,8 @@ def _explained(
     option = re.split(r"[`\[.]", path)[0]
     name = f"{section}.{option}"
     rule = rule.replace("`", "").replace("Expected ", "must be ")
-    rule = re.sub(
-        r"^must be str matching regex '(.*)'$",
-        lambda found: "must match " + found[1].replace("\\\\", "\\"),
-        rule,
-    )
+    if rule.startswith("must be str matching regex "):
+        rule = f"must be {PATTERNS[name]}"
     value = "" if name in SECRET or option not in given else f", not {given[option]!r}"
     return ConfigError(f"{origins.get(name, section)}: {name} {rule}{value}")
 
@@ -761,6 +775,12 @@ def host_and_port(text: str, name: str = "address") -> tuple[str, int]:
     require(match is not None and int(match[2]) <= 65535, f"{name}: host:port, not {text!r}")
     assert match is not None
     return match[1].strip("[]"), int(match[2])
+
+
+def _same_port(one: str, other: str) -> bool:
+    """Whether one program cannot listen on both. Port 0 is a free one each time."""
+    (host, port), (other_host, other_port) = host_and_port(one), host_and_port(other)
+    return 0 != port == other_port and (host == other_host or "0.0.0.0" in (host, other_host))  # noqa: S104
 
 
 def defaults_text() -> str:

@@ -20,10 +20,12 @@ from objstore.codec.backend import choose as choose_backend
 from objstore.config import Config, Loaded
 from objstore.ids import random_id
 from objstore.meta.beacon import Beacon
+from objstore.node.disk import DiskState
 from objstore.processes import committer
 from objstore.processes.cluster import (
     RECORD_NAME,
     CannotStart,
+    Cluster,
     change_disks,
     keep_master_key,
     open_cluster,
@@ -88,7 +90,7 @@ def serve(
     )
     if not config.meta.url:
         refuse_moved(data, spec.cluster)
-    cluster, codec = spec.cluster, "{}+{}".format(*spec.cluster.codec)
+    cluster = spec.cluster
     shared = bool(config.meta.url)  # Then nobody of this machine commits for the others.
     names = [f"worker-{number}" for number in range(1, worker_count + 1)]
     worker_sockets = dict(zip(names, listeners, strict=True))
@@ -124,7 +126,7 @@ def serve(
         where = ", metadata in PostgreSQL" if shared else f" on {len(cluster.disks)} disks"
         announce(
             f"Ready after {time.monotonic() - started:.1f} s: S3 at {endpoint}, admin at {admin}"
-            f" ({worker_count} worker{'s' if worker_count > 1 else ''}, {codec}{where})."
+            f" ({worker_count} worker{'s' if worker_count > 1 else ''}, {_code(cluster)}{where})."
         )
 
     def on_stop() -> None:
@@ -156,6 +158,18 @@ def serve(
             "cluster": cluster.cluster_id.hex(),
         },
     ).run()
+
+
+def _code(cluster: Cluster) -> str:
+    """k+m, and what new volumes get of it over the disks that a start has found."""
+    k, m = cluster.codec
+    there = [disk for disk in cluster.disks if disk.state is DiskState.HEALTHY]
+    narrow = min(k, len(there) - m)
+    if narrow == k or cluster.tls:  # Disks of nodes come and go, and may all be still to come.
+        return f"{k}+{m}"
+    if narrow < 1:
+        return f"{k}+{m}, and too few disks to write anything"
+    return f"{narrow}+{m} instead of {k}+{m}, for want of disks,"
 
 
 def prepare_store(loaded: Loaded) -> Spec:

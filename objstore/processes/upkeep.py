@@ -16,6 +16,7 @@ import uvloop
 
 from objstore.admin import server as admin_server
 from objstore.admin.snippets import SNIPPETS
+from objstore.errors import BadArgument
 from objstore.iam.directory import Directory
 from objstore.meta.kv import Kv
 from objstore.metrics import Registry
@@ -68,11 +69,16 @@ def run(
         sockets: of the admin port, bound.
         cluster_sockets: of a gateway's cluster port, bound; empty: this store is one machine.
     """
-    uvloop.run(_serve(link, spec, sockets, cluster_sockets))
+    uvloop.run(_serve(link, spec, sockets, cluster_sockets, first=not died))
 
 
 async def _serve(
-    link: Link, spec: Spec, sockets: Sequence[socket.socket], cluster_sockets: Sequence[socket.socket]
+    link: Link,
+    spec: Spec,
+    sockets: Sequence[socket.socket],
+    cluster_sockets: Sequence[socket.socket],
+    *,
+    first: bool,
 ) -> None:
     loop = asyncio.get_running_loop()
     link.attach(loop)
@@ -80,7 +86,15 @@ async def _serve(
     parts = await open_parts(spec, registry)
     await introduce(parts, link, looks=True)
     directory = directory_of(parts)
-    await _bootstrap(link, parts, directory)
+    try:
+        await _bootstrap(link, parts, directory)
+    except BadArgument as failure:  # Another user's key was given as root's.
+        if first:
+            link.shut_out(f"root.access_key: {failure}. Give the root user a key of its own.")
+            await until_stopped()
+            await parts.close()
+            return
+        log.error("the root key that is given was not taken: %s", failure)  # A store that runs goes on.
     service = _service(parts)
     registry.include(service.families)
     copies = Copies(parts)

@@ -2,10 +2,12 @@
 
 import re
 from pathlib import Path
+from typing import get_type_hints
 
+import msgspec
 import pytest
 
-from objstore.config import Config, ConfigError, defaults_text, load, options
+from objstore.config import PATTERNS, Config, ConfigError, defaults_text, load, options
 
 ROOT = Path(__file__).parents[2]
 
@@ -29,6 +31,21 @@ def test_every_setting_in_the_file_has_the_value_that_the_code_defaults_to(tmp_p
 
 def test_every_option_is_explained() -> None:
     assert [option.name for option in options().values() if len(option.doc) < 15] == []
+
+
+def test_every_option_with_a_pattern_says_in_words_what_it_takes() -> None:
+    patterned = {
+        f"{section.name}.{name}"
+        for section in msgspec.structs.fields(Config)
+        for name, hint in get_type_hints(section.type, include_extras=True).items()
+        if "pattern='" in repr(hint) or 'pattern="' in repr(hint)
+    }
+    assert patterned == set(PATTERNS)
+
+
+def test_two_ports_may_be_free_ones_or_on_two_addresses(tmp_path: Path) -> None:
+    for one, other in (("127.0.0.1:0", "127.0.0.1:0"), ("127.0.0.1:9001", "127.0.0.2:9001")):
+        load(written(tmp_path, f'[server]\nlisten = "{one}"\nadmin_listen = "{other}"\n'), {})
 
 
 def test_a_variable_beats_the_file_and_a_flag_beats_the_variable(tmp_path: Path) -> None:
@@ -55,11 +72,25 @@ def test_a_variable_beats_the_file_and_a_flag_beats_the_variable(tmp_path: Path)
         ("[server]\nworkers = -1", "server.workers must be int >= 0, not -1"),
         ("[server]\nworkers = true", "server.workers must be int"),
         ('[server]\nworkers = "2"', "server.workers must be int"),
-        ('[blobs]\ncodec = "4-2"', "blobs.codec must match"),
+        (
+            '[blobs]\ncodec = "4-2"',
+            "blobs.codec must be numbers of data and parity fragments, as 4+2, not '4-2'",
+        ),
         ('[blobs]\ncodec = "4+0"', "blobs.codec: 1+1 to 32 fragments in all, not 4+0"),
         ('[server]\nlisten = "9000"', "server.listen: host:port, not '9000'"),
         ('[server]\nlisten = "localhost:٩٠٠٠"', "server.listen: host:port"),
         ('[server]\nlisten = "localhost:70000"', "server.listen: host:port"),
+        (
+            '[server]\nlisten = "127.0.0.1:9001"',
+            "server.listen (--listen, 127.0.0.1:9001) and server.admin_listen (--admin-listen,"
+            " 127.0.0.1:9001) are one port: give each its own",
+        ),
+        ('[server]\nlisten = "0.0.0.0:9001"', "are one port: give each its own"),
+        (
+            '[root]\nsecret_key = "short"',
+            "root.secret_key must be 8 to 128 printable characters without spaces",
+        ),
+        ('[log]\nlevel = "loud"', "log.level must be debug, info, warning or error, not 'loud'"),
         ('[tls]\ncertificate = "a.pem"', "tls.certificate and tls.key belong together"),
         ('[disks]\npaths = ["/a", "/a"]', "disks.paths names the same directory twice"),
         ("[server", "not TOML"),

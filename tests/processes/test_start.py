@@ -24,6 +24,7 @@ from tests.server import (
     environment_for,
     run_command,
     running_server,
+    start_server,
 )
 from tests.waiting import LIMIT_S
 
@@ -85,10 +86,21 @@ def test_the_first_start_makes_a_store_and_prints_a_root_key_once_and_a_later_on
         assert s3.get_object(Bucket="kept", Key="small")["Body"].read() == b"small"
         assert s3.get_object(Bucket="kept", Key="big")["Body"].read() == big
 
+        assert server.admin("POST", "/api/v1/users", {"name": "eve", "tenant": "default"})[0] == 201
+        key = server.admin("POST", "/api/v1/keys", {"user": "eve"})[1]["access_key"]
         # Its key is disabled: no start of the upkeep process makes another.
         assert server.admin("POST", f"/api/v1/keys/{access}/disable")[0] == 200
         kill_and_await_another(server, "upkeep")
         assert server.text().count("shown this once") == 1
+
+    server = start_server(tmp_path, root=(key, "a-secret-of-roots"), wait=False)
+    try:
+        assert server.process.wait(LIMIT_S) == 1
+    finally:
+        server.process.kill()
+    refusal = server.text()[len(first) + len(later) :]
+    assert f"root.access_key: access key '{key}' is another user's." in refusal
+    assert "does not start" not in refusal
 
 
 def test_a_root_key_from_the_environment_or_a_file_is_taken_and_not_printed(tmp_path: Path) -> None:
@@ -343,7 +355,9 @@ def test_a_second_store_on_the_same_data_or_port_is_refused_in_words(tmp_path: P
 
 def test_a_mistake_in_a_setting_ends_the_start_with_its_remedy(tmp_path: Path) -> None:
     assert "did you mean OBJSTORE_SERVER__WORKERS?" in refused(tmp_path, OBJSTORE_SERVER__WORKRS="1")
-    assert "blobs.codec must match" in refused(tmp_path, "--codec=4-2")
+    assert "blobs.codec must be numbers of data and parity fragments, as 4+2, not '4-2'" in refused(
+        tmp_path, "--codec=4-2"
+    )
     assert not (tmp_path / "data").exists()
 
 
@@ -360,6 +374,7 @@ def test_a_code_wider_than_the_disks_is_told_and_its_usable_space_is_that_of_the
         for which in ("usable", "raw")
     )
     assert usable == pytest.approx(raw / 3)
+    assert "(1 worker, 2+4 instead of 8+4, for want of disks, on 6 disks)" in server.text()
 
 
 def test_python_without_assertions_is_refused(tmp_path: Path) -> None:
