@@ -9,8 +9,8 @@ where S3TESTS names a checkout. What the store answers is held by the tests in t
 
 Without --endpoint a fresh `objstore serve` is started on a temporary directory, with users of three tenants.
 `--keys` is a JSON file {"main": {"tenant", "access_key", "secret_key"}, "alt": ..., "other": ...}.
-`expected.txt` has one line for each test: `pass`, `fail`, `error` or `skip`, then its name. The run fails if a test that should
-pass does not; what passes and should not is printed, and `--update` writes it down.
+`expected.txt` has one line for each test: `pass`, `fail`, `error` or `skip`, then its name. The run fails if
+a test that should pass does not; what passes and should not is printed, and `--update` writes it down.
 
 The path may also come from the environment variable S3TESTS.
 """
