@@ -23,7 +23,7 @@ from objstore.upkeep.context import Context
 from objstore.upkeep.survey import all_intents
 
 NAMED_MAX: Final = 20  # Volumes, or disks, in one sentence.
-REST: Final = 20  # A look is followed by a rest of so many times what it took,
+REST: Final = 20  # A look is followed by a rest of so many times what it took (once, if there is news),
 REST_MAX_S: Final = 60.0  # and no longer than this.
 PATIENCE_S: Final = 2.0  # Who asks waits no longer for a look, if there was an earlier one.
 
@@ -135,13 +135,14 @@ class Outlooks:
         self._clock = clock
         self._found: Outlook | None = None
         self._seen: tuple[set[int], Mapping[int, set[int]]] | None = None  # What it was found of.
-        self._rested = 0.0  # Monotonic: when the next look may be.
+        self._unreached: set[int] = set()  # When the last look began.
+        self._took = self._ended = 0.0  # The last look: seconds, and monotonic.
         self._look: asyncio.Task[Outlook] | None = None
 
     async def now(self) -> Outlook:
         """As of now, or of a moment ago where a look takes long. Raises: MetaUnavailable."""
         if self._look is None:
-            if self._found is not None and self._clock.monotonic() < self._rested:
+            if self._found is not None and self._rests():
                 return self._found
             self._look = asyncio.get_running_loop().create_task(self._looked())
             self._look.add_done_callback(_seen)
@@ -151,14 +152,20 @@ class Outlooks:
             return self._found
         return look.result()
 
+    def _rests(self) -> bool:
+        news = unreached(self._parts) != self._unreached
+        rest_s = min(self._took * (1 if news else REST), REST_MAX_S)
+        return self._clock.monotonic() < self._ended + rest_s
+
     async def _looked(self) -> Outlook:
         began = self._clock.monotonic()
+        self._unreached = unreached(self._parts)
         try:
             self._found = await self._find()
             return self._found
         finally:
-            now = self._clock.monotonic()
-            self._rested = now + min(REST * (now - began), REST_MAX_S)
+            self._ended = self._clock.monotonic()
+            self._took = self._ended - began
             self._look = None
 
     async def _find(self) -> Outlook:
@@ -168,7 +175,7 @@ class Outlooks:
             damaged[intent.volume].add(intent.index)
         if self._seen == (away, damaged) and self._found is not None and not self._found.count:
             return self._found
-        found, after = Outlook(away=tuple(sorted(unreached(self._parts)))), 0
+        found, after = Outlook(away=tuple(sorted(self._unreached))), 0
         while page := await self._parts.store.ledger.volumes(after):
             after = page[-1].id
             found = found.adding(shortages(page, away, damaged))

@@ -279,17 +279,17 @@ def asked(cluster: LocalCluster, path: str, wanted: int, limit_s: float) -> Any:
 
 def check_that_the_store_says_so(cluster: LocalCluster) -> None:
     """With more than m nodes away operators and monitors hear of it at once, not when repair begins."""
-    asked(cluster, "/health/cluster", 503, ANSWER_S)
-    found = asked(cluster, "/health/cluster?read", 503, ANSWER_S)
+    asked(cluster, "/health/cluster", 503, MENDED_S)
+    found = asked(cluster, "/health/cluster?read", 503, MENDED_S)
     assert found["unreadable_volumes"] > 0
     assert "of their fragment files are away or damaged" in found["status"]
-    status = asked(cluster, "/api/v1/status", 200, ANSWER_S)
+    status = asked(cluster, "/api/v1/status", 200, MENDED_S)
     assert status["degraded"]
     assert status["facts"]["unreadable_volumes"] > 0
-    findings = asked(cluster, "/api/v1/doctor", 200, ANSWER_S)["findings"]
+    findings = asked(cluster, "/api/v1/doctor", 200, MENDED_S)["findings"]
     [reads] = [one for one in findings if one["check"] == "reads"]
     assert (reads["level"], reads["remedy"][:17]) == ("problem", "bring back disks ")
-    volumes = asked(cluster, "/api/v1/volumes?damaged=true", 200, ANSWER_S)["volumes"]
+    volumes = asked(cluster, "/api/v1/volumes?damaged=true", 200, MENDED_S)["volumes"]
     assert any(volume["spare"] < 0 for volume in volumes)
 
 

@@ -117,6 +117,9 @@ def test_a_list_is_tab_separated_in_a_pipe_and_csv_or_yaml_or_a_table_when_asked
 def test_status_doctor_and_health_agree_on_a_healthy_store(store_server: Server) -> None:
     assert store_server.command("health", "--ready").stdout == "ready\n"
     assert rows(store_server, "health", "--ready")[0]["ready"] is True
+    assert store_server.command("health", "--read").stdout == "ok\n"
+    both = store_server.command("health", "--read", "--cluster", check=False)
+    assert (both.returncode, "ask one of them" in both.stderr) == (2, True)
     status = rows(store_server, "status")[0]
     assert not status["degraded"]
     doctor = store_server.command("doctor", "-o", "json", check=False)

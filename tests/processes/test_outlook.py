@@ -122,6 +122,25 @@ async def test_records_are_read_again_only_when_something_has_changed_or_cannot_
     assert store.looks == 4
 
 
+async def test_a_look_that_took_long_is_followed_by_a_rest_and_by_a_short_one_if_there_is_news() -> None:
+    store = await Store().start()
+    volumes = store.volumes
+
+    async def slow(after: int) -> Any:
+        store.time.now_s += 1.0
+        return await volumes(after)
+
+    store.volumes = slow  # type: ignore[method-assign]
+    store.away |= {1, 2, 3}
+    assert (await store.outlooks.now()).count == 1
+    took_s = store.time.now_s
+    store.time.now_s += took_s * (outlook.REST - 1)
+    assert (await store.outlooks.now()).count == 1
+    assert store.looks == 1
+    store.away |= {4, 5}
+    assert (await store.outlooks.now()).count == 2
+
+
 async def test_a_long_look_is_shared_and_who_asks_meanwhile_hears_of_the_one_before(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
