@@ -780,7 +780,8 @@ def host_and_port(text: str, name: str = "address") -> tuple[str, int]:
 def _same_port(one: str, other: str) -> bool:
     """Whether one program cannot listen on both. Port 0 is a free one each time."""
     (host, port), (other_host, other_port) = host_and_port(one), host_and_port(other)
-    return 0 != port == other_port and (host == other_host or "0.0.0.0" in (host, other_host))  # noqa: S104
+    every = "0.0.0.0" in (host, other_host) and ":" not in host + other_host  # noqa: S104
+    return 0 != port == other_port and (host == other_host or every)
 
 
 def defaults_text() -> str:

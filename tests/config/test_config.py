@@ -44,7 +44,11 @@ def test_every_option_with_a_pattern_says_in_words_what_it_takes() -> None:
 
 
 def test_two_ports_may_be_free_ones_or_on_two_addresses(tmp_path: Path) -> None:
-    for one, other in (("127.0.0.1:0", "127.0.0.1:0"), ("127.0.0.1:9001", "127.0.0.2:9001")):
+    for one, other in (
+        ("127.0.0.1:0", "127.0.0.1:0"),
+        ("127.0.0.1:9001", "127.0.0.2:9001"),
+        ("0.0.0.0:9001", "[::1]:9001"),
+    ):
         load(written(tmp_path, f'[server]\nlisten = "{one}"\nadmin_listen = "{other}"\n'), {})
 
 
