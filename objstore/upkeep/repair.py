@@ -22,7 +22,7 @@ from collections import Counter
 from collections.abc import AsyncGenerator, Collection, Iterable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, NamedTuple
 
 from xxhash import xxh3_64
 
@@ -77,6 +77,12 @@ class RepairReport:
         return self.found > self.repaired + self.waiting + len(self.failures)
 
 
+class _Look(NamedTuple):
+    damages: list[Damage]
+    away: set[int]  # Disks that are away or given up;
+    gone_us: dict[int, int]  # and those of them whose files count as lost, with when they went away.
+
+
 class Repair:
     """Remembers since when a disk has been gone, and what failed. One instance a process."""
 
@@ -84,19 +90,18 @@ class Repair:
         self._ctx = ctx
         self._grace_s = grace_s
         self._gone_since: dict[int, float] = {}
-        self._away: set[int] = set()  # As the last look found it: away or given up;
-        self._gone_us: dict[int, int] = {}  # and those of them whose files count as lost, since when.
         self._failed: Counter[tuple[int, int]] = Counter()  # Attempts in vain, by volume and file.
 
     async def run(self, limit: int = 1_000_000) -> RepairReport:
         """Find damage, try to mend at most `limit` files. Raises: MetaUnavailable, Deposed."""
         ctx = self._ctx
         report = RepairReport()
-        damages = await self.find(report)
+        look = await self._look(report)
+        damages = look.damages
         report.moving = sum(damage.moving for damage in damages)
         report.found = len(damages) - report.moving
         damaged = Counter(damage.record.disks[damage.file] for damage in damages)
-        await restorations.note(ctx, away=self._away, gone_us=self._gone_us, damaged=damaged)
+        await restorations.note(ctx, away=look.away, gone_us=look.gone_us, damaged=damaged)
         by_id = {damage.record.id: damage.record for damage in damages}
         lost = plans.damaged_per_volume(damages)
         report.endangered = sum(count >= by_id[volume].m for volume, count in lost.items())
@@ -133,8 +138,12 @@ class Repair:
             ctx.alarms.clear("endangered volumes")
         return report
 
-    async def find(self, report: RepairReport | None = None) -> list[Damage]:
-        """Every damaged fragment file of every sealed volume; counts weak placements in `report`."""
+    async def find(self) -> list[Damage]:
+        """Every damaged fragment file of every sealed volume."""
+        return (await self._look()).damages
+
+    async def _look(self, report: RepairReport | None = None) -> _Look:
+        """At all disks and volumes; counts weak placements in `report`."""
         ctx = self._ctx
         sizes, away = await sizes_of(ctx)
         leaving = await leaving_disks(ctx)
@@ -142,10 +151,7 @@ class Repair:
         gone = self._gone(away) | given_up
         gone |= leaving & away  # An operator has said so: no grace.
         now, now_us = ctx.clock.monotonic(), ctx.clock.now_us()
-        self._away = set(away) | given_up
-        self._gone_us = {
-            number: now_us - round((now - self._gone_since.get(number, now)) * 1e6) for number in gone
-        }
+        gone_us = {number: now_us - round((now - self._gone_since.get(number, now)) * 1e6) for number in gone}
         intents = {(intent.volume, intent.index) for intent in await all_intents(ctx)}
         findings = Findings(sizes=sizes, gone=gone, intents=intents, leaving=leaving)
         topology = await topology_of(ctx) if report is not None else None
@@ -155,7 +161,7 @@ class Repair:
                 found += plans.damages(record, findings)
                 if report is not None and topology is not None:
                     _count_promise(report, record, topology)
-        return found
+        return _Look(found, set(away) | given_up, gone_us)
 
     def _gone(self, away: Iterable[int]) -> set[int]:
         """The disks that have been away for the whole grace."""

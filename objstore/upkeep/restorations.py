@@ -74,8 +74,7 @@ def observed(
 
 async def restorations(ctx: Context) -> Restorations:
     """Raises: MetaUnavailable."""
-    value = await ctx.kv.get(RESTORED_KEY)
-    return Restorations() if value is None else msgspec.msgpack.decode(value, type=Restorations)
+    return _decoded(await ctx.kv.get(RESTORED_KEY))
 
 
 async def note(
@@ -86,7 +85,7 @@ async def note(
     Raises: MetaUnavailable, Overloaded, Deposed.
     """
     value = await ctx.kv.get(RESTORED_KEY)
-    before = Restorations() if value is None else msgspec.msgpack.decode(value, type=Restorations)
+    before = _decoded(value)
     now_us = ctx.clock.now_us()
     after = observed(before, away=away, gone_us=gone_us, damaged=damaged, now_us=now_us)
     if after == before:
@@ -97,3 +96,7 @@ async def note(
         )
     except Conflict:
         return  # Another process looks as well: the next pass sees what it wrote.
+
+
+def _decoded(value: bytes | None) -> Restorations:
+    return Restorations() if value is None else msgspec.msgpack.decode(value, type=Restorations)
