@@ -285,13 +285,14 @@ async def delete_bucket(store: Store, who: Principal, name: str) -> None:
         value, record = await read_bucket(store, who, name)
         if record.settings is not None:
             check_removable(name, record, who)
-        objects, size, uploads = (
+        objects, size, uploads, title = (
             bucket_objects_key(record.id),
             bucket_bytes_key(record.id),
             bucket_uploads_key(record.id),
+            title_key(record.id),
         )
-        object_count, size_value, upload_count, titled = await store.kv.get_many(
-            [objects, size, uploads, title_key(record.id)]
+        object_count, size_value, upload_count, title_value = await store.kv.get_many(
+            [objects, size, uploads, title]
         )
         if counter(object_count):
             raise BucketNotEmpty(name)
@@ -300,8 +301,8 @@ async def delete_bucket(store: Store, who: Principal, name: str) -> None:
             continue
         account = await open_account(store, record.tenant)
         # Whose it was made as: a salvage that did not know it gives it to a tenant of its own.
-        title = title_of(name, record) if titled is None else decode(titled, TitleRecord)
-        title = msgspec.structs.replace(title, removed_us=store.clock.now_us())
+        made = title_of(name, record) if title_value is None else decode(title_value, TitleRecord)
+        removed = msgspec.structs.replace(made, removed_us=store.clock.now_us())
         try:
             await store.kv.commit(
                 Transaction(
@@ -310,8 +311,9 @@ async def delete_bucket(store: Store, who: Principal, name: str) -> None:
                         objects: object_count,
                         size: size_value,
                         uploads: upload_count,
+                        title: title_value,
                     },
-                    put={title_key(record.id): encode(title)},
+                    put={title: encode(removed)},
                     delete=[
                         bucket_key(name),
                         tenant_bucket_key(record.tenant, name),

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
+import msgspec
 import pytest
 
 from objstore.errors import (
@@ -15,10 +16,10 @@ from objstore.errors import (
     NoSuchBucket,
     NoSuchKey,
 )
-from objstore.meta.kv import counter
-from objstore.meta.schema import TitleRecord, decode, title_key
+from objstore.meta.kv import Transaction, counter
+from objstore.meta.schema import TitleRecord, decode, encode, title_key
 from objstore.objects import buckets, multipart
-from objstore.objects.accounting import project_of
+from objstore.objects.accounting import Account, open_account, project_of
 from objstore.objects.buckets import (
     create_bucket,
     delete_bucket,
@@ -30,6 +31,7 @@ from objstore.objects.copies import Source, copy_object, copy_part
 from objstore.objects.doomed import sweep
 from objstore.objects.listing import list_objects
 from objstore.objects.reads import find_object, read_record
+from objstore.objects.store import Store
 from objstore.objects.values import About
 from objstore.objects.writes import Doomed, delete_object, delete_objects, put_object
 from objstore.rental.meters import HOUR_S, REQUESTS_A, split_meter
@@ -284,3 +286,28 @@ async def test_requests_without_a_bucket_have_one_id_that_is_no_buckets() -> Non
     assert title is not None
     assert decode(title, TitleRecord) == TitleRecord(tenant=who.tenant, project="", name="", created_us=5)
     await audit(store)
+
+
+async def test_a_title_that_changes_while_its_bucket_is_deleted_is_kept(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    kv = VersionedKv()
+    store = memory_store(kv=kv)
+    record = await create_bucket(store, WHO, "bucket", region="")
+    key = title_key(record.id)
+
+    async def another(given: Store, tenant: str) -> Account:
+        """Somebody else's commit, between what the deletion reads and what it writes."""
+        monkeypatch.undo()
+        value = await kv.get(key)
+        assert value is not None
+        changed = msgspec.structs.replace(decode(value, TitleRecord), project="photos")
+        await kv.commit(Transaction(put={key: encode(changed)}))
+        return await open_account(given, tenant)
+
+    monkeypatch.setattr(buckets, "open_account", another)
+    await delete_bucket(store, WHO, "bucket")
+    value = await kv.get(key)
+    assert value is not None
+    title = decode(value, TitleRecord)
+    assert (title.project, title.removed_us > 0) == ("photos", True)
