@@ -166,7 +166,7 @@ class AdminClient:
                     status, answer = self._exchange(method, path, body, headers, seconds)
                 except Unreachable:  # Also where the store is gone: the first one may have been carried out.
                     raise lost from None
-                if status == http.client.CONFLICT:  # The first one is under way still, or its answer is lost.
+                if _in_doubt(status):
                     raise Unsure(f"{_words(_decoded(answer))}\n{lost}") from None
         if whole and status < 400:
             return status, answer
@@ -204,6 +204,12 @@ class AdminClient:
                 f"{words}.\nWhat was asked may have been carried out: look before you ask for it again."
             )
         return Unreachable(f"{words}: ask again, or see what is slow: objstore status")
+
+
+def _in_doubt(status: int) -> bool:
+    """Whether what a repeat was answered leaves open what became of the first one: that is under way still or
+    its answer is lost (409), or nobody looked for it (too many requests, a store that has just come back)."""
+    return status in (http.client.CONFLICT, http.client.TOO_MANY_REQUESTS) or status >= 500
 
 
 def _decoded(answer: bytes) -> Any:

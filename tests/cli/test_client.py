@@ -10,7 +10,7 @@ import pytest
 from typer.testing import Result
 
 from objstore.admin.guard import REQUEST_SECONDS
-from objstore.cli.client import LONG_SECONDS, AdminClient, Unreachable, Unsure
+from objstore.cli.client import LONG_SECONDS, AdminClient, Refused, Unreachable, Unsure
 from tests.cli.answering import Answering, Asked, answering
 from tests.cli.answering import run as answering_run
 
@@ -79,12 +79,30 @@ def test_a_store_that_is_gone_after_a_lost_answer_leaves_it_in_doubt(monkeypatch
     assert failures == []
 
 
-def test_a_repeat_that_is_refused_because_the_first_is_under_way_is_told_as_unsure() -> None:
-    with losing(1, {"detail": "a request with this Idempotency-Key is under way"}, status=409) as store:
+@pytest.mark.parametrize(
+    ("status", "words"),
+    [
+        (409, "a request with this Idempotency-Key is under way"),
+        (429, "more changes than a tenant makes in an hour"),
+        (500, "an unexpected error"),
+        (503, "the committer is away"),
+    ],
+)
+def test_a_repeat_whose_answer_does_not_say_what_became_of_the_first_is_told_as_unsure(
+    status: int, words: str
+) -> None:
+    with losing(1, {"detail": words}, status=status) as store:
         done = run(store, RECEIVE)
     assert isinstance(done.exception, Unsure)
-    assert "is under way" in str(done.exception)
+    assert words in str(done.exception)
     assert "look before" in str(done.exception)
+    assert len(store.asked) == 2
+
+
+def test_a_repeat_that_is_refused_for_what_it_asks_leaves_nothing_in_doubt() -> None:
+    with losing(1, {"detail": "'lib' is no administration"}, status=400) as store:
+        done = run(store, RECEIVE)
+    assert isinstance(done.exception, Refused)
 
 
 def test_a_change_without_a_key_is_never_sent_twice() -> None:
