@@ -67,6 +67,7 @@ from objstore.upkeep.claims import Deposed
 from objstore.upkeep.context import Context
 from objstore.upkeep.homes import address, open_home
 from objstore.upkeep.residency import DISKS_AT_ONCE, Audit, Summary
+from objstore.upkeep.salvage import TENANT as SALVAGED
 from objstore.upkeep.seal import seal_volume
 from objstore.upkeep.snapshots import read_snapshot
 from objstore.upkeep.walk import Stripe, stripes
@@ -240,16 +241,19 @@ class Purging:
                 f"{left[0]} bytes, {left[1]} objects and {left[2]} buckets are still reserved or counted",
             )
         if found_keys := await self._records_left(tenant):
-            raise Corrupt(f"{found_keys} records of buckets of {tenant!r} are left that no bucket has")
+            raise Corrupt(
+                f"{found_keys} records of buckets of {tenant!r} are left that no bucket of its own has"
+            )
         return await note_purge(ctx.kv, record, state="clearing", deleted_us=ctx.clock.now_us(), waiting="")
 
     async def _delete_given_away(self, tenant: str) -> None:
-        """Its buckets that are somebody else's by their records: a salvage that did not know them made them
-        again from what it found, for a tenant of its own."""
+        """Its buckets that are the salvage's by their records: one that did not know them made them again
+        from what it found, for a tenant of its own. No other tenant's bucket is touched, whatever its title
+        says."""
         async for found in pages(self._ctx.kv, bucket_key(""), prefix_end(b"b"), PAGE):
             for key, value in found:
                 bucket = decode(value, BucketRecord)
-                if bucket.tenant != tenant and await self._owner(bucket.id) == tenant:
+                if bucket.tenant == SALVAGED and await self._read_owner(bucket.id) == tenant:
                     who = Principal(tenant=bucket.tenant, user="", access_key_id="")
                     await self._remove(who, key[1:].decode(), bucket.id)
 
@@ -452,9 +456,13 @@ class Purging:
         if bucket not in self._titles:
             if len(self._titles) >= 100_000:
                 self._titles.clear()
-            value = await self._ctx.kv.get(title_key(bucket))
-            self._titles[bucket] = None if value is None else decode(value, TitleRecord).tenant
+            self._titles[bucket] = await self._read_owner(bucket)
         return self._titles[bucket]
+
+    async def _read_owner(self, bucket: int) -> str | None:
+        """The same as metadata has it now."""
+        value = await self._ctx.kv.get(title_key(bucket))
+        return None if value is None else decode(value, TitleRecord).tenant
 
     # The proof.
 

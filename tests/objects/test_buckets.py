@@ -19,7 +19,7 @@ from objstore.errors import (
 from objstore.meta.kv import Transaction, counter
 from objstore.meta.schema import TitleRecord, decode, encode, title_key
 from objstore.objects import buckets, multipart
-from objstore.objects.accounting import Account, open_account, project_of
+from objstore.objects.accounting import open_account, project_of
 from objstore.objects.buckets import (
     create_bucket,
     delete_bucket,
@@ -35,6 +35,7 @@ from objstore.objects.store import Store
 from objstore.objects.values import About
 from objstore.objects.writes import Doomed, delete_object, delete_objects, put_object
 from objstore.rental.meters import HOUR_S, REQUESTS_A, split_meter
+from objstore.rental.terms import Account
 from tests.objects.audit import audit
 from tests.objects.fakes import (
     FakeClock,

@@ -7,6 +7,7 @@ import random
 from collections.abc import Callable
 from dataclasses import replace
 
+import msgspec
 import pytest
 
 from objstore.audit.log import Wanted, newest
@@ -20,6 +21,7 @@ from objstore.meta.schema import (
     AccessKeyRecord,
     BucketRecord,
     DiskRecord,
+    TitleRecord,
     access_key_key,
     bucket_key,
     decode,
@@ -379,6 +381,24 @@ async def test_what_a_salvage_brings_back_while_it_is_cleared_is_deleted_and_cle
         assert await read_as_staying(end, key) == body_kept, key
     assert not await yard.kv.scan(bucket_key("salvaged-"), prefix_end(bucket_key("salvaged-")), 10)
     assert not await yard.kv.scan(b"p", b"q", 10)
+
+
+async def test_a_bucket_that_is_a_neighbours_by_its_record_is_not_emptied_whatever_its_title_says(
+    end: End,
+) -> None:
+    value = await end.yard.kv.get(bucket_key("ours"))
+    assert value is not None
+    key = title_key(decode(value, BucketRecord).id)
+    titled = await end.yard.kv.get(key)
+    assert titled is not None
+    wrong = msgspec.structs.replace(decode(titled, TitleRecord), tenant="leaving")
+    await end.yard.kv.commit(Transaction(put={key: encode(wrong)}))
+    await end.begin()
+    await end.purging.run()
+    record = await end.record()
+    assert (record.state, "no bucket of its own has" in record.waiting) == ("deleting", True), record
+    for name, body in end.kept.items():
+        assert await read_as_staying(end, name) == body, name
 
 
 async def test_a_volume_with_dead_bytes_of_others_alone_is_left_as_it_is(end: End) -> None:
