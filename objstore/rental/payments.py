@@ -5,7 +5,7 @@ takes what no invoice took. One that is reversed opens its invoices again and ta
 wallet, also where that was spent: the wallet is below zero then, and what comes next fills it.
 
 What has a reference is written down once: a second payment of the same tenant, method and reference is
-refused unless it is meant, or the first one was reversed.
+refused unless it is meant, or each before it was reversed.
 """
 
 from collections.abc import Sequence
@@ -43,6 +43,7 @@ MANDATE: Final = "mandat_administratif"
 METHODS: Final = ("virement", "cheque", "cib_edahabia", "carte", CASH, MANDATE, PREPAID)
 REFERENCED: Final = frozenset({"virement", "cheque", MANDATE})  # Without a reference nobody finds them again.
 ALLOCATIONS_MAX: Final = 60  # Invoices of one payment: a commit of some 200 keys.
+SAME_REFERENCE_MAX: Final = 60  # Payments that stand with one reference: keys of a commit as well.
 AHEAD_MAX_US: Final = DAY_US  # Of a day that a clerk names: zones differ by that much.
 RECEIVED: Final = "received"
 REVERSED: Final = "reversed"
@@ -124,19 +125,29 @@ async def receive_payment(
 
 
 async def _note_reference(change: Change, payment: PaymentRecord, *, again: bool) -> None:
-    """Raises: StateForbids."""
+    """Note that it has its reference, beside those before it that stand. Raises: StateForbids."""
     key = payment_reference_key(payment.tenant, payment.method, payment.reference)
-    known = await change.value(key)
-    if known is not None and not again:
-        other = known.decode()
-        there = await change.found(payment_key(other), PaymentRecord, no_such_payment(other))
-        if there.state != REVERSED:
-            amount = Money(there.amount, there.currency)
-            raise StateForbids(
-                f"payment {there.id} of {amount} {there.currency} by {there.method} has the reference"
-                f" {there.reference!r} already: if this is another one, say so (--again; again: true)"
-            )
-    change.put_value(key, payment.id.encode())
+    standing = await _standing(change, key)
+    if standing and not again:
+        there = standing[0]
+        amount = Money(there.amount, there.currency)
+        raise StateForbids(
+            f"payment {there.id} of {amount} {there.currency} by {there.method} has the reference"
+            f" {there.reference!r} already: if this is another one, say so (--again; again: true)"
+        )
+    if len(standing) >= SAME_REFERENCE_MAX:
+        raise StateForbids(
+            f"{len(standing)} payments by {payment.method} have the reference {payment.reference!r}: no more"
+            " than that may share one, give this one another"
+        )
+    change.put_value(key, " ".join([*(one.id for one in standing), payment.id]).encode())
+
+
+async def _standing(change: Change, key: bytes) -> list[PaymentRecord]:
+    """Of the payments that are noted under a reference those that are not reversed, in order of noting."""
+    noted = (await change.value(key) or b"").decode().split()
+    payments = [await change.found(payment_key(one), PaymentRecord, no_such_payment(one)) for one in noted]
+    return [one for one in payments if one.state != REVERSED]
 
 
 def _check_same(there: PaymentRecord, payment: PaymentRecord) -> None:

@@ -30,7 +30,7 @@
     Y O <tenant> 00 <due 8> <document id>     empty: a final invoice that is not paid in full
     Y P <payment id>                          PaymentRecord
     Y q <tenant> 00 <payment id>              empty: the payments of a tenant, in order of making
-    Y r <tenant> 00 <digest 16>               the id of a tenant's payment by this method with this reference
+    Y r <tenant> 00 <digest 16>               ids of a tenant's payments by this method with this reference
     Y W <tenant>                              WalletRecord: what was paid in advance
     Y w <tenant> 00 <sequence 8>              WalletEntryRecord: a change of it
     Y E <tenant> 00 <export id>               ExportRecord: a tenant's data handed back, or under way

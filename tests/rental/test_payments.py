@@ -21,6 +21,7 @@ from objstore.rental.money import Money
 from objstore.rental.months import Month
 from objstore.rental.payments import (
     METHODS,
+    SAME_REFERENCE_MAX,
     find_payment,
     list_open,
     list_payments,
@@ -272,6 +273,33 @@ async def test_a_cheque_that_bounced_may_be_presented_again() -> None:
     with pytest.raises(StateForbids, match=second.id):
         await came_in(kv, 3, "A1")
     assert await balance(kv) == 100
+
+
+@pytest.mark.parametrize(("reversed_one", "left"), [(1, 2), (2, 1)])
+async def test_of_two_payments_with_one_reference_the_one_that_stands_keeps_a_third_out(
+    reversed_one: int, left: int
+) -> None:
+    kv = await a_market()
+    await came_in(kv, 1, "A1")
+    await came_in(kv, 2, "A1", again=True)
+    await reverse_payment(kv, an_id(reversed_one), reason="twice", now_us=ISSUED_US, entry_error=True)
+    with pytest.raises(StateForbids, match=an_id(left)):
+        await came_in(kv, 3, "A1")
+    await reverse_payment(kv, an_id(left), reason="twice", now_us=ISSUED_US, entry_error=True)
+    await came_in(kv, 3, "A1")
+    assert await balance(kv) == 100
+
+
+async def test_only_so_many_payments_that_stand_share_a_reference() -> None:
+    kv = await a_market()
+    for number in range(1, SAME_REFERENCE_MAX + 1):
+        await came_in(kv, number, "A1", again=True)
+    another = SAME_REFERENCE_MAX + 1
+    with pytest.raises(StateForbids, match=f"{SAME_REFERENCE_MAX} payments by cheque"):
+        await came_in(kv, another, "A1", again=True)
+    await reverse_payment(kv, an_id(7), reason="bounced", now_us=ISSUED_US)
+    await came_in(kv, another, "A1", again=True)
+    assert await balance(kv) == 100 * SAME_REFERENCE_MAX
 
 
 async def test_of_two_clerks_who_write_the_same_cheque_down_at_once_one_is_told() -> None:
