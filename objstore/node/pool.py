@@ -48,6 +48,10 @@ class Unreachable(Exception):
     """No connection could be made. Nothing was sent."""
 
 
+class Unconnected(Unreachable):
+    """The same, after its whole limit: nothing was heard at all, not even a refusal."""
+
+
 class Lost(Exception):
     """The connection ended before the answer had come. What was asked may have been done."""
 
@@ -603,7 +607,7 @@ class Pool:
                 _, protocol = await self._connect(lambda: _Connection(self), self.address, self._context)
             made = cast(_Connection, protocol)
         except TimeoutError:
-            raise Unreachable(f"{self.address} did not answer within {self.limits.connect_s:g} s") from None
+            raise Unconnected(f"{self.address} did not answer within {self.limits.connect_s:g} s") from None
         except OSError as failure:
             raise Unreachable(f"{self.address}: {failure.strerror or failure}") from failure
         else:

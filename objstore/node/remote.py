@@ -10,7 +10,8 @@ What may go wrong, and what becomes of it:
     it, or the way to it, trickles         the same, and back only when a probe of some size comes in time;
                                            who was slow often waits longer for that
     it is back, and no poll has seen it    whoever would fail for want of it has it asked at once
-                                           (`look_again`): one question for all of them
+                                           (`look_again`): one question for all of them; not at once again
+                                           where that ended at its limit
     the connection is lost in a call       once more, on another connection; an append that was done is known
                                            by its bytes (docs/protocol.md), and never written twice
     one disk is overdue, its node is not   that disk is suspect, here, until `verify` clears it
@@ -46,6 +47,7 @@ from objstore.node.pool import (
     Overdue,
     Pool,
     PoolLimits,
+    Unconnected,
     Unreachable,
     connect_tcp,
 )
@@ -199,6 +201,7 @@ class RemoteNode:
         self._polled = asyncio.Event()  # Once.
         self._wanted = asyncio.Event()  # Somebody cannot wait until the next poll is due.
         self._asked: asyncio.Future[None] | None = None  # Ends with the next poll that begins.
+        self._silent_until = 0.0  # Its last poll ended at a limit: until then nobody waits for another.
         self._answered_at = 0.0  # By the loop's clock.
         self._overdue_at = 0.0
         self._penalty_s = 0.0
@@ -237,9 +240,12 @@ class RemoteNode:
         """Whether it answers; one that is away is asked now, and not only when the next poll is due.
 
         For whoever would fail for want of it. All who ask before a poll begins share that one, and between
-        two polls lie at least AGAIN_S. Ends within the limits of two polls; raises nothing.
+        two polls lie at least AGAIN_S. After a poll that ended at its limit it is away without being asked,
+        for as long as that took: else each who is refused would wait so long first. Polls that are due go on.
+        Ends within the limits of two polls; raises nothing.
         """
-        if self.away and not self._closed:
+        silent = asyncio.get_running_loop().time() < self._silent_until
+        if self.away and not silent and not self._closed:
             self.keep_polling()
             if self._asked is None:
                 self._asked = asyncio.get_running_loop().create_future()
@@ -516,15 +522,19 @@ class RemoteNode:
                 report = await self._ask_state(limit_s)
             except Lost:
                 report = await self._ask_state(limit_s)  # The connection had idled.
+            self._silent_until = 0.0
             if self._back_at:
                 if started < self._back_at and not needed:
                     return
                 await self._exchange_poll(f"{wire.PROBE_PATH}?size={PROBE_SIZE}", limit_s, wire.PROBE_MAX)
         except Overdue as failure:
+            self._fall_silent(started)
             self._eject(str(failure), slow=bool(self._back_at))
             self._pool.give_up(started, Overdue(str(failure), transferring=True))
             return
         except (Unreachable, Lost, Overloaded, DiskFailed, DiskMissing) as failure:
+            if isinstance(failure, Unconnected):
+                self._fall_silent(started)
             self._eject(str(failure), slow=False)
             return
         self._take_report(report)
@@ -534,6 +544,11 @@ class RemoteNode:
             self.away = ""
         self._back_at = 0.0
         self._polled.set()
+
+    def _fall_silent(self, started: float) -> None:
+        """A poll that began at `started` has just ended at its limit."""
+        now = asyncio.get_running_loop().time()
+        self._silent_until = now + (now - started)
 
     async def _exchange_poll(self, path: str, limit_s: float, answer_max: int) -> Answer:
         head = b"GET " + path.encode() + self._common + b"%d\r\n\r\n" % self._epoch()

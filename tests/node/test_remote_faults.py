@@ -6,6 +6,7 @@ import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import uvloop
@@ -745,6 +746,43 @@ async def test_a_storm_of_looks_for_a_node_that_stays_away_is_few_questions(
         assert not any(await asyncio.gather(*(rig.disk.look_again() for _ in range(1_000))))
     assert len(polls) == 3
     assert min(after - before for before, after in itertools.pairwise(polls)) >= 0.9 * AGAIN_S
+
+
+async def test_a_node_that_swallows_keeps_waiting_only_the_first_who_looks_for_it(
+    rig: Rig, polls: list[float]
+) -> None:
+    """Each request that is refused would take the limit of a poll, and hold its place for as long."""
+    await rig.see(read_limit_s=0.3, poll_limit_s=0.3)
+    await until_true(rig.disk.look_again)
+    rig.proxy.swallow()
+    with pytest.raises(NodeAway):
+        await whole(rig.disk)
+    polls.clear()
+    assert not await rig.disk.look_again()
+    rig.seen._silent_until += 3_600.0  # As if that poll had taken an hour: this machine may stand still.
+    for _ in range(3):
+        assert not await rig.disk.look_again()
+    assert len(polls) == 1
+    rig.proxy.reset()
+    rig.proxy.open()
+    assert not await rig.disk.look_again()
+    rig.seen._silent_until -= 3_600.0
+    await until_true(rig.disk.look_again)
+    assert rig.seen._silent_until == 0.0
+
+
+async def test_a_node_that_takes_no_connection_keeps_waiting_only_the_first_as_well(
+    rig: Rig, polls: list[float]
+) -> None:
+    async def unheard(*_: object) -> Any:
+        await asyncio.Event().wait()
+
+    rig.seen.close()
+    rig.seen = rig.node.seen(options=SELDOM, limits=PoolLimits(connect_s=0.05), connect=unheard)
+    await rig.seen.start()
+    rig.seen._silent_until += 3_600.0
+    assert not await rig.seen.look_again()
+    assert len(polls) == 1
 
 
 async def test_who_looks_while_a_poll_is_under_way_hears_of_one_that_began_later(
