@@ -31,6 +31,7 @@ import msgspec
 
 from objstore import __version__
 from objstore.audit.log import Deed, note
+from objstore.blobs.reader import READABLE
 from objstore.blobs.stripes import Entry
 from objstore.blobs.volumes import VolumeRecord, VolumeState
 from objstore.clock import utc_text
@@ -309,8 +310,8 @@ class Purging:
         if look.held:
             volume, why = next(iter(look.held.items()))
             words = f"{len(look.held)} volumes may hold bytes of it; volume {volume} {why}"
-            _, away = await self._ask_disks()
-            return await self._wait(record, "; ".join(filter(None, (words, _away_words(away)))))
+            away = _away_words(await self._known_away(), "cannot be counted on")
+            return await self._wait(record, "; ".join(filter(None, (words, away))))
         return await self._prove(record, look)
 
     async def _check_gone(self, tenant: str) -> None:
@@ -332,14 +333,6 @@ class Purging:
 
     async def _logs(self) -> list[str]:
         """The newest journal and snapshot files that lie on disks now, by name. Raises: Unavailable."""
-        names, away = await self._ask_disks()
-        if away:
-            raise Unavailable(_away_words(away))
-        return sorted(names, key=lambda name: (begun_under(name), name))[-NAMED_MAX:]
-
-    async def _ask_disks(self) -> tuple[set[str], list[int]]:
-        """The journal and snapshot files on all disks, and the disks that did not answer."""
-        ctx = self._ctx
         names: set[str] = set()
         away: list[int] = []
         turns = Semaphore(DISKS_AT_ONCE)
@@ -354,10 +347,21 @@ class Purging:
                     log.info("disk %d did not answer: %s", number, failure)
                     away.append(number)
 
-        disks = await ctx.ledger.disks()
-        asked = [number for number, record in disks.items() if record.state != REMOVED]
-        await gather(*(ask(number, ctx.disks.get(number)) for number in asked))
-        return names, sorted(away)
+        await gather(*(ask(number, disk) for number, disk in (await self._disks()).items()))
+        if away:
+            raise Unavailable(_away_words(sorted(away)))
+        return sorted(names, key=lambda name: (begun_under(name), name))[-NAMED_MAX:]
+
+    async def _known_away(self) -> list[int]:
+        """Disks that trash may be waiting for, by what this process knows of them: none is asked, since one
+        may wait for days."""
+        disks = await self._disks()
+        return sorted(n for n, disk in disks.items() if disk is None or disk.state not in READABLE)
+
+    async def _disks(self) -> dict[int, Disk | None]:
+        """Of the store, by number; None: not open in this process."""
+        records = await self._ctx.ledger.disks()
+        return {n: self._ctx.disks.get(n) for n, record in records.items() if record.state != REMOVED}
 
     async def _copied_since(self, moment_us: int) -> bool:
         """Whether the copy of metadata in volumes, if there is one, was begun after a moment."""
@@ -373,6 +377,7 @@ class Purging:
         the store: they are known by their uploads, which say whose they are in each part's record only."""
         kv, count = self._ctx.kv, 0
         async for found in pages(kv, b"p", prefix_end(b"p"), PAGE):
+            await self._ctx.pace.spend(sum(len(key) + len(value) for key, value in found))
             uploads: set[bytes] = set()
             for key, value in found:
                 bucket = bucket_of_upload(decode(value, PartRecord).home)
@@ -580,11 +585,11 @@ def is_from_before(name: str, before: Sequence[str]) -> bool:
     return 0 < begun_under(name) <= max(map(begun_under, before), default=0)
 
 
-def _away_words(disks: Iterable[int]) -> str:
+def _away_words(disks: Iterable[int], what: str = "did not answer") -> str:
     """Empty if there are none."""
     named = [str(number) for number in disks]
     more = " and more" if len(named) > NAMED_MAX else ""
-    return f"disks {', '.join(named[:NAMED_MAX])}{more} did not answer" if named else ""
+    return f"disks {', '.join(named[:NAMED_MAX])}{more} {what}" if named else ""
 
 
 def _moved(outcome: compaction.Outcome) -> str:

@@ -256,6 +256,36 @@ async def test_a_file_that_comes_back_and_a_disk_that_is_away_keep_it_from_being
     assert (await until_proven(end, 4)).state == "proven"
 
 
+async def test_while_trash_is_waited_for_no_disk_is_asked_and_one_that_is_away_is_named(end: End) -> None:
+    await end.begin()
+    while "copy of metadata" not in (await end.round()).waiting:
+        pass
+    await end.copy()
+    assert "is trash" in (await end.round()).waiting
+    disks = end.yard.disks.values()
+    asked = [disk.calls["logs"] for disk in disks]
+    assert all(asked)  # When all was settled.
+    end.yard.moods("@" + "+" * (len(disks) - 1))
+    for _ in range(3):
+        await end.purging.run()
+    waiting = (await end.record()).waiting
+    assert "is trash" in waiting
+    assert "disks 1 cannot be counted on" in waiting
+    assert [disk.calls["logs"] for disk in disks] == asked
+
+
+async def test_parts_are_swept_at_the_pace_of_the_background(end: End) -> None:
+    await upload_part(end, STAYING, "ours", "parts", complete=False)
+    await end.begin()
+    while "copy of metadata" not in (await end.round()).waiting:
+        pass
+    end.purging = end.new_process()
+    spent = end.ctx.pace.spent
+    await end.purging.run()
+    assert "copy of metadata" in (await end.record()).waiting  # No volume was read yet.
+    assert end.ctx.pace.spent > spent
+
+
 async def test_parts_that_a_gateway_dropped_whose_clock_is_ahead_are_waited_for(end: End) -> None:
     """They are homes until they are swept: what was read before is taken for somebody's."""
     upload = await upload_part(end, LEAVING, "theirs", "late", complete=False)
