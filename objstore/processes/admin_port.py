@@ -347,7 +347,7 @@ class AdminPort:
                 "stored_bytes": upkeep["live_bytes"],
                 "files_to_move": upkeep["repair"]["moving"] - upkeep["repair"]["moved"],
                 "rebalance": _rebalance_words(upkeep["rebalance"]),
-                "unreadable_volumes": outlook.count,
+                "unreadable_volumes": outlook.count if outlook.known else None,
                 **{what: words for what, words in unwell.items() if words},
                 "damaged_files": upkeep["repair"]["found"] - upkeep["repair"]["repaired"],
                 **{f"alarm: {name}": words for name, words in upkeep["alarms"].items()},
@@ -517,7 +517,9 @@ class AdminPort:
         self._nodes = {row["disk"]: row["node"] for row in await self.disks()}
         await self._surveyed()
         self._upkeep = await self._service.status()
-        self._unreadable = (await self._outlooks.now()).count
+        outlook = await self._outlooks.now()
+        if outlook.known:
+            self._unreadable = outlook.count
         self._looked = now
 
     async def metrics(self) -> bytes:

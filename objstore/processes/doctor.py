@@ -100,7 +100,9 @@ def as_heard(members: Mapping[bytes, MemberRecord], silent: Mapping[bytes, int])
 def service(outlook: Outlook, counts: Counts) -> list[Finding]:
     """What clients get just now."""
     found = []
-    if outlook.count:
+    if not outlook.known:
+        found.append(finding("reads", "warning", outlook.words, "ask again"))
+    elif outlook.count:
         back = f"bring back disks {named(outlook.away, len(outlook.away))}; " if outlook.away else ""
         found.append(finding("reads", "problem", outlook.words, f"{back}objstore volume list --damaged"))
     else:

@@ -25,7 +25,8 @@ from objstore.upkeep.survey import all_intents
 NAMED_MAX: Final = 20  # Volumes, or disks, in one sentence.
 REST: Final = 20  # A look is followed by a rest of so many times what it took (once, if there is news),
 REST_MAX_S: Final = 60.0  # and no longer than this.
-PATIENCE_S: Final = 2.0  # Who asks waits no longer for a look, if there was an earlier one.
+PATIENCE_S: Final = 2.0  # Who asks waits no longer for a look, if what the last one found can be told,
+FIRST_S: Final = 10.0  # and no longer than this if not.
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +39,7 @@ class Outlook:
         files, m: of the worst of them: how many of its files are away or damaged, and how many it can do
             without.
         away: the disks that cannot be reached, ascending.
+        known: whether a look at all volumes has ended; if not, the rest says nothing.
     """
 
     count: int = 0
@@ -45,6 +47,7 @@ class Outlook:
     files: int = 0
     m: int = 0
     away: tuple[int, ...] = ()
+    known: bool = True
 
     def adding(self, short: Iterable[Shortage]) -> "Outlook":
         """With more volumes that cannot be read."""
@@ -64,6 +67,8 @@ class Outlook:
     @property
     def words(self) -> str:
         """For people; empty if every volume can be read."""
+        if not self.known:
+            return "which volumes can be read is not known yet: all of them are being looked at"
         if not self.count:
             return ""
         volumes = named(self.first, self.count)
@@ -136,21 +141,26 @@ class Outlooks:
         self._found: Outlook | None = None
         self._seen: tuple[set[int], Mapping[int, set[int]]] | None = None  # What it was found of.
         self._unreached: set[int] = set()  # When the last look began.
+        self._failed = False  # The last look: what was found before may be so no more.
         self._took = self._ended = 0.0  # The last look: seconds, and monotonic.
         self._look: asyncio.Task[Outlook] | None = None
 
     async def now(self) -> Outlook:
-        """As of now, or of a moment ago where a look takes long. Raises: MetaUnavailable."""
+        """As of now, or of a moment ago where a look takes long; not `known` if that is all there is to tell.
+
+        Raises: MetaUnavailable.
+        """
+        earlier = None if self._failed else self._found
         if self._look is None:
-            if self._found is not None and self._rests():
-                return self._found
+            if earlier is not None and self._rests():
+                return earlier
             self._look = asyncio.get_running_loop().create_task(self._looked())
             self._look.add_done_callback(_seen)
         look = self._look
-        await asyncio.wait([look], timeout=None if self._found is None else PATIENCE_S)
-        if self._found is not None and not look.done():
-            return self._found
-        return look.result()
+        await asyncio.wait([look], timeout=FIRST_S if earlier is None else PATIENCE_S)
+        if look.done():
+            return look.result()
+        return earlier if earlier is not None else Outlook(known=False)
 
     def _rests(self) -> bool:
         news = unreached(self._parts) != self._unreached
@@ -160,10 +170,13 @@ class Outlooks:
     async def _looked(self) -> Outlook:
         began = self._clock.monotonic()
         self._unreached = unreached(self._parts)
+        failed = True
         try:
             self._found = await self._find()
+            failed = False
             return self._found
         finally:
+            self._failed = failed
             self._ended = self._clock.monotonic()
             self._took = self._ended - began
             self._look = None
@@ -199,9 +212,9 @@ def health(outlook: Outlook, counts: Counts, ready: Mapping[str, Any]) -> dict[s
     unwritten = counts.unwritable if ready["ready"] else ready["status"]
     return {
         "writable": not unwritten,
-        "readable": ready["workers"] > 0 and not outlook.count,
+        "readable": ready["workers"] > 0 and outlook.known and not outlook.count,
         "status": "; ".join(words for words in (unwritten, outlook.words) if words) or "ok",
         "disks": counts.disks,
         "healthy": counts.healthy,
-        "unreadable_volumes": outlook.count,
+        "unreadable_volumes": outlook.count if outlook.known else None,
     }

@@ -179,6 +179,62 @@ async def test_a_look_that_metadata_refuses_is_told_and_the_next_one_is_made(
     assert (await store.now()).count == 0
 
 
+async def test_after_a_look_that_failed_there_is_no_rest_and_what_was_found_before_it_is_told_no_more(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    store = await Store().start()
+    assert (await store.now()).words == ""
+    store.away |= {1, 2, 3}
+    volumes = store.volumes
+
+    async def refused(after: int) -> Any:
+        store.time.now_s += 5.0
+        raise MetaUnavailable("away")
+
+    store.time.now_s += outlook.REST_MAX_S
+    monkeypatch.setattr(store, "volumes", refused)
+    for _ in range(2):
+        with pytest.raises(MetaUnavailable):
+            await store.outlooks.now()
+    monkeypatch.setattr(store, "volumes", volumes)
+    assert (await store.outlooks.now()).count == 1
+
+
+@pytest.mark.parametrize("failed", [False, True])
+async def test_while_nothing_can_be_told_who_asks_hears_so_within_a_limit(
+    failed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = await Store().start()
+    goes_on, volumes = asyncio.Event(), store.volumes
+
+    async def refused(after: int) -> Any:
+        raise MetaUnavailable("away")
+
+    async def slow(after: int) -> Any:
+        await goes_on.wait()
+        return await volumes(after)
+
+    if failed:
+        await store.now()
+        store.away.add(1)
+        monkeypatch.setattr(store, "volumes", refused)
+        with pytest.raises(MetaUnavailable):
+            await store.now()
+    monkeypatch.setattr(store, "volumes", slow)
+    monkeypatch.setattr(outlook, "FIRST_S", 0.0)
+    found = await store.now()
+    assert not found.known
+    told = health(found, counts(), READY)
+    assert (told["writable"], told["readable"], told["unreadable_volumes"]) == (True, False, None)
+    assert "not known yet" in told["status"]
+    [reads, _] = service(found, counts())
+    assert (reads["level"], reads["finding"]) == ("warning", found.words)
+    goes_on.set()
+    monkeypatch.setattr(outlook, "FIRST_S", 60.0)
+    assert (await store.now()).known
+    assert health(await store.now(), counts(), READY)["readable"]
+
+
 async def test_the_list_of_what_is_damaged_has_what_cannot_be_read_and_says_why() -> None:
     store = await Store().start()
     store.away |= {1, 2}
