@@ -23,6 +23,7 @@ from objstore.processes.dev import LocalCluster, Process
 from tests.chaos.workload import RESTLESS, STALL_MAX_S, Load, NoAnswer, Pressure
 from tests.processes.warm import WarmCluster
 from tests.seed import SEED
+from tests.waiting import wait_until
 
 LONG = bool(os.environ.get("OBJSTORE_LONG"))
 K, M = (8, 4) if LONG else (4, 2)
@@ -270,10 +271,14 @@ def answered(load: Load, method: str, path: str, body: bytes = b"") -> tuple[int
 
 def asked(cluster: LocalCluster, path: str, wanted: int, limit_s: float) -> Any:
     """The answer, once it comes with this status."""
-    limit = time.monotonic() + limit_s
-    while (answer := cluster.admin("GET", path))[0] != wanted:
-        assert time.monotonic() < limit, f"seed {SEED}: {path}: {answer}"
-        time.sleep(0.1)
+    answer: tuple[int, Any] = (0, None)
+
+    def comes() -> bool:
+        nonlocal answer
+        answer = cluster.admin("GET", path)
+        return answer[0] == wanted
+
+    wait_until(comes, lambda: f"seed {SEED}: {path}: {answer}", limit_s=limit_s)
     return answer[1]
 
 
