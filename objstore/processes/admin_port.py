@@ -106,6 +106,16 @@ async def sweep_repeats(parts: Parts) -> None:
             log.warning("expired requests were not swept", extra={"failure": repr(failure)})
 
 
+def public_words(child: Mapping[str, Any]) -> str:
+    """Why a child of state.json is not ready, for those who show no token; empty if it said nothing.
+
+    What can happen to a store is said; an error that nobody foresaw may name paths and addresses.
+    """
+    if child.get("crashed"):
+        return "it ended with an error that operators see in objstore status"
+    return str(child.get("words", ""))
+
+
 def look_again(volumes: int, age_s: float) -> bool:
     """Whether a scrape looks at disks and services, or is shown what the last look found."""
     return volumes <= VOLUMES_FRESH or age_s >= LOOK_SECONDS
@@ -184,7 +194,10 @@ class AdminPort:
         return state
 
     async def ready(self) -> dict[str, Any]:
-        """Whether a request would be served now: a worker lives, and the committer or PostgreSQL."""
+        """Whether a request would be served now: a worker lives, and the committer or PostgreSQL.
+
+        For anybody, without a token.
+        """
         children = self._state()["children"]
         shared = is_shared(self._spec)
         committer = self._parts.kv.connected and (shared or children.get("committer", {}).get("ready", False))
@@ -192,7 +205,7 @@ class AdminPort:
         if not committer and shared:
             return {"ready": False, "status": "PostgreSQL is away", "workers": workers}
         if not committer:
-            words = children.get("committer", {}).get("words") or "reads only"
+            words = public_words(children.get("committer", {})) or "reads only"
             return {"ready": False, "status": f"the committer is away: {words}", "workers": workers}
         if not workers:
             return {"ready": False, "status": "no worker is ready", "workers": 0}

@@ -26,6 +26,7 @@ class Message(msgspec.Struct, omit_defaults=True):
               in state.json until it is ready
     ended     child -> supervisor: `text` is why it ends; stands there until its successor says more, or is
               ready
+    crashed   the same of an error that nobody foresaw: what `text` names is for operators only
     notice    child -> supervisor: `text` for the operator, shown as it is (the root key's snippets)
     shut-out  child -> supervisor: another machine has taken over, in the words of `text`; this one must stop
     disk      child -> supervisor: `text` is a change of the store's disks (cluster.py); answered with `disk`,

@@ -64,6 +64,7 @@ class Child:
     last_death: str = ""  # How its predecessor died.
     note: str = ""  # What it said of itself.
     words: str = ""  # Why its predecessor ended, or how far it is with its start; empty once it is ready.
+    crashed: bool = False  # These are of an error that nobody foresaw: for operators only.
     renewed: bool = False  # It was asked to end, to be started anew,
     renew_by: float = 0.0  # by then.
     outdated: bool = False  # To be started anew as soon as it is ready: what it was told has changed since.
@@ -192,7 +193,8 @@ class Supervisor:
             expected = isinstance(failure, StoreError)
             words = f"{type(failure).__name__}: {failure}"
             self.log("a process ended with an error", child=child.name, failure=words, trace=not expected)
-            link.send(end, Message("ended", (str(failure) if expected else words)[:WORDS_MAX]))
+            kind, text = ("ended", str(failure)) if expected else ("crashed", words)
+            link.send(end, Message(kind, text[:WORDS_MAX]))
         finally:
             sys.stdout.flush()
             sys.stderr.flush()
@@ -218,10 +220,10 @@ class Supervisor:
             child.answered = max(child.answered, message.number)
         elif message.kind == "progress":
             self.announce(f"{child.name}: {message.text}")
-            child.words = message.text
+            child.words, child.crashed = message.text, False
             self._write_state()
-        elif message.kind == "ended":
-            child.words = message.text
+        elif message.kind in ("ended", "crashed"):
+            child.words, child.crashed = message.text, message.kind == "crashed"
             self._write_state()
         elif message.kind == "notice":
             self.announce(message.text)
@@ -241,7 +243,7 @@ class Supervisor:
             if changed:
                 self._renew(self._children[self.first])
         elif message.kind == "ready":
-            child.ready, child.words = True, ""
+            child.ready, child.words, child.crashed = True, "", False
             child.probe = child.answered = 0
             if child.outdated:
                 self._renew(child)
@@ -387,6 +389,7 @@ class Supervisor:
                     "restarts": child.restarts,
                     "note": child.note,
                     "words": child.words,
+                    "crashed": child.crashed,
                 }
                 for child in self._children.values()
             },

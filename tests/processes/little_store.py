@@ -5,8 +5,9 @@
 MOOD: well | deaf (worker-1 stops answering once ready) | broken (worker-1 never starts) | shut-out (the
 committer hears of another machine when all have started) | changes (upkeep adds a disk, and another while the
 committer, which is slow, is being started anew) | clings (upkeep adds a disk, and the first committer does
-not end when it is to be started anew) | waits (the committer ends with an error when DIRECTORY/fail is there,
-and its successor says that it waits from DIRECTORY/tell to DIRECTORY/go) | drains (worker-1 has a request
+not end when it is to be started anew) | waits (the committer ends by a bug when DIRECTORY/bug is there, its
+successor with an error of the store when DIRECTORY/fail is, and the next one says that it waits from
+DIRECTORY/tell to DIRECTORY/go) | drains (worker-1 has a request
 under way when it is to stop).
 Each child notes what happens to it in DIRECTORY/events, one word a line.
 """
@@ -64,10 +65,13 @@ def child(directory: Path, name: str, mood: str) -> supervisor.ChildMain:
             await there(directory / "tell")
             link.progress("waiting for disks")
             await there(directory / "go")
-        link.ready()
-        if waits and not (directory / "fail").exists():
+        elif waits and (directory / "bug").exists():
             await there(directory / "fail")
             raise MetaUnavailable("too few disks")
+        link.ready()
+        if waits and not (directory / "bug").exists():
+            await there(directory / "bug")
+            raise RuntimeError("at /a/path")
         if mood == "changes" and name == "upkeep":
             await add_disks(directory, link)
         if mood == "clings" and name == "upkeep":

@@ -14,6 +14,7 @@ from objstore.meta.schema import repair_key
 from objstore.node.disk import DiskState
 from objstore.objects.ledger import MetaLedger
 from objstore.processes import outlook
+from objstore.processes.admin_port import public_words
 from objstore.processes.doctor import service
 from objstore.processes.outlook import Counts, Outlook, Outlooks, health, named
 from objstore.processes.volumes import listed
@@ -281,6 +282,13 @@ def test_health_says_what_does_not_go_and_why() -> None:
         False,
         False,
     )
+
+
+def test_why_a_process_is_away_is_told_to_anybody_unless_it_is_a_bug_that_may_name_paths() -> None:
+    assert public_words({"words": "too few disks", "crashed": False}) == "too few disks"
+    assert public_words({"words": "", "crashed": False}) == public_words({}) == ""
+    bug = public_words({"words": "OSError: /var/lib/objstore", "crashed": True})
+    assert bug == "it ended with an error that operators see in objstore status"
 
 
 def test_doctor_names_the_disks_that_must_come_back() -> None:

@@ -96,15 +96,20 @@ def test_a_worker_whose_loop_hangs_is_killed_and_replaced(little: Little) -> Non
 
 @pytest.mark.parametrize("little", ["waits"], indirect=True)
 def test_why_a_child_ended_and_what_it_waits_for_is_told_until_it_is_ready(little: Little) -> None:
-    def told(words: str, ready: bool) -> bool:
+    def told(words: str, ready: bool, crashed: bool) -> bool:
         committer = little.children()["committer"]
-        return (committer["words"], committer["ready"]) == (words, ready)
+        return (committer["words"], committer["ready"], committer["crashed"]) == (words, ready, crashed)
 
     little.ready()
-    assert told("", True)
-    for file, words in (("fail", "too few disks"), ("tell", "waiting for disks"), ("go", "")):
+    assert told("", True, False)
+    for file, words in (
+        ("bug", "RuntimeError: at /a/path"),
+        ("fail", "too few disks"),
+        ("tell", "waiting for disks"),
+        ("go", ""),
+    ):
         (little.directory / file).touch()
-        little.until(partial(told, words, file == "go"))
+        little.until(partial(told, words, file == "go", file == "bug"))
     assert "committer: waiting for disks" in little.output.read_text()
 
 
