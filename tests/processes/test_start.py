@@ -6,7 +6,6 @@ import re
 import shutil
 import signal
 import socket
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -26,7 +25,7 @@ from tests.server import (
     running_server,
     start_server,
 )
-from tests.waiting import LIMIT_S
+from tests.waiting import LIMIT_S, wait_until
 
 
 def refused(directory: Path, *arguments: str, **environment: str) -> str:
@@ -48,10 +47,7 @@ def refused(directory: Path, *arguments: str, **environment: str) -> str:
 def kill_and_await_another(server: Server, child: str) -> None:
     pid = server.children()[child]
     os.kill(pid, signal.SIGKILL)
-    limit = time.monotonic() + LIMIT_S
-    while server.children()[child] in (0, pid):
-        assert time.monotonic() < limit, server.text()
-        time.sleep(0.01)
+    wait_until(lambda: server.children()[child] not in (0, pid), server.text)
     server.wait_ready()
 
 
