@@ -21,17 +21,18 @@ from objstore.meta.schema import MemberRecord
 from objstore.node.authority import NODE
 from objstore.objects.adoption import Unadopted, unadopted
 from objstore.processes.control import Snapshot, ask
-from objstore.processes.outlook import Counts, Outlook, named
+from objstore.processes.outlook import Counts, Outlook
 from objstore.processes.parts import Parts, survey_of, writer_limits
 from objstore.processes.rotation import Rotation
 from objstore.rental.records import SellerRecord
 from objstore.rental.sellers import check_timezone, list_sellers
+from objstore.upkeep.context import named
 
 FILES_WANTED = 16_384  # Open files per process: connections, and fragment files of every disk.
 EXPIRY_DAYS = 14.0
 AUTHORITY_DAYS = 365.0  # Of the root of the machines' certificates, which has ten years.
 MEMBER_DAYS = 20.0  # Of a member's certificate: it is renewed 30 days before its end.
-NAMED_MAX = 10  # Buckets that a finding names.
+NAMED_MAX = 10  # Buckets, disks or nodes that a finding names.
 READER_LAG_MAX = 100_000  # Transactions. A read lives for one call: microseconds.
 KNOWN_LMDB = "0.9."  # Files of LMDB 1.0 differ.
 
@@ -145,16 +146,13 @@ def unmetered(buckets: Sequence[Unadopted]) -> list[Finding]:
     """Buckets from before there were meters: nothing of them is billed, and no quota holds in them."""
     waiting = [bucket.name for bucket in buckets if not bucket.adoption.begun_us and bucket.uploads]
     if waiting:
-        text = f"not metered yet, since uploads are under way in them: {', '.join(waiting[:NAMED_MAX])}"
+        names = named(waiting, len(waiting), NAMED_MAX)
+        text = f"not metered yet, since uploads are under way in them: {names}"
         remedy = "complete or abort the uploads: aws s3api list-multipart-uploads --bucket NAME"
-        return [finding("meters", "warning", text + _more(waiting), remedy)]
+        return [finding("meters", "warning", text, remedy)]
     if buckets:
         return [finding("meters", "ok", f"{len(buckets)} buckets from before there were meters are adopted")]
     return [finding("meters", "ok", "every bucket is metered")]
-
-
-def _more(names: Sequence[str]) -> str:
-    return f" and {len(names) - NAMED_MAX} more" if len(names) > NAMED_MAX else ""
 
 
 def _processes(state: dict[str, Any]) -> list[Finding]:
@@ -192,7 +190,7 @@ def _disks(disks: list[dict[str, Any]], away: Collection[str] = ()) -> list[Find
         if disk["state"] != "healthy" and disk["node"] not in away
     ]
     if unknown := [str(disk["disk"]) for disk in disks if disk["node"] in away]:
-        text = f"of machines that do not answer: {', '.join(unknown[:NAMED_MAX])}{_more(unknown)}"
+        text = f"of machines that do not answer: {named(unknown, len(unknown), NAMED_MAX)}"
         bad.append(finding("disks", "problem", text, "see the machines"))
     slow = [
         finding(
@@ -348,7 +346,7 @@ def _silent_site(site: str, nodes: Sequence[MemberRecord]) -> Finding:
     return finding(
         "machines",
         "problem",
-        f"site {site}: no node has answered since {since}: {', '.join(names[:NAMED_MAX])}{_more(names)}",
+        f"site {site}: no node has answered since {since}: {named(names, len(names), NAMED_MAX)}",
         "nothing, if it comes back; if it is lost for good, add nodes elsewhere, then for each of its own:"
         " objstore cluster remove NAME --lost",
     )

@@ -19,10 +19,9 @@ from objstore.clock import Clock
 from objstore.meta.journal import readable
 from objstore.objects.ledger import GIVEN_UP
 from objstore.processes.parts import Parts
-from objstore.upkeep.context import Context
+from objstore.upkeep.context import NAMED_MAX, Context, named
 from objstore.upkeep.survey import all_intents
 
-NAMED_MAX: Final = 20  # Volumes, or disks, in one sentence.
 REST: Final = 20  # A look is followed by a rest of so many times what it took (once, if there is news),
 REST_MAX_S: Final = 60.0  # and no longer than this.
 PATIENCE_S: Final = 2.0  # Who asks waits no longer for a look, if what the last one found can be told,
@@ -76,13 +75,6 @@ class Outlook:
             f"{self.count} volumes cannot be read now ({volumes}): up to {self.files} of their fragment files"
             f" are away or damaged, and they can do without {self.m}"
         )
-
-
-def named(numbers: Iterable[int], count: int) -> str:
-    """The first of `count` numbers, and how many there are beside."""
-    shown = list(numbers)[:NAMED_MAX]
-    more = f" and {count - len(shown)} more" if count > len(shown) else ""
-    return ", ".join(map(str, shown)) + more
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -22,8 +22,9 @@ from objstore.meta.schema import MemberRecord
 from objstore.node.authority import GATEWAY
 from objstore.node.disk import DiskState
 from objstore.processes.engine import is_shared
-from objstore.processes.outlook import away_disks, named
+from objstore.processes.outlook import away_disks
 from objstore.processes.parts import Parts, survey_of
+from objstore.upkeep.context import named
 from objstore.upkeep.service import Service
 from objstore.upkeep.survey import all_intents, all_volumes
 

@@ -1,10 +1,12 @@
-"""What every background service is given, in one value; and the pace at which it may work."""
+"""What every background service is given, in one value; the pace at which it may work; how it names many."""
 
 import asyncio
 import logging
 import random
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import islice
+from typing import Final
 
 from objstore.blobs.placement import Chance
 from objstore.blobs.reader import BlobReader
@@ -19,6 +21,18 @@ from objstore.upkeep.claims import Claim, ClaimedKv
 log = logging.getLogger(__name__)
 
 BURST_S = 0.25  # Seconds of work that may be done at once: longer, and clients feel it.
+NAMED_MAX: Final = 20  # Volumes, or disks, in one sentence.
+
+
+def named(names: Iterable[object], count: int, most: int = NAMED_MAX) -> str:
+    """The first `most` of `count` names for a finding or an alarm, and how many there are beside.
+
+    Args:
+        names: all of them, or the first.
+    """
+    shown = [str(name) for name in islice(names, most)]
+    more = f" and {count - len(shown)} more" if count > len(shown) else ""
+    return ", ".join(shown) + more
 
 
 class Pace:

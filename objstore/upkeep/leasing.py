@@ -36,7 +36,7 @@ from objstore.rental.capacity import DAY_US, Capacity, Holdings, days_of, note_d
 from objstore.rental.leases import Pass, advance
 from objstore.rental.records import LeaseRecord, pool_of_lease
 from objstore.rental.sales import Book, Supply, all_leases, read_book
-from objstore.upkeep.context import Context
+from objstore.upkeep.context import Context, named
 
 log = logging.getLogger(__name__)
 
@@ -90,10 +90,9 @@ class Leasing:
         if not risky:
             self._ctx.alarms.clear(ALARM)
             return
-        names = ", ".join(f"{lease.id} of {lease.tenant}" for lease, _ in risky[:NAMED_MAX])
-        more = f" and {len(risky) - NAMED_MAX} more" if len(risky) > NAMED_MAX else ""
+        names = named((f"{lease.id} of {lease.tenant}" for lease, _ in risky), len(risky), NAMED_MAX)
         self._ctx.alarms.set(
-            ALARM, f"{self.oversold} bytes are sold above what is usable; leases at risk: {names}{more}"
+            ALARM, f"{self.oversold} bytes are sold above what is usable; leases at risk: {names}"
         )
 
     async def _judge_nodes(self) -> None:
@@ -103,11 +102,8 @@ class Leasing:
         if not idle:
             self._ctx.alarms.clear(IDLE)
             return
-        words = ", ".join(f"{lease.id} of {lease.tenant}" for lease in idle[:NAMED_MAX])
-        more = f" and {len(idle) - NAMED_MAX} more" if len(idle) > NAMED_MAX else ""
-        self._ctx.alarms.set(
-            IDLE, f"kept apart for nobody: {words}{more}; objstore lease release gives them back"
-        )
+        names = named((f"{lease.id} of {lease.tenant}" for lease in idle), len(idle), NAMED_MAX)
+        self._ctx.alarms.set(IDLE, f"kept apart for nobody: {names}; objstore lease release gives them back")
 
     def _judge_runways(self, capacities: Sequence[Capacity]) -> None:
         short = [one for one in capacities if one.order_now and one.growth]

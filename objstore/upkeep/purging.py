@@ -65,7 +65,7 @@ from objstore.rental.departures import list_exports, list_purges, note_purge, pr
 from objstore.rental.records import PurgeRecord
 from objstore.upkeep import compaction
 from objstore.upkeep.claims import Deposed
-from objstore.upkeep.context import Context
+from objstore.upkeep.context import Context, named
 from objstore.upkeep.homes import address, open_home
 from objstore.upkeep.residency import DISKS_AT_ONCE, Audit, Summary
 from objstore.upkeep.salvage import TENANT as SALVAGED
@@ -587,9 +587,8 @@ def is_from_before(name: str, before: Sequence[str]) -> bool:
 
 def _away_words(disks: Iterable[int], what: str = "did not answer") -> str:
     """Empty if there are none."""
-    named = [str(number) for number in disks]
-    more = " and more" if len(named) > NAMED_MAX else ""
-    return f"disks {', '.join(named[:NAMED_MAX])}{more} {what}" if named else ""
+    numbers = list(disks)
+    return f"disks {named(numbers, len(numbers))} {what}" if numbers else ""
 
 
 def _moved(outcome: compaction.Outcome) -> str:

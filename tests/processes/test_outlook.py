@@ -16,8 +16,9 @@ from objstore.objects.ledger import MetaLedger
 from objstore.processes import outlook
 from objstore.processes.admin_port import public_words
 from objstore.processes.doctor import service
-from objstore.processes.outlook import Counts, Outlook, Outlooks, health, named
+from objstore.processes.outlook import Counts, Outlook, Outlooks, health
 from objstore.processes.volumes import listed
+from objstore.upkeep.context import named
 
 READY = {"ready": True, "status": "ready", "workers": 2}
 
@@ -307,3 +308,5 @@ def test_of_many_volumes_the_first_are_named_and_the_worst_counts() -> None:
     assert (found.count, found.files, found.m) == (60, 4, 2)
     assert found.first == tuple(range(20))
     assert named(found.first, found.count).endswith("18, 19 and 40 more")
+    assert f"({named(range(20), 60)})" in found.words
+    assert (named("abc", 3, 2), named("ab", 2, 2), named("", 0)) == ("a, b and 1 more", "a, b", "")
