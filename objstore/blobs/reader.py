@@ -249,8 +249,11 @@ class BlobReader:
             self.memory.give_back(held + ahead_cost)
 
     def lacks_disks(self) -> bool:
-        """Whether any disk may not be readable, as far as is known: then `check` is worth its while."""
-        return not all(self._is_readable(number) for number in self._disks)
+        """Whether so many disks may not be readable, as far as is known, that `check` is worth its while.
+
+        Any volume can do without one: m is 1 or more. In a large store one is away most of the time.
+        """
+        return sum(not self._is_readable(number) for number in self._disks) > 1
 
     async def check(self, extents: Sequence[Extent], begin: int, length: int) -> None:
         """Whether there are disks enough for a range of a stream, as far as is known. Nothing is read.

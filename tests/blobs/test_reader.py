@@ -172,6 +172,18 @@ async def test_a_stream_that_is_known_to_end_early_does_not_begin_but_what_is_th
     assert await rig.read_all(extents) == body
 
 
+@pytest.mark.parametrize(
+    ("moods", "lacks"),
+    [("++++++", False), ("x+++++", False), ("+@++++", False), ("x++@++", True), ("xx++x+", True)],
+)
+async def test_one_disk_that_is_away_is_no_cause_to_look_at_all_that_a_stream_will_read(
+    moods: str, lacks: bool
+) -> None:
+    rig = await Rig().start()
+    rig.moods(moods)
+    assert rig.reader.lacks_disks() is lacks
+
+
 async def test_a_stream_begins_when_repair_has_moved_what_was_on_disks_that_are_away() -> None:
     rig = await Rig("+++++++++").start()
     extents = (await rig.put_stream(rig.rng.randbytes(6 * MIB))).extents
