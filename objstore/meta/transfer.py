@@ -10,7 +10,9 @@ that is being written to is not one view: stop the workers for that, or take wha
 """
 
 import asyncio
+import errno
 import os
+import secrets
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from pathlib import Path
 
@@ -38,6 +40,7 @@ MAGIC = _NAME + b"1\n"
 SCAN_COUNT = 1_000  # Pairs read at a time: about 100 KB.
 COMMIT_COUNT = 500  # Pairs in one mini-transaction.
 COMMITS_AT_ONCE = 4
+_NO_HARD_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS)  # What file systems without them say.
 
 Progress = Callable[[int], None]
 """Pairs so far."""
@@ -59,10 +62,13 @@ async def export(kv: Kv, path: Path, *, now_us: int, progress: Progress = no_pro
     """Write every pair to `path`, which must not exist; returns how many.
 
     The file is its owner's alone (names, users and sealed secrets are in it), and appears under its name only
-    when it is whole and synced. Raises: FileExistsError, OSError, and what `Kv.scan` raises.
+    when it is whole and synced; until then it is a .part file beside it, which a run that is killed leaves.
+    Of several exports to one path the first to end has it.
+
+    Raises: FileExistsError, OSError, and what `Kv.scan` raises.
     """
     await asyncio.to_thread(check_target, path)
-    temporary = path.with_name(path.name + ".part")
+    temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}.part")
     count = 0
 
     def counted(so_far: int) -> None:
@@ -71,18 +77,32 @@ async def export(kv: Kv, path: Path, *, now_us: int, progress: Progress = no_pro
         progress(so_far)
 
     try:
-        await asyncio.to_thread(temporary.unlink, missing_ok=True)  # Of a run that was killed.
         async with aiofiles.open(temporary, "xb", opener=_private) as file:
             async for chunk in stream(kv, now_us=now_us, progress=counted):
                 await file.write(chunk)
             await file.flush()
             await asyncio.to_thread(os.fsync, file.fileno())
-        os.rename(temporary, path)
+        await asyncio.to_thread(_publish, temporary, path)
         await asyncio.to_thread(sync_directory, str(path.parent), RealSyscalls())
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
     return count
+
+
+def _publish(temporary: Path, path: Path) -> None:
+    """Raises: FileExistsError, if another export has put a file there meanwhile: it is not replaced."""
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        raise FileExistsError(f"{path} exists") from None
+    except OSError as failure:
+        if failure.errno not in _NO_HARD_LINKS:
+            raise
+        check_target(path)
+        os.rename(temporary, path)
+    else:
+        temporary.unlink()
 
 
 def _private(name: str, flags: int) -> int:
