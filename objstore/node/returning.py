@@ -11,9 +11,8 @@ from typing import Final
 
 from objstore.node.disk import Disk
 
-AGAIN_LIMIT_S: Final = (
-    3.0  # A node that is back answers in milliseconds; one that swallows holds up no longer.
-)
+# A node that is back answers in milliseconds; one that swallows holds up no longer.
+AGAIN_LIMIT_S: Final = 3.0
 
 
 async def ask_again(

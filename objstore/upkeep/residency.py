@@ -172,9 +172,8 @@ class Summary(msgspec.Struct):
     replicas: list[Replica]
     metadata: list[MetadataFile]
     metadata_sites: tuple[str, ...]  # Where the journal and its snapshots may lie; none: everywhere.
-    metadata_elsewhere: list[
-        str
-    ]  # Sites beyond the bucket's at which a disk holds keys and names of all buckets.
+    # Sites beyond the bucket's at which a disk holds keys and names of all buckets.
+    metadata_elsewhere: list[str]
     metadata_copies: list[int]  # Volumes that hold the copy of metadata for salvage.
     notes: list[str]
 
