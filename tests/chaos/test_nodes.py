@@ -232,9 +232,8 @@ def test_with_one_node_more_than_m_down_answers_are_clean_and_everything_is_ther
             assert time.monotonic() - started < ANSWER_S
     print(f"without {M + 1} nodes: {served} served, {len(refusals)} refused")
     check_that_the_store_says_so(cluster)
-    for path, body in large.items():  # By now the worker knows who is away: no cut.
-        status, found = answered(load, "GET", path)
-        assert (status, found) in ((503, b""), (200, body)), f"seed {SEED}: {path}: {status} {found[:80]!r}"
+    for path, body in large.items():
+        check_that_it_is_not_cut_for_long(load, path, body)
     written, _ = answered(load, "PUT", f"/{load.bucket}/meanwhile", b"meanwhile")
     assert written in (200, 503), f"seed {SEED}: {written}"
     # 503 at the beginning, or a cut in the middle of what began before the loss was known.
@@ -267,6 +266,23 @@ def answered(load: Load, method: str, path: str, body: bytes = b"") -> tuple[int
         if not str(failure).startswith("503"):
             raise
         return 503, b""
+
+
+def is_clean(load: Load, path: str, body: bytes) -> bool:
+    """Whether a GET is refused, or brings all bytes: neither is cut nor fails otherwise."""
+    try:
+        status, found = answered(load, "GET", path)
+    except NoAnswer as failure:
+        print(f"{path}: {failure}")
+        return False
+    assert (status, found) in ((503, b""), (200, body)), f"seed {SEED}: {path}: {status} {found[:80]!r}"
+    return True
+
+
+def check_that_it_is_not_cut_for_long(load: Load, path: str, body: bytes) -> None:
+    """A worker that has not heard yet who is away cuts the first GET; from then on it knows."""
+    wait_until(lambda: is_clean(load, path, body), lambda: f"seed {SEED}: {path} is cut each time")
+    assert is_clean(load, path, body), f"seed {SEED}: {path} is cut although it is known who is away"
 
 
 def asked(cluster: LocalCluster, path: str, wanted: int, limit_s: float) -> Any:
