@@ -28,7 +28,8 @@ class Message(msgspec.Struct, omit_defaults=True):
               ready
     crashed   the same of an error that nobody foresaw: what `text` names is for operators only
     notice    child -> supervisor: `text` for the operator, shown as it is (the root key's snippets)
-    shut-out  child -> supervisor: another machine has taken over, in the words of `text`; this one must stop
+    shut-out  child -> supervisor: this store must stop, in the words of `text`: another machine has taken
+              over, or the root key that is given is not root's
     disk      child -> supervisor: `text` is a change of the store's disks (cluster.py); answered with `disk`,
               whose `text` says what is wrong, if anything
     probe     supervisor -> child, answered with the same `number` as `alive`

@@ -86,15 +86,13 @@ async def _serve(
     parts = await open_parts(spec, registry)
     await introduce(parts, link, looks=True)
     directory = directory_of(parts)
-    try:
-        await _bootstrap(link, parts, directory)
-    except BadArgument as failure:  # Another user's key was given as root's.
+    if refusal := await bootstrap(link, parts, directory):
         if first:
-            link.shut_out(f"root.access_key: {failure}. Give the root user a key of its own.")
+            link.shut_out(f"root.access_key: {refusal}. Give the root user a key of its own.")
             await until_stopped()
             await parts.close()
             return
-        log.error("the root key that is given was not taken: %s", failure)  # A store that runs goes on.
+        log.error("the root key that is given was not taken: %s", refusal)  # A store that runs goes on.
     service = _service(parts)
     registry.include(service.families)
     copies = Copies(parts)
@@ -215,22 +213,30 @@ async def _adopt(parts: Parts, kv: Kv) -> int:
     return await adoption.adopt(replace(parts.store, kv=kv))
 
 
-async def _bootstrap(link: Link, parts: Parts, directory: Directory) -> None:
+async def bootstrap(link: Link, parts: Parts, directory: Directory) -> str:
+    """Note this machine's disks, and make sure of root and its key; what is new is told to the operator.
+
+    Returns: why the root key that is given was not taken (it is another user's, say); empty: it was.
+    """
     spec = parts.spec
     for place in spec.cluster.disks:
         if not place.node:  # The others register themselves.
             await parts.store.ledger.register_disk(place.number, uuid=place.uuid, path=place.path)
     root = spec.config.root
-    access_key, secret = await directory.bootstrap(root.access_key or None, root.secret_key or None)
+    try:
+        access_key, secret = await directory.bootstrap(root.access_key or None, root.secret_key or None)
+    except BadArgument as failure:
+        return str(failure)
     if root.access_key and (await directory.find_key(access_key)).disabled:
         link.notice(
             f"The root key {access_key} that is given (root.access_key) was disabled, and stays so:"
             f" objstore key enable {access_key}, or give it another secret."
         )
     if secret is None:
-        return
+        return ""
     region = spec.config.server.region
     link.notice(f"\nThe root key, shown this once:\n\n  access key  {access_key}\n  secret key  {secret}\n")
     for tool, snippet in SNIPPETS.items():
         text = snippet(spec.endpoint, region, access_key, secret).replace("\n", "\n  ")
         link.notice(f"{tool}:\n  {text}\n")
+    return ""
