@@ -25,6 +25,7 @@ from tests.deploy.files import CONFIG, ROOT
 from tests.deploy.manual import Machine, blocks, environment_of, machine, ports
 from tests.deploy.test_metrics_named import as_asked, queries
 from tests.deploy.watching import Prometheus, prometheus
+from tests.waiting import wait_until
 
 PAGE = ROOT / "docs/renting.md"
 BEGIN = datetime(2027, 1, 31, 12, tzinfo=UTC)
@@ -88,7 +89,13 @@ def ask(root: Path, path: str) -> Any:
 
 
 def wait_until_sealed(root: Path, hours_until: str) -> None:
-    wait_until(lambda: ask(root, "tenants/librairie/usage?limit=1")["sealed_until"] == hours_until)
+    path = "tenants/librairie/usage?limit=1"
+    wait_until_so(root, path, lambda usage: usage["sealed_until"] == hours_until)
+
+
+def wait_until_so(root: Path, path: str, holds: Callable[[Any], bool]) -> None:
+    """Of what the admin API says there."""
+    wait_until(lambda: holds(ask(root, path)), lambda: ask(root, path), limit_s=LIMIT_SECONDS)
 
 
 def admin_address(root: Path) -> str:
@@ -167,8 +174,9 @@ def test_an_operator_rents_out_capacity_as_the_page_says(tmp_path: Path) -> None
             watcher.watch(admin_address(tmp_path))
             wait_until_sealed(tmp_path, "2027-03-02T05:00:00Z")
             # Services of their own, that begin when they like.
-            wait_until(lambda: ask(tmp_path, "tenants/wilaya")["state"] != "active")
-            wait_until(lambda: ask(tmp_path, "leases?tenant=minoterie")["items"][0]["renewals"] == 2)
+            wait_until_so(tmp_path, "tenants/wilaya", lambda wilaya: wilaya["state"] != "active")
+            leases = "leases?tenant=minoterie"
+            wait_until_so(tmp_path, leases, lambda found: found["items"][0]["renewals"] == 2)
             total += go_on(story)
             look_back(story, tmp_path, total)
             assert story.ended
@@ -325,23 +333,30 @@ def lease_nodes(story: Story, cluster: LocalCluster) -> None:
     assert "is signed" in said
     assert len(set(_one(r"\nnodes\t(.*)\n", said).split())) == 2
     pool = "lease-" + asked(cluster, "leases?tenant=nuage")["items"][0]["id"].lower()
-    wait_until(lambda: pool in {one["pool"] for one in asked(cluster, "capacity")["items"]})
+
+    def capacity() -> Any:
+        return asked(cluster, "capacity")["items"]
+
+    wait_until(lambda: pool in {one["pool"] for one in capacity()}, capacity, limit_s=LIMIT_SECONDS)
 
     lost = cluster.members[3]
     cluster.kill(lost)
     too_few = f"policy {pool}: no new volume can be made: 2 disks wanted, 1 usable"
 
-    def told() -> bool:
-        findings = json.dumps(asked(cluster, "doctor"))
-        return too_few in findings and "oversold capacity" in findings
+    def findings() -> str:
+        return json.dumps(asked(cluster, "doctor"))
 
-    wait_until(told)
+    def told() -> bool:
+        found = findings()
+        return too_few in found and "oversold capacity" in found
+
+    wait_until(told, findings, limit_s=LIMIT_SECONDS)
     said = story.tell("Nodes of its own, and a node that is lost")
     assert re.search(rf"\npool\t{pool}\n(.*\n)*usable\t0\n(.*\n)*oversold\t1000000000\n", said), said
     assert f"leases at risk: {pool.removeprefix('lease-').upper()} of nuage" in said
     assert too_few in said
     cluster.start_node(lost)
-    wait_until(lambda: not any(one["oversold"] for one in asked(cluster, "capacity")["items"]))
+    wait_until(lambda: not any(one["oversold"] for one in capacity()), capacity, limit_s=LIMIT_SECONDS)
     assert story.ended
 
 
@@ -364,13 +379,6 @@ def a_customer(cluster: LocalCluster) -> None:
     customer = {"name": "nuage", "kind": "wholesale", "seller": "dz", "legal_name": "Nuage Ltd"}
     more = {"address": ["Dublin"], "country": "IE", "tax_profile": "exempt", "trial_days": 0}
     asked(cluster, "tenants", {**customer, **more, "identity_checked": "2026-01-20T10:00:00Z"})
-
-
-def wait_until(condition: Callable[[], object]) -> None:
-    limit = time.monotonic() + LIMIT_SECONDS
-    while not condition():
-        assert time.monotonic() < limit
-        time.sleep(0.1)
 
 
 def test_every_page_that_the_story_points_to_is_there() -> None:

@@ -7,8 +7,7 @@ service; on one machine, on storage nodes, and behind two gateways on PostgreSQL
 import json
 import os
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,6 +20,7 @@ from tests.chaos.workload import RESTLESS
 from tests.clusters import ENGINES, NODES, Front, fronts_of, running_cluster
 from tests.preload import preload_library
 from tests.server import ROOT, Server, running_server
+from tests.waiting import wait_until
 
 MIB: Final = 1024 * 1024
 MARK: Final = b"what the leaving tenant has stored, again and again. " * 400
@@ -149,13 +149,6 @@ def leads(front: Front) -> bool:
     return status == 200 and bool(found["claim_held"])
 
 
-def wait_for(true: Callable[[], object], what: Callable[[], object]) -> None:
-    limit = time.monotonic() + NEWS_S
-    while not true():
-        assert time.monotonic() < limit, what()
-        time.sleep(0.2)
-
-
 @pytest.mark.long
 @pytest.mark.timeout(1_200)
 def test_on_storage_nodes_nothing_is_proven_before_every_node_has_answered(
@@ -181,17 +174,17 @@ def test_on_storage_nodes_nothing_is_proven_before_every_node_has_answered(
     def found() -> Any:
         return purge_of(last, "leaving")
 
-    wait_for(lambda: found()["state"] == "clearing", found)
+    wait_until(lambda: found()["state"] == "clearing", found, limit_s=NEWS_S)
     step(clock, HOURS_S)
-    wait_for(lambda: "did not answer" in found()["waiting"], found)
+    wait_until(lambda: "did not answer" in found()["waiting"], found, limit_s=NEWS_S)
     assert found()["state"] == "clearing"
     if len(fronts) > 1:  # Another one goes on with it.
         leading = next(one for one in fronts if leads(one))
         cluster.kill(leading.gateway)
         last = next(one for one in fronts if one is not leading)
-        wait_for(lambda: leads(last), last.gateway.words)
+        wait_until(lambda: leads(last), last.gateway.words, limit_s=NEWS_S)
     cluster.start_node(away)
-    wait_for(lambda: found()["state"] == "proven", found)
+    wait_until(lambda: found()["state"] == "proven", found, limit_s=NEWS_S)
 
     proof = found()["proof"]
     assert (proof["verdict"], proof["held"]["objects"]) == ("proven", 41)
