@@ -193,12 +193,40 @@ class Recorder:
                     _write_sparse(file.fileno(), content)
 
 
-def _pages(call: Call) -> set[tuple[str, int]]:
-    """What a write touches: paths and numbers of pages."""
-    if call.kind != WRITE:
-        return set()
+class _Names:
+    """Which names are one file: each has a number, under all its names, and keeps it when they change."""
+
+    def __init__(self) -> None:
+        self._files: dict[str, int] = {}
+        self._newest = 0
+
+    def file(self, path: str) -> int:
+        if path not in self._files:
+            self._newest += 1
+            self._files[path] = self._newest
+        return self._files[path]
+
+    def follow(self, call: Call) -> None:
+        if call.kind == LINK:
+            self._files[call.other] = self.file(call.path)
+        elif call.kind == UNLINK:
+            self._files.pop(call.path, None)
+        elif call.kind == RENAME:
+            below = [path for path in self._files if f"{path}/".startswith(f"{call.path}/")]
+            moved = {call.other + path.removeprefix(call.path): self._files.pop(path) for path in below}
+            self._files.pop(call.other, None)
+            self._files |= moved
+
+
+def _pages(call: Call) -> range:
+    """What a write touches: numbers of pages."""
     end = call.position + len(call.data)
-    return {(call.path, page) for page in range(call.position // PAGE, -(-end // PAGE))}
+    return range(call.position // PAGE, -(-end // PAGE)) if call.kind == WRITE else range(0)
+
+
+def _shortens(call: Call) -> bool:
+    """Whether it cuts a file's size."""
+    return call.kind == CUT or (call.kind == CREATE and call.position > 0)
 
 
 def distinct_cuts(calls: Sequence[Call], weakens: Callable[[Call], bool]) -> list[int]:
@@ -212,7 +240,9 @@ def distinct_cuts(calls: Sequence[Call], weakens: Callable[[Call], bool]) -> lis
     - a mark that weakens a promise (an overwrite begins: the old content may go);
     - an unsynced write over a page that has one already: the page is its old or its newest content, never
       again what was between;
-    - a cut of a file's size, after an unsynced write to it: the same.
+    - a cut of a file's size (an open with O_TRUNC is one), after an unsynced write to it: the same.
+
+    A file is the same one under its new name, and under each of several.
 
     A sync that follows a sync with nothing between them adds nothing.
 
@@ -220,25 +250,28 @@ def distinct_cuts(calls: Sequence[Call], weakens: Callable[[Call], bool]) -> lis
         weakens: whether this mark permits what was not permitted before.
     """
     found: list[int] = []
-    dirty: set[tuple[str, int]] = set()  # Pages with unsynced writes.
+    names = _Names()
+    dirty: set[tuple[int, int]] = set()  # Files' pages with unsynced writes.
     changed = False  # Since the last prefix that was taken.
     for length, call in enumerate(calls):
-        pages = _pages(call)
+        file = names.file(call.path)
+        pages = {(file, page) for page in _pages(call)}
         syncs = call.kind == SYNC or call.synced
         ends = (
             syncs
             or (call.kind == MARK and weakens(call))
             or not dirty.isdisjoint(pages)
-            or (call.kind == CUT and any(path == call.path for path, _ in dirty))
+            or (_shortens(call) and any(page[0] == file for page in dirty))
         )
         if ends and changed:
             found.append(length)
             changed = False
         dirty |= pages
         if call.kind == SYNC:
-            dirty = {page for page in dirty if page[0] != call.path}
+            dirty = {page for page in dirty if page[0] != file}
         elif call.synced:
             dirty -= pages
+        names.follow(call)
         changed = changed or call.kind != SYNC
     return [*found, len(calls)]
 

@@ -228,6 +228,30 @@ def test_the_cuts_that_suffice_stand_before_each_call_that_takes_a_possible_stat
     assert rec.distinct_cuts(calls, lambda mark: mark.data == b"try") == [4, 8, 9, 10, 12, 14]
 
 
+def test_a_file_is_the_same_under_all_its_names_and_another_one_when_it_was_made_anew() -> None:
+    page = b"x" * 4096
+
+    def write(path: str) -> Call:
+        return Call(rec.WRITE, path, "", 0, False, page)
+
+    def name(kind: int, path: str, other: str = "", *, cuts: bool = False) -> Call:
+        return Call(kind, path, other, int(cuts), False, b"")
+
+    def found(*calls: Call) -> list[int]:
+        return rec.distinct_cuts(calls, lambda mark: False)
+
+    assert found(write("b"), write("b")) == [1, 2]
+    assert found(write("b"), name(rec.RENAME, "b", "c"), write("c")) == [2, 3]
+    assert found(write("b"), name(rec.RENAME, "b", "c"), write("b")) == [3]
+    assert found(write("d/b"), name(rec.RENAME, "d", "e"), write("e/b")) == [2, 3]
+    assert found(write("b"), name(rec.LINK, "b", "c"), write("c")) == [2, 3]
+    assert found(write("b"), name(rec.LINK, "b", "c"), name(rec.UNLINK, "b"), write("c")) == [3, 4]
+    assert found(write("b"), name(rec.UNLINK, "b"), write("b")) == [3]
+    assert found(write("b"), write("c"), name(rec.RENAME, "b", "c"), write("c")) == [3, 4]
+    assert found(write("b"), name(rec.RENAME, "b", "c"), name(rec.SYNC, "c"), write("c")) == [2, 4]
+    assert found(write("b"), name(rec.CREATE, "b", cuts=True), write("c")) == [1, 3]
+
+
 def test_of_the_cuts_that_suffice_one_leaves_what_any_other_one_leaves(library: Path, tmp_path: Path) -> None:
     program = """
 import os, random, sys
