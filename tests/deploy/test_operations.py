@@ -6,7 +6,6 @@ import random
 import re
 import shutil
 import signal
-import time
 import urllib.request
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +19,7 @@ from tests.certificates import issue
 from tests.deploy.files import ROOT
 from tests.deploy.manual import PAGE, Block, Machine, blocks, environment_of, machine, ports
 from tests.postgres import PostgresServer
+from tests.waiting import wait_until
 
 KEYS = ("AKOPERATIONS", "a-secret-of-the-operations-page")
 # Upkeep's rounds are minutes apart: here they come soon after each other.
@@ -94,11 +94,8 @@ def toml(heading: str, number: int = 0) -> str:
 
 
 def wait_for_state(store: Machine, disk: int, state: str) -> None:
-    limit = time.monotonic() + 120
     look = Block("", "", "sh", f"objstore disk list | grep -P '^{disk}\\t[^\\t]*\\t{state}\\t' || true\n")
-    while not store.run(look):
-        assert time.monotonic() < limit
-        time.sleep(0.2)
+    wait_until(lambda: store.run(look), lambda: f"disk {disk} {state}", limit_s=120)
 
 
 def wait_for_members(store: Machine, seen: Callable[[dict[str, Json]], bool]) -> None:
@@ -107,13 +104,15 @@ def wait_for_members(store: Machine, seen: Callable[[dict[str, Json]], bool]) ->
     address = json.loads((data / "run/state.json").read_text())["admin_listen"]
     headers = {"Authorization": f"Bearer {(data / 'admin.token').read_text().strip()}"}
     request = urllib.request.Request(f"http://{address}/api/v1/cluster/members", headers=headers)
-    limit = time.monotonic() + 240
     rows: list[Json] = []
-    while not rows or not seen({row["name"]: row for row in rows if row["state"] != "removed"}):
-        assert time.monotonic() < limit, rows
-        time.sleep(0.5)
+
+    def so() -> bool:
+        nonlocal rows
         with contextlib.suppress(OSError), urllib.request.urlopen(request, timeout=60) as answer:
             rows = json.load(answer)["members"]
+        return bool(rows) and seen({row["name"]: row for row in rows if row["state"] != "removed"})
+
+    wait_until(so, lambda: rows, limit_s=240)
 
 
 def lose(place: Path) -> None:
@@ -373,12 +372,8 @@ def in_two_stores(tmp_path: Path) -> None:
             return "".join(store.run(block) for block in of("With its metadata: a second store", part))
 
         def wait_until_in_step(store: Machine) -> None:
-            limit = time.monotonic() + 120
-            while "in step" not in (
-                said := store.run(Block("", "", "sh", "objstore replication status shop\n"))
-            ):
-                assert time.monotonic() < limit, said
-                time.sleep(0.3)
+            look = Block("", "", "sh", "objstore replication status shop\n")
+            wait_until(lambda: "in step" in store.run(look), lambda: store.run(look), limit_s=120)
 
         tenants["near"].store()
         run(near, "near")
