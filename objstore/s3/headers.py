@@ -412,10 +412,11 @@ def copy_source(headers: Headers) -> tuple[str, str, str | None]:
     if more or _bad_escape(text):  # Of two sources whoever looks before us may have judged the other one.
         raise fault
     try:
-        decoded = unquote_to_bytes(readable(text)).decode()
+        # What names a version is looked for before decoding: an encoded `?` is part of the key.
+        encoded, mark, encoded_version = readable(text).partition("?versionId=")
+        path, version = unquote_to_bytes(encoded).decode(), unquote_to_bytes(encoded_version).decode()
     except UnicodeDecodeError:
         raise fault from None
-    path, mark, version = decoded.partition("?versionId=")
     bucket, slash, key = path.removeprefix("/").partition("/")
     if not bucket or not slash or not key or (mark and not version):
         raise fault

@@ -250,6 +250,18 @@ async def test_case_16_a_copy_source_is_decoded_once(s3: Client) -> None:
         assert (answer.status, answer.code) == (400, "InvalidArgument")
 
 
+async def test_case_16_an_encoded_question_mark_is_part_of_the_copied_key(s3: Client) -> None:
+    await put(s3, "page", b"another object")
+    await put(s3, "page?versionId=null", b"the one that was named")
+    source = "bkt/page%3FversionId%3Dnull"
+    assert (await copy(s3, source, "c")).status == 200
+    assert (await s3("GET", "bkt", "c")).body == b"the one that was named"
+    upload, _ = await s3.upload("bkt", "parts", [])
+    query = {"uploadId": upload, "partNumber": "1"}
+    answer = await s3("PUT", "bkt", "parts", query=query, headers={"x-amz-copy-source": source})
+    assert answer.text("ETag") == etag_of(b"the one that was named")
+
+
 async def test_case_16_a_copy_source_that_is_not_there(s3: Client, other: Client) -> None:
     answer = await copy(s3, "bkt/none", "c")
     assert (answer.status, answer.code, answer.fields) == (404, "NoSuchKey", {"Key": "none"})

@@ -146,6 +146,9 @@ def test_case_8_copy_ranges_are_strict(text: str) -> None:
         ("b/k?versionId=null", ("b", "k", "null")),
         ("b/%C3%A9", ("b", "é", None)),
         ("b/k%3Fx", ("b", "k?x", None)),
+        ("b/k%3FversionId%3Dnull", ("b", "k?versionId=null", None)),
+        ("b/k%3FversionId=null", ("b", "k?versionId=null", None)),
+        ("b/k%3FversionId%3Dx?versionId=n%75ll", ("b", "k?versionId=x", "null")),
     ],
 )
 def test_case_16_copy_sources_are_decoded_once(text: str, expected: tuple[str, str, str | None]) -> None:
