@@ -60,16 +60,17 @@ def child(directory: Path, name: str, mood: str) -> supervisor.ChildMain:
             note(directory, f"knows-{len(DISKS)}")
             if mood == "changes":
                 await asyncio.sleep(0.3)
+        life = (directory / "events").read_text().split().count(f"start-{name}")
         waits = mood == "waits" and name == "committer"
-        if waits and (directory / "fail").exists():
+        if waits and life == 2:
+            await there(directory / "fail")
+            raise MetaUnavailable("too few disks")
+        if waits and life == 3:
             await there(directory / "tell")
             link.progress("waiting for disks")
             await there(directory / "go")
-        elif waits and (directory / "bug").exists():
-            await there(directory / "fail")
-            raise MetaUnavailable("too few disks")
         link.ready()
-        if waits and not (directory / "bug").exists():
+        if waits and life == 1:
             await there(directory / "bug")
             raise RuntimeError("at /a/path")
         if mood == "changes" and name == "upkeep":
