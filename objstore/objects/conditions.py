@@ -15,7 +15,7 @@ from objstore.errors import (
     NotModified,
 )
 from objstore.meta.schema import ObjectRecord
-from objstore.objects.values import Conditions, etag_text
+from objstore.objects.values import ByteRange, Conditions, etag_text
 
 COPY_SOURCE: Final = "x-amz-copy-source-"
 
@@ -58,6 +58,19 @@ def check_read(conditions: Conditions, record: ObjectRecord, *, now_us: int, pre
         if prefix:
             raise ConditionFailed(prefix + "If-Modified-Since")
         raise NotModified(etag=etag, order=record.order)
+
+
+def is_range_of(wanted: ByteRange, record: ObjectRecord) -> bool:
+    """Whether If-Range, if it was sent, names this object; if not, the range is ignored (RFC 9110, 13.1.5).
+
+    A weak ETag names none: the bytes may be others. A date must be Last-Modified itself.
+    """
+    named = wanted.if_range
+    if named is None:
+        return True
+    if isinstance(named, int):
+        return named == record.order // SECOND_US
+    return named.strip('"') == etag_text(record.etag)
 
 
 def check_write(

@@ -32,7 +32,7 @@ from objstore.meta.schema import (
 from objstore.objects.buckets import is_within_reach, read_bucket
 from objstore.objects.carrying import is_carried
 from objstore.objects.commits import key_bytes
-from objstore.objects.conditions import check_read
+from objstore.objects.conditions import check_read, is_range_of
 from objstore.objects.store import KnownBucket, Store
 from objstore.objects.values import NO_CONDITIONS, ByteRange, Conditions, Found, Principal, etag_text
 from objstore.objects.writes import check_version
@@ -115,7 +115,7 @@ async def find_object(
             part_checksum = Checksum.unpack(entry.checksum)
         elif part_number != 1:
             raise BadPartNumber(wanted=part_number, count=1)
-    elif byte_range is not None:
+    elif byte_range is not None and is_range_of(byte_range, record):
         first, length = resolve(byte_range, record.size)
         ranged = True
     return Found(

@@ -36,6 +36,7 @@ class ByteRange:
     first: int | None
     last: int | None  # Inclusive; with first None: the length of the suffix.
     text: str  # As sent, for the error.
+    if_range: str | int | None = None  # Of which object only: its ETag as sent, or seconds since 1970.
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

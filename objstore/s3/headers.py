@@ -377,7 +377,14 @@ def byte_range(headers: Headers) -> ByteRange | None:
         return None
     if first and last and int(first) > int(last):
         return None
-    return ByteRange(first=int(first) if first else None, last=int(last) if last else None, text=text)
+    named = headers.get("if-range")
+    date = None if named is None else parse_date(named)
+    return ByteRange(
+        first=int(first) if first else None,
+        last=int(last) if last else None,
+        text=text,
+        if_range=named if date is None else date,
+    )
 
 
 _copy_range = re.compile(r"bytes=([0-9]{1,19})-([0-9]{1,19})", re.ASCII).fullmatch

@@ -120,6 +120,28 @@ async def test_case_7_a_range_without_sense_gives_the_whole_object(s3: Client, w
     assert (answer.status, answer.body) == (200, TEN)
 
 
+async def test_a_range_of_an_object_that_is_another_by_now_gives_the_whole_object(s3: Client) -> None:
+    old = await put(s3, "k")
+    new = await put(s3, "k", b"abcdefghijklmnop")
+    modified = (await s3("HEAD", "bkt", "k")).headers["Last-Modified"]
+    tag = new.headers["ETag"]
+    for named in (tag, tag.strip('"'), modified):
+        answer = await s3("GET", "bkt", "k", headers={"Range": "bytes=10-", "If-Range": named})
+        assert (answer.status, answer.body) == (206, b"klmnop"), named
+        assert answer.headers["Content-Range"] == "bytes 10-15/16"
+    for named in (old.headers["ETag"], f"W/{tag}", "*", f'{tag}, "x"', PAST, FUTURE, "rubbish", ""):
+        for wanted in ("bytes=10-", "bytes=100-200"):  # Nor is one outside refused that does not count.
+            answer = await s3("GET", "bkt", "k", headers={"Range": wanted, "If-Range": named})
+            assert (answer.status, answer.body) == (200, b"abcdefghijklmnop"), named
+            assert "Content-Range" not in answer.headers
+    answer = await s3("HEAD", "bkt", "k", headers={"Range": "bytes=10-", "If-Range": old.headers["ETag"]})
+    assert (answer.status, answer.headers["Content-Length"]) == (200, "16")
+    answer = await s3("GET", "bkt", "k", headers={"If-Range": old.headers["ETag"]})
+    assert (answer.status, answer.body) == (200, b"abcdefghijklmnop")
+    changed = {"Range": "bytes=10-", "If-Range": old.headers["ETag"], "If-Match": old.headers["ETag"]}
+    assert (await s3("GET", "bkt", "k", headers=changed)).status == 412
+
+
 async def test_case_6_a_part_of_a_simple_object_is_the_first_or_none(s3: Client) -> None:
     await put(s3, "k")
     answer = await s3("GET", "bkt", "k", query={"partNumber": "1"})

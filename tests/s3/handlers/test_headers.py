@@ -101,6 +101,22 @@ def test_case_7_ranges_are_read(text: str, first: int | None, last: int | None) 
 
 
 @pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ('"etag"', '"etag"'),
+        ("Tue, 14 Nov 2023 22:13:20 GMT", 1_700_000_000),
+        ("yesterday", "yesterday"),
+        ("", ""),
+    ],
+)
+def test_a_range_says_of_which_object_it_is_to_be(text: str, expected: str | int) -> None:
+    wanted = h.byte_range(given(range="bytes=5-", if_range=text))
+    assert wanted is not None
+    assert (wanted.first, wanted.if_range) == (5, expected)
+    assert h.byte_range(given(if_range=text)) is None
+
+
+@pytest.mark.parametrize(
     "text",
     [
         "bytes=1-0",
