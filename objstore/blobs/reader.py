@@ -272,14 +272,18 @@ class BlobReader:
             count = min(length, extent.length - begin)
             if extent.volume not in whole:
                 record = await self._ledger.get(extent.volume)
-                if sum(not self._is_readable(number) for number in record.disks) <= record.m:
+                missing = sum(not self._is_readable(number) for number in record.disks)
+                if missing <= record.m or await self._check_there(extent, begin, count):
                     whole.add(extent.volume)
-                else:
-                    await self._check_there(extent, begin, count)
             begin, length = 0, length - count
 
-    async def _check_there(self, extent: Extent, begin: int, length: int) -> None:
-        """The same for an extent of a volume of which too many disks are doubted. Raises: Unavailable."""
+    async def _check_there(self, extent: Extent, begin: int, length: int) -> bool:
+        """The same for an extent of a volume of which too many disks are doubted.
+
+        Returns: whether k of the volume's disks are there after all, enough for all of its extents.
+
+        Raises: Unavailable.
+        """
         record = await self._ledger.get(extent.volume, fresh=True)  # Repair may have moved its files.
         if any(number not in self._disks for number in record.disks):
             await self._find_disks()
@@ -287,11 +291,11 @@ class BlobReader:
         parts = [part.fragment for part in slices(extent, begin, length)]
         needed = {record.disks[index] for index in parts if index < record.k}
         if len(there) >= record.k or needed <= there:
-            return
+            return len(there) >= record.k
         doubted = [self._disks[n] for n in record.disks if n not in there and n in self._disks]
         there |= await ask_again(doubted, wanted=record.k - len(there))
         if len(there) >= record.k or needed <= there:
-            return
+            return len(there) >= record.k
         self.counters.failed_reads += 1
         raise Unavailable(f"volume {record.id}: the disks of {len(there)} of {record.k} fragments are there")
 

@@ -6,6 +6,7 @@ small range of a huge object costs a binary search and not its part list. Parts 
 the bytes are sent; those of an object that was overwritten meanwhile outlive it by the sweep's grace.
 """
 
+import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import aclosing
 from typing import Any, Final, TypeVar
@@ -199,6 +200,7 @@ async def _read_groups(
         async with aclosing(groups(store, record, first, length)) as source:
             async for group in source:
                 await store.reader.check(*group)
+                await asyncio.sleep(0)  # Others have their turn: nothing here need have waited.
     sent = 0
     async with aclosing(groups(store, record, first, length)) as source:
         async for extents, begin, wanted in source:

@@ -184,6 +184,28 @@ async def test_one_disk_that_is_away_is_no_cause_to_look_at_all_that_a_stream_wi
     assert rig.reader.lacks_disks() is lacks
 
 
+async def test_a_volume_of_doubted_disks_that_answer_is_looked_up_and_asked_once_a_check(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rig = await Rig().start()
+    extents = (await rig.put_stream(rig.rng.randbytes(6 * MIB))).extents
+    record = await rig.ledger.get(extents[0].volume)
+    for number in record.disks[:3]:
+        rig.disks[number].suspicion = "slow"
+    looked_up = []
+    get = rig.kv.get
+
+    async def counted(key: bytes) -> bytes | None:
+        looked_up.append(key)
+        return await get(key)
+
+    monkeypatch.setattr(rig.kv, "get", counted)
+    await rig.reader.check(extents * 100, 0, 600 * MIB)
+    assert {extent.volume for extent in extents} == {record.id}
+    assert len(looked_up) == 1
+    assert max(asked(rig)) == 1
+
+
 async def test_a_stream_begins_when_repair_has_moved_what_was_on_disks_that_are_away() -> None:
     rig = await Rig("+++++++++").start()
     extents = (await rig.put_stream(rig.rng.randbytes(6 * MIB))).extents

@@ -1,8 +1,10 @@
 """The multipart family, case by case, up to ten thousand parts."""
 
+import asyncio
 import base64
 import hashlib
 import zlib
+from collections.abc import Sequence
 
 import pytest
 from awscrt import checksums as crt
@@ -20,6 +22,7 @@ from objstore.errors import (
     PartTooSmall,
     Unavailable,
 )
+from objstore.extents import Extent
 from objstore.meta.schema import PAGE_PARTS_MAX, Checksum, Extra, PartRecord, decode, part_key
 from objstore.objects import multipart
 from objstore.objects.buckets import create_bucket
@@ -375,14 +378,44 @@ async def test_a_part_can_be_a_range_of_an_object_and_not_a_byte_beyond() -> Non
 # Many parts.
 
 
+async def with_three_pages(store: Store) -> tuple[str, list[Claimed]]:
+    """An object whose list of parts takes three pages: the upload, and what was claimed of it."""
+    upload = await begin(store)
+    claims = [await part(store, upload, n, b"%05d" % n) for n in range(1, 2 * PAGE_PARTS_MAX + 2)]
+    await complete(store, upload, claims)
+    return upload, claims
+
+
+async def test_while_a_long_object_is_checked_for_disks_others_have_their_turn(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(multipart, "PART_SIZE_MIN", 0)
+    store = await ready()
+    await with_three_pages(store)
+    turns = 0
+
+    def turn() -> None:
+        nonlocal turns
+        turns += 1
+
+    seen = []
+
+    async def check(extents: Sequence[Extent], begin: int, length: int) -> None:
+        seen.append(turns)
+        asyncio.get_running_loop().call_soon(turn)
+
+    monkeypatch.setattr(store.reader, "lacks_disks", lambda: True)
+    monkeypatch.setattr(store.reader, "check", check)
+    await read_all(store, await find_object(store, WHO, "bucket", "key"))
+    assert seen == [0, 1, 2]
+
+
 async def test_what_cannot_be_read_to_its_end_for_want_of_disks_is_refused_before_its_first_byte(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(multipart, "PART_SIZE_MIN", 0)
     store = await ready()
-    upload = await begin(store)
-    claims = [await part(store, upload, n, b"%05d" % n) for n in range(1, 2 * PAGE_PARTS_MAX + 2)]
-    await complete(store, upload, claims)
+    upload, claims = await with_three_pages(store)
     found = await find_object(store, WHO, "bucket", "key")
     reader = store.reader
     assert isinstance(reader, FakeReader)
