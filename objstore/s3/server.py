@@ -54,7 +54,7 @@ from objstore.s3.refusals import let_go
 _log = logging.getLogger("objstore.s3")
 
 _REFUSED_LINGER_S = 1.0  # So long a refused connection may read its answer.
-_EVICTION_LOOK = 256  # Connections looked at, oldest first, for one to close: bounds the time.
+_EVICTION_LOOK = 256  # Connections looked at for one to close, each time the next ones: bounds the time.
 _REFUSED_MAX = 256  # Refused connections that linger; more are cut at once.
 # Bytes that the kernel holds of an answer and has not sent: without it, up to 4 MiB for a client that takes
 # nothing. What is on its way to a client that does is not counted, however far it is.
@@ -65,7 +65,7 @@ class EdgeProtocol(Handler):
     """One connection."""
 
     __slots__ = (
-        "app", "edge", "ended",
+        "app", "dropped", "edge", "ended",
         "head_bytes", "head_since", "put_off", "read_from", "read_last",
         "read_paused", "read_waited", "refused", "watched", "write_from", "write_last", "write_paused",
         "write_waited",
@@ -80,6 +80,7 @@ class EdgeProtocol(Handler):
         self.half_closed = False  # The client has said that it sends no more.
         self.refused = False
         self.put_off: asyncio.Future[None] | None = None  # Until then the answer, a refusal, waits.
+        self.dropped: StreamReader | None = None  # The body that is read away behind its answer.
         self.head_since = 0.0  # When the first bytes of an unfinished head came; 0: none.
         self.head_bytes = 0
         self.watched: object = None  # The request that the following speak of.
@@ -125,8 +126,11 @@ class EdgeProtocol(Handler):
         if self._manager is not None:
             self.app.observer.connections -= 1
         super().connection_lost(exc)
+        # Nobody waits for what follows, and it still counts as a connection until its task has ended.
         if self.put_off is not None:
-            let_go(self.put_off)  # Nobody waits for it, and it still counts as a connection.
+            let_go(self.put_off)
+        if self.dropped is not None:
+            self.dropped.set_exception(ConnectionResetError("the client is gone"))
 
     def data_received(self, data: bytes) -> None:
         self.bytes_in += len(data)
@@ -264,10 +268,14 @@ class EdgeProtocol(Handler):
     async def _drop_rest(self, payload: StreamReader) -> None:
         """Read away what still comes of a body that nobody wants, for a while; else close."""
         if self._lingering_time and not self._force_close:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self._lingering_time):
-                    while not payload.is_eof():
-                        await payload.readany()
+            self.dropped = payload
+            try:
+                with contextlib.suppress(TimeoutError, ConnectionError):
+                    async with asyncio.timeout(self._lingering_time):
+                        while not payload.is_eof():
+                            await payload.readany()
+            finally:
+                self.dropped = None
         if not payload.is_eof() and not self._force_close:
             self.close()
 
@@ -427,10 +435,10 @@ class EdgeServer(web.Server):
         return count < self.app.limits.connections + _REFUSED_MAX or self.make_room()
 
     def make_room(self) -> bool:
-        """Close a connection that has been without a request, or whose refusal is put off; whether there was
-        one among the oldest.
+        """Close a connection that has been without a request, or whose refusal is put off, or that was
+        answered and still sends a body that nobody wants; whether there was one among those looked at.
 
-        Neither costs much to have: a thousand of them must not keep a client with a request out.
+        None of them costs much to have: a thousand of them must not keep a client with a request out.
         """
         limits = self.app.limits
         now = self._loop.time()
@@ -440,15 +448,19 @@ class EdgeServer(web.Server):
             del self.handshakes[oldest[0]]
             return True
         close_time = now - limits.evict_seconds + limits.idle_seconds
-        for connection in islice(self._connections, _EVICTION_LOOK):
+        for connection in list(islice(self._connections, _EVICTION_LOOK)):
             idles = (
                 connection._waiter is not None  # It waits for a whole head.
                 and connection._next_keepalive_close_time < close_time
             )
-            put_off = isinstance(connection, EdgeProtocol) and connection.put_off is not None
-            if (idles or put_off) and not connection._force_close:
+            refused = isinstance(connection, EdgeProtocol) and (
+                connection.put_off is not None or connection.dropped is not None
+            )
+            if (idles or refused) and not connection._force_close:
                 connection.force_close()
                 return True
+            # To the end: the next look is at others, so none that could go hides behind those that cannot.
+            self._connections[connection] = self._connections.pop(connection)
         return False
 
     def end_lingering(self, transport: asyncio.Transport) -> None:

@@ -8,13 +8,14 @@ import contextlib
 import os
 import random
 import socket
+import struct
 import xml.etree.ElementTree as ET
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 
 import pytest
 from aiohttp import web
-from edge_running import SMALL_LIMITS, WITHIN_S, Answer, Edge, Start, read_answer, read_head
+from edge_running import SMALL_LIMITS, WITHIN_S, Answer, Edge, Line, Start, read_answer, read_head
 from edge_signing import OTHER_ID, OTHER_SECRET, FakeCredential, FakeDirectory, presign, principal, sign
 from multidict import CIMultiDict
 
@@ -671,6 +672,86 @@ async def test_connections_that_idle_give_way_to_one_with_a_request(start_edge: 
     go_on.set()
     assert (await read_answer(busy[0])).status == 200
     for _, writer in (busy, used, silent, half, *newcomers):
+        writer.close()
+
+
+# Refused, and answered, before its body has come.
+REFUSED = b"PUT /b/k HTTP/1.1\r\nHost: h\r\nContent-Length: 100000000\r\n\r\n"
+LONG_S = 3_600.0
+
+
+async def refused_with_a_body_to_come(edge: Edge) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """A connection that was told so, and whose body is read away for as long as may be."""
+    reader, writer = await edge.connect()
+    writer.write(REFUSED)
+    assert (await asyncio.wait_for(read_answer(reader), WITHIN_S)).status == 403
+    return reader, writer
+
+
+@pytest.mark.parametrize("resets", [False, True])
+@pytest.mark.parametrize("begun", [b"", b"some of it" * 10_000])
+async def test_who_was_refused_and_hangs_up_no_longer_counts_as_a_connection(
+    start_edge: Start, resets: bool, begun: bytes
+) -> None:
+    edge = await start_edge(limits=replace(SMALL_LIMITS, linger_seconds=LONG_S))
+    for _ in range(3):
+        _, writer = await refused_with_a_body_to_come(edge)
+        assert len(edge.runner.server.connections) == 1
+        writer.write(begun)
+        if resets:
+            writer.get_extra_info("socket").setsockopt(
+                socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)
+            )
+            writer.transport.abort()
+        else:
+            writer.close()
+        await until(lambda: not edge.runner.server.connections, "its place is free")
+
+
+async def test_who_was_refused_and_still_sends_makes_room_for_a_new_connection(start_edge: Start) -> None:
+    edge = await start_edge(
+        limits=replace(SMALL_LIMITS, connections=3, linger_seconds=LONG_S, evict_seconds=LONG_S)
+    )
+    refused = [await refused_with_a_body_to_come(edge) for _ in range(3)]
+    lines = [Line(edge) for _ in refused]
+    for line, (reader, _) in zip(lines, refused, strict=True):
+        assert (await line.send(GOOD)).status == 200
+        assert await asyncio.wait_for(reader.read(), WITHIN_S) == b"", "the one that was refused first went"
+    await until(lambda: len(edge.runner.server.connections) == len(lines))
+    assert (await edge.send(GOOD)).code == "SlowDown", "nobody is left that could make room"
+    for line in lines:
+        line.close()
+    for _, writer in refused:
+        writer.close()
+
+
+async def test_a_connection_that_can_go_is_found_behind_however_many_that_cannot(
+    start_edge: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("objstore.s3.server._EVICTION_LOOK", 2)
+    go_on = asyncio.Event()
+
+    async def handle(call: Call) -> web.StreamResponse:
+        if call.key == "slow":
+            await go_on.wait()
+        return web.Response()
+
+    limits = replace(SMALL_LIMITS, connections=6, idle_seconds=LONG_S, evict_seconds=0.0)
+    edge = await start_edge(handle, limits=limits)
+    busy = [await edge.connect() for _ in range(4)]
+    for _, writer in busy:
+        writer.write(sign("GET", "/b/slow").wire())
+    await until(lambda: edge.app.admission.requests == len(busy))
+    silent = [await edge.connect() for _ in range(2)]
+    await until(edge.runner.server.is_full)
+    await asyncio.sleep(0.01)  # The silent ones came before now, also by a clock of milliseconds.
+    statuses = [(await edge.send(GOOD)).status for _ in range(3)]
+    assert statuses == [503, 503, 200], "two looks at the busy ones, and one behind them"
+    go_on.set()
+    for reader, writer in busy:
+        assert (await asyncio.wait_for(read_answer(reader), WITHIN_S)).status == 200
+        writer.close()
+    for _, writer in silent:
         writer.close()
 
 
