@@ -314,11 +314,17 @@ class RequestBody:
             if algorithm is None:
                 raise invalid_request("The value specified in the x-amz-trailer header is not supported")
             self._given, self._algorithm, self._trailer_name = name, algorithm, name
-        if not self._given and "x-amz-sdk-checksum-algorithm" in headers:  # AWS's words, as recorded.
+        announced = headers.get("x-amz-sdk-checksum-algorithm")
+        if announced is None:
+            return
+        if not self._given:  # AWS's words, as recorded.
             raise invalid_request(
                 "x-amz-sdk-checksum-algorithm specified, but no corresponding x-amz-checksum-* or"
                 " x-amz-trailer headers were found."
             )
+        if not self._trailer_name and announced.upper() != self._algorithm:
+            # What AWS was seen to answer; its documents say BadDigest, which is 400 as well.
+            raise invalid_request("Value for x-amz-sdk-checksum-algorithm header is invalid.")
 
     # --- Small: whole, inline ---------------------------------------------------------------------------
 

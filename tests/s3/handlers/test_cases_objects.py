@@ -549,10 +549,16 @@ async def test_an_announced_checksum_that_is_not_sent_is_refused_and_nothing_is_
         " headers were found."
     )
     assert (await s3("HEAD", "bkt", "k")).status == 404
-    answer = await s3(
-        "PUT", "bkt", "k", headers={**announced, "x-amz-checksum-crc32": "NhCmhg=="}, body=b"hello"
-    )
-    assert answer.status == 200
+    sent = {"x-amz-checksum-crc32": "NhCmhg=="}
+    for other in ("SHA256", "CRC32C", "MD5", ""):
+        wrong = {**sent, "x-amz-sdk-checksum-algorithm": other}
+        answer = await s3("PUT", "bkt", "k", headers=wrong, body=b"hello")
+        assert (answer.status, answer.code) == (400, "InvalidRequest"), other
+        assert answer.text("Message") == "Value for x-amz-sdk-checksum-algorithm header is invalid."
+    assert (await s3("HEAD", "bkt", "k")).status == 404
+    for same in ("CRC32", "crc32"):
+        right = {**sent, "x-amz-sdk-checksum-algorithm": same}
+        assert (await s3("PUT", "bkt", "k", headers=right, body=b"hello")).status == 200
 
 
 async def test_case_33_without_a_checksum_crc64nvme_is_stored(s3: Client) -> None:
