@@ -150,8 +150,12 @@ class EdgeRequest(web.BaseRequest):
             headers[hdrs.CONNECTION] = "close"
 
     def may_go_on(self) -> bool:
-        """Whether the connection may serve another request after this one's answer."""
-        return not self.app.draining and self._body_is_dealt_with()
+        """Whether the connection may serve another request after this one's answer.
+
+        Not after one that asks for an upgrade: none is taken, and aiohttp's parser drops the bytes that came
+        with it (unless it asks for websocket).
+        """
+        return not self.app.draining and self._body_is_dealt_with() and not self._message.upgrade
 
     def _body_is_dealt_with(self) -> bool:
         """Whether the connection can go on after this answer. If not, set how long it lingers."""

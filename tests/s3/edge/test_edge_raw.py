@@ -236,6 +236,31 @@ async def test_answers_too_large_to_be_copied_behind_their_head_come_whole_and_i
     writer.close()
 
 
+@pytest.mark.parametrize("wanted", ["h2c", "websocket", "TLS/1.0, h2c"])
+@pytest.mark.parametrize("method", ["GET", "PUT"])
+@pytest.mark.parametrize("halved", [False, True])
+async def test_behind_a_request_for_an_upgrade_no_answer_is_given_to_another_request(
+    edge: Edge, wanted: str, method: str, halved: bool
+) -> None:
+    """The parser may have dropped what came with it: the client hears that the connection ends, and sends
+    that again, where it would have taken the answer to what follows for its own."""
+    body = b"body" if method == "PUT" else b""
+    asked = {"Connection": "Upgrade", "Upgrade": wanted}
+    first = sign(method, "/bucket/first", body=body, headers=asked).wire()
+    dropped, last = sign("GET", "/bucket/dropped").wire(), sign("GET", "/bucket/last").wire()
+    reader, writer = await edge.connect()
+    together = 20 if halved else len(dropped)
+    writer.write(first + dropped[:together])
+    answer = await asyncio.wait_for(read_answer(reader), WITHIN_S)
+    assert (answer.status, answer.headers["connection"]) == (200, "close")
+    with contextlib.suppress(ConnectionError):
+        writer.write(dropped[together:] + last)
+        assert await asyncio.wait_for(reader.read(), WITHIN_S) == b""
+    assert [seen.key for seen in edge.seen] == ["first"]
+    assert (await edge.send(GOOD)).status == 200
+    writer.close()
+
+
 async def test_a_head_error_has_no_body(edge: Edge) -> None:
     reader, writer = await edge.connect()
     writer.write(b"HEAD /b/k HTTP/1.1\r\nHost: h\r\n\r\n" + GOOD)
