@@ -24,7 +24,6 @@ from tests.crash.store import Promises, Work, spread, start
 from tests.seed import SEED
 from tests.server import Server
 
-LONG = bool(os.environ.get("OBJSTORE_LONG"))
 NUMBERS = int(os.environ.get("OBJSTORE_CALLS", "0"))  # N of each kind of failure; 0: every one.
 FEW = 100  # The short form's N is one of these.
 AGAIN_MAX = 20  # Times that the work is done again until it has made N calls: group commits share them.
@@ -76,7 +75,6 @@ def _matches(call: rec.Call, kinds: list[int]) -> bool:
     return call.kind in kinds or (call.synced and rec.SYNC in kinds)
 
 
-@pytest.mark.skipif(LONG, reason="the long form tries all of them")
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("failure", SHORT)
 def test_a_call_that_fails_is_never_taken_for_a_durable_one(
@@ -86,7 +84,7 @@ def test_a_call_that_fails_is_never_taken_for_a_durable_one(
     fail_one(library, tmp_path, failure, random.Random(f"{SEED} {failure}").randint(1, FEW))
 
 
-@pytest.mark.skipif(not LONG, reason="thousands of process trees: OBJSTORE_LONG=1")
+@pytest.mark.long  # Thousands of process trees.
 @pytest.mark.timeout(24 * 3600)
 @pytest.mark.parametrize("failure", FAILURES)
 def test_no_call_that_fails_is_ever_taken_for_a_durable_one(
