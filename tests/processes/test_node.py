@@ -283,7 +283,7 @@ def test_a_node_whose_certificate_has_ended_joins_again_and_says_so_without_a_to
     assert "objstore cluster token --for n1" in capsys.readouterr().out
     assert joined == []
     node_process._member(data, "osjoin1.x", ABOUT)
-    assert joined == [("osjoin1.x", data / "tls", ABOUT)]
+    assert joined == [("osjoin1.x", data / "tls", ABOUT, NODE)]
 
 
 def test_a_gateways_data_directory_is_no_nodes_and_is_not_founded_twice(tmp_path: Path) -> None:
