@@ -11,13 +11,16 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
-from objstore.blobs.placement import Chance, Fault, admits, judge, rules_of, substitute
+from objstore.blobs.placement import Chance, Fault, Move, admits, judge, rules_of, substitute
 from objstore.blobs.topology import Policy, Rules, Topology
 from objstore.blobs.volumes import VolumeRecord, VolumeState
 
 EVEN_AT_LEAST: Final = 0.01  # Share of a disk: differences below are not worth a move, however empty all are.
 TRIES_MAX: Final = 200_000  # Pairs of file and disk that one plan looks at: a bound on its time.
 REMEMBERED_MAX: Final = 1_000_000  # Volumes that were found to conform.
+SUBSTITUTES_MAX: Final = (
+    64  # Disks that are tried for one file where the moves of a volume wait for each other.
+)
 NEVER_FITS: Final = 1 << 62  # Bytes: no target is looked for.
 MISPLACED: Final = (Fault.OUTSIDE, Fault.CROWDED)
 
@@ -174,10 +177,7 @@ class Conformity:
         return found
 
     def _faulty(self, record: VolumeRecord, topology: Topology, policy: Policy) -> bool:
-        verdict = judge(
-            topology, policy, k=record.k, m=record.m, disks=record.disks, chance=_no_chance, size=NEVER_FITS
-        )
-        return any(fault in MISPLACED for fault in verdict.faults.values())
+        return _faults(topology, policy, record, record.disks) > 0
 
 
 def _no_chance() -> float:
@@ -195,27 +195,60 @@ def conforming_moves(
 ) -> list[Relocation]:
     """What to move so that these volumes lie as their policies say now: one file of each, then see again.
 
-    Those that end a breach of residency come first.
+    Those that end a breach of residency come first. Of the moves that mend a volume together, some have to
+    wait until another has made room: one is named that may be done now.
     """
     found: list[tuple[bool, Relocation]] = []
     for record in misplaced:
+        policy = policy_of(record)
         verdict = judge(
             topology,
-            policy_of(record),
+            policy,
             k=record.k,
             m=record.m,
             disks=record.disks,
             chance=chance,
             size=2 * record.length,
         )
-        for move in verdict.moves:
-            if move.fault in MISPLACED and may_move(record, move.disk):
-                reason = move.fault.value
-                one = Relocation(record.id, move.file, move.disk, move.target, record.length, reason)
-                found.append((move.fault is not Fault.OUTSIDE, one))
-                break
+        moves = [move for move in verdict.moves if move.fault in MISPLACED and may_move(record, move.disk)]
+        move = _possible(topology, policy, record, moves)
+        if move is not None:
+            reason = move.fault.value
+            one = Relocation(record.id, move.file, move.disk, move.target, record.length, reason)
+            found.append((move.fault is not Fault.OUTSIDE, one))
     found.sort(key=lambda each: each[0])
     return [one for _, one in found[:limit]]
+
+
+def _possible(topology: Topology, policy: Policy, record: VolumeRecord, moves: Sequence[Move]) -> Move | None:
+    """The first of these moves that may be done now; or else, where they wait for each other's room (two that
+    would swap sites, say), one of them to another disk that leaves less to mend."""
+    for move in moves:
+        if _admits(topology, policy, record, move.file, move.target):
+            return move
+    before = _faults(topology, policy, record, record.disks)
+    for move in moves:
+        tried = 0
+        for spot in sorted(topology.spots.values(), key=lambda spot: -spot.free):
+            if tried >= SUBSTITUTES_MAX or spot.free < 2 * record.length:
+                break
+            if _admits(topology, policy, record, move.file, spot.number):
+                tried += 1
+                disks = list(record.disks)
+                disks[move.file] = spot.number
+                if _faults(topology, policy, record, disks) < before:
+                    return move._replace(target=spot.number)
+    return None
+
+
+def _admits(topology: Topology, policy: Policy, record: VolumeRecord, file: int, target: int) -> bool:
+    return admits(topology, policy, k=record.k, m=record.m, disks=record.disks, file=file, target=target)
+
+
+def _faults(topology: Topology, policy: Policy, record: VolumeRecord, disks: Sequence[int]) -> int:
+    """How many files do not lie as the policy says, if they lay on these disks."""
+    verdict = judge(topology, policy, k=record.k, m=record.m, disks=disks, chance=_no_chance, size=NEVER_FITS)
+    return sum(fault in MISPLACED for fault in verdict.faults.values())
 
 
 @dataclass(slots=True)
