@@ -3,6 +3,7 @@
 Decided once, when a volume is made; looked at again when disks, machines or policies have changed.
 
     place_volume  the disks of a new volume
+    narrowed      how many data fragments it has where disks are few
     judge         whether a volume lies as it should, and the fewest fragment files that would have to move
     substitute    the disk for one file that is to lie elsewhere
     admits        whether one file of a volume may lie on a given disk
@@ -122,6 +123,12 @@ def rules_of(topology: Topology, policy: Policy, count: int, m: int, *, takes: b
     return topology.view(policy, takes=takes).rules(count, m, SPREADS.get(policy.spread))
 
 
+def narrowed(k: int, m: int, disks: int) -> int:
+    """How many data fragments a new volume has on so many disks: k, or as many as are left beside m; 0: there
+    can be no volume."""
+    return max(0, min(k, disks - m))
+
+
 def promised(
     topology: Topology, policy: Policy, k: int, m: int, *, takes: bool = False
 ) -> dict[Level, Promise]:
@@ -131,9 +138,10 @@ def promised(
         takes: as things are instead: only disks that take new files count.
     """
     view = topology.view(policy, takes=takes)
-    count = min(k + m, len(view.numbers))
-    if count < 1 + m:
+    data = narrowed(k, m, len(view.numbers))
+    if not data:
         return {}
+    count = data + m
     caps = view.rules(count, m, SPREADS.get(policy.spread)).caps
     # What the caps of the levels below leave: a rack of one node holds no more than its node.
     return {level: _promise(_fullest(view, caps, level), m) for level in TOP_DOWN if level >= view.base}
@@ -162,9 +170,10 @@ def place_volume(topology: Topology, policy: Policy, *, k: int, m: int, chance: 
     assert k >= 1
     assert m >= 1
     view = topology.view(policy, takes=True)
-    count = min(k + m, len(view.numbers))
-    if count < 1 + m:
+    data = narrowed(k, m, len(view.numbers))
+    if not data:
         raise TooFewDisks(wanted=1 + m, usable=len(view.numbers))
+    count = data + m
     rules = view.rules(count, m, SPREADS.get(policy.spread))
     promise = _promise(rules.caps[rules.level], m)
     if policy.require and _RANK[promise] > _RANK[Promise(policy.require)]:
@@ -176,7 +185,7 @@ def place_volume(topology: Topology, policy: Policy, *, k: int, m: int, chance: 
     _deal(view.root, count, view.limits(rules.even), chance, (), chosen)
     # In any order: else the data fragments, which small reads go to, would lie at the first sites.
     chosen.sort(key=lambda spot: chance())
-    return Placement(count - m, [spot.number for spot in chosen], rules.level, promise)
+    return Placement(data, [spot.number for spot in chosen], rules.level, promise)
 
 
 def judge(

@@ -290,14 +290,15 @@ class BlobReader:
         there = {number for number in record.disks if self._is_readable(number)}
         parts = [part.fragment for part in slices(extent, begin, length)]
         needed = {record.disks[index] for index in parts if index < record.k}
-        if len(there) >= record.k or needed <= there:
-            return len(there) >= record.k
-        doubted = [self._disks[n] for n in record.disks if n not in there and n in self._disks]
-        there |= await ask_again(doubted, wanted=record.k - len(there))
-        if len(there) >= record.k or needed <= there:
-            return len(there) >= record.k
-        self.counters.failed_reads += 1
-        raise Unavailable(f"volume {record.id}: the disks of {len(there)} of {record.k} fragments are there")
+        if len(there) < record.k and not needed <= there:
+            doubted = [self._disks[n] for n in record.disks if n not in there and n in self._disks]
+            there |= await ask_again(doubted, wanted=record.k - len(there))
+            if len(there) < record.k and not needed <= there:
+                self.counters.failed_reads += 1
+                raise Unavailable(
+                    f"volume {record.id}: the disks of {len(there)} of {record.k} fragments are there"
+                )
+        return len(there) >= record.k
 
     # Ranges.
 

@@ -49,6 +49,10 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     def admits(self, site: str, pool: str) -> bool:
         return pool == self.pool and (not self.sites or site in self.sites)
 
+    def code(self, k: int, m: int) -> tuple[int, int]:
+        """Its own k and m, or those of the store, which are given."""
+        return (self.k, self.m) if self.k else (k, m)
+
     def within(self, other: "Policy") -> bool:
         """Whether a bucket under `other` may have bytes under this one: at its sites only, in its pool."""
         pool = not other.pool or self.pool == other.pool

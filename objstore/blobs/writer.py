@@ -988,7 +988,7 @@ class BlobWriter:
     def _placed(self, layout: Layout, topology: Topology, lanes: _Lanes) -> Placement:
         """Raises: TooFewDisks, WeakerPromise."""
         policy = layout.policy(lanes.policy)
-        lanes.k, lanes.m = (policy.k, policy.m) if policy.k else (self._k, self._m)
+        lanes.k, lanes.m = policy.code(self._k, self._m)
         chosen = place_volume(topology, policy, k=lanes.k, m=lanes.m, chance=self._chance)
         return self._without_slow(topology, policy, chosen, lanes)
 
@@ -1105,7 +1105,7 @@ class BlobWriter:
         found = []
         for volume in self._open_volumes():
             policy = layout.policy(volume.record.policy)
-            k, m = (policy.k, policy.m) if policy.k else (self._k, self._m)
+            k, m = policy.code(self._k, self._m)
             if outdone(topology, policy, k=k, m=m, disks=volume.record.disks):
                 found.append(volume)
         return found

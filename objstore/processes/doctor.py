@@ -239,8 +239,7 @@ def placement(topology: Topology, policy: Policy, k: int, m: int) -> tuple[Promi
     Args:
         k, m: the code of a policy that has none of its own.
     """
-    if policy.k:
-        k, m = policy.k, policy.m
+    k, m = policy.code(k, m)
     try:
         chosen = place_volume(topology, policy, k=k, m=m, chance=lambda: 0.5)
     except (TooFewDisks, WeakerPromise) as failure:

@@ -20,7 +20,7 @@ from typing import Any, Final
 import msgspec
 
 from objstore.admin.app import LayoutAdmin, Problem
-from objstore.blobs.placement import Promise, judge, promised
+from objstore.blobs.placement import Promise, judge, narrowed, promised
 from objstore.blobs.topology import Layout, Level, Policy, Topology
 from objstore.blobs.volumes import VolumeRecord, VolumeState
 from objstore.config import ConfigError, parse_codec
@@ -130,7 +130,7 @@ class LayoutSet:
         return layout, await survey_of(self._parts, layout)
 
     def _code(self, policy: Policy) -> tuple[int, int]:
-        return (policy.k, policy.m) if policy.k else self._parts.spec.cluster.codec
+        return policy.code(*self._parts.spec.cluster.codec)
 
     # Staging.
 
@@ -427,8 +427,9 @@ def promise_words(promises: Mapping[Level, Promise]) -> str:
 
 
 def _code_in_effect(k: int, m: int, disks: int) -> str:
-    """The code of a new volume on so many disks: the same m, over as many disks as are left."""
-    return f"{min(k, disks - m)}+{m}" if disks > m else "none"
+    """The code of a new volume on so many disks."""
+    narrow = narrowed(k, m, disks)
+    return f"{narrow}+{m}" if narrow else "none"
 
 
 def _machines(members: Mapping[bytes, MemberRecord], layout: Layout) -> dict[str, str]:

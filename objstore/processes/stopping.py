@@ -104,7 +104,7 @@ def _writes(facts: Facts, stopping: Collection[int], found: Verdict) -> None:
     )
     for policy in (DEFAULT_POLICY, *facts.layout.policies.values()):
         name = f"buckets of policy {policy.name}" if policy.name else "buckets"
-        k = policy.k or facts.k
+        k, _ = policy.code(facts.k, facts.m)
         now = _placed(facts.topology, policy, facts)
         then = _placed(without, policy, facts)
         if isinstance(now, str):
@@ -118,7 +118,7 @@ def _writes(facts: Facts, stopping: Collection[int], found: Verdict) -> None:
 def _placed(topology: Topology, policy: Policy, facts: Facts) -> Placement | str:
     """Where a new volume could lie, or why nowhere."""
     try:
-        k, m = policy.k or facts.k, policy.m or facts.m
+        k, m = policy.code(facts.k, facts.m)
         return place_volume(topology, policy, k=k, m=m, chance=lambda: 0.5)
     except (TooFewDisks, WeakerPromise) as failure:
         return str(failure)

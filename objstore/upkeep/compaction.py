@@ -104,7 +104,7 @@ def _widest(ctx: Context, layout: Layout, name: str, known: dict[str, int]) -> i
     """The policy's own k if all its fragments would have a disk; else 0."""
     if name not in known:
         policy = layout.policy(name)
-        k, m = (policy.k, policy.m) if policy.k else (ctx.k, ctx.m)
+        k, m = policy.code(ctx.k, ctx.m)
         usable = sum(spot.takes and policy.admits(spot.site, spot.pool) for spot in layout.spots.values())
         known[name] = k if usable >= k + m else 0
     return known[name]
