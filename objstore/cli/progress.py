@@ -109,11 +109,15 @@ class Steps:
     Args:
         name: what is done.
         unit: what the things are: customers, drafts.
+        logged: whether there is a line now and then where there is no terminal.
         clock: seconds.
     """
 
-    def __init__(self, name: str, unit: str, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, name: str, unit: str, *, logged: bool = True, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._clock = clock
+        self._logged = logged
         self._name = name
         self._unit = unit
         self._done = 0
@@ -149,7 +153,7 @@ class Steps:
         rate = f"{done / passed:.0f} {self._unit}/s" if passed > 0 else ""
         if self._bar is not None:
             self._bar.update(self._task, completed=done, total=self._total, rate=rate)
-        elif self._clock() >= self._told + LINE_SECONDS:
+        elif self._logged and self._clock() >= self._told + LINE_SECONDS:
             self._told = self._clock()
             print(f"{self._name}: {self._words(passed, rate)}", file=sys.stderr, flush=True)
 

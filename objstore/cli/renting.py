@@ -8,8 +8,7 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from objstore.cli.client import LONG_SECONDS
-from objstore.cli.output import DEGRADED, OK, check_writable, write_file
+from objstore.cli.output import DEGRADED, OK, check_writable, fail, write_file
 from objstore.cli.progress import Steps
 from objstore.cli.store import Store, YesOption, asks, changes, quoted
 from objstore.config import ConfigError
@@ -644,6 +643,8 @@ def offer_order(
 
 # --- usage ----------------------------------------------------------------------------------------
 
+VERIFIED_AGAIN_MAX: Final = 10  # Times; hours are sealed within minutes, once an hour.
+
 
 @usage_app.command("show")
 @asks
@@ -685,9 +686,44 @@ def usage_service(
 @asks
 def usage_verify(store: Store, tenant: TenantName) -> None:
     """Whether a tenant's usage records are those that were sealed. Ends with 3 if not."""
-    found = store.get(f"/api/v1/tenants/{quoted(tenant)}/usage/verify", seconds=LONG_SECONDS)
+    found = _verified(store, tenant)
     store.show([found], "records", "retired", "wrong")
     raise SystemExit(DEGRADED if found["wrong"] else OK)
+
+
+def _verified(store: Store, tenant: str) -> dict[str, Any]:
+    """What was found, step by step; anew where records changed meanwhile and something seems wrong."""
+    from objstore.rental.usage import Joined, Step  # Metadata's records: not for every command.
+
+    path = f"/api/v1/tenants/{quoted(tenant)}/usage/verify/steps"
+
+    def step(after: bytes = b"") -> Step:
+        found = store.get(f"{path}?cursor={after.hex()}" if after else path)
+        return Step(
+            records=found["records"],
+            retired=found["retired"],
+            wrong=tuple(found["wrong"]),
+            runs=tuple((bytes.fromhex(one), bytes.fromhex(other)) for one, other in found["pieces"]),
+            sealed=found["sealed"],
+            newest=bytes.fromhex(found["newest"]),
+            state=bytes.fromhex(found["state"]),
+            after=None if found["next"] is None else bytes.fromhex(found["next"]),
+        )
+
+    first = step()
+    for _ in range(VERIFIED_AGAIN_MAX):
+        joined = Joined(first)
+        with Steps("verifying", "records", logged=False) as progress:
+            progress.reached(joined.records, joined.there)
+            while joined.after is not None:
+                joined.add(step(joined.after))
+                progress.reached(joined.records, joined.there)
+        verdict = joined.verdict()
+        if not verdict.wrong or (first := step()).state == joined.state:
+            break
+    else:
+        fail(f"usage of {tenant} kept changing while it was verified: ask again later")
+    return {"records": verdict.records, "retired": verdict.retired, "wrong": list(verdict.wrong)}
 
 
 @usage_app.command("resume")

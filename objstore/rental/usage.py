@@ -23,7 +23,7 @@ from typing import Final, NamedTuple
 
 import msgspec
 
-from objstore.errors import Conflict, Overloaded
+from objstore.errors import BadArgument, Conflict, Overloaded
 from objstore.meta.kv import Add, Kv, Transaction, counter, pages, prefix_end
 from objstore.meta.schema import TitleRecord, decode, encode, setting_key, title_key
 from objstore.rental.meters import DELTA, METERS, MOMENT, STORED, byte_seconds, hour_key
@@ -450,7 +450,7 @@ class Links:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What `verify_usage` found."""
+    """What verifying a tenant's usage records found."""
 
     records: int  # That are there,
     retired: int  # and that were removed after their time.
@@ -458,57 +458,155 @@ class Verdict:
 
 
 WRONG_MAX: Final = 20  # Findings that are told of.
+STEP_RECORDS: Final = 20_000  # Verified in one step: some tenths of a second.
+STEP_PAGES: Final = 100  # Of what was removed, read in one step: RUNS_MAX pieces each at most.
+_REMOVED: Final = b"r"  # Where a step begins: at a page of what was removed,
+_THERE: Final = b"h"  # or behind a record that is there.
+_NO_CHAIN: Final = "the records are not one chain from the first to the last that was sealed"
 
 
-async def verify_usage(kv: Kv, tenant: str, progress: Callable[[int], None] | None = None) -> Verdict:
-    """Hold all of a tenant's usage records against each other, and against the end of their chain.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """Some of a tenant's usage records, each held against its digest; `Joined` makes a verdict of all."""
+
+    records: int  # That are there,
+    retired: int  # and that were removed after their time.
+    wrong: tuple[str, ...]  # In words; WRONG_MAX at most.
+    runs: tuple[
+        tuple[bytes, bytes], ...
+    ]  # Their pieces of the chain: `previous` of the first, digest of the last.
+    sealed: int  # Records that were ever sealed, when the step began,
+    newest: bytes  # and the digest of the last of them.
+    state: bytes  # Another one once records were sealed, corrected or removed.
+    after: bytes | None  # Where the next step begins; None: this was the last one.
+
+
+async def verify_step(kv: Kv, tenant: str, after: bytes = b"") -> Step:
+    """Verify STEP_RECORDS of a tenant's usage records, and at most a page of READ_KEYS more.
 
     Args:
-        progress: told of how many records were read, after each page.
+        after: as the step before said; empty: the first.
 
-    Raises: Overloaded (hours kept being sealed meanwhile), MetaUnavailable.
+    Raises: BadArgument (no step says such an `after`), MetaUnavailable.
     """
-    for _ in range(ATTEMPTS_MAX):
-        before = await kv.get(chain_key(tenant))
-        verdict = await _verify(kv, tenant, before, progress)
-        if not verdict.wrong or await kv.get(chain_key(tenant)) == before:
-            return verdict
-    raise Overloaded(f"usage of {tenant!r} kept being sealed")
-
-
-async def _verify(
-    kv: Kv, tenant: str, chain_value: bytes | None, progress: Callable[[int], None] | None
-) -> Verdict:
+    if after and after[:1] != _REMOVED and after[:2] not in (_THERE + CURRENT, _THERE + SUPERSEDED):
+        raise BadArgument("no step of a verification ended there", name="cursor")
+    chain_value = await kv.get(chain_key(tenant))
     chain = ChainRecord(count=0, digest=b"") if chain_value is None else decode(chain_value, ChainRecord)
+    newest_page = await kv.get(retired_key(tenant, chain.pages - 1)) if chain.pages else None
     links = Links()
     wrong: list[str] = []
-    retired = records = 0
-    for page in range(chain.pages):
-        value = await kv.get(retired_key(tenant, page))
-        if value is None:
-            wrong.append(f"page {page} of what was removed is not there")
-            continue
-        gone = decode(value, RetiredRecord)
-        retired += gone.count
-        for run in gone.runs:
-            links.add(*run)
-    for marker in (CURRENT, SUPERSEDED):
-        prefix = b"h" + tenant.encode() + marker
-        async for found in pages(kv, prefix, prefix_end(prefix), READ_KEYS):
+    records = retired = 0
+    following: bytes | None = None
+    if after[:1] != _THERE:
+        first = int.from_bytes(after[1:], "big")
+        end = min(first + STEP_PAGES, chain.pages)
+        for page in range(first, end):
+            value = await kv.get(retired_key(tenant, page))
+            if value is None:
+                wrong.append(f"page {page} of what was removed is not there")
+                continue
+            gone = decode(value, RetiredRecord)
+            retired += gone.count
+            for run in gone.runs:
+                links.add(*run)
+        if end < chain.pages:
+            following = _REMOVED + end.to_bytes(4, "big")
+    if following is None:
+        prefix = b"h" + tenant.encode()
+        start = prefix + after[1:] + b"\0" if after[:1] == _THERE else prefix + CURRENT
+        async for found in pages(kv, start, prefix_end(prefix + SUPERSEDED), READ_KEYS):
             for key, value in found:
                 record = decode(value, UsageRecord)
-                if digest_of(_sealed_under(tenant, key), record) != record.digest and len(wrong) < WRONG_MAX:
+                if digest_of(_sealed_under(tenant, key), record) != record.digest:
                     wrong.append(f"the record at {key!r} is not what was sealed")
                 links.add(record.previous, record.digest)
             records += len(found)
-            if progress is not None:
-                progress(len(found))
-    if records + retired != chain.count:
-        wrong.append(f"{records} records and {retired} removed ones, where {chain.count} were sealed")
-    whole = [(b"", chain.digest)] if chain.count else []
-    if links.forked or links.runs != whole:
-        wrong.append("the records are not one chain from the first to the last that was sealed")
-    return Verdict(records, retired, tuple(wrong))
+            if records >= STEP_RECORDS:
+                following = _THERE + found[-1][0][len(prefix) :]
+                break
+    if links.forked:
+        wrong.insert(0, _NO_CHAIN)
+    return Step(
+        records=records,
+        retired=retired,
+        wrong=tuple(wrong[:WRONG_MAX]),
+        runs=tuple(links.runs),
+        sealed=chain.count,
+        newest=chain.digest,
+        state=hashlib.sha256((chain_value or b"") + (newest_page or b"")).digest(),
+        after=following,
+    )
+
+
+class Joined:
+    """The steps of one verification, given in their order. Memory: one entry for each loose end of the chain.
+
+    They are held against what the last step says was sealed: new hours lie behind those that were read. What
+    was corrected or removed meanwhile may be found wrong, though: a verdict with a finding stands only if the
+    first step, asked for again, still has the `state` that it had.
+    """
+
+    def __init__(self, first: Step) -> None:
+        self.state = first.state  # When it began.
+        self.records = 0
+        self.retired = 0
+        self._links = Links()
+        self._wrong: list[str] = []
+        self.add(first)
+
+    def add(self, step: Step) -> None:
+        """The next step."""
+        self._last = step
+        self.records += step.records
+        self.retired += step.retired
+        self._wrong += [words for words in step.wrong if words != _NO_CHAIN]
+        del self._wrong[WRONG_MAX:]
+        self._links.forked |= _NO_CHAIN in step.wrong
+        for run in step.runs:
+            self._links.add(*run)
+
+    @property
+    def after(self) -> bytes | None:
+        """Where the next step begins; None: there is none."""
+        return self._last.after
+
+    @property
+    def there(self) -> int:
+        """Records that are there, by what was sealed and removed so far as is known."""
+        return max(self._last.sealed - self.retired, self.records)
+
+    def verdict(self) -> Verdict:
+        """Of all steps."""
+        assert self.after is None
+        wrong, last = list(self._wrong), self._last
+        if self.records + self.retired != last.sealed:
+            wrong.append(
+                f"{self.records} records and {self.retired} removed ones, where {last.sealed} were sealed"
+            )
+        whole = [(b"", last.newest)] if last.sealed else []
+        if self._links.forked or self._links.runs != whole:
+            wrong.append(_NO_CHAIN)
+        return Verdict(self.records, self.retired, tuple(wrong))
+
+
+async def verify_usage(kv: Kv, tenant: str) -> Verdict:
+    """Hold all of a tenant's usage records against each other, and against the end of their chain.
+
+    Raises: Overloaded (hours kept being sealed meanwhile), MetaUnavailable.
+    """
+    first = await verify_step(kv, tenant)
+    for _ in range(ATTEMPTS_MAX):
+        joined = Joined(first)
+        while joined.after is not None:
+            joined.add(await verify_step(kv, tenant, joined.after))
+        verdict = joined.verdict()
+        if not verdict.wrong:
+            return verdict
+        first = await verify_step(kv, tenant)
+        if first.state == joined.state:
+            return verdict
+    raise Overloaded(f"usage of {tenant!r} kept being sealed")
 
 
 def _sealed_under(tenant: str, key: bytes) -> bytes:

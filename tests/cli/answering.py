@@ -19,6 +19,7 @@ class Asked:
     path: str  # Without its query.
     key: str | None  # The Idempotency-Key.
     body: bytes
+    query: str = ""
 
 
 @dataclass
@@ -43,7 +44,8 @@ def answering(answer: Answer) -> Iterator[Answering]:
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["Content-Length"] or 0))
-            asked = Asked(self.command, self.path.partition("?")[0], self.headers["Idempotency-Key"], body)
+            path, _, query = self.path.partition("?")
+            asked = Asked(self.command, path, self.headers["Idempotency-Key"], body, query)
             store.asked.append(asked)
             found = answer(asked)
             if found is None:

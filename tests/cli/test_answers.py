@@ -1,6 +1,7 @@
 """What the command line makes of the store's answers, and of words that it cannot take."""
 
 import csv
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from objstore.admin.bodies import parse_body
 from objstore.admin.resources.leases import LeaseFields, NewLease, OfferBody
 from objstore.cli.output import check_writable
 from objstore.cli.progress import Steps
+from objstore.cli.renting import VERIFIED_AGAIN_MAX
 from objstore.config import ConfigError
 from tests.cli.answering import answering, fixed, run
 
@@ -197,3 +199,66 @@ def test_a_change_of_the_master_key_shows_how_much_is_left(monkeypatch: pytest.M
     with answering(fixed(answers)) as store:
         done = run(store, "key", "rotate-master", "--wait", "600", "-o", "json")
     assert (done.exit_code, told) == (0, [(3, 10)])
+
+
+def usage_step(number: int, *, state: str = "00", last: int = 3) -> dict[str, Any]:
+    """The `number`th of some steps of two records each; the first says that one more was removed."""
+    return {
+        "records": 2, "retired": int(number == 1), "wrong": [], "sealed": 2 * last + 1, "newest": f"0{last}",
+        "pieces": [[f"0{number - 1}" if number > 1 else "", f"0{number}"]], "state": state,
+        "next": None if number == last else f"0{number}",
+    }  # fmt: skip
+
+
+STEPS_OF_USAGE = "/api/v1/tenants/lib/usage/verify/steps"
+
+
+def test_usage_is_verified_step_by_step_with_how_far_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[tuple[int, int | None]] = []
+    monkeypatch.setattr(Steps, "reached", lambda self, done, total=None: told.append((done, total)))
+    steps = {"": usage_step(1), "cursor=01": usage_step(2), "cursor=02": usage_step(3)}
+    with answering(lambda asked: (200, steps[asked.query])) as store:
+        done = run(store, "usage", "verify", "lib", "-o", "json")
+    assert (done.exit_code, json.loads(done.stdout)) == (0, [{"records": 6, "retired": 1, "wrong": []}])
+    assert told == [(2, 6), (4, 6), (6, 6)]
+    assert {asked.path for asked in store.asked} == {STEPS_OF_USAGE}
+
+
+@pytest.mark.parametrize(
+    ("first", "asked_in_all", "code"),
+    [
+        ([usage_step(1, last=1), usage_step(1, last=1)], 1, 0),  # All is well at once.
+        ([{**usage_step(1, last=1), "newest": "99"}] * 2, 2, 3),  # Nothing has changed: it is wrong.
+        ([{**usage_step(1, last=1), "newest": "99"}, usage_step(1, state="01", last=1)], 2, 0),
+    ],
+)
+def test_a_finding_stands_only_if_no_record_has_changed_meanwhile(
+    first: list[dict[str, Any]], asked_in_all: int, code: int
+) -> None:
+    answers = iter(first)
+    with answering(lambda asked: (200, next(answers))) as store:
+        done = run(store, "usage", "verify", "lib", "-o", "json")
+    assert (done.exit_code, len(store.asked)) == (code, asked_in_all)
+    (found,) = json.loads(done.stdout)
+    assert found["wrong"] == (
+        ["the records are not one chain from the first to the last that was sealed"] if code else []
+    )
+
+
+def test_records_that_never_rest_are_not_verified_for_ever() -> None:
+    states = itertools.count(10)
+    step = {**usage_step(1, last=1), "newest": "99"}
+    with answering(lambda asked: (200, {**step, "state": str(next(states))})) as store:
+        done = run(store, "usage", "verify", "lib")
+    assert (done.exit_code, len(store.asked)) == (1, VERIFIED_AGAIN_MAX + 1)
+    assert "kept changing" in done.stderr
+
+
+def test_where_there_is_no_terminal_what_is_verified_is_told_when_it_is_done(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    now = [0.0]
+    with Steps("verifying", "records", logged=False, clock=lambda: now[0]) as progress:
+        for now[0], done in ((12.0, 100), (24.0, 200)):
+            progress.reached(done, 2_000)
+    assert capsys.readouterr() == ("", "")

@@ -83,6 +83,7 @@ def test_a_plan_a_lease_and_a_payment_are_what_was_typed(rented: Server) -> None
     assert say(rented, "payment wallet epicerie")[0]["balance"] == "100.25 DZD"
     assert say(rented, "invoice list --tenant epicerie") == []
     assert say(rented, "usage show epicerie") == []
+    assert say(rented, "usage verify epicerie") == [{"records": 0, "retired": 0, "wrong": []}]
     assert say(rented, "report open-invoices") == []
 
 

@@ -3,14 +3,16 @@
 import hashlib
 import random
 from collections import Counter
+from collections.abc import Awaitable, Callable
 from itertools import pairwise
 
 import msgspec
 import pytest
 
-from objstore.errors import MetaUnavailable
+from objstore.errors import BadArgument, MetaUnavailable
 from objstore.meta.kv import Add, DictKv, Transaction, prefix_end
 from objstore.meta.schema import TitleRecord, decode, encode, title_key
+from objstore.rental import usage
 from objstore.rental.meters import (
     DELTA,
     HOUR_S,
@@ -23,8 +25,10 @@ from objstore.rental.meters import (
 )
 from objstore.rental.records import HeldRecord, UsageRecord
 from objstore.rental.usage import (
+    Joined,
     Links,
     UsageOf,
+    Verdict,
     accept_hour,
     chain_key,
     digest_of,
@@ -38,6 +42,7 @@ from objstore.rental.usage import (
     usage_pages,
     usage_prefix,
     usage_row,
+    verify_step,
     verify_usage,
 )
 from objstore.upkeep.context import Alarms
@@ -260,7 +265,19 @@ async def test_counters_of_a_bucket_that_nobody_knows_stay_until_somebody_does()
     assert await by_hour(kv, SENT_INTERNET) == {FIRST: 5}
 
 
-async def test_whoever_alters_removes_or_adds_a_record_is_found_out() -> None:
+@pytest.fixture
+def little_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A few records a step, and a page of what was removed."""
+    for name, size in (("READ_KEYS", 5), ("STEP_RECORDS", 10), ("STEP_PAGES", 1), ("RUNS_MAX", 2)):
+        monkeypatch.setattr(usage, name, size)
+
+
+@pytest.mark.parametrize("steps", ["one step", "many"])
+async def test_whoever_alters_removes_or_adds_a_record_is_found_out(
+    steps: str, request: pytest.FixtureRequest
+) -> None:
+    if steps == "many":
+        request.getfixturevalue("little_steps")
     kv = DictKv()
     await busy_history(kv)
     await seal_all(kv)
@@ -282,6 +299,92 @@ async def test_whoever_alters_removes_or_adds_a_record_is_found_out() -> None:
             await other.commit(Transaction(put=before))
             await other.commit(forged)
             assert (await verify_usage(other, "acme")).wrong, key
+    assert (await verify_usage(kv, "acme")).wrong == ()
+
+
+@pytest.mark.usefixtures("little_steps")
+async def test_steps_are_bounded_and_say_how_many_records_there_are() -> None:
+    kv = DictKv()
+    await busy_history(kv)
+    await seal_all(kv)
+    await late_commits(kv)
+    await seal_all(kv)
+    while await retire_usage(kv, "acme", FIRST + 1):
+        pass
+    whole = await verify_usage(kv, "acme")
+    joined = Joined(step := await verify_step(kv, "acme"))
+    there = []
+    while step.after is not None:
+        assert step.records <= 10 + 5
+        step = await verify_step(kv, "acme", step.after)
+        joined.add(step)
+        there.append(joined.there)
+    assert joined.verdict() == whole
+    assert len(there) > whole.records // (10 + 5)
+    assert set(there[-5:]) == {whole.records}
+    for wrong in (b"x", b"h", b"h\2", b"H"):
+        with pytest.raises(BadArgument):
+            await verify_step(kv, "acme", wrong)
+
+
+@pytest.mark.usefixtures("little_steps")
+async def test_what_is_sealed_between_two_steps_is_verified_with_the_rest() -> None:
+    kv = DictKv()
+    await make_bucket(kv, 1)
+    await commit(kv, FIRST * HOUR_S, 100)
+    await Metering(kv, clock_at(FIRST + 30)).run()
+    joined = Joined(await verify_step(kv, "acme"))
+    await Metering(kv, clock_at(FIRST + 40)).run()
+    while joined.after is not None:
+        joined.add(await verify_step(kv, "acme", joined.after))
+    assert joined.verdict() == Verdict(40 + 1, 0, ())
+
+
+class Meddled(DictKv):
+    """In which something is done once, right before a scan."""
+
+    def __init__(self, scans: int, meddle: Callable[[DictKv], Awaitable[object]]) -> None:
+        super().__init__()
+        self.scans, self.meddle = scans, meddle
+
+    async def scan(
+        self, start: bytes, end: bytes, limit: int, *, reverse: bool = False
+    ) -> list[tuple[bytes, bytes]]:
+        self.scans -= 1
+        if self.scans == 0:
+            await self.meddle(self)
+        return await super().scan(start, end, limit, reverse=reverse)
+
+
+async def correct(kv: DictKv) -> None:
+    await commit(kv, FIRST * HOUR_S + 60, 7)
+    await Metering(kv, clock_at(FIRST + 30)).run()
+
+
+async def remove(kv: DictKv) -> None:
+    """The oldest hour, onto the page that is there: the end of the chain stays as it is."""
+    end = await kv.get(chain_key("acme"))
+    assert await retire_usage(kv, "acme", min(await by_hour(kv, STORED)) + 1)
+    assert await kv.get(chain_key("acme")) == end
+
+
+@pytest.mark.usefixtures("little_steps")
+@pytest.mark.parametrize(("meddle", "scans"), [(correct, 3), (remove, 1)])
+async def test_what_is_corrected_or_removed_meanwhile_is_no_finding(
+    meddle: Callable[[DictKv], Awaitable[object]], scans: int
+) -> None:
+    kv = Meddled(0, meddle)
+    await make_bucket(kv, 1)
+    await commit(kv, FIRST * HOUR_S, 100)
+    await Metering(kv, clock_at(FIRST + 30)).run()
+    assert await retire_usage(kv, "acme", FIRST + 1)
+    kv.scans = scans
+    joined = Joined(await verify_step(kv, "acme"))
+    while joined.after is not None:
+        joined.add(await verify_step(kv, "acme", joined.after))
+    assert joined.verdict().wrong
+    assert (await verify_step(kv, "acme")).state != joined.state
+    kv.scans = scans
     assert (await verify_usage(kv, "acme")).wrong == ()
 
 

@@ -8,12 +8,20 @@ import msgspec
 from objstore.admin.callers import OPERATORS, Rule
 from objstore.admin.pages import page
 from objstore.admin.problems import Problem
-from objstore.admin.routes import Call, Page, Route, in_path, of_store
+from objstore.admin.routes import Call, Nothing, Page, Route, in_path, of_store
 from objstore.admin.views import List, microseconds, moment
 from objstore.clock import SECOND_US
 from objstore.rental import meters
 from objstore.rental.months import Month
-from objstore.rental.usage import UsageOf, accept_hour, list_usage, sealed_until, total_usage, verify_usage
+from objstore.rental.usage import (
+    UsageOf,
+    accept_hour,
+    list_usage,
+    sealed_until,
+    total_usage,
+    verify_step,
+    verify_usage,
+)
 from objstore.rental.usage import UsageRow as UsageRecordRow
 
 HOURS_MAX: Final = 24 * 400
@@ -73,6 +81,24 @@ class Chain(msgspec.Struct, frozen=True, kw_only=True):
     records: int
     retired: int
     wrong: list[str]  # None: the chain holds.
+
+
+class Behind(Nothing, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    cursor: str = ""  # `next` of the step before.
+
+
+class ChainStep(msgspec.Struct, frozen=True, kw_only=True):
+    """A part of the records, each held against its digest. Whoever joins the pieces of all steps verifies the
+    chain: from no digest to `newest` in one piece, of as many records as were sealed."""
+
+    records: int
+    retired: int
+    wrong: list[str]
+    pieces: list[tuple[str, str]]  # `previous` of a piece's first record, `digest` of its last.
+    sealed: int  # Records that were ever sealed,
+    newest: str  # and the digest of the last of them.
+    state: str  # Another one once records were sealed, corrected or removed: then findings need another look.
+    next: str | None
 
 
 def _hours(call: Call) -> tuple[int, int]:
@@ -156,6 +182,24 @@ async def verify(call: Call) -> Any:
     return {"records": found.records, "retired": found.retired, "wrong": list(found.wrong)}
 
 
+async def verify_some(call: Call) -> Any:
+    try:
+        after = bytes.fromhex(call.query.cursor)
+    except ValueError:
+        raise Problem(400, "the address's query: cursor is not one of ours") from None
+    step = await verify_step(call.kv, call.params["tenant"], after)
+    return {
+        "records": step.records,
+        "retired": step.retired,
+        "wrong": list(step.wrong),
+        "pieces": [(previous.hex(), digest.hex()) for previous, digest in step.runs],
+        "sealed": step.sealed,
+        "newest": step.newest.hex(),
+        "state": step.state.hex(),
+        "next": None if step.after is None else step.after.hex(),
+    }
+
+
 class Mark(msgspec.Struct, frozen=True, kw_only=True):
     sealed_until: str | None
     accepted: str | None  # An operator said that it is as late as this.
@@ -182,6 +226,11 @@ ROUTES: Final = (
         method="GET", path="/api/v1/tenants/{tenant}/usage/verify", name="verify_usage",
         summary="Whether a tenant's usage records are those that were sealed.",
         rule=_READ, owner=in_path, handler=verify, answer=Chain,
+    ),
+    Route(
+        method="GET", path="/api/v1/tenants/{tenant}/usage/verify/steps", name="verify_usage_step",
+        summary="The same in steps of some 20,000 records, whose pieces the caller joins.",
+        rule=_READ, owner=in_path, query=Behind, handler=verify_some, answer=ChainStep,
     ),
     Route(
         method="POST", path="/api/v1/usage/resume", name="resume_sealing",
