@@ -1,16 +1,17 @@
 """`objstore report`: what operators and resellers ask for at a month's end, as a table or as a file."""
 
 import http.client
+import json
 import os
-import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Final
 
 import typer
 
-from objstore.cli.client import Refused
+from objstore.cli.client import LONG_SECONDS, Refused
 from objstore.cli.output import check_writable
+from objstore.cli.progress import Steps
 from objstore.cli.renting import amount
 from objstore.cli.renting import report_app as report_app  # With the commands of this module.
 from objstore.cli.store import Store, asks, quoted
@@ -20,6 +21,7 @@ MonthOption = Annotated[str, typer.Option("--month", help="As 2026-10.")]
 OneTenant = Annotated[str, typer.Option("--tenant", help="Of this one only.", show_default=False)]
 OneSeller = Annotated[str, typer.Option("--seller", help="Of this one's documents only.", show_default=False)]
 PIECE: Final = 1 << 20  # Bytes of a file that are read at once.
+HEAD_SIZE_MAX: Final = 1_000  # Bytes of the line before a piece.
 
 
 @report_app.command("focus")
@@ -38,7 +40,9 @@ def report_focus(
     if form not in ("csv", "parquet"):
         raise ConfigError(f"{out}: a file is .csv or .parquet")
     check_writable(out)
-    asked = f"month={quoted(month)}&tenant={quoted(tenant)}&seller={quoted(seller)}&format={form}"
+    asked = (
+        f"month={quoted(month)}&tenant={quoted(tenant)}&seller={quoted(seller)}&format={form}&progress=true"
+    )
     count = _fetched(store, f"/api/v1/reports/focus?{asked}", out)
     store.tell(f"{out}: {count} bytes", {"file": str(out), "bytes": count})
 
@@ -49,7 +53,7 @@ def _fetched(store: Store, path: str, to: Path) -> int:
     Raises: Unreachable (also where it was cut off), Refused, ConfigError.
     """
     part = to.with_name(f"{to.name}.part")
-    connection = store.connect()
+    connection = store.connect(LONG_SECONDS)
     try:
         connection.request("GET", path, headers={"Authorization": f"Bearer {store.token()}"})
         response = connection.getresponse()
@@ -57,10 +61,14 @@ def _fetched(store: Store, path: str, to: Path) -> int:
             raise Refused(response.status, _detail(response))
         count = 0
         try:
-            with part.open("wb") as file:
-                while piece := response.read(PIECE):
-                    count += file.write(piece)
-                    _progress(count)
+            with part.open("wb") as file, Steps("writing", "customers", logged=False) as progress:
+                finished = False
+                while not finished:
+                    head = _head(response)
+                    for piece in _pieces(response, head["bytes"]):
+                        count += file.write(piece)
+                    progress.reached(head["done"], head["customers"])
+                    finished = head["finished"]
             os.replace(part, to)
         except (http.client.HTTPException, ConnectionError, TimeoutError):
             part.unlink(missing_ok=True)
@@ -74,20 +82,31 @@ def _fetched(store: Store, path: str, to: Path) -> int:
         connection.close()
 
 
-def _detail(response: http.client.HTTPResponse) -> str:
-    import json
+def _head(response: http.client.HTTPResponse) -> dict[str, Any]:
+    """How far the file is, before a piece of it. Raises: HTTPException."""
+    line = response.readline(HEAD_SIZE_MAX)
+    if not line.endswith(b"\n"):
+        raise http.client.IncompleteRead(line)
+    found: dict[str, Any] = json.loads(line)
+    return found
 
+
+def _pieces(response: http.client.HTTPResponse, size: int) -> Iterator[bytes]:
+    """So many bytes. Raises: IncompleteRead."""
+    while size:
+        piece = response.read(min(size, PIECE))
+        if not piece:
+            raise http.client.IncompleteRead(b"", size)
+        size -= len(piece)
+        yield piece
+
+
+def _detail(response: http.client.HTTPResponse) -> str:
     text = response.read().decode(errors="replace")
     try:
         return str(json.loads(text).get("detail", text))
     except (ValueError, AttributeError):
         return text
-
-
-def _progress(count: int) -> None:
-    """On a terminal, one line that is written over."""
-    if sys.stderr.isatty():
-        print(f"\r{count >> 20} MiB ...", end="", file=sys.stderr, flush=True)
 
 
 By = Annotated[str, typer.Option("--by", help="tenant; reseller: with all under it; all: one sum.")]

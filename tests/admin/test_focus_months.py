@@ -172,6 +172,28 @@ async def test_a_file_comes_in_pieces_whatever_their_size(api: Api, monkeypatch:
     assert focus._running.count == 0
 
 
+@pytest.mark.parametrize("rows_at_once", [2, 1_000])
+async def test_each_piece_may_come_behind_a_line_that_says_how_far_the_file_is(
+    api: Api, monkeypatch: pytest.MonkeyPatch, rows_at_once: int
+) -> None:
+    whole = await file(api, "")
+    monkeypatch.setattr(focus, "ROWS_AT_ONCE", rows_at_once)
+    rest, content, heads = await file(api, "&progress=true"), b"", []
+    while rest:
+        line, _, rest = rest.partition(b"\n")
+        heads.append(msgspec.json.decode(line, type=focus.Head))
+        content, rest = content + rest[: heads[-1].bytes], rest[heads[-1].bytes :]
+    assert content == whole
+    done = [head.done for head in heads]
+    assert done == sorted(done)
+    assert {head.customers for head in heads} == {3}
+    assert set(done) >= {1, 3}, "lower, other, upper: before a tenant's rows are sent, and behind the last"
+    assert [head.finished for head in heads] == [False] * (len(heads) - 1) + [True]
+    tokens: dict[str, str] = api.tokens  # type: ignore[attr-defined]
+    own = await file(api, "&progress=true", token=tokens["upper-billing"])
+    assert msgspec.json.decode(own.partition(b"\n")[0], type=focus.Head).customers == 2
+
+
 async def test_only_so_many_files_are_made_at_a_time(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(focus._running, "count", focus.FILES_MAX)
     answer = await api("GET", "/api/v1/reports/focus?month=2026-03")

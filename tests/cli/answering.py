@@ -37,7 +37,8 @@ Answer = Callable[[Asked], tuple[int, Any] | None]
 def answering(answer: Answer) -> Iterator[Answering]:
     """
     Args:
-        answer: status and content; None: the connection is cut, whatever was done.
+        answer: status and content, as JSON unless it is bytes; None: the connection is cut, whatever was
+            done.
     """
     store = Answering()
 
@@ -52,7 +53,7 @@ def answering(answer: Answer) -> Iterator[Answering]:
                 self.close_connection = True
                 return
             status, document = found
-            content = json.dumps(document).encode()
+            content = document if isinstance(document, bytes) else json.dumps(document).encode()
             self.send_response(status)
             self.send_header("Content-Length", str(len(content)))
             self.end_headers()

@@ -1,14 +1,19 @@
 """Reports, as an operator asks for them."""
 
 import csv
+import json
 from pathlib import Path
+from urllib.parse import parse_qs
 
 import pytest
 
-from objstore.cli.client import Refused
+from objstore.cli.client import Refused, Unreachable
+from objstore.cli.progress import Steps
 from objstore.cli.reports import summed
 from objstore.config import ConfigError
 from objstore.rental.focus import COLUMNS
+from tests.cli.answering import answering
+from tests.cli.answering import run as answered
 from tests.cli.test_renting import run, say
 from tests.server import Server
 
@@ -26,6 +31,45 @@ def test_a_months_focus_file_is_written_whole_or_not_at_all(store_server: Server
     pytest.importorskip("pyarrow")
     say(store_server, "report focus --month 2026-03 --out", str(tmp_path / "march.parquet"))
     assert (tmp_path / "march.parquet").read_bytes()[:4] == b"PAR1"
+
+
+def framed(*pieces: bytes, finished: bool = True) -> bytes:
+    """A month's file of ten customers a piece, with how far it is."""
+    heads = [
+        {"customers": 10 * len(pieces), "done": 10 * number, "bytes": len(piece), "finished": False}
+        for number, piece in enumerate(pieces)
+    ]
+    sent = b"".join(
+        json.dumps(head).encode() + b"\n" + piece for head, piece in zip(heads, pieces, strict=True)
+    )
+    last = {"customers": 10 * len(pieces), "done": 10 * len(pieces), "bytes": 0, "finished": True}
+    return sent + (json.dumps(last).encode() + b"\n" if finished else b"")
+
+
+def test_a_months_file_shows_how_many_customers_are_in_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[tuple[int, int | None]] = []
+    monkeypatch.setattr(Steps, "reached", lambda self, done, total=None: told.append((done, total)))
+    content, to = (b"a,b\r\n1", b"", b",2\r\n"), tmp_path / "march.csv"
+    with answering(lambda asked: (200, framed(*content))) as store:
+        done = answered(store, "report", "focus", "--month", "2026-03", "--out", str(to), "-o", "json")
+    assert (json.loads(done.stdout), done.stderr) == ([{"file": str(to), "bytes": 10}], "")
+    assert to.read_bytes() == b"a,b\r\n1,2\r\n"
+    assert told == [(0, 30), (10, 30), (20, 30), (30, 30)]
+    assert parse_qs(store.asked[0].query)["progress"] == ["true"]
+
+
+@pytest.mark.parametrize("cut_at", [0, 5, 70, -1])
+def test_a_months_file_that_is_cut_off_is_none(tmp_path: Path, cut_at: int) -> None:
+    sent = framed(b"a,b\r\n1,2\r\n" * 10, b"3,4\r\n", finished=False)
+    whole = sent if cut_at == -1 else sent[:cut_at]
+    with answering(lambda asked: (200, whole)) as store:
+        done = answered(
+            store, "report", "focus", "--month", "2026-03", "--out", str(tmp_path / "march.parquet")
+        )
+    assert isinstance(done.exception, Unreachable)
+    assert list(tmp_path.iterdir()) == []
 
 
 ROWS = [

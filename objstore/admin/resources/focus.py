@@ -33,6 +33,16 @@ class MonthFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     tenant: str = ""
     seller: str = ""  # Of this seller's documents only.
     format: Literal["csv", "parquet"] = "csv"
+    progress: bool = False  # Each piece of the file behind a line of JSON: Head.
+
+
+class Head(msgspec.Struct, frozen=True, kw_only=True):
+    """How far the file is, before a piece of it."""
+
+    customers: int  # Whose documents are asked for,
+    done: int  # and how many of them the file has gone through.
+    bytes: int  # Of the piece that follows; it may have none.
+    finished: bool  # This is the last one. Without it the file is cut off.
 
 
 class _Running:
@@ -50,11 +60,16 @@ async def export(call: Call) -> Any:
     if _running.count >= FILES_MAX:
         raise Problem(503, f"{FILES_MAX} such files are made just now: ask again later")
     pieces = pieces_of(query.format)
-    customers = _customers(call)
-    found = all_rows(call.kv, customers, month, seller=query.seller, region=call.services.region)
+    customers = _Passed(_customers(call))
+    found = all_rows(call.kv, customers.each(), month, seller=query.seller, region=call.services.region)
     file = _file(found, pieces)
     first = await anext(file)  # What is wrong from the beginning is answered, not cut off.
-    return Stream(_all(first, file), KINDS[query.format], f"focus-{month}.{query.format}")
+    sent = _all(first, file)
+    if not query.progress:
+        filled = (piece async for piece in sent if piece)
+        return Stream(filled, KINDS[query.format], f"focus-{month}.{query.format}")
+    total = len([True async for _ in _customers(call)])
+    return Stream(_headed(sent, customers, total), "application/octet-stream", f"focus-{month}")
 
 
 async def _all(first: bytes, others: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
@@ -65,6 +80,32 @@ async def _all(first: bytes, others: AsyncIterator[bytes]) -> AsyncIterator[byte
     except StoreError as failure:
         log.error("a file of a month was cut off", extra={"failure": repr(failure)})
         raise
+
+
+class _Passed:
+    """Customers one after the other, and how many of them are done."""
+
+    def __init__(self, customers: AsyncIterator[CustomerRecord]) -> None:
+        self._customers = customers
+        self.count = 0
+
+    async def each(self) -> AsyncIterator[CustomerRecord]:
+        async for customer in self._customers:
+            yield customer
+            self.count += 1
+
+
+async def _headed(pieces: AsyncIterator[bytes], passed: _Passed, total: int) -> AsyncIterator[bytes]:
+    """Each piece behind its Head, and one more Head at the end."""
+
+    def head(size: int, *, finished: bool) -> bytes:
+        customers = max(total, passed.count)  # Some may be new.
+        one = Head(customers=customers, done=passed.count, bytes=size, finished=finished)
+        return msgspec.json.encode(one) + b"\n"
+
+    async for piece in pieces:
+        yield head(len(piece), finished=False) + piece
+    yield head(0, finished=True)
 
 
 async def _customers(call: Call) -> AsyncIterator[CustomerRecord]:
@@ -85,6 +126,7 @@ async def _under(kv: Kv, tenant: str) -> AsyncIterator[CustomerRecord]:
 
 
 async def _file(found: AsyncGenerator[list[Row], None], pieces: Pieces) -> AsyncIterator[bytes]:
+    """The file in pieces; an empty one for each tenant that brings none, since its rows wait for others."""
     _running.count += 1
     try:
         waiting: list[Row] = []
@@ -96,6 +138,7 @@ async def _file(found: AsyncGenerator[list[Row], None], pieces: Pieces) -> Async
                 some, waiting = waiting[:ROWS_AT_ONCE], waiting[ROWS_AT_ONCE:]
                 tenants = 0
                 yield await asyncio.to_thread(pieces.add, some)
+            yield b""
         yield await asyncio.to_thread(pieces.add, waiting)
         yield await asyncio.to_thread(pieces.end)
     finally:
