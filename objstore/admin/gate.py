@@ -24,6 +24,7 @@ from aiohttp import web
 from objstore.admin import openapi, repeats
 from objstore.admin.bodies import parse_body, parse_query, read_body
 from objstore.admin.callers import Caller, caller_of, check_may
+from objstore.admin.guard import noted
 from objstore.admin.problems import FieldError, Problem
 from objstore.admin.routes import PREFIX, Call, File, Match, Nothing, Page, Route, Services, Stream, Table
 from objstore.admin.shares import Shares
@@ -177,7 +178,7 @@ class Gate:
         if isinstance(content, File):
             return _file(content.content, content.kind, content.name)
         if isinstance(content, Stream):
-            return _file(content.pieces, content.kind, content.name)
+            return _file(noted(request, content.pieces), content.kind, content.name)
         return _json(msgspec.json.encode(content), route.status, headers)
 
     async def _note(self, deed: Deed, changes: bool, problem: Problem) -> None:

@@ -8,7 +8,7 @@ Concurrency: one task of the event loop that serves the port.
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Final
 
 from aiohttp import web
@@ -17,6 +17,7 @@ from aiohttp.web_protocol import RequestHandler
 
 HEADER_SECONDS: Final = 10.0  # From connecting, or from a request's first byte, to the end of its head.
 REQUEST_SECONDS: Final = 120.0  # A whole request; a copy of large metadata takes the longest.
+STREAM_SECONDS: Final = 3_600.0  # One whose answer goes in pieces, each of them within REQUEST_SECONDS.
 CONNECTIONS_MAX: Final = 256
 LOOK_SECONDS: Final = 1.0
 
@@ -29,6 +30,25 @@ def _is_ours(record: logging.LogRecord) -> bool:
 log = logging.getLogger("objstore.admin.http")
 """For the server: aiohttp logs a traceback for whatever anyone sends that is no HTTP. These are left out."""
 log.addFilter(_is_ours)
+
+
+_SENT: Final = web.RequestKey("sent", float)  # In a request: when the last piece of its answer was asked for.
+
+
+async def noted(request: web.BaseRequest, pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """The same pieces of an answer; that they are taken is seen by `watch`."""
+    loop = asyncio.get_running_loop()
+    async for piece in pieces:
+        request[_SENT] = loop.time()
+        yield piece
+
+
+def _is_late(request: web.BaseRequest, since: float, now: float) -> bool:
+    """Whether a request has taken too long. Its beginning and the present, in seconds of the loop's clock."""
+    sent = request.get(_SENT)
+    if sent is None:
+        return now - since > REQUEST_SECONDS
+    return now - sent > REQUEST_SECONDS or now - since > STREAM_SECONDS
 
 
 def _is_anybody(connection: RequestHandler) -> bool:
@@ -55,7 +75,7 @@ async def watch(server: web.Server, is_known: Callable[[RequestHandler], bool] =
         seen = {connection: seen[connection] for connection in open_now}
         for connection, (activity, since) in seen.items():
             if connection._current_request is not None:
-                late = now - since > REQUEST_SECONDS
+                late = _is_late(connection._current_request, since, now)
             else:  # With a keep-alive timer aiohttp ends it itself.
                 late = activity is None and now - since > HEADER_SECONDS
             if late:

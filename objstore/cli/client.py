@@ -13,7 +13,7 @@ import typer
 from objstore.config import ConfigError, Loaded, host_and_port, load
 
 TIMEOUT_SECONDS = 30.0
-LONG_SECONDS = 130.0  # For what reads everything: the store ends a request after 120 (admin/guard.py).
+LONG_SECONDS = 130.0  # Of silence, in long work: the store ends a request after 120 (admin/guard.py).
 TOKEN_NAME = "admin.token"  # noqa: S105  (A file's name.)
 
 

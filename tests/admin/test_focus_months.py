@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from objstore.admin import gate
 from objstore.admin.resources import focus
 from objstore.clock import SECOND_US
 from objstore.meta.kv import Add, Transaction
@@ -192,6 +193,18 @@ async def test_each_piece_may_come_behind_a_line_that_says_how_far_the_file_is(
     tokens: dict[str, str] = api.tokens  # type: ignore[attr-defined]
     own = await file(api, "&progress=true", token=tokens["upper-billing"])
     assert msgspec.json.decode(own.partition(b"\n")[0], type=focus.Head).customers == 2
+
+
+async def test_the_watch_over_connections_sees_each_piece(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[bytes] = []
+
+    async def noted(request: object, pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+        async for piece in pieces:
+            seen.append(piece)
+            yield piece
+
+    monkeypatch.setattr(gate, "noted", noted)
+    assert await file(api, "") == b"".join(seen)
 
 
 async def test_only_so_many_files_are_made_at_a_time(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:

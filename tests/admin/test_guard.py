@@ -2,9 +2,11 @@
 
 import asyncio
 import socket
+from collections.abc import AsyncIterator
 
 import pytest
-from aiohttp import web
+from aiohttp import ClientError, ClientSession, web
+from aiohttp.test_utils import RawTestServer, make_mocked_request
 from aiohttp.web_protocol import RequestHandler
 
 from objstore.admin import guard
@@ -59,3 +61,57 @@ async def test_of_too_many_connections_those_of_strangers_and_without_a_request_
     for _, writer in (*members, busy, *silent):
         writer.close()
     await server.shutdown(1.0)
+
+
+async def sent(request: web.BaseRequest) -> None:
+    """A piece of its answer."""
+
+    async def pieces() -> AsyncIterator[bytes]:
+        yield b"piece"
+
+    assert [piece async for piece in guard.noted(request, pieces())] == [b"piece"]
+
+
+async def test_an_answer_in_pieces_may_take_longer_than_others_while_they_are_taken_but_not_for_ever() -> (
+    None
+):
+    begun = asyncio.get_running_loop().time()
+    plain, streamed = (make_mocked_request("GET", "/") for _ in range(2))
+    await sent(streamed)
+    late = guard.REQUEST_SECONDS + 1
+    assert guard._is_late(plain, begun, begun + late)
+    assert guard._is_late(streamed, begun, begun + late), "no piece since"
+    began_before = begun - guard.STREAM_SECONDS + 1
+    assert guard._is_late(plain, began_before, begun)
+    assert not guard._is_late(streamed, began_before, begun)
+    assert guard._is_late(streamed, began_before, begun + 2)
+
+
+async def test_the_watch_ends_what_is_late_and_not_what_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guard, "LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(guard, "REQUEST_SECONDS", 0.1)
+    goes_on = asyncio.Event()
+
+    async def pieces() -> AsyncIterator[bytes]:
+        yield b"first"
+        await goes_on.wait()
+        yield b"last"
+
+    async def handle(request: web.BaseRequest) -> web.StreamResponse:
+        if request.path == "/streamed":
+            request[guard._SENT] = asyncio.get_running_loop().time() + LIMIT_S  # As if taken for so long.
+            return web.Response(body=pieces())
+        await goes_on.wait()
+        return web.Response()
+
+    server = RawTestServer(handle)
+    await server.start_server()
+    watching = asyncio.ensure_future(guard.watch(server.runner.server))
+    async with asyncio.timeout(LIMIT_S), ClientSession() as session:
+        streamed = await session.get(server.make_url("/streamed"))
+        with pytest.raises(ClientError):
+            await session.get(server.make_url("/"))
+        goes_on.set()
+        assert await streamed.read() == b"firstlast"
+    watching.cancel()
+    await server.close()
