@@ -4,6 +4,7 @@ import http.client
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -127,8 +128,8 @@ def test_a_secret_whose_only_answer_was_lost_is_not_shown_as_an_empty_one() -> N
     assert "objstore user revoke 01T" in str(done.exception)
 
 
-def test_the_whole_of_a_tenants_usage_is_waited_for_longer_than_the_store_takes(
-    monkeypatch: pytest.MonkeyPatch,
+def test_a_months_file_may_be_silent_for_longer_than_the_store_bears(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     waited: list[float] = []
     connect = AdminClient.connect
@@ -138,7 +139,8 @@ def test_the_whole_of_a_tenants_usage_is_waited_for_longer_than_the_store_takes(
         return connect(client, seconds)
 
     monkeypatch.setattr(AdminClient, "connect", noted)
-    with losing(0, {"records": 1, "retired": 0, "wrong": []}) as store:
-        assert run(store, "usage verify lib").exit_code == 0
+    head = json.dumps({"customers": 0, "done": 0, "bytes": 0, "finished": True}).encode() + b"\n"
+    with answering(lambda asked: (200, head)) as store:
+        assert run(store, f"report focus --month 2026-01 --out {tmp_path / 'x.csv'}").exit_code == 0
     assert waited == [LONG_SECONDS]
     assert LONG_SECONDS > REQUEST_SECONDS
