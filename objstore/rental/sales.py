@@ -53,6 +53,7 @@ class Supply:
     nodes: Sequence[Node]  # Every node that takes data, with its pool.
     code: tuple[int, int]  # The store's (k, m).
     codes: Mapping[str, tuple[int, int]] = field(default_factory=dict)  # Of pools with one of their own.
+    pools: frozenset[str] = frozenset()  # In which a disk stands, however it is, or that a policy names.
     expect: Mapping[bytes, bytes | None] = field(default_factory=dict)  # Records that it was read from.
 
 
@@ -184,6 +185,31 @@ async def read_book(kv: Kv, supply: Supply) -> Book:
     value = await kv.get(SALES_KEY)
     record = SalesRecord() if value is None else decode(value, SalesRecord)
     return Book(record, await all_leases(kv), await all_events(kv), supply)
+
+
+async def check_pool(kv: Kv, pool: str, survey: Survey) -> None:
+    """Whether there is a pool of this name to sell from, or one is announced by a capacity event.
+
+    Nodes of dedicated leases are pools that nothing else is sold from.
+
+    Args:
+        pool: empty: the shared one, which is always there.
+
+    Raises: BadArgument, MetaUnavailable.
+    """
+    if not pool:
+        return
+    supply = await survey()
+    announced = {event.pool for event in await all_events(kv) if event.state in ("planned", "delivered")}
+    there = supply.pools | {node.pool for node in supply.nodes} | announced
+    names = sorted(name for name in there if name and not lease_of_pool(name))
+    if pool not in names:
+        known = ", ".join(["the shared one, which has no name", *names])
+        raise BadArgument(
+            f"there is no pool {pool!r}: pools are {known}; what is to come is told by a capacity event",
+            name="pool",
+            value=pool,
+        )
 
 
 async def open_book(change: Change, survey: Survey) -> Book:

@@ -259,6 +259,9 @@ def supply_of(
         ],
         code=code,
         codes=codes,
+        pools=frozenset(
+            [*(spot.pool for spot in layout.spots.values()), *(one.pool for one in layout.policies.values())]
+        ),
         expect=expect,
     )
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.admin.api import QUOTE, SIGNED, TB, Api, furnish, people, serving
+from tests.admin.api import DRAFT, QUOTE, SIGNED, TB, Api, furnish, people, serving
 
 
 async def refused(api: Api, method: str, path: str, body: object = None) -> str:
@@ -22,6 +22,34 @@ async def test_what_a_state_forbids_is_refused_and_says_which_state() -> None:
         await api("PUT", "/api/v1/tenants/lower/state", {"state": "suspended"})
         order = {"tenant": "lower", "capacity": TB, "term_months": 12}
         assert "is suspended" in await refused(api, "POST", "offers/small/orders", order)
+
+
+async def test_what_is_sold_from_a_pool_that_there_is_not_is_refused_where_it_is_named() -> None:
+    async with serving() as api:
+        await people(api)
+        await furnish(api)
+        terms = {"tenant": "lower", "kind": "guaranteed", "capacity": TB, "term_months": 12}
+        lease = {**terms, "begin": "2027-01-01T00:00:00Z", "pool": "gold"}
+        offer = {"least": TB, "most": TB, "terms_months": [12], "pool": "gold"}
+        before = len(await list_leases(api))
+        for method, path, body in (
+            ("POST", "leases", lease),
+            ("PATCH", f"leases/{DRAFT}", {"pool": "gold"}),
+            ("PUT", "offers/small", offer),
+        ):
+            answer = await api(method, f"/api/v1/{path}", body)
+            assert (answer.status, answer.body["errors"][0]["pointer"]) == (400, "/pool"), path
+            assert "there is no pool 'gold': pools are the shared one" in answer.body["detail"]
+        assert len(await list_leases(api)) == before
+        assert (await api("PUT", "/api/v1/offers/small", {**offer, "open": False})).status == 200
+        told = {"at": "2027-01-01T00:00:00Z", "raw": TB, "pool": "gold"}
+        assert (await api("POST", "/api/v1/capacity/events", told)).status == 201
+        assert (await api("POST", "/api/v1/leases", lease)).status == 201
+
+
+async def list_leases(api: Api) -> list[dict[str, object]]:
+    found: list[dict[str, object]] = (await api("GET", "/api/v1/leases")).body["items"]
+    return found
 
 
 async def test_who_is_terminating_may_take_its_data_along_first() -> None:

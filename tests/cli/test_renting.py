@@ -97,6 +97,14 @@ def test_more_than_there_is_is_not_sold(rented: Server) -> None:
     assert "are missing" in str(refused.exception)
 
 
+def test_a_quote_from_a_pool_that_there_is_not_is_none(rented: Server) -> None:
+    before = say(rented, "lease list --tenant epicerie")
+    refused = run(rented, "lease quote epicerie 1MB --months 12 --price 1 --pool gold")
+    assert refused.exit_code == 1
+    assert "there is no pool 'gold': pools are the shared one, which has no name;" in str(refused.exception)
+    assert say(rented, "lease list --tenant epicerie") == before
+
+
 def test_a_tenants_token_may_what_its_user_may(rented: Server) -> None:
     token = str(say(rented, "user token epicier --days 1")[0]["token"])
     assert [row["name"] for row in say(rented, "tenant list", token=token)] == ["epicerie"]

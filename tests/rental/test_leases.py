@@ -43,7 +43,7 @@ from objstore.rental.money import Money
 from objstore.rental.offers import list_offers, order, put_offer
 from objstore.rental.quota import Scope, change_limits, show_quota
 from objstore.rental.records import CapacityEventRecord, LeaseRecord, OfferRecord, pool_of_lease
-from objstore.rental.sales import Book, Supply, Survey, put_event, put_rules, read_book
+from objstore.rental.sales import Book, Supply, Survey, check_pool, put_event, put_rules, read_book
 from tests.rental.parties import a_market, an_id
 from tests.seed import SEED
 
@@ -662,6 +662,30 @@ class WatchedMarket(SlowKv):
             assert sold.oversold(START_US) == 0, "a commit sold the same byte twice"
 
 
+async def test_a_pool_is_one_with_disks_or_policies_or_one_that_is_announced() -> None:
+    kv = await a_market()
+
+    async def survey() -> Supply:
+        nodes = [*six_nodes(), *six_nodes(first=11, pool="cold"), *six_nodes(first=21, pool=LEASED)]
+        return Supply(nodes=nodes, code=(4, 2), pools=frozenset({"", "cold", "dark", LEASED}))
+
+    for pool in ("", "cold", "dark"):  # In which all nodes are away.
+        await check_pool(kv, pool, survey)
+    for pool in ("gold", LEASED):
+        with pytest.raises(BadArgument) as refused:
+            await check_pool(kv, pool, survey)
+        assert f"no pool {pool!r}: pools are the shared one, which has no name, cold, dark;" in str(
+            refused.value
+        )
+    event = CapacityEventRecord(id=an_id(1), at_us=START_US + DAY_US, raw=TB, state="planned", pool="gold")
+    await put_event(kv, event)
+    await check_pool(kv, "gold", survey)
+    await put_event(kv, msgspec.structs.replace(event, state="cancelled"))
+    with pytest.raises(BadArgument, match="no pool 'gold'"):
+        await check_pool(kv, "gold", survey)
+
+
+LEASED = pool_of_lease(an_id(9))
 POOLS = [*six_nodes(), *six_nodes(first=11, pool="cold")]
 
 

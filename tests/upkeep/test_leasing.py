@@ -391,6 +391,23 @@ async def test_a_pool_that_fills_before_disks_could_come_raises_an_alarm(hall: H
     assert RUNWAY not in hall.ctx.alarms.raised
 
 
+async def test_a_pool_is_there_also_while_all_its_nodes_are_away_or_only_a_policy_names_it(
+    hall: Hall,
+) -> None:
+    _, record = await read_layout(hall.kv)
+    machines = {node(number).hex(): MachinePlace(pool="cold") for number in OWN}
+    policies = {"x": Policy(name="x", pool="empty")}
+    current = msgspec.structs.replace(record.current, machines=machines, policies=policies)
+    await hall.kv.commit(
+        Transaction(put={LAYOUT_KEY: encode(msgspec.structs.replace(record, current=current))})
+    )
+    for number in OWN:
+        hall.disks[number].mood = "dead"
+    supply = await hall.leasing.survey()
+    assert {one.pool for one in supply.nodes} == {""}
+    assert supply.pools == {"", "cold", "empty"}
+
+
 async def test_a_storage_class_never_leads_onto_a_leases_nodes(hall: Hall) -> None:
     lease = await begun(hall)
     pool = pool_of_lease(lease.id)
