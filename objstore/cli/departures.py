@@ -2,9 +2,11 @@
 
 import hashlib
 import json
+import math
 import shutil
 import sys
 import time
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -23,7 +25,7 @@ from objstore.cli.output import (
     size_text,
     write_file,
 )
-from objstore.cli.progress import Progress
+from objstore.cli.progress import Progress, Steps
 from objstore.cli.store import Store, YesOption, asks, changes, quoted
 from objstore.config import ConfigError
 
@@ -171,7 +173,9 @@ def purge_tenant(
         Path | None,
         typer.Option(help="Write the proof there, as JSON, once it is there.", show_default=False),
     ] = None,
-    wait: Annotated[float, typer.Option(help="Wait so many seconds for the proof.", min=0)] = 0,
+    wait: Annotated[
+        float, typer.Option(help="Wait so many seconds for the proof, showing progress.", min=0)
+    ] = 0,
     yes: YesOption = False,
 ) -> None:
     """Delete all that a tenant has stored, for ever, and prove from the disks that it is gone.
@@ -189,7 +193,7 @@ def purge_tenant(
         words += f"{use['objects']} objects in {use['buckets']} buckets, {size_text(use['bytes'])}."
         store.confirm(tenant, words, yes=yes)
         found = store.change("POST", f"{path}/purge")
-    found = _proven(store, f"{path}/purge", found, wait)
+    found = _Watch(store, path, found, wait).run()
     if found["state"] != "proven":
         store.show_whole(found)
         fail(f"{tenant} is not proven to be gone yet: {found['waiting'] or found['state']}", DEGRADED)
@@ -200,15 +204,69 @@ def purge_tenant(
     store.tell(f"{tenant} is gone since {found['proven']}. SHA-256 of the proof: {digest}", found)
 
 
-def _proven(store: Store, path: str, found: dict[str, Any], seconds: float) -> dict[str, Any]:
-    """The purge when it is proven, or as it is after so many seconds; what it waits for is told."""
-    limit = time.monotonic() + seconds
-    told = ""
-    while found["state"] != "proven" and time.monotonic() < limit:
-        words = found["waiting"] or found["state"]
-        if words != told:
+class _Watch:
+    """A purge, looked at until it is proven or the time is over. What it waits for is told; on a terminal
+    bars show how much of what there was is deleted, then how many volumes are cleared, and the time to go."""
+
+    def __init__(self, store: Store, path: str, found: dict[str, Any], seconds: float) -> None:
+        """
+        Args:
+            path: of the tenant.
+            found: the purge as it is.
+        """
+        self._store = store
+        self._path = path
+        self._end = time.monotonic() + seconds
+        self._told = ""
+        self.found = found
+
+    def run(self) -> dict[str, Any]:
+        """The purge as it is then."""
+        while self._goes_on("deleting", "clearing"):
+            self._deleting()
+            self._clearing()
+        return self.found
+
+    def _goes_on(self, *states: str) -> bool:
+        return self.found["state"] in states and time.monotonic() < self._end
+
+    def _deleting(self) -> None:
+        if not self._goes_on("deleting"):
+            return
+        size, count = self.found["bytes"], self.found["objects"]
+        with Progress("deleting", size, "objects", logged=False) as progress:
+            while self._goes_on("deleting"):
+                use = self._store.get(self._path)["use"]
+                progress.add(size - use["bytes"], count - use["objects"])
+                size, count = use["bytes"], use["objects"]
+                self._look()
+            if self.found["state"] != "deleting":
+                progress.add(size, count)
+
+    def _clearing(self) -> None:
+        if not self._goes_on("clearing"):
+            return
+        most = 0
+        with Steps("clearing", "volumes", logged=False) as progress:
+            while self._goes_on("clearing"):
+                left = self.found["volumes"]
+                most = max(most, left)
+                progress.reached(most - left, most or None, _to_go(self.found["until"], time.time()))
+                self._look()
+
+    def _look(self) -> None:
+        """Once more, after a while."""
+        words = self.found["waiting"] or self.found["state"]
+        if words != self._told:
             print(harmless(f"waiting: {words}"), file=sys.stderr, flush=True)
-            told = words
-        time.sleep(min(LOOK_SECONDS, max(0.0, limit - time.monotonic())))
-        found = store.get(path)
-    return found
+            self._told = words
+        time.sleep(min(LOOK_SECONDS, max(0.0, self._end - time.monotonic())))
+        self.found = self._store.get(f"{self._path}/purge")
+
+
+def _to_go(until: str | None, now_s: float) -> str:
+    """From now (seconds since 1970) to a moment, in words; empty: it is not known, or over."""
+    minutes = 0 if until is None else math.ceil((datetime.fromisoformat(until).timestamp() - now_s) / 60)
+    parts = (minutes // 1440, "d"), (minutes // 60 % 24, "h"), (minutes % 60, "min")
+    words = " ".join([f"{count} {unit}" for count, unit in parts if count][:2])
+    return f"{words} to go" if minutes > 0 else ""

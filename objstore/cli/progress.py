@@ -52,9 +52,11 @@ class Progress:
         name: what is done.
         total: bytes; more may come.
         unit: what the things are: objects, files.
+        logged: whether there is a line now and then, and at the end, where there is no terminal.
     """
 
-    def __init__(self, name: str, total: int, unit: str) -> None:
+    def __init__(self, name: str, total: int, unit: str, *, logged: bool = True) -> None:
+        self._logged = logged
         self._name = name
         self._total = total
         self._unit = unit
@@ -78,7 +80,7 @@ class Progress:
     ) -> None:
         if self._bar is not None:
             self._bar.stop()
-        else:
+        elif self._logged:
             self._tell()
 
     def add(self, size: int, count: int = 0) -> None:
@@ -89,7 +91,7 @@ class Progress:
             if self._bar is not None:
                 total = max(self._total, self._done) or None
                 self._bar.update(self._task, completed=self._done, total=total, count=self._count)
-            elif time.monotonic() >= self._told + LINE_SECONDS:
+            elif self._logged and time.monotonic() >= self._told + LINE_SECONDS:
                 self._tell()
 
     def _tell(self) -> None:
@@ -146,11 +148,15 @@ class Steps:
         if self._bar is not None:
             self._bar.stop()
 
-    def reached(self, done: int, total: int | None = None) -> None:
-        """So many are done, of so many, as far as is known."""
+    def reached(self, done: int, total: int | None = None, left: str = "") -> None:
+        """So many are done, of so many, as far as is known.
+
+        Args:
+            left: the time to go, where it is known by something else than the rate; it is shown instead.
+        """
         self._done, self._total = done, None if total is None else max(done, total)
         passed = self._clock() - self._began
-        rate = f"{done / passed:.0f} {self._unit}/s" if passed > 0 else ""
+        rate = left or (f"{done / passed:.0f} {self._unit}/s" if passed > 0 else "")
         if self._bar is not None:
             self._bar.update(self._task, completed=done, total=self._total, rate=rate)
         elif self._logged and self._clock() >= self._told + LINE_SECONDS:

@@ -195,6 +195,7 @@ def _service(parts: Parts) -> Service:
         purge_rules=PurgeRules(
             settle_s=PurgeRules().settle_s * config.period_factor,
             rest_s=PurgeRules().rest_s * config.period_factor,
+            trash_s=grace_s,
             engine=POSTGRESQL if is_shared(parts.spec) else LMDB,
         ),
         tenants_shown=parts.spec.config.metrics.tenant_limit,

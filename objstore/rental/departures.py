@@ -230,7 +230,14 @@ async def prove_purge(kv: Kv, record: PurgeRecord, proof: bytes, *, now_us: int)
 
     async def decide(change: Change) -> PurgeRecord:
         changed = msgspec.structs.replace(
-            record, state="proven", proven_us=now_us, looked_us=now_us, waiting="", proof=proof
+            record,
+            state="proven",
+            proven_us=now_us,
+            looked_us=now_us,
+            waiting="",
+            proof=proof,
+            volumes=0,
+            until_us=0,
         )
         change.put(purge_key(record.tenant), changed)
         await move_to(change, record.tenant, "purged", reason="purged, with proof", now_us=now_us)

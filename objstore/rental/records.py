@@ -551,6 +551,8 @@ class PurgeRecord(Record, frozen=True, array_like=True, kw_only=True):
     waiting: str = ""  # and why nothing is proven yet.
     proven_us: int = 0
     proof: bytes = b""  # JSON.
+    volumes: int = 0  # Whose bytes are waited for,
+    until_us: int = 0  # and when that ends, as far as is known; 0: nobody knows.
 
 
 SALES_KEY: Final = b"YV"

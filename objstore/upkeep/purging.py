@@ -71,6 +71,7 @@ from objstore.upkeep.residency import DISKS_AT_ONCE, Audit, Summary
 from objstore.upkeep.salvage import TENANT as SALVAGED
 from objstore.upkeep.seal import seal_volume
 from objstore.upkeep.snapshots import read_snapshot
+from objstore.upkeep.trash import DEFAULT_RULES as TRASH_RULES
 from objstore.upkeep.walk import Stripe, stripes
 
 log = logging.getLogger(__name__)
@@ -104,6 +105,7 @@ class PurgeRules(NamedTuple):
     # Volumes with dead bytes of nobody knows whom are compacted as garbage is: a few, then a rest.
     at_once: int = 4
     rest_s: float = 300.0
+    trash_s: float = TRASH_RULES.grace_s  # For which trash is kept: how long it is waited for is told.
     engine: str = LMDB  # Of metadata, for the proof.
 
 
@@ -145,6 +147,7 @@ class _Look:
 
     shares: dict[int, Share] = field(default_factory=dict)  # Of volumes that were sealed, and read.
     held: dict[int, str] = field(default_factory=dict)  # Volume -> why it is waited for.
+    until_us: int = 0  # When the trash lets go of the last one of these; 0: none is trash.
     stripes: int = 0  # Whose directories were read.
 
     def is_clean(self, volume: int) -> bool:
@@ -200,10 +203,12 @@ class Purging:
             record = await self._wait(record, "a bug or a broken record; see the store's log")
         return f"{record.tenant}: {record.state}" + (f", {record.waiting}" if record.waiting else "")
 
-    async def _wait(self, record: PurgeRecord, why: str) -> PurgeRecord:
-        if record.waiting == why:
+    async def _wait(
+        self, record: PurgeRecord, why: str, *, volumes: int = 0, until_us: int = 0
+    ) -> PurgeRecord:
+        if (record.waiting, record.volumes, record.until_us) == (why, volumes, until_us):
             return record
-        return await note_purge(self._ctx.kv, record, waiting=why)
+        return await note_purge(self._ctx.kv, record, waiting=why, volumes=volumes, until_us=until_us)
 
     async def _begin_again(self, record: PurgeRecord, why: str) -> PurgeRecord:
         """What came back is deleted, and everything behind that is done anew."""
@@ -218,6 +223,8 @@ class Purging:
             newest_volume=0,
             logs=[],
             waiting=why,
+            volumes=0,
+            until_us=0,
         )
 
     # Deleting.
@@ -290,13 +297,19 @@ class Purging:
         ctx = self._ctx
         if not record.settled_us:
             if why := await self._unsettled(record):
-                return await self._wait(record, why)
+                return await self._wait(record, why, until_us=self._settles_us(record))
             # What was being moved when its home went has its volume by now.
             async with self._files:
                 newest = await ctx.ledger.newest_volume()
             settled_us, logs = ctx.clock.now_us(), await self._logs()
             record = await note_purge(
-                ctx.kv, record, settled_us=settled_us, newest_volume=newest, logs=logs, waiting=""
+                ctx.kv,
+                record,
+                settled_us=settled_us,
+                newest_volume=newest,
+                logs=logs,
+                waiting="",
+                until_us=0,
             )
         if record.tenant not in self._looks:  # Metadata is only ever rebuilt between two processes.
             await self._check_gone(record.tenant)
@@ -311,7 +324,8 @@ class Purging:
             volume, why = next(iter(look.held.items()))
             words = f"{len(look.held)} volumes may hold bytes of it; volume {volume} {why}"
             away = _away_words(await self._known_away(), "cannot be counted on")
-            return await self._wait(record, "; ".join(filter(None, (words, away))))
+            waiting = "; ".join(filter(None, (words, away)))
+            return await self._wait(record, waiting, volumes=len(look.held), until_us=look.until_us)
         return await self._prove(record, look)
 
     async def _check_gone(self, tenant: str) -> None:
@@ -321,8 +335,7 @@ class Purging:
 
     async def _unsettled(self, record: PurgeRecord) -> str:
         """Why something may still be stored, or moved, that the tenant deleted; empty: nothing can."""
-        ctx = self._ctx
-        ends_us = record.deleted_us + int(self._rules.settle_s * 1e6)
+        ctx, ends_us = self._ctx, self._settles_us(record)
         if ctx.clock.now_us() < ends_us:
             return f"what was under way may take until {utc_text(ends_us / 1e6)}"
         async for found in pages(ctx.kv, b"d", prefix_end(b"d"), PAGE):
@@ -330,6 +343,9 @@ class Purging:
             if any(decode(value, DoomedRecord).since_us <= ends_us for _, value in found):
                 return "parts of objects are still to be swept"
         return ""
+
+    def _settles_us(self, record: PurgeRecord) -> int:
+        return record.deleted_us + int(self._rules.settle_s * 1e6)
 
     async def _logs(self) -> list[str]:
         """The newest journal and snapshot files that lie on disks now, by name. Raises: Unavailable."""
@@ -392,6 +408,7 @@ class Purging:
     async def _look_at_volumes(self, record: PurgeRecord, look: _Look) -> None:
         ctx = self._ctx
         look.held.clear()
+        look.until_us = 0
         after = 0
         while found := await ctx.ledger.volumes(after):
             after = found[-1].id
@@ -409,6 +426,7 @@ class Purging:
                 async with self._files:
                     volume = await seal_volume(ctx, volume)  # Its writer, if there is one, begins another.
             if volume.state != VolumeState.SEALED:
+                self._wait_for_trash(look, volume.retired_us)
                 return TRASH
             if volume.id not in look.shares:
                 look.shares[volume.id] = await self._share(tenant, volume, look)
@@ -423,7 +441,13 @@ class Purging:
             raise
         except StoreError as failure:
             return f"cannot be read or moved: {failure}"
+        if not outcome.stuck:
+            self._wait_for_trash(look, ctx.clock.now_us())
         return _moved(outcome)
+
+    def _wait_for_trash(self, look: _Look, since_us: int) -> None:
+        """What is trash since a moment is held for so long."""
+        look.until_us = max(look.until_us, since_us + int(self._rules.trash_s * 1e6))
 
     async def _share(self, tenant: str, volume: VolumeRecord, look: _Look) -> Share:
         """What a sealed volume holds of the tenant."""
@@ -478,7 +502,9 @@ class Purging:
         summary = await audit.take()
         why = _unproven(summary) or await _left_on_disks(audit, look, record.newest_volume)
         if why := why or await self._tails(record, look):
-            return await note_purge(ctx.kv, record, waiting=why, looked_us=ctx.clock.now_us())
+            return await note_purge(
+                ctx.kv, record, waiting=why, looked_us=ctx.clock.now_us(), volumes=0, until_us=0
+            )
         await self._check_gone(record.tenant)
         now_us = ctx.clock.now_us()
         proof = await self._document(record, look, summary, now_us)

@@ -11,10 +11,10 @@ import pytest
 from objstore.admin.bodies import parse_body
 from objstore.admin.resources.leases import LeaseFields, NewLease, OfferBody
 from objstore.cli.output import check_writable
-from objstore.cli.progress import Steps
+from objstore.cli.progress import Progress, Steps
 from objstore.cli.renting import VERIFIED_AGAIN_MAX
 from objstore.config import ConfigError
-from tests.cli.answering import answering, fixed, run
+from tests.cli.answering import Asked, answering, fixed, run
 
 POOL: dict[str, Any] = {
     "pool": "", "raw": 270_553_174_016, "failed": 0, "usable": 10**12, "sold_guaranteed": 0,
@@ -262,3 +262,73 @@ def test_where_there_is_no_terminal_what_is_verified_is_told_when_it_is_done(
         for now[0], done in ((12.0, 100), (24.0, 200)):
             progress.reached(done, 2_000)
     assert capsys.readouterr() == ("", "")
+
+
+def purge(state: str, waiting: str = "", *, volumes: int = 0, until: str | None = None) -> dict[str, Any]:
+    proof = {"verdict": "proven"} if state == "proven" else None
+    return {
+        "tenant": "lib", "state": state, "objects": 10, "bytes": 1_000, "waiting": waiting,
+        "volumes": volumes, "until": until, "proven": "2027-01-31T00:00:00Z", "proof": proof,
+    }  # fmt: skip
+
+
+def test_a_purge_shows_how_much_of_what_there_was_is_gone_and_when_the_trash_goes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    deleted: list[tuple[int, int]] = []
+    cleared: list[tuple[int, int | None, str]] = []
+    monkeypatch.setattr(Progress, "add", lambda self, size, count=0: deleted.append((size, count)))
+    monkeypatch.setattr(
+        Steps, "reached", lambda self, done, total=None, left="": cleared.append((done, total, left))
+    )
+    monkeypatch.setattr("objstore.cli.departures.LOOK_SECONDS", 0.0)
+    monkeypatch.setattr("time.time", lambda: 1_800_000_000.0)  # 2027-01-15T08:00:00Z
+    purges = iter(
+        [
+            purge("deleting"),
+            purge("deleting"),
+            purge("clearing", "what was under way", until="2027-01-15T08:59:30Z"),
+            purge("clearing", "3 volumes", volumes=3, until="2027-01-22T07:00:00Z"),
+            purge("clearing", "1 volumes", volumes=1, until="2027-01-15T08:00:00Z"),
+            purge("proven"),
+        ]
+    )
+    uses = iter([{"bytes": 800, "objects": 9, "buckets": 1}, {"bytes": 300, "objects": 2, "buckets": 1}])
+
+    def answer(asked: Asked) -> tuple[int, Any]:
+        return 200, next(purges) if asked.path.endswith("/purge") else {"use": next(uses)}
+
+    with answering(answer) as store:
+        done = run(store, "tenant", "purge", "lib", "--yes", "--wait", "60", "-o", "json")
+    assert done.exit_code == 0, done.output
+    assert deleted == [(200, 1), (500, 7), (300, 2)]
+    assert cleared == [(0, None, "1 h to go"), (0, 3, "6 d 23 h to go"), (2, 3, "")]
+    assert done.stderr.splitlines() == [
+        "waiting: deleting", "waiting: what was under way", "waiting: 3 volumes", "waiting: 1 volumes",
+    ]  # fmt: skip
+    assert json.loads(done.stdout)[0]["state"] == "proven"
+
+
+def test_a_purge_is_waited_for_no_longer_than_was_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("objstore.cli.departures.LOOK_SECONDS", 0.0)
+    answers = {
+        "/api/v1/tenants/lib/purge": purge("deleting", "5 bytes are still reserved"),
+        "/api/v1/tenants/lib": {"use": {"bytes": 5, "objects": 1, "buckets": 1}},
+    }
+    with answering(fixed(answers)) as store:
+        done = run(store, "tenant", "purge", "lib", "--yes", "--wait", "0.2")
+    assert done.exit_code == 3
+    assert done.stderr.splitlines() == [
+        "waiting: 5 bytes are still reserved",
+        "objstore: lib is not proven to be gone yet: 5 bytes are still reserved",
+    ]
+
+
+def test_the_time_to_go_is_shown_instead_of_a_rate_where_it_is_known(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    now = [0.0]
+    with Steps("clearing", "volumes", clock=lambda: now[0]) as progress:
+        now[0] = 12.0
+        progress.reached(0, 3, "6 d 23 h to go")
+    assert capsys.readouterr().err == "clearing: 0 volumes, 6 d 23 h to go\n"

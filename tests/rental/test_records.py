@@ -128,8 +128,9 @@ RECORDS: list[tuple[msgspec.Struct, str]] = [
         PurgeRecord(
             tenant="t", by="b", begun_us=2, state="proven", buckets=3, objects=4, size=5, deleted_us=6,
             settled_us=7, newest_volume=8, logs=["j"], looked_us=9, waiting="w", proven_us=10, proof=b"\1",
+            volumes=11, until_us=12,
         ),
-        "dc001001a174a16202a670726f76656e03040506070891a16a09a1770ac40101",
+        "dc001201a174a16202a670726f76656e03040506070891a16a09a1770ac401010b0c",
     ),
 ]  # fmt: skip
 

@@ -214,18 +214,30 @@ async def read_as_staying(end: End, key: str) -> bytes:
 
 async def test_it_waits_for_what_was_under_way_for_a_copy_and_for_the_trash(end: End) -> None:
     await end.begin()
-    assert "may take until" in (await end.round(0.5)).waiting
+    record = await end.round(0.5)
+    assert "may take until" in record.waiting
+    assert (record.volumes, record.until_us) == (0, record.deleted_us + 3_600_000_000)
     assert "may take until" in (await end.round(0.6)).waiting
-    assert "copy of metadata" in (await end.round()).waiting
+    record = await end.round()
+    assert "copy of metadata" in record.waiting
+    assert (record.volumes, record.until_us) == (0, 0)
     await end.copy()
+    now_us = end.yard.clock.now_us()
     record = await end.round()
     assert "is trash" in record.waiting
+    retired = [state for state in (await end.yard.states()).values() if state == VolumeState.RETIRED]
+    assert record.volumes == len(retired) > 0
+    week_us = int(TRASH.grace_s * 1e6)
+    assert now_us + week_us <= record.until_us < now_us + week_us + 3_600_000_000
     assert record.settled_us > record.deleted_us > 0
     assert VolumeState.RETIRED in (await end.yard.states()).values()
     assert end.on_disks() > 0  # Trash is read like any other file: nothing is proven yet.
     for _ in range(6):
-        assert (await end.round(24)).state == "clearing"
+        again = await end.round(24)
+        assert again.state == "clearing"
+        assert abs(again.until_us - record.until_us) < 1_000_000
     assert (await until_proven(end, 4)).state == "proven"
+    assert ((await end.record()).volumes, (await end.record()).until_us) == (0, 0)
 
 
 async def test_a_file_that_comes_back_and_a_disk_that_is_away_keep_it_from_being_proven(end: End) -> None:

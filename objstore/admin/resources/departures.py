@@ -128,7 +128,9 @@ class Purge(msgspec.Struct, frozen=True, kw_only=True):
     bytes: int  # billed.
     deleted: str | None
     looked: str | None
-    waiting: str  # Why it is not proven yet.
+    waiting: str  # Why it is not proven yet,
+    volumes: int  # how many volumes may still hold bytes of it,
+    until: str | None  # and when that ends, as far as is known.
     proven: str | None
     proof: dict[str, Any] | None
 
@@ -360,6 +362,8 @@ def _purge(record: PurgeRecord) -> dict[str, Any]:
         "deleted": moment(record.deleted_us),
         "looked": moment(record.looked_us),
         "waiting": record.waiting,
+        "volumes": record.volumes,
+        "until": moment(record.until_us),
         "proven": moment(record.proven_us),
         "proof": msgspec.json.decode(record.proof) if record.proof else None,
     }
