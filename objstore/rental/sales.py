@@ -54,6 +54,7 @@ class Supply:
     code: tuple[int, int]  # The store's (k, m).
     codes: Mapping[str, tuple[int, int]] = field(default_factory=dict)  # Of pools with one of their own.
     pools: frozenset[str] = frozenset()  # In which a disk stands, however it is, or that a policy names.
+    members: frozenset[str] = frozenset()  # Nodes with a disk, however it is: ids.
     expect: Mapping[bytes, bytes | None] = field(default_factory=dict)  # Records that it was read from.
 
 
@@ -187,26 +188,36 @@ async def read_book(kv: Kv, supply: Supply) -> Book:
     return Book(record, await all_leases(kv), await all_events(kv), supply)
 
 
-async def check_pool(kv: Kv, pool: str, survey: Survey) -> None:
-    """Whether there is a pool of this name to sell from, or one is announced by a capacity event.
+async def check_source(kv: Kv, survey: Survey, *, pool: str = "", nodes: Sequence[str] = ()) -> None:
+    """Whether what a lease or an offer is to be sold from is there, or may come.
 
-    Nodes of dedicated leases are pools that nothing else is sold from.
+    A pool is there, or is announced by a capacity event; the pools of dedicated leases' nodes do not count,
+    since nothing else is sold from them. Nodes have joined: their ids are made when they do.
 
     Args:
         pool: empty: the shared one, which is always there.
+        nodes: of a dedicated lease.
 
     Raises: BadArgument, MetaUnavailable.
     """
+    supply = await survey()
+    known = supply.members | {node.id for node in supply.nodes}
+    for node in nodes:
+        if node not in known:
+            raise BadArgument(
+                f"there is no node {node!r}: objstore node list shows the ids of those that there are",
+                name="nodes",
+                value=node,
+            )
     if not pool:
         return
-    supply = await survey()
     announced = {event.pool for event in await all_events(kv) if event.state in ("planned", "delivered")}
     there = supply.pools | {node.pool for node in supply.nodes} | announced
     names = sorted(name for name in there if name and not lease_of_pool(name))
     if pool not in names:
-        known = ", ".join(["the shared one, which has no name", *names])
+        words = ", ".join(["the shared one, which has no name", *names])
         raise BadArgument(
-            f"there is no pool {pool!r}: pools are {known}; what is to come is told by a capacity event",
+            f"there is no pool {pool!r}: pools are {words}; what is to come is told by a capacity event",
             name="pool",
             value=pool,
         )

@@ -262,6 +262,7 @@ def supply_of(
         pools=frozenset(
             [*(spot.pool for spot in layout.spots.values()), *(one.pool for one in layout.policies.values())]
         ),
+        members=frozenset(spot.node for spot in layout.spots.values()),
         expect=expect,
     )
 

@@ -32,6 +32,10 @@ async def test_what_is_sold_from_a_pool_that_there_is_not_is_refused_where_it_is
         lease = {**terms, "begin": "2027-01-01T00:00:00Z", "pool": "gold"}
         offer = {"least": TB, "most": TB, "terms_months": [12], "pool": "gold"}
         before = len(await list_leases(api))
+        own = {**lease, "pool": "", "kind": "dedicated", "nodes": ["0", "never"]}
+        answer = await api("POST", "/api/v1/leases", own)
+        assert (answer.status, answer.body["errors"][0]["pointer"]) == (400, "/nodes")
+        assert "there is no node 'never'" in answer.body["detail"]
         for method, path, body in (
             ("POST", "leases", lease),
             ("PATCH", f"leases/{DRAFT}", {"pool": "gold"}),

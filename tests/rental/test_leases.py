@@ -43,7 +43,7 @@ from objstore.rental.money import Money
 from objstore.rental.offers import list_offers, order, put_offer
 from objstore.rental.quota import Scope, change_limits, show_quota
 from objstore.rental.records import CapacityEventRecord, LeaseRecord, OfferRecord, pool_of_lease
-from objstore.rental.sales import Book, Supply, Survey, check_pool, put_event, put_rules, read_book
+from objstore.rental.sales import Book, Supply, Survey, check_source, put_event, put_rules, read_book
 from tests.rental.parties import a_market, an_id
 from tests.seed import SEED
 
@@ -670,19 +670,30 @@ async def test_a_pool_is_one_with_disks_or_policies_or_one_that_is_announced() -
         return Supply(nodes=nodes, code=(4, 2), pools=frozenset({"", "cold", "dark", LEASED}))
 
     for pool in ("", "cold", "dark"):  # In which all nodes are away.
-        await check_pool(kv, pool, survey)
+        await check_source(kv, survey, pool=pool)
     for pool in ("gold", LEASED):
         with pytest.raises(BadArgument) as refused:
-            await check_pool(kv, pool, survey)
+            await check_source(kv, survey, pool=pool)
         assert f"no pool {pool!r}: pools are the shared one, which has no name, cold, dark;" in str(
             refused.value
         )
     event = CapacityEventRecord(id=an_id(1), at_us=START_US + DAY_US, raw=TB, state="planned", pool="gold")
     await put_event(kv, event)
-    await check_pool(kv, "gold", survey)
+    await check_source(kv, survey, pool="gold")
     await put_event(kv, msgspec.structs.replace(event, state="cancelled"))
     with pytest.raises(BadArgument, match="no pool 'gold'"):
-        await check_pool(kv, "gold", survey)
+        await check_source(kv, survey, pool="gold")
+
+
+async def test_a_node_is_one_that_has_joined_also_while_it_is_away() -> None:
+    kv, nodes = await a_market(), six_nodes()
+
+    async def survey() -> Supply:
+        return Supply(nodes=nodes, code=(4, 2), members=frozenset({"away", *(node.id for node in nodes)}))
+
+    await check_source(kv, survey, nodes=["away", nodes[0].id])
+    with pytest.raises(BadArgument, match="there is no node 'never': objstore node list"):
+        await check_source(kv, survey, nodes=[nodes[0].id, "never"])
 
 
 LEASED = pool_of_lease(an_id(9))

@@ -406,6 +406,7 @@ async def test_a_pool_is_there_also_while_all_its_nodes_are_away_or_only_a_polic
     supply = await hall.leasing.survey()
     assert {one.pool for one in supply.nodes} == {""}
     assert supply.pools == {"", "cold", "empty"}
+    assert {node(number).hex() for number in OWN} < supply.members
 
 
 async def test_a_storage_class_never_leads_onto_a_leases_nodes(hall: Hall) -> None:

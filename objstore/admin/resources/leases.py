@@ -17,7 +17,7 @@ from objstore.rental import leases, offers
 from objstore.rental.customers import find_customer
 from objstore.rental.leased import leases_of
 from objstore.rental.records import LeaseRecord, OfferRecord, lease_key, offer_key
-from objstore.rental.sales import Survey, all_leases, check_pool
+from objstore.rental.sales import Survey, all_leases, check_source
 
 READ, WRITE = Rule(action="leases:Read"), Rule(action="leases:Write", resellers=False)
 
@@ -124,15 +124,15 @@ def _given(body: Any) -> dict[str, Any]:
     return found
 
 
-async def _check_pool(call: Call, pool: str) -> None:
-    """Raises: BadArgument (there is no such pool), Problem 503."""
-    if pool:
-        await check_pool(call.kv, pool, survey_of(call))
+async def _check_source(call: Call, pool: str, nodes: Sequence[str] = ()) -> None:
+    """Raises: BadArgument (there is no such pool, or node), Problem 503."""
+    if pool or nodes:
+        await check_source(call.kv, survey_of(call), pool=pool, nodes=nodes)
 
 
 async def make(call: Call) -> Any:
     given = _given(call.body)
-    await _check_pool(call, given["pool"])
+    await _check_source(call, given["pool"], given["nodes"])
     if not given["end_us"]:
         given["end_us"] = leases.after_months(given["begin_us"], given["term_months"])
     made = ulid(call.now_us, call.services.randomness)
@@ -145,7 +145,7 @@ async def show(call: Call) -> Any:
 
 async def change(call: Call) -> Any:
     given = _given(call.body)
-    await _check_pool(call, given.get("pool", ""))
+    await _check_source(call, given.get("pool", ""), given.get("nodes", ()))
     return _shown(await leases.edit_lease(call.kv, call.params["lease"], **given))
 
 
@@ -246,7 +246,7 @@ async def all_offers(call: Call) -> List[Any]:
 async def put_offer(call: Call) -> Any:
     offer = OfferRecord(name=call.params["offer"], **given_of(call.body, OfferRecord))
     if offer.open:  # One of a pool that is no more can be closed.
-        await _check_pool(call, offer.pool)
+        await _check_source(call, offer.pool)
     return shown(await offers.put_offer(call.kv, offer, now_us=call.now_us))
 
 
