@@ -132,7 +132,7 @@ class Promises:
 
 
 class Work:
-    """Some clients that do everything once or twice, each on keys of its own."""
+    """Some clients that do everything so many times, each on its own keys, and then write one over."""
 
     def __init__(
         self,
@@ -186,6 +186,7 @@ class Work:
                 self._abort(s3, "page-never")
             key = f"small-{client}-goes"
             self._attempt(key, GONE, lambda key=key: s3.delete_object(Bucket=BUCKET, Key=key))
+        self._put(s3, f"small-{client}-stays", self.rounds + 1)
 
     def _put(self, s3: Any, key: str, number: int) -> None:
         self._attempt(key, number, lambda: s3.put_object(Bucket=BUCKET, Key=key, Body=content(key, number)))
