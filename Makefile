@@ -103,10 +103,12 @@ format: $(VENV)/.test
 	$(BIN)/ruff check --fix .
 
 # Three processes share the tests on two cores: most wait more than they work. Those of a file stay together, in
-# their order; TESTERS=0 is one process, for a debugger.
+# their order; TESTERS=0 is one process, for a debugger. They start a store many hundred times: where Python may not
+# keep what it compiles (PYTHONDONTWRITEBYTECODE), each start would compile all of it again.
 TESTERS ?= 3
 test: setup-test lint
-	@$(BIN)/python -m pytest -n $(TESTERS) --dist loadfile --no-loadscope-reorder $(ARGS)
+	@$(BIN)/python -m compileall -q objstore
+	$(BIN)/python -m pytest -n $(TESTERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 bench: $(VENV)/.test
 	@$(BIN)/python bench/compare.py $(ARGS)
