@@ -8,7 +8,7 @@ Concurrency: one task of the event loop that serves the port.
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from typing import Final
 
 from aiohttp import web
@@ -32,23 +32,33 @@ log = logging.getLogger("objstore.admin.http")
 log.addFilter(_is_ours)
 
 
-_SENT: Final = web.RequestKey("sent", float)  # In a request: when the last piece of its answer was asked for.
+_sent: Final[dict[object, float]] = {}
+"""Connections whose answer goes in pieces: when the last one was asked for."""
 
 
-async def noted(request: web.BaseRequest, pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+async def noted(request: web.BaseRequest, pieces: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
     """The same pieces of an answer; that they are taken is seen by `watch`."""
     loop = asyncio.get_running_loop()
-    async for piece in pieces:
-        request[_SENT] = loop.time()
-        yield piece
+    connection = request.protocol
+    try:
+        async for piece in pieces:
+            _sent[connection] = loop.time()
+            yield piece
+    finally:
+        _sent.pop(connection, None)
 
 
-def _is_late(request: web.BaseRequest, since: float, now: float) -> bool:
+def _is_late(connection: object, since: float, now: float) -> bool:
     """Whether a request has taken too long. Its beginning and the present, in seconds of the loop's clock."""
-    sent = request.get(_SENT)
-    if sent is None:
-        return now - since > REQUEST_SECONDS
-    return now - sent > REQUEST_SECONDS or now - since > STREAM_SECONDS
+    taken = max(since, _sent.get(connection, since))
+    return now - taken > REQUEST_SECONDS or now - since > STREAM_SECONDS
+
+
+def _end(connection: RequestHandler) -> None:
+    """Close it now: `force_close` alone waits until its client has read what was sent."""
+    if connection.transport is not None:
+        connection.transport.abort()
+    connection.force_close()
 
 
 def _is_anybody(connection: RequestHandler) -> bool:
@@ -69,17 +79,19 @@ async def watch(server: web.Server, is_known: Callable[[RequestHandler], bool] =
         now = loop.time()
         open_now = list(server.connections)
         for connection in open_now:
-            doing: object = connection._current_request or connection._keepalive_handle
-            if connection not in seen or seen[connection][0] is not doing:
+            # Not `_current_request`: that is over when there is an answer, before it is sent.
+            requested = connection._request_in_progress
+            doing: object = connection._request_count if requested else connection._keepalive_handle
+            if connection not in seen or seen[connection][0] != doing:
                 seen[connection] = (doing, now)
         seen = {connection: seen[connection] for connection in open_now}
         for connection, (activity, since) in seen.items():
-            if connection._current_request is not None:
-                late = _is_late(connection._current_request, since, now)
+            if connection._request_in_progress:
+                late = _is_late(connection, since, now)
             else:  # With a keep-alive timer aiohttp ends it itself.
                 late = activity is None and now - since > HEADER_SECONDS
             if late:
-                connection.force_close()
-        first = sorted(seen, key=lambda one: (is_known(one), one._current_request is not None, seen[one][1]))
+                _end(connection)
+        first = sorted(seen, key=lambda one: (is_known(one), one._request_in_progress, seen[one][1]))
         for connection in first[: max(0, len(first) - CONNECTIONS_MAX)]:
-            connection.force_close()
+            _end(connection)

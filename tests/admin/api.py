@@ -10,6 +10,7 @@ from typing import Any
 
 from aiohttp import ClientSession
 from aiohttp.test_utils import RawTestServer
+from aiohttp.web import Server
 from yarl import URL
 
 from objstore.admin.app import Admin, handler
@@ -138,6 +139,7 @@ class Api:
     randomness: Randomness
     session: ClientSession
     url: str
+    server: Server
 
     async def __call__(
         self,
@@ -210,7 +212,9 @@ async def serving(
     await server.start_server()
     try:
         async with ClientSession() as session:
-            yield Api(kv, clock, randomness, session, str(server.make_url("/")).rstrip("/"))
+            yield Api(
+                kv, clock, randomness, session, str(server.make_url("/")).rstrip("/"), server.runner.server
+            )
     finally:
         await server.close()
 

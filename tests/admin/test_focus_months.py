@@ -1,15 +1,18 @@
 """A month's documents in one FOCUS file: whose, cut by bucket, with tags and leases, and sent in pieces."""
 
+import asyncio
 import csv
+import gc
 import io
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from decimal import Decimal
 from typing import Any
 
 import msgspec
 import pytest
+from yarl import URL
 
-from objstore.admin import gate
+from objstore.admin import gate, guard
 from objstore.admin.resources import focus
 from objstore.clock import SECOND_US
 from objstore.meta.kv import Add, Transaction
@@ -18,6 +21,7 @@ from objstore.rental.billing import draft_month, rate_customer
 from objstore.rental.catalogue import publish_plan
 from objstore.rental.credit_notes import Credit, issue_credit_note
 from objstore.rental.customers import find_customer
+from objstore.rental.focus import Row
 from objstore.rental.focus_months import by_bucket
 from objstore.rental.invoices import finalise_due, list_documents, read_lines
 from objstore.rental.leases import make_lease, sign
@@ -28,12 +32,13 @@ from objstore.rental.projects import create_project
 from objstore.rental.records import InvoiceRecord, Line
 from objstore.rental.usage import move_mark
 from objstore.upkeep.metering import SETTLE_S, Metering
-from tests.admin.api import Api, people, serving
+from tests.admin.api import TOKEN, Api, people, serving
 from tests.objects.fakes import FakeClock
 from tests.rental import focus_rules
 from tests.rental.cards import GB, TB, plan, rate
 from tests.rental.parties import DAY_US, ISSUED_US, MARCH, RULES, an_id, randomness
 from tests.rental.test_leases import SURVEY, lease
+from tests.waiting import until
 
 BEGIN_US = MARCH.begin_s * SECOND_US
 BUCKETS = (  # Of `lower` but the last.
@@ -205,6 +210,48 @@ async def test_the_watch_over_connections_sees_each_piece(api: Api, monkeypatch:
 
     monkeypatch.setattr(gate, "noted", noted)
     assert await file(api, "") == b"".join(seen)
+
+
+class Endless:
+    """A file in which there is always more."""
+
+    def add(self, found: Sequence[Row]) -> bytes:
+        return bytes(1 << 20)
+
+    def end(self) -> bytes:
+        return b""
+
+
+async def endlessly(*given: object, **more: object) -> AsyncGenerator[list[Row], None]:
+    while True:
+        yield [{}] * focus.ROWS_AT_ONCE
+
+
+@pytest.mark.parametrize("progress", ["", "&progress=true"])
+@pytest.mark.parametrize("goes", [True, False])
+async def test_a_file_that_nobody_reads_any_more_is_no_longer_made(
+    api: Api, monkeypatch: pytest.MonkeyPatch, progress: str, goes: bool
+) -> None:
+    monkeypatch.setattr(focus, "all_rows", endlessly)
+    monkeypatch.setattr(focus, "pieces_of", lambda form: Endless())
+    monkeypatch.setattr(guard, "LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(guard, "REQUEST_SECONDS", 3600.0 if goes else 0.1)
+    watching = asyncio.ensure_future(guard.watch(api.server))
+    url = URL(api.url)
+    _, writer = await asyncio.open_connection(url.host, url.port, limit=1_000)
+    gc.disable()  # It would find the file in the end.
+    path = f"/api/v1/reports/focus?month=2026-03{progress}"
+    try:
+        writer.write(f"GET {path} HTTP/1.1\r\nHost: here\r\nAuthorization: Bearer {TOKEN}\r\n\r\n".encode())
+        await until(lambda: any(connection._paused for connection in api.server.connections))
+        assert focus._running.count == 1
+        if goes:
+            writer.transport.abort()
+        await until(lambda: focus._running.count == 0)
+    finally:
+        gc.enable()
+        watching.cancel()
+        writer.transport.abort()
 
 
 async def test_only_so_many_files_are_made_at_a_time(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -63,33 +63,31 @@ async def test_of_too_many_connections_those_of_strangers_and_without_a_request_
     await server.shutdown(1.0)
 
 
-async def sent(request: web.BaseRequest) -> None:
-    """A piece of its answer."""
-
-    async def pieces() -> AsyncIterator[bytes]:
-        yield b"piece"
-
-    assert [piece async for piece in guard.noted(request, pieces())] == [b"piece"]
-
-
 async def test_an_answer_in_pieces_may_take_longer_than_others_while_they_are_taken_but_not_for_ever() -> (
     None
 ):
     begun = asyncio.get_running_loop().time()
     plain, streamed = (make_mocked_request("GET", "/") for _ in range(2))
-    await sent(streamed)
+
+    async def pieces() -> AsyncIterator[bytes]:
+        yield b"piece"
+
     late = guard.REQUEST_SECONDS + 1
-    assert guard._is_late(plain, begun, begun + late)
-    assert guard._is_late(streamed, begun, begun + late), "no piece since"
-    began_before = begun - guard.STREAM_SECONDS + 1
-    assert guard._is_late(plain, began_before, begun)
-    assert not guard._is_late(streamed, began_before, begun)
-    assert guard._is_late(streamed, began_before, begun + 2)
+    before = begun - guard.STREAM_SECONDS + 1
+    async for _ in guard.noted(streamed, pieces()):
+        assert guard._is_late(plain.protocol, begun, begun + late)
+        assert guard._is_late(streamed.protocol, begun, begun + late), "no piece since"
+        assert guard._is_late(plain.protocol, before, begun)
+        assert not guard._is_late(streamed.protocol, before, begun)
+        assert guard._is_late(streamed.protocol, before, begun + 2)
+    assert guard._is_late(streamed.protocol, before, begun), "it is sent"
 
 
 async def test_the_watch_ends_what_is_late_and_not_what_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(guard, "LOOK_SECONDS", 0.01)
     monkeypatch.setattr(guard, "REQUEST_SECONDS", 0.1)
+    monkeypatch.setattr(guard, "HEADER_SECONDS", 0.01)  # Nor does an answer under way count as no request.
+    monkeypatch.setattr(guard, "_sent", {})
     goes_on = asyncio.Event()
 
     async def pieces() -> AsyncIterator[bytes]:
@@ -99,13 +97,13 @@ async def test_the_watch_ends_what_is_late_and_not_what_goes_on(monkeypatch: pyt
 
     async def handle(request: web.BaseRequest) -> web.StreamResponse:
         if request.path == "/streamed":
-            request[guard._SENT] = asyncio.get_running_loop().time() + LIMIT_S  # As if taken for so long.
+            guard._sent[request.protocol] = asyncio.get_running_loop().time() + LIMIT_S  # As if taken then.
             return web.Response(body=pieces())
         await goes_on.wait()
         return web.Response()
 
     server = RawTestServer(handle)
-    await server.start_server()
+    await server.start_server(keepalive_timeout=0.0)
     watching = asyncio.ensure_future(guard.watch(server.runner.server))
     async with asyncio.timeout(LIMIT_S), ClientSession() as session:
         streamed = await session.get(server.make_url("/streamed"))
