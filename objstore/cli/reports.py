@@ -71,10 +71,11 @@ def _fetched(store: Store, path: str, to: Path) -> int:
                     finished = head["finished"]
             os.replace(part, to)
         except (http.client.HTTPException, ConnectionError, TimeoutError):
-            part.unlink(missing_ok=True)
             raise
         except OSError as failure:
             raise ConfigError(f"{to}: {failure}") from None
+        finally:
+            part.unlink(missing_ok=True)  # Also where it was cut off here: a full disk, Ctrl-C.
         return count
     except (OSError, http.client.HTTPException) as failure:
         raise store.unreachable(failure) from None

@@ -1,6 +1,7 @@
 """Reports, as an operator asks for them."""
 
 import csv
+import errno
 import json
 from pathlib import Path
 from urllib.parse import parse_qs
@@ -69,6 +70,21 @@ def test_a_months_file_that_is_cut_off_is_none(tmp_path: Path, cut_at: int) -> N
             store, "report", "focus", "--month", "2026-03", "--out", str(tmp_path / "march.parquet")
         )
     assert isinstance(done.exception, Unreachable)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("failure", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()])
+def test_a_months_file_that_cannot_be_written_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failure: BaseException
+) -> None:
+    def reached(*given: object) -> None:
+        raise failure
+
+    monkeypatch.setattr(Steps, "reached", reached)
+    with answering(lambda asked: (200, framed(b"a,b\r\n"))) as store:
+        to = tmp_path / "march.csv"
+        done = answered(store, "report", "focus", "--month", "2026-03", "--out", str(to))
+    assert done.exit_code != 0
     assert list(tmp_path.iterdir()) == []
 
 
