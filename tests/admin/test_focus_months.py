@@ -15,8 +15,10 @@ from yarl import URL
 from objstore.admin import gate, guard
 from objstore.admin.resources import focus
 from objstore.clock import SECOND_US
+from objstore.errors import MetaUnavailable
 from objstore.meta.kv import Add, Transaction
 from objstore.meta.schema import TitleRecord, encode, title_key
+from objstore.rental import focus_months
 from objstore.rental.billing import draft_month, rate_customer
 from objstore.rental.catalogue import publish_plan
 from objstore.rental.credit_notes import Credit, issue_credit_note
@@ -210,6 +212,29 @@ async def test_the_watch_over_connections_sees_each_piece(api: Api, monkeypatch:
 
     monkeypatch.setattr(gate, "noted", noted)
     assert await file(api, "") == b"".join(seen)
+
+
+async def test_what_is_wrong_before_the_first_rows_are_sent_is_answered(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def failing(*given: object, **more: object) -> AsyncGenerator[list[Row], None]:
+        yield []
+        raise MetaUnavailable("no quorum")
+
+    monkeypatch.setattr(focus, "all_rows", failing)
+    answer = await api("GET", "/api/v1/reports/focus?month=2026-03")
+    assert (answer.status, answer.body["detail"]) == (503, "no quorum")
+    assert focus._running.count == 0
+
+
+async def test_no_month_is_rated_for_a_seller_that_has_no_document_of_it(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def rated(*given: object) -> None:
+        raise AssertionError("rated")
+
+    monkeypatch.setattr(focus_months, "rate_customer", rated)
+    assert parsed(await file(api, "&seller=elsewhere")) == []
 
 
 class Endless:

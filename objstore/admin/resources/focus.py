@@ -62,13 +62,14 @@ async def export(call: Call) -> Any:
     pieces = pieces_of(query.format)
     customers = _Passed(_customers(call))
     found = all_rows(call.kv, customers.each(), month, seller=query.seller, region=call.services.region)
+    total = len([True async for _ in _customers(call)]) if query.progress else 0
     file = _file(found, pieces)
+    if not query.progress:
+        file = (piece async for piece in file if piece)
     first = await anext(file)  # What is wrong from the beginning is answered, not cut off.
     sent = _all(first, file)
     if not query.progress:
-        filled = (piece async for piece in sent if piece)
-        return Stream(filled, KINDS[query.format], f"focus-{month}.{query.format}")
-    total = len([True async for _ in _customers(call)])
+        return Stream(sent, KINDS[query.format], f"focus-{month}.{query.format}")
     return Stream(_headed(sent, customers, total), "application/octet-stream", f"focus-{month}")
 
 
