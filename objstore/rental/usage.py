@@ -16,6 +16,7 @@ is kept as it was, so that the chain holds. Of records that are removed after th
 chain's pieces stay.
 """
 
+import asyncio
 import hashlib
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -516,6 +517,7 @@ async def verify_step(kv: Kv, tenant: str, after: bytes = b"") -> Step:
         prefix = b"h" + tenant.encode()
         start = prefix + after[1:] + b"\0" if after[:1] == _THERE else prefix + CURRENT
         async for found in pages(kv, start, prefix_end(prefix + SUPERSEDED), READ_KEYS):
+            await asyncio.sleep(0)  # A page is work of some 15 ms, and others wait.
             for key, value in found:
                 record = decode(value, UsageRecord)
                 if digest_of(_sealed_under(tenant, key), record) != record.digest:

@@ -1,5 +1,6 @@
 """Sealed usage: exactly once whatever dies, corrected exactly, one chain that cannot be altered unseen."""
 
+import asyncio
 import hashlib
 import random
 from collections import Counter
@@ -325,6 +326,25 @@ async def test_steps_are_bounded_and_say_how_many_records_there_are() -> None:
     for wrong in (b"x", b"h", b"h\2", b"H"):
         with pytest.raises(BadArgument):
             await verify_step(kv, "acme", wrong)
+
+
+@pytest.mark.usefixtures("little_steps")
+async def test_others_have_their_turns_while_records_are_verified() -> None:
+    kv = DictKv()
+    await busy_history(kv)
+    await seal_all(kv)
+    turns = 0
+
+    async def other() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    going = asyncio.ensure_future(other())
+    records = (await verify_usage(kv, "acme")).records
+    going.cancel()
+    assert turns >= records // 5 > 1, "one behind each page"
 
 
 @pytest.mark.usefixtures("little_steps")
