@@ -297,7 +297,9 @@ class Purging:
         ctx = self._ctx
         if not record.settled_us:
             if why := await self._unsettled(record):
-                return await self._wait(record, why, until_us=self._settles_us(record))
+                ends_us = self._settles_us(record)
+                until_us = ends_us if ctx.clock.now_us() < ends_us else 0  # Sweeping comes behind.
+                return await self._wait(record, why, until_us=until_us)
             # What was being moved when its home went has its volume by now.
             async with self._files:
                 newest = await ctx.ledger.newest_volume()
