@@ -48,6 +48,14 @@ async def noted(request: web.BaseRequest, pieces: AsyncIterator[bytes]) -> Async
         _sent.pop(connection, None)
 
 
+def _doing(connection: RequestHandler) -> object:
+    """What a connection does: another value once it does something else."""
+    if not connection._request_in_progress:
+        return connection._keepalive_handle
+    # Which of its requests: not `_current_request`, that is over when there is an answer, before it is sent.
+    return connection._request_count - len(connection._messages)
+
+
 def _is_late(connection: object, since: float, now: float) -> bool:
     """Whether a request has taken too long. Its beginning and the present, in seconds of the loop's clock."""
     taken = max(since, _sent.get(connection, since))
@@ -79,9 +87,7 @@ async def watch(server: web.Server, is_known: Callable[[RequestHandler], bool] =
         now = loop.time()
         open_now = list(server.connections)
         for connection in open_now:
-            # Not `_current_request`: that is over when there is an answer, before it is sent.
-            requested = connection._request_in_progress
-            doing: object = connection._request_count if requested else connection._keepalive_handle
+            doing = _doing(connection)
             if connection not in seen or seen[connection][0] != doing:
                 seen[connection] = (doing, now)
         seen = {connection: seen[connection] for connection in open_now}

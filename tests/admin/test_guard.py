@@ -113,3 +113,29 @@ async def test_the_watch_ends_what_is_late_and_not_what_goes_on(monkeypatch: pyt
         assert await streamed.read() == b"firstlast"
     watching.cancel()
     await server.close()
+
+
+async def test_whoever_sends_more_requests_has_no_more_time_for_the_one_under_way() -> None:
+    goes_on = asyncio.Event()
+
+    async def handle(request: web.BaseRequest) -> web.StreamResponse:
+        await goes_on.wait()
+        return web.Response()
+
+    server = RawTestServer(handle)
+    await server.start_server()
+    reader, writer = await asyncio.open_connection(server.host, server.port)
+    request = b"GET / HTTP/1.1\r\nHost: here\r\n\r\n"
+    writer.write(request)
+    await until(lambda: any(one._request_in_progress for one in server.runner.server.connections))
+    (connection,) = server.runner.server.connections
+    doing = guard._doing(connection)
+    writer.write(request * 2)
+    await until(lambda: connection._request_count == 3)
+    assert guard._doing(connection) == doing
+    goes_on.set()
+    async with asyncio.timeout(LIMIT_S):
+        await reader.readuntil(b"\r\n\r\n")
+    await until(lambda: guard._doing(connection) != doing)
+    writer.close()
+    await server.close()
