@@ -473,9 +473,7 @@ class Step:
     records: int  # That are there,
     retired: int  # and that were removed after their time.
     wrong: tuple[str, ...]  # In words; WRONG_MAX at most.
-    runs: tuple[
-        tuple[bytes, bytes], ...
-    ]  # Their pieces of the chain: `previous` of the first, digest of the last.
+    runs: tuple[tuple[bytes, bytes], ...]  # Pieces of the chain: `previous` of the first, digest of the last.
     sealed: int  # Records that were ever sealed, when the step began,
     newest: bytes  # and the digest of the last of them.
     state: bytes  # Another one once records were sealed, corrected or removed.

@@ -63,9 +63,7 @@ async def test_of_too_many_connections_those_of_strangers_and_without_a_request_
     await server.shutdown(1.0)
 
 
-async def test_an_answer_in_pieces_may_take_longer_than_others_while_they_are_taken_but_not_for_ever() -> (
-    None
-):
+async def test_an_answer_in_pieces_may_take_longer_than_others_but_not_for_ever() -> None:
     begun = asyncio.get_running_loop().time()
     plain, streamed = (make_mocked_request("GET", "/") for _ in range(2))
 
