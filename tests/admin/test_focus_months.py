@@ -279,6 +279,29 @@ async def test_a_file_that_nobody_reads_any_more_is_no_longer_made(
         writer.transport.abort()
 
 
+async def test_a_tenants_users_have_one_file_at_a_time_made_and_leave_one_to_others(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokens: dict[str, str] = api.tokens  # type: ignore[attr-defined]
+    path = "/api/v1/reports/focus?month=2026-03"
+    goes_on = asyncio.Event()
+
+    async def waiting(*given: object, **more: object) -> AsyncGenerator[list[Row], None]:
+        await goes_on.wait()
+        yield []
+
+    with monkeypatch.context() as patched:
+        patched.setattr(focus, "all_rows", waiting)
+        slow = asyncio.ensure_future(api("GET", path, token=tokens["upper-billing"]))
+        await until(lambda: focus._running.count == 1)
+    assert (await api("GET", path, token=tokens["upper-owner"])).status == 503
+    assert (await api("GET", path)).status == 200
+    goes_on.set()
+    assert (await slow).status == 200
+    assert (await api("GET", path, token=tokens["upper-owner"])).status == 200
+    assert (focus._running.count, focus._running.tenants) == (0, set())
+
+
 async def test_only_so_many_files_are_made_at_a_time(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(focus._running, "count", focus.FILES_MAX)
     answer = await api("GET", "/api/v1/reports/focus?month=2026-03")

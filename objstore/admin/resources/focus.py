@@ -46,9 +46,13 @@ class Head(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class _Running:
-    """How many files are made just now, in this process."""
+    """The files that are made just now, in this process."""
 
-    count = 0
+    def __init__(self) -> None:
+        self.count = 0
+        self.tenants: set[str] = (
+            set()
+        )  # Whose users asked for one: whoever reads slowly keeps out nobody else.
 
 
 _running: Final = _Running()
@@ -57,15 +61,16 @@ _running: Final = _Running()
 async def export(call: Call) -> Any:
     query: MonthFile = call.query
     month = Month.parse(query.month)
-    if _running.count >= FILES_MAX:
-        raise Problem(503, f"{FILES_MAX} such files are made just now: ask again later")
+    total = len([True async for _ in _customers(call)]) if query.progress else 0
+    if _running.count >= FILES_MAX or call.caller.tenant in _running.tenants:
+        raise Problem(503, f"{FILES_MAX} such files, or one of yours, are made just now: ask again later")
     pieces = pieces_of(query.format)
     customers = _Passed(_customers(call))
     found = all_rows(call.kv, customers.each(), month, seller=query.seller, region=call.services.region)
-    total = len([True async for _ in _customers(call)]) if query.progress else 0
-    file = _file(found, pieces)
+    file = _file(found, pieces, call.caller.tenant)
     if not query.progress:
         file = (piece async for piece in file if piece)
+    # Nothing was waited for since it was seen that there is a place; this takes it.
     first = await anext(file)  # What is wrong from the beginning is answered, not cut off.
     sent = _all(first, file)
     if not query.progress:
@@ -126,9 +131,14 @@ async def _under(kv: Kv, tenant: str) -> AsyncIterator[CustomerRecord]:
         yield await find_customer(kv, name)
 
 
-async def _file(found: AsyncGenerator[list[Row], None], pieces: Pieces) -> AsyncIterator[bytes]:
-    """The file in pieces; an empty one for each tenant that brings none, since its rows wait for others."""
+async def _file(found: AsyncGenerator[list[Row], None], pieces: Pieces, caller: str) -> AsyncIterator[bytes]:
+    """The file in pieces; an empty one for each tenant that brings none, since its rows wait for others.
+
+    Args:
+        caller: the tenant whose user asked; empty: an operator, who may have as many as there are.
+    """
     _running.count += 1
+    _running.tenants |= {caller} - {""}
     try:
         waiting: list[Row] = []
         tenants = 0
@@ -144,6 +154,7 @@ async def _file(found: AsyncGenerator[list[Row], None], pieces: Pieces) -> Async
         yield await asyncio.to_thread(pieces.end)
     finally:
         _running.count -= 1
+        _running.tenants.discard(caller)
 
 
 ROUTES: Final = (
