@@ -310,6 +310,8 @@ def main() -> int:
     parser.add_argument("--drafts", action="store_true")
     parser.add_argument("--scratch", type=Path, default=None)
     given = parser.parse_args()
+    if given.scratch is not None:
+        given.scratch.mkdir(parents=True, exist_ok=True)
 
     def say(text: str) -> None:
         print(text, end="", file=sys.stderr, flush=True)
