@@ -17,7 +17,7 @@ May not know: what is read, clocks. Concurrency: one user.
 from statistics import median_low
 from typing import Final
 
-TOLERATED: Final = 1.5  # Times what a read takes alone. Clients wait that much longer at the most, or so.
+TOLERATED: Final = 1.25  # Times what a read takes alone. Clients wait that much longer at the most, or so.
 ROUNDS_HELD: Final = 8  # After the window was halved, before a larger one is tried again.
 ROUNDS_MEASURED: Final = 64  # Between two measurements of what a read takes alone: their cost is 1 to 2%.
 

@@ -39,7 +39,7 @@ def test_where_each_one_makes_the_others_wait_they_go_one_after_another() -> Non
 
 
 def test_the_window_is_the_largest_at_which_reads_take_little_longer_than_alone() -> None:
-    sizes = Nodes(Window(K), alone_s=0.010, each_s=0.001).rounds(ROUNDS_MEASURED)  # 4 at once: 1.3 times.
+    sizes = Nodes(Window(K, 1.5), alone_s=0.010, each_s=0.001).rounds(ROUNDS_MEASURED)  # 4: 1.3 times.
     assert sizes[:4] == [1, 2, 4, 8]
     assert set(sizes[4 : 4 + ROUNDS_HELD - 1]) == {4}
 
