@@ -32,8 +32,8 @@ log = logging.getLogger("objstore.admin.http")
 log.addFilter(_is_ours)
 
 
+# Connections whose answer goes in pieces: when the last one was asked for.
 _sent: Final[dict[object, float]] = {}
-"""Connections whose answer goes in pieces: when the last one was asked for."""
 
 
 async def noted(request: web.BaseRequest, pieces: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:

@@ -518,7 +518,7 @@ async def verify_step(kv: Kv, tenant: str, after: bytes = b"") -> Step:
             await asyncio.sleep(0)  # A page is work of some 15 ms, and others wait.
             for key, value in found:
                 record = decode(value, UsageRecord)
-                if digest_of(_sealed_under(tenant, key), record) != record.digest:
+                if digest_of(_sealed_under(tenant, key), record) != record.digest and len(wrong) < WRONG_MAX:
                     wrong.append(f"the record at {key!r} is not what was sealed")
                 links.add(record.previous, record.digest)
             records += len(found)

@@ -18,9 +18,7 @@ from objstore.blobs.volumes import VolumeRecord, VolumeState
 EVEN_AT_LEAST: Final = 0.01  # Share of a disk: differences below are not worth a move, however empty all are.
 TRIES_MAX: Final = 200_000  # Pairs of file and disk that one plan looks at: a bound on its time.
 REMEMBERED_MAX: Final = 1_000_000  # Volumes that were found to conform.
-SUBSTITUTES_MAX: Final = (
-    64  # Disks that are tried for one file where the moves of a volume wait for each other.
-)
+SUBSTITUTES_MAX: Final = 64  # Disks tried for one file where the moves of a volume wait for each other.
 NEVER_FITS: Final = 1 << 62  # Bytes: no target is looked for.
 MISPLACED: Final = (Fault.OUTSIDE, Fault.CROWDED)
 

@@ -50,9 +50,8 @@ class _Running:
 
     def __init__(self) -> None:
         self.count = 0
-        self.tenants: set[str] = (
-            set()
-        )  # Whose users asked for one: whoever reads slowly keeps out nobody else.
+        # Whose users asked for one: whoever reads slowly keeps out nobody else.
+        self.tenants: set[str] = set()
 
 
 _running: Final = _Running()
